@@ -1,0 +1,488 @@
+"""Every number of the method: typed, documented, checked, and home to exactly one default each."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _unit(owner: object, *names: str) -> None:
+    """Check that the named fields of a configuration lie in [0, 1]."""
+    for name in names:
+        value = getattr(owner, name)
+        _require(0.0 <= value <= 1.0, f"{name} must lie in [0, 1], got {value}")
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(value > 0, f"{name} must be positive, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """The convolutional network below the transformer (specification 1.2)."""
+
+    name: Literal["resnet50", "resnet101", "tiny"] = "resnet50"
+    """resnet50 / resnet101 as released (frozen batch norm); tiny is a small trainable GroupNorm
+    residual network that needs no pre-trained weights."""
+    frozen_stages: int = 2
+    """Stem and the first frozen_stages - 1 residual stages get no gradient (released: 2)."""
+    tiny_channels: tuple[int, ...] = (16, 32, 64, 96, 128)
+    """Channels of tiny at strides 2, 4, 8, 16, 32."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.frozen_stages <= 5, f"frozen_stages is 0..5, got {self.frozen_stages}")
+        _require(
+            len(self.tiny_channels) == 5 and all(c % 8 == 0 for c in self.tiny_channels),
+            f"tiny_channels needs 5 numbers divisible by 8, got {self.tiny_channels}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Deformable DETR with dynamic masks and contrastive embeddings (paper Sec. 3.1, 3.2)."""
+
+    num_classes: int = 40
+    """K, categories of the dataset."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """What feeds the transformer."""
+    num_queries: int = 300
+    """Q, object queries."""
+    width: int = 256
+    """C, channels of every token."""
+    num_heads: int = 8
+    """Attention heads."""
+    num_points: int = 4
+    """P, sampling points per head and level."""
+    encoder_layers: int = 6
+    """Deformable encoder layers."""
+    decoder_layers: int = 6
+    """D, decoder layers, each with its own class and box heads."""
+    feedforward: int = 1024
+    """Hidden units of every feed-forward block."""
+    dropout: float = 0.1
+    """Drop probability inside attention and feed-forward blocks while training."""
+    embedding_size: int = 256
+    """Length of the contrastive embedding."""
+    mask_channels: int = 8
+    """Channels of F_mask and hidden channels of the dynamic mask head."""
+    mask_coordinate_scale: float = 1.0
+    """Relative coordinates are pixels divided by this (1: raw pixels, as released)."""
+    reference_grid: bool = False
+    """Start the object queries' reference points on a grid instead of at random (ours)."""
+    dense_auxiliary: bool = False
+    """Also classify every encoder token while training (ours, not in the paper): a dense signal
+    that lets a small network learn within minutes. No part of inference."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_classes", "num_queries", "width", "num_heads", "num_points")
+        _positive(self, "encoder_layers", "decoder_layers", "feedforward", "embedding_size")
+        _positive(self, "mask_channels", "mask_coordinate_scale")
+        _unit(self, "dropout")
+        _require(
+            self.width % self.num_heads == 0 and self.width % 4 == 0,
+            f"width must be divisible by num_heads and by 4, got {self.width} / {self.num_heads}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformConfig:
+    """From decoded frames to network inputs (specification 4.1, 5.2)."""
+
+    train_short_sides: tuple[int, ...] = (320, 352, 392, 416, 448, 480, 512, 544, 576, 608, 640)
+    """The shorter side of both frames of a training pair is drawn from these, in pixels."""
+    train_max_side: int = 768
+    """Longest side allowed while training."""
+    test_short_side: int = 480
+    """Shorter side at inference."""
+    test_max_side: int = 1333
+    """Longest side allowed at inference."""
+    stretch: tuple[int, int] | None = None
+    """(height, width): resize every frame to exactly this, ignoring its aspect ratio, for training
+    and inference alike. None: keep the aspect ratio, as released."""
+    flip_probability: float = 0.5
+    """Horizontal flip, the same for both frames."""
+    crop_probability: float = 0.5
+    """Chance of a random crop before resizing."""
+    crop_range: tuple[int, int] = (384, 600)
+    """Smallest and largest crop side in original pixels."""
+    shared_crop: bool = False
+    """Use one crop window for both frames; released: independent windows."""
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast and saturation jitter, shared by both frames (released: 0)."""
+    scale_jitter: float = 0.0
+    """With stretch: random crop of up to this fraction of each side, one window for the pair."""
+    size_divisor: int = 32
+    """Padded sides are multiples of this."""
+
+    def __post_init__(self) -> None:
+        _unit(self, "flip_probability", "crop_probability", "color_jitter", "scale_jitter")
+        _positive(self, "train_max_side", "test_short_side", "test_max_side", "size_divisor")
+        _require(len(self.train_short_sides) > 0, "train_short_sides must not be empty")
+        _require(
+            0 < self.crop_range[0] <= self.crop_range[1],
+            f"crop_range must be (smallest, largest), got {self.crop_range}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairConfig:
+    """How key and reference frames are paired (paper Sec. 3.2, specification 5.2)."""
+
+    max_gap: int = 10
+    """Largest distance in frames between key and reference."""
+    pairs_per_video: int = 0
+    """Rows per video; 0: one row per frame of the video."""
+    order: Literal["released", "any"] = "released"
+    """released: the earlier frame is the key; any: as drawn (the paper's text)."""
+    max_side: int = 0
+    """Resize stored frames so that the longer side is at most this; 0: keep the bytes."""
+    seed: int = 0
+    """Seeds the choice of pairs, per video, and the order of the rows."""
+    rows_per_shard: int = 512
+    """Rows per parquet file, at most."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_gap", "rows_per_shard")
+        _require(self.pairs_per_video >= 0, f"pairs_per_video >= 0, got {self.pairs_per_video}")
+        _require(self.max_side >= 0, f"max_side must be >= 0, got {self.max_side}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssignmentConfig:
+    """Optimal-transport assignment and positive/negative selection (specification 3.1, 3.2)."""
+
+    giou_weight: float = 3.0
+    """Weight of -GIoU in the cost; the focal class cost has weight 1."""
+    center_radius: float = 2.5 / 32
+    """Half side of the centre prior's square, in normalised coordinates."""
+    candidates: int = 10
+    """The dynamic k of a truth is the sum of this many largest IoUs."""
+    negative_candidates: int = 100
+    """The same for the set whose complement are the negatives of the contrastive loss."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "center_radius", "candidates", "negative_candidates")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Loss weights (specification 3.4)."""
+
+    ce: float = 2.0
+    """Sigmoid focal classification loss."""
+    bbox: float = 5.0
+    """L1 of normalised cxcywh boxes."""
+    giou: float = 2.0
+    """1 - GIoU."""
+    mask: float = 2.0
+    """Sigmoid focal loss of mask logits."""
+    dice: float = 5.0
+    """Dice loss of masks."""
+    reid: float = 2.0
+    """Contrastive loss, paper Eq. 4."""
+    reid_aux: float = 3.0
+    """Squared error of cosines, positives against sampled negatives (released code only)."""
+    dense: float = 2.0
+    """Dense auxiliary classification of encoder tokens; counts only with dense_auxiliary."""
+    focal_alpha: float = 0.25
+    """Alpha of every focal loss."""
+    focal_gamma: float = 2.0
+    """Gamma of every focal loss."""
+    negatives_per_positive: int = 10
+    """Negatives sampled per positive in the auxiliary embedding loss."""
+    supervise_reference: bool = False
+    """Detection and mask losses on the reference frame too (released: key frame only)."""
+
+    def __post_init__(self) -> None:
+        _unit(self, "focal_alpha")
+        for name in ("ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux", "dense"):
+            _require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Optimisation (specification 6)."""
+
+    pairs_per_batch: int = 32
+    """Key/reference pairs of one optimiser step, over all workers together."""
+    steps: int = 12000
+    """Optimiser steps."""
+    learning_rate: float = 1e-4
+    """AdamW learning rate."""
+    backbone_rate: float = 0.1
+    """Factor on the learning rate for backbone parameters."""
+    weight_decay: float = 1e-4
+    """AdamW weight decay, on every parameter."""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: times 0.1 at each milestone (released); cosine: to final_rate of the peak."""
+    milestones: tuple[int, ...] = (8000,)
+    """Steps at which the rate drops (schedule step)."""
+    warmup_steps: int = 0
+    """Linear warm-up."""
+    final_rate: float = 0.02
+    """Last learning rate as a fraction of the peak (schedule cosine)."""
+    clip_norm: float = 0.01
+    """Clip of the whole model's gradient norm."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights, used for evaluation; 0: none."""
+    shuffle_rows: int = 1024
+    """Rows in the shuffle buffer of the loader."""
+    report_every: int = 50
+    """Steps between two reports of the losses."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints (one is always written at the end)."""
+    seed: int = 0
+    """Seeds weights, data order and augmentation."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "pairs_per_batch", "steps", "learning_rate", "clip_norm")
+        _positive(self, "report_every", "checkpoint_every", "shuffle_rows")
+        _unit(self, "backbone_rate", "final_rate", "ema_decay")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectConfig:
+    """From network outputs to stored detections of a frame (specification 4.2)."""
+
+    score_floor: float = 0.1
+    """Detections at or below this score are not stored, except the best one of a frame. A sweep
+    can ask for any score_threshold from here upwards. The released code selects at 0.1."""
+    box_nms: float = 0.9
+    """IoU above which class-aware box NMS removes the lower-scored detection."""
+    max_detections: int = 100
+    """At most this many per frame are stored, best first."""
+    batch_frames: int = 8
+    """Frames in one forward pass."""
+
+    def __post_init__(self) -> None:
+        _unit(self, "score_floor", "box_nms")
+        _positive(self, "max_detections", "batch_frames")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackerConfig:
+    """Online association, paper Sec. 3.3. All fields can be swept without a GPU."""
+
+    weighting: Literal["paper", "released"] = "released"
+    """Memory embedding of an instance. paper, Eq. 5: weights τ + T/t with t = 1 the most recent.
+    released: weights score + rank/L over its last L <= memory_length matched frames."""
+    tau: float = 0.5
+    """τ of Eq. 5: weight floor of old embeddings; larger means a longer memory."""
+    memory_length: int = 3
+    """T of Eq. 5: embeddings remembered per instance."""
+    similarity: Literal["paper", "released", "cosine"] = "released"
+    """f(i, j). paper, Eq. 6: σ_j, the existence time, added inside the softmax over memory.
+    released: plain bi-softmax; existence time multiplies candidates when several pass.
+    cosine: cosine of detection and memory embedding."""
+    assignment: Literal["greedy", "argmax"] = "greedy"
+    """greedy: in descending detection score, a memory column used once (released); argmax: each
+    detection's best memory, the most similar detection winning a conflict (Eq. 7)."""
+    match_threshold: float = 0.5
+    """f(i, j) above which detection i continues instance j (Eq. 7)."""
+    min_cosine: float = -1.0
+    """Detections less alike than this (cosine with the memory embedding) never match; -1: off."""
+    same_class: bool = False
+    """Only match detections whose label equals the label last seen of the instance."""
+    score_threshold: float = 0.1
+    """Detections at or below this are not considered (released: INFERENCE_SELECT_THRES)."""
+    keep_best: bool = True
+    """Where no detection passes score_threshold, consider the best one (released)."""
+    new_threshold: float = 0.2
+    """An unmatched detection above this score starts a new identity."""
+    first_threshold: float = 0.2
+    """The same while the memory is empty."""
+    mask_nms: float = 0.5
+    """Mask IoU above which the lower-scored detection is removed, regardless of class."""
+    memory_lifetime: int = 10
+    """An instance not seen for this many frames is forgotten."""
+    class_score_threshold: float = 0.05
+    """A track is submitted once for every class whose mean score exceeds this."""
+    multi_class: bool = True
+    """Submit a track under every class that passes; otherwise under its best class only."""
+    prune_short: int = 3
+    """Tracks seen in fewer frames than this and absent for two frames are dropped."""
+    prune_after: int = 8
+    """Frame index after which pruning starts (released: 8)."""
+    prune_at_end: bool = False
+    """Prune once more when the video ends (released: no)."""
+
+    def __post_init__(self) -> None:
+        _unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms")
+        _unit(self, "class_score_threshold")
+        _require(
+            -1.0 <= self.match_threshold <= 1.0,
+            f"match_threshold must lie in [-1, 1], got {self.match_threshold}",
+        )
+        _require(-1.0 <= self.min_cosine <= 1.0, f"min_cosine in [-1, 1], got {self.min_cosine}")
+        _require(self.tau >= 0, f"tau must be >= 0, got {self.tau}")
+        _positive(self, "memory_length", "memory_lifetime")
+        _require(self.prune_short >= 0, f"prune_short must be >= 0, got {self.prune_short}")
+
+    @classmethod
+    def released(cls, dataset: Literal["ytvis", "ovis"] = "ytvis") -> TrackerConfig:
+        """The released code's tracker with the settings of its YouTube-VIS or OVIS files."""
+        if dataset == "ytvis":
+            return cls()
+        if dataset == "ovis":
+            return cls(mask_nms=0.3, new_threshold=0.3)
+        raise ValueError(f"TrackerConfig.released knows 'ytvis' and 'ovis', got {dataset!r}")
+
+    @classmethod
+    def paper(cls) -> TrackerConfig:
+        """The equations of the paper as written (Eq. 5, 6, 7)."""
+        return cls(weighting="paper", similarity="paper", assignment="argmax")
+
+    @classmethod
+    def robust(cls) -> TrackerConfig:
+        """Ours: an absolute cosine gate and a longer memory instead of relative softmax scores."""
+        return cls(
+            weighting="paper",
+            similarity="cosine",
+            match_threshold=0.5,
+            memory_lifetime=30,
+            keep_best=False,
+            prune_at_end=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """A whole run. Presets (idol/presets.py) are functions that return one."""
+
+    name: str = "custom"
+    """The preset it came from."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    transforms: TransformConfig = field(default_factory=TransformConfig)
+    """Sizes and augmentation."""
+    pairs: PairConfig = field(default_factory=PairConfig)
+    """Key/reference pairs."""
+    assignment: AssignmentConfig = field(default_factory=AssignmentConfig)
+    """Which query answers for which truth."""
+    losses: LossConfig = field(default_factory=LossConfig)
+    """Loss weights."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Optimisation."""
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    """Per-frame selection."""
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    """Association."""
+    categories: tuple[str, ...] = ()
+    """Category names by label; filled from the dataset when training."""
+    category_ids: tuple[int, ...] = ()
+    """The dataset's category_id of each label; filled from the dataset when training."""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON types (tuples become lists)."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """The inverse of to_dict: rebuild a configuration, refusing unknown fields and wrong types.
+
+    Errors: ValueError naming the field, what came, and the nearest known name.
+    """
+    return _build(cls, values, path="")
+
+
+def override(config: T, assignments: Iterable[str]) -> T:
+    """Replace fields by "section.field=value" strings; values are JSON, or bare words.
+
+    Example: override(config, ["tracker.match_threshold=0.6", "train.steps=1000"]).
+    Errors: ValueError for an unknown field (with the nearest known name) or a bad value.
+    """
+    plain = to_dict(config)
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ValueError(
+                f"an override is section.field=value, got {assignment!r}. "
+                "Example: tracker.match_threshold=0.6"
+            )
+        node: dict[str, Any] = plain
+        cls: Any = type(config)
+        parts = key.strip().split(".")
+        for part in parts[:-1]:
+            _known(cls, part, assignment)
+            cls = _unwrap(typing.get_type_hints(cls)[part])
+            if not dataclasses.is_dataclass(cls):
+                raise ValueError(f"{part!r} in {assignment!r} is a value, not a section")
+            node = node[part]
+        _known(cls, parts[-1], assignment)
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = {"True": True, "False": False, "None": None}.get(text.strip(), text.strip())
+        node[parts[-1]] = value
+    return from_dict(type(config), plain)
+
+
+def _known(cls: Any, name: str, context: str) -> None:
+    names = [f.name for f in dataclasses.fields(cls)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"It has: {', '.join(names)}."
+        raise ValueError(f"{cls.__name__} has no field {name!r} ({context}). {hint}")
+
+
+def _unwrap(hint: Any) -> Any:
+    """X of Optional[X]; the hint itself otherwise."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
+
+
+def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path or cls.__name__} must be a mapping of fields, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        _known(cls, name, f"{path}{name}=...")
+        built[name] = _convert(hints[name], value, f"{path}{name}")
+    return cls(**built)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        return _convert(_unwrap(hint), value, path)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"{path} must be one of {typing.get_args(hint)}, got {value!r}")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, f"{path}.")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path} must be a list, got {value!r}")
+        kinds = typing.get_args(hint)
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        if len(kinds) != len(value):
+            raise ValueError(f"{path} must have {len(kinds)} entries, got {value!r}")
+        return tuple(_convert(k, v, path) for k, v in zip(kinds, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ValueError(f"{path} must be {hint.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,190 @@
+"""The few things that walk through the doors, checked at the border, and the legend of shapes.
+
+Letters in shapes, the same everywhere in this repository:
+
+    B images          Q object queries     K categories           C channels
+    D decoder layers  L feature levels     P sampling points      G true instances
+    N detections of a frame                M instances in memory
+    T remembered embeddings                H, W pixels
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+def _check(name: str, tensor: Tensor, *shape: int | str) -> None:
+    """Raise ValueError unless tensor has this shape; a string stands for any size."""
+    if tensor.ndim != len(shape) or any(
+        isinstance(want, int) and want != have
+        for want, have in zip(shape, tensor.shape, strict=True)
+    ):
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
+
+
+class _Shapes:
+    """Mixed in: a repr that prints shapes instead of numbers, and `.to(device)`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        parts = []
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                value = f"{str(value.dtype).removeprefix('torch.')}{tuple(value.shape)}"
+            elif isinstance(value, tuple | list) and len(value) > 4:
+                value = f"<{len(value)} items>"
+            parts.append(f"{f.name}={value}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy with every tensor on device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor | _Shapes):
+                return value.to(device)
+            if isinstance(value, list):
+                return [move(v) for v in value]
+            return value
+
+        return dataclasses.replace(  # type: ignore[type-var]
+            self,
+            **{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)},  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Targets(_Shapes):
+    """One frame's truth. Rows of a pair's key and reference are the same G instances.
+
+    labels:  (G,)      int64, 0..K-1
+    boxes:   (G, 4)    float32, cxcywh in units of the un-padded image
+    masks:   (G, H, W) bool, un-padded or padded size
+    present: (G,)      bool, False where the instance is not visible in this frame
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    masks: Tensor
+    present: Tensor
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        _check("labels", self.labels, "G")
+        _check("boxes", self.boxes, count, 4)
+        _check("masks", self.masks, count, "H", "W")
+        _check("present", self.present, count)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PairBatch(_Shapes):
+    """B key frames with their B reference frames (door 2).
+
+    *_images:  (B, 3, H, W) float32, normalised, zero where padded
+    *_padding: (B, H, W)    bool, True where padded
+    *_targets: B Targets, masks of the padded size (H, W)
+    """
+
+    key_images: Tensor
+    key_padding: Tensor
+    key_targets: list[Targets]
+    reference_images: Tensor
+    reference_padding: Tensor
+    reference_targets: list[Targets]
+
+    def __post_init__(self) -> None:
+        size = len(self.key_images)
+        for name in ("key", "reference"):
+            images = getattr(self, f"{name}_images")
+            _check(f"{name}_images", images, size, 3, "H", "W")
+            _check(f"{name}_padding", getattr(self, f"{name}_padding"), size, *images.shape[2:])
+            if len(getattr(self, f"{name}_targets")) != size:
+                raise ValueError(f"{name}_targets must have {size} entries, one per image")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Outputs(_Shapes):
+    """What the network says about B images (door 3).
+
+    logits:        (D, B, Q, K) class logits of every decoder layer
+    boxes:         (D, B, Q, 4) cxcywh in units of the un-padded image
+    references:    (D, B, Q, 2) the point that entered each decoder layer: centre of the mask
+                   head's relative coordinates (specification 1.9)
+    refined:       (B, Q, 4)    the last layer's refined reference box, detached (3.2)
+    embeddings:    (B, Q, C)    contrastive embeddings
+    mask_features: (B, 8, H/8, W/8)
+    states:        (D, B, Q, C) decoder states, from which mask weights are made on demand
+    mask_weights:  None, or (D, B, Q, 169) where asked for
+    sizes:         (B, 2)       un-padded (height, width) in pixels
+    dense_logits:  None, or (B, S, K) per encoder token (training with dense_auxiliary)
+    level_shapes:  [(h, w), ...] of the L feature levels
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    references: Tensor
+    refined: Tensor
+    embeddings: Tensor
+    mask_features: Tensor
+    states: Tensor
+    sizes: Tensor
+    mask_weights: Tensor | None = None
+    dense_logits: Tensor | None = None
+    level_shapes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FrameDetections(_Shapes):
+    """All that is ever needed again of a frame (door 4). Rows in descending score.
+
+    frame_index:  position in the video, from 0
+    scores:       (N,)   best class score
+    class_scores: (N, K) sigmoid scores of every class
+    embeddings:   (N, C)
+    overlaps:     (N, N) float32 mask IoU, (intersection + 1e-6) / (union + 1e-6) at the
+                  resolution the network predicts (specification 4.3)
+    boxes:        (N, 4) xyxy, pixels of the original frame
+    masks:        N compressed RLE counts at the original size; or () where no mask is carried
+    """
+
+    frame_index: int
+    scores: Tensor
+    class_scores: Tensor
+    embeddings: Tensor
+    overlaps: Tensor
+    boxes: Tensor
+    masks: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        _check("scores", self.scores, "N")
+        _check("class_scores", self.class_scores, count, "K")
+        _check("embeddings", self.embeddings, count, "C")
+        _check("overlaps", self.overlaps, count, count)
+        _check("boxes", self.boxes, count, 4)
+        if len(self.masks) not in (0, count):
+            raise ValueError(f"masks must be empty or have {count} entries, got {len(self.masks)}")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Track(_Shapes):
+    """One identity of a video (door 5).
+
+    track_id:     unique in the video
+    detections:   frame_index -> row of that frame's FrameDetections
+    class_scores: (K,) mean over its frames
+    """
+
+    track_id: int
+    detections: dict[int, int]
+    class_scores: Tensor
