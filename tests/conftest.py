@@ -1,0 +1,70 @@
+"""Fixtures every room's tests share: the data beside the repository, one Ray, clean random state."""
+
+import os
+import random
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Ray reads these once, when it is first imported, and any test module may do that: so they are set
+# here, before collection. The token is this session's own: Ray would otherwise write one into the
+# home directory. The last is the next Ray's default, which this one warns about.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a `gpu` test where there is no device, unless one is required to be there."""
+    if item.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        return
+    if os.environ.get("IDOL_REQUIRE_CUDA") == "1":
+        # A machine that is meant to have a GPU and lost it must not pass by skipping everything.
+        pytest.fail("IDOL_REQUIRE_CUDA=1, but torch finds no CUDA device", pytrace=False)
+    pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference data beside the repository; skips the test where it is absent."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"needs the reference data in a folder '{path.name}' beside the repository")
+    return path
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray for the whole session, with four logical CPUs.
+
+    address="local" because a bare `ray.init()` joins whatever cluster the machine already has.
+    """
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Workers are started by the raylet and inherit its environment, so what is set here
+        # reaches them without a runtime_env (which would cost a second per worker).
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _same_random_state_after() -> Iterator[None]:
+    """Give every test back the random state it found, so that their order does not matter."""
+    python, numpy, torch_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    dtype = torch.get_default_dtype()
+    yield
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(torch_cpu)
+    torch.set_default_dtype(dtype)
