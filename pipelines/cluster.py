@@ -1,0 +1,161 @@
+"""Where a stage runs: a Ray to join where there is one, else one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder that holds the four rooms: what a worker needs on its path."""
+
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set for the driver by `ray job submit` alone
+_MIN_CPUS = 4
+"""Logical CPUs of an embedded Ray, at least: a pool of two actors, and room for what feeds them.
+An actor pool that holds every CPU starves the tasks before it and hangs in silence."""
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def session(
+    num_cpus: int | None = None,
+    *,
+    num_gpus: int | None = None,
+    dashboard: bool = False,
+    log_to_driver: bool = False,
+) -> Iterator[None]:
+    """Be connected to Ray inside the `with` block.
+
+    Joined, in this order: the Ray this process already has; the cluster of `ray job submit` or of
+    RAY_ADDRESS. Otherwise a Ray of our own starts here and stops at the end of the block; it never
+    joins another Ray that happens to run on the machine.
+
+    num_cpus:      logical CPUs of our own Ray; default: those of the machine, at least 4
+    num_gpus:      GPUs of our own Ray; default: those of the machine
+    dashboard:     start Ray's dashboard too (Ray Train complains every second without it)
+    log_to_driver: show what workers print
+    """
+    if _own():
+        _once_per_process()
+    with _environment(_embedded_environment() if _own() else {}):
+        # Imported here: Ray reads its environment once, when it is imported.
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
+        quiet = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
+        if _own():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or max(_MIN_CPUS, os.cpu_count() or 1),
+                num_gpus=num_gpus,
+                include_dashboard=dashboard,
+                **quiet,
+            )
+        elif os.environ.get(_SUBMITTED):
+            # `ray job submit --working-dir` has already sent the code; sending it again conflicts.
+            ray.init(**quiet)
+        else:
+            ray.init(runtime_env={"working_dir": str(ROOT)}, **quiet)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def require(cpus: float, gpus: float = 0, *, wait_s: float = 0.0) -> None:
+    """Check that Ray has these resources at all, where asking for them would wait for ever.
+
+    cpus, gpus: what the stage holds at the same time
+    wait_s:     how long to wait for nodes that an autoscaler is still starting
+    Errors:     RuntimeError saying what is there, and how to ask for less
+    """
+    import ray
+
+    deadline = time.monotonic() + wait_s
+    while True:
+        there = ray.cluster_resources()
+        have_cpus, have_gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+        if have_cpus >= cpus and have_gpus >= gpus:
+            return
+        if time.monotonic() >= deadline:
+            raise RuntimeError(
+                f"This stage needs {cpus:g} CPUs and {gpus:g} GPUs, but Ray has {have_cpus:g} and "
+                f"{have_gpus:g}. Ask for fewer actors or workers, or start a larger cluster "
+                "(--actors 1 without GPUs runs anywhere)."
+            )
+        time.sleep(1.0)
+
+
+def gpus() -> int:
+    """Number of GPUs of the connected Ray."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cpus() -> int:
+    """Number of logical CPUs of the connected Ray."""
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def progress(total: int, what: str, unit: str) -> Any:
+    """A progress bar on stderr, so that stdout stays for the job's one JSON line."""
+    # Below half a second of work a bar is only noise.
+    return tqdm(total=total, desc=what, unit=f" {unit}", delay=0.5, dynamic_ncols=True)
+
+
+def _own() -> bool:
+    """Whether nothing says which cluster to join."""
+    return not os.environ.get("RAY_ADDRESS") and not os.environ.get(_SUBMITTED)
+
+
+def _embedded_environment() -> dict[str, str]:
+    """What our own Ray and its workers inherit from this process."""
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        # Workers import the rooms from wherever the job was started. By the environment and not by
+        # a runtime_env, which costs a second for each worker.
+        "PYTHONPATH": os.pathsep.join(path),
+        # One process per core is faster than one process with many threads (measured 1.5 times),
+        # and many processes with many threads each are slower by multiples.
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def _once_per_process() -> None:
+    """Settle what Ray reads when it is imported and keeps for the life of the process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the next default; 2.60 warns
+    if not os.environ.get("RAY_AUTH_MODE") and not os.environ.get("RAY_AUTH_TOKEN"):
+        # A token of this process's own: without one, everyone on the machine could run code here,
+        # and Ray would write one into the home directory, which may be read-only. Never replaced:
+        # Ray caches it, and a second session in this process would be refused.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
