@@ -82,8 +82,6 @@ class ModelConfig:
     """Channels of F_mask and hidden channels of the dynamic mask head."""
     mask_coordinate_scale: float = 1.0
     """Relative coordinates are pixels divided by this (1: raw pixels, as released)."""
-    reference_grid: bool = False
-    """Start the object queries' reference points on a grid instead of at random (ours)."""
     dense_auxiliary: bool = False
     """Also classify every encoder token while training (ours, not in the paper): a dense signal
     that lets a small network learn within minutes. No part of inference."""
@@ -123,7 +121,7 @@ class TransformConfig:
     shared_crop: bool = False
     """Use one crop window for both frames; released: independent windows."""
     color_jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter, shared by both frames (released: 0)."""
+    """Strength of brightness, contrast, saturation jitter, one draw for a pair (released: 0)."""
     scale_jitter: float = 0.0
     """With stretch: random crop of up to this fraction of each side, one window for the pair."""
     size_divisor: int = 32
@@ -278,9 +276,16 @@ class DetectConfig:
 class TrackerConfig:
     """Online association, paper Sec. 3.3. All fields can be swept without a GPU."""
 
-    weighting: Literal["paper", "released"] = "released"
+    weighting: Literal["paper", "released", "momentum"] = "released"
     """Memory embedding of an instance. paper, Eq. 5: weights τ + T/t with t = 1 the most recent.
-    released: weights score + rank/L over its last L <= memory_length matched frames."""
+    released: weights score + rank/L over its last L <= memory_length matched frames.
+    momentum: moving average, the baseline of the paper's ablation."""
+    temporal_weight: bool = True
+    """False drops the recency term: released weighs by score alone, paper evenly."""
+    momentum: float = 0.8
+    """Share of the newest embedding in the moving average (weighting momentum)."""
+    frame_weight: bool = True
+    """Similarity released: among several passing memories the longest-lived weighs more."""
     tau: float = 0.5
     """τ of Eq. 5: weight floor of old embeddings; larger means a longer memory."""
     memory_length: int = 3
@@ -323,7 +328,7 @@ class TrackerConfig:
 
     def __post_init__(self) -> None:
         _unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms")
-        _unit(self, "class_score_threshold")
+        _unit(self, "class_score_threshold", "momentum")
         _require(
             -1.0 <= self.match_threshold <= 1.0,
             f"match_threshold must lie in [-1, 1], got {self.match_threshold}",

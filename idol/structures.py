@@ -11,6 +11,7 @@ Letters in shapes, the same everywhere in this repository:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -120,8 +121,9 @@ class Outputs(_Shapes):
     refined:       (B, Q, 4)    the last layer's refined reference box, detached (3.2)
     embeddings:    (B, Q, C)    contrastive embeddings
     mask_features: (B, 8, H/8, W/8)
-    states:        (D, B, Q, C) decoder states, from which mask weights are made on demand
-    mask_weights:  None, or (D, B, Q, 169) where asked for
+    states:        (D, B, Q, C) decoder states
+    controller:    states → dynamic mask parameters; masks are made only for the queries that
+                   need one, so the (D, B, Q, 169) of all are computed when .mask_weights is read
     sizes:         (B, 2)       un-padded (height, width) in pixels
     dense_logits:  None, or (B, S, K) per encoder token (training with dense_auxiliary)
     level_shapes:  [(h, w), ...] of the L feature levels
@@ -135,9 +137,14 @@ class Outputs(_Shapes):
     mask_features: Tensor
     states: Tensor
     sizes: Tensor
-    mask_weights: Tensor | None = None
+    controller: Callable[[Tensor], Tensor]
     dense_logits: Tensor | None = None
     level_shapes: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def mask_weights(self) -> Tensor:
+        """(D, B, Q, 169) parameters of every query's dynamic mask head, layer by layer."""
+        return self.controller(self.states)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -1,0 +1,166 @@
+"""The network: images in, Outputs out. It keeps no state between frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from idol import backbone
+from idol.config import Config
+from idol.mask_head import MaskBranch, dynamic_masks, num_dynamic_parameters
+from idol.position_encoding import sine_encoding
+from idol.structures import Outputs
+from idol.transformer import MLP, NUM_LEVELS, Pyramid, Transformer, valid_ratios
+
+
+class IDOL(nn.Module):
+    """Deformable DETR with dynamic masks and contrastive embeddings (paper Fig. 4).
+
+    Key and reference frames are just images of one batch: weights are shared and no layer looks
+    across images.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.config = config
+        width = model.width
+        self.backbone = backbone.build(model.backbone)
+        inputs = [*self.backbone.channels, self.backbone.channels[-1]]
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, width, 3, 2, 1) if level == NUM_LEVELS - 1
+                else nn.Conv2d(channels, width, 1),
+                nn.GroupNorm(min(32, width // 2), width),
+            )
+            for level, channels in enumerate(inputs)
+        )  # fmt: skip
+        for projection in self.input_proj:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        self.transformer = Transformer(model)
+        layers = model.decoder_layers
+        prior = -math.log(99.0)  # every class starts at a score of 0.01
+        self.class_embed = nn.ModuleList(nn.Linear(width, model.num_classes) for _ in range(layers))
+        self.bbox_embed = nn.ModuleList(MLP(width, width, 4) for _ in range(layers))
+        for classifier, boxes in zip(self.class_embed, self.bbox_embed, strict=True):
+            nn.init.constant_(classifier.bias, prior)
+            nn.init.zeros_(boxes.layers[-1].weight)
+            nn.init.zeros_(boxes.layers[-1].bias)
+        with torch.no_grad():
+            self.bbox_embed[0].layers[-1].bias[2:] = -2.0
+        self.mask_branch = MaskBranch(width, model.mask_channels)
+        self.controller = MLP(width, width, num_dynamic_parameters(model.mask_channels))
+        for layer in self.controller.layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.embedding_head = MLP(width, width, model.embedding_size)
+        self.dense_head: nn.Linear | None = None
+        if model.dense_auxiliary:
+            self.dense_head = nn.Linear(width, model.num_classes)
+            nn.init.constant_(self.dense_head.bias, prior)
+
+    def forward(self, images: Tensor, padding: Tensor, sizes: Tensor | None = None) -> Outputs:
+        """One pass over any number of independent images.
+
+        images:  (B, 3, H, W) normalised, zero where padded; H and W multiples of 32
+        padding: (B, H, W) bool, True where padded
+        sizes:   (B, 2) un-padded (height, width); read off the padding if None
+        returns: Outputs
+        Errors: ValueError for a wrong shape or sides that are not multiples of 32.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or padding.shape != images[:, 0].shape:
+            raise ValueError(
+                "images must be (B, 3, H, W) and padding (B, H, W), got "
+                f"{tuple(images.shape)} and {tuple(padding.shape)}"
+            )
+        if images.shape[2] % 32 or images.shape[3] % 32:
+            raise ValueError(
+                f"H and W must be multiples of 32, got {tuple(images.shape[2:])}. "
+                "Pad with idol.transforms.collate_images."
+            )
+        if sizes is None:
+            sizes = torch.stack([(~padding[:, :, 0]).sum(1), (~padding[:, 0, :]).sum(1)], -1)
+        pyramid = self._pyramid(images, padding)
+        memory = self.transformer.encode(pyramid)
+        states, boxes, references = self.transformer.decode(memory, pyramid, self.bbox_embed)
+        logits = torch.stack([f(s) for f, s in zip(self.class_embed, states, strict=True)])
+        return Outputs(
+            logits=logits,
+            boxes=boxes,
+            references=references,
+            refined=boxes[-1].detach(),
+            embeddings=self.embedding_head(states[-1]),
+            mask_features=self.mask_branch(self._maps(memory, pyramid.shapes)),
+            states=states,
+            sizes=sizes,
+            controller=self.controller,
+            dense_logits=self.dense_head(memory) if self.dense_head and self.training else None,
+            level_shapes=pyramid.shapes,
+        )
+
+    def mask_logits(
+        self, outputs: Outputs, images: Tensor, layers: Tensor, queries: Tensor
+    ) -> Tensor:
+        """Dynamic masks of any (image, decoder layer, query) triples, all in one product.
+
+        images, layers, queries: (n,) int64
+        returns: (n, H/4, W/4) logits over the padded input
+        """
+        order = torch.argsort(images, stable=True)
+        images, layers, queries = images[order], layers[order], queries[order]
+        parameters = self.controller(outputs.states[layers, images, queries])
+        # (height, width) of the un-padded image turn the reference into pixels, x first.
+        centres = outputs.references[layers, images, queries] * outputs.sizes[images].flip(-1)
+        masks = dynamic_masks(
+            outputs.mask_features, images, parameters, centres,
+            self.config.model.mask_coordinate_scale,
+        )  # fmt: skip
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return masks[back]
+
+    def masks(self, outputs: Outputs, image: int, queries: Tensor, layer: int = -1) -> Tensor:
+        """Mask logits of some queries of one image.
+
+        queries: (n,) int64
+        returns: (n, H/4, W/4) logits over the padded input
+        """
+        layer %= len(outputs.states)
+        return self.mask_logits(
+            outputs, torch.full_like(queries, image), torch.full_like(queries, layer), queries
+        )
+
+    def _pyramid(self, images: Tensor, padding: Tensor) -> Pyramid:
+        features = self.backbone(images)
+        projected = [f(x) for f, x in zip(self.input_proj, [*features, features[-1]], strict=True)]
+        full = padding[:, None].float()
+        paddings = [F.interpolate(full, size=x.shape[-2:])[:, 0].bool() for x in projected[:-1]]
+        # The released code makes the last level's mask from the stride-8 one, not the image's.
+        last = F.interpolate(paddings[0][:, None].float(), size=projected[-1].shape[-2:])
+        paddings.append(last[:, 0].bool())
+        width = self.config.model.width
+        positions = [
+            sine_encoding(p, width).flatten(2).transpose(1, 2) + embed
+            for p, embed in zip(paddings, self.transformer.level_embed, strict=True)
+        ]
+        return Pyramid(
+            tokens=torch.cat([x.flatten(2).transpose(1, 2) for x in projected], 1),
+            positions=torch.cat(positions, 1),
+            padding=torch.cat([p.flatten(1) for p in paddings], 1),
+            valid_ratios=valid_ratios(paddings),
+            shapes=tuple((x.shape[2], x.shape[3]) for x in projected),
+        )
+
+    @staticmethod
+    def _maps(memory: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """The first three levels of the encoder's tokens as (B, C, h, w) maps."""
+        levels = memory.split([h * w for h, w in shapes], dim=1)
+        return [
+            level.transpose(1, 2).unflatten(2, shape)
+            for level, shape in zip(levels[:3], shapes[:3], strict=True)
+        ]
