@@ -266,10 +266,15 @@ class DetectConfig:
     """At most this many per frame are stored, best first."""
     batch_frames: int = 8
     """Frames in one forward pass."""
+    frames_per_shard: int = 64
+    """Frames of one shard: short videos together, or a part of a long one. What is lost at most
+    when a worker dies, and what is dealt out to the workers."""
+    reject_limit: float = 0.5
+    """Share of the videos that may be unreadable before the whole job fails."""
 
     def __post_init__(self) -> None:
-        _unit(self, "score_floor", "box_nms")
-        _positive(self, "max_detections", "batch_frames")
+        _unit(self, "score_floor", "box_nms", "reject_limit")
+        _positive(self, "max_detections", "batch_frames", "frames_per_shard")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
