@@ -193,6 +193,7 @@ def prepare_output(
     if (path / MANIFEST).exists():
         previous = _load(path / MANIFEST)
         _check_claim(path, previous, claim, "finished")
+        shard_paths(path, stage)  # a finished directory that lost files is not finished
         output.finished = read(path, stage)
         return output
     if (path / STARTED).exists():
@@ -265,7 +266,8 @@ def shard_paths(path: str | Path, stage: str | None = None) -> list[Path]:
     if missing:
         raise ManifestError(
             str(path),
-            f"lost {len(missing)} of its {manifest.shards} shards, first {output.shard(missing[0])}",
+            f"lost {len(missing)} of its {manifest.shards} shards, "
+            f"the first is {output.shard(missing[0]).name}",
             "Make it anew with --overwrite.",
         )
     return [output.shard(index) for index in range(manifest.shards)]

@@ -6,6 +6,7 @@ schema's names; `rows` reads tables fast, with float lists as numpy arrays.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -174,7 +175,7 @@ def rows(source: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
 def _float_lists(column: pa.ListArray) -> list[npt.NDArray[np.float32]]:
     offsets = column.offsets.to_numpy()
     values = column.values.to_numpy(zero_copy_only=False)
-    return [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
 def detections_to_row(
