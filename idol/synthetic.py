@@ -429,18 +429,17 @@ def _draw(canvas: Floats, instance: _Instance, t: int, shift: Floats) -> NDArray
     if x0 >= x1 or y0 >= y1:
         return covered
 
-    # Exact coverage of the pixels in the box: the polygon drawn finer, then averaged.
-    fine = np.zeros(((y1 - y0) * _SUPERSAMPLE, (x1 - x0) * _SUPERSAMPLE), np.uint8)
-    origin = np.array([x0, y0], np.float32)
-    for polygon, value in ((points, 170), ((points - centre) * 0.86 + centre, 255)):
-        corners = ((polygon - origin) * _SUPERSAMPLE - 0.5) * 16
-        cv2.fillPoly(fine, [np.rint(corners).astype(np.int32)], value, shift=4)
+    # Coverage of each pixel of the box: the polygon drawn finer, then averaged.
     size = (int(x1 - x0), int(y1 - y0))
-    inside = (fine > 0).astype(np.float32)
+    origin = np.array([x0, y0], np.float32)
+    inside = _filled(points - origin, size)
     alpha = cv2.resize(inside, size, interpolation=cv2.INTER_AREA)
     # The rim is darker, so that two look-alikes in front of one another have an edge between them.
-    shade = cv2.resize(fine, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
-    shade = shade / np.maximum(alpha, 1e-3)
+    shade = 0.65 + 0.35 * cv2.resize(
+        _filled((points - centre) * 0.86 + centre - origin, size),
+        size,
+        interpolation=cv2.INTER_AREA,
+    )
 
     scale = _TEXTURE_SIDE / (2 * _TEXTURE_REACH)
     inverse = np.linalg.inv(axes) * scale
@@ -457,6 +456,15 @@ def _draw(canvas: Floats, instance: _Instance, t: int, shift: Floats) -> NDArray
     region += alpha[..., None] * (colours * shade[..., None] - region)
     covered[y0:y1, x0:x1] = alpha >= 0.5
     return covered
+
+
+def _filled(polygon: Floats, size: tuple[int, int]) -> Floats:
+    """1 inside the polygon (V, 2), 0 outside, on a grid _SUPERSAMPLE times finer than size."""
+    fine = np.zeros((size[1] * _SUPERSAMPLE, size[0] * _SUPERSAMPLE), np.float32)
+    # Pixel centres are integers for OpenCV; the last 4 bits are fractions of a pixel.
+    corners = ((polygon + 0.5) * _SUPERSAMPLE - 0.5) * 16
+    cv2.fillPoly(fine, [np.rint(corners).astype(np.int32)], 1.0, shift=4)
+    return fine
 
 
 def _deformed(instance: _Instance, t: int) -> Floats:
