@@ -409,7 +409,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
 
     Errors: ValueError naming the field, what came, and the nearest known name.
     """
-    return _build(cls, values, path="")
+    built: T = _build(cls, values, path="")
+    return built
 
 
 def override(config: T, assignments: Iterable[str]) -> T:

@@ -24,7 +24,7 @@ class MaskBranch(nn.Module):
         self.lay2 = nn.Conv2d(width // 4, channels, 3, padding=1)
         for layer in (self.lay3, self.lay4, self.dcn, self.lay1, self.lay2):
             nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, levels: list[Tensor]) -> Tensor:
         """levels: three (B, C, h, w), strides 8, 16, 32 → F_mask (B, channels, H/8, W/8)."""
@@ -64,7 +64,7 @@ def dynamic_masks(
     if count == 0:
         return features.new_zeros(0, 2 * height, 2 * width) + parameters.sum()
     sizes = [(channels + 2) * channels, channels * channels, channels, channels, channels, 1]
-    w0, w1, w2, b0, b1, b2 = parameters.split(sizes, dim=1)
+    w0, w1, w2, b0, b1, b2 = torch.split(parameters, sizes, dim=1)
     w0 = w0.view(count, channels, channels + 2)
 
     # Layer 0 is linear: its share of the features is one matrix product per image, and its share

@@ -17,6 +17,42 @@ from idol.structures import Outputs
 from idol.transformer import MLP, NUM_LEVELS, Pyramid, Transformer, valid_ratios
 
 
+def _projection(channels: int, width: int, kernel: int) -> nn.Sequential:
+    """Backbone channels to the transformer's width; a 3x3 kernel also halves the resolution."""
+    convolution = nn.Conv2d(channels, width, kernel, 2 if kernel == 3 else 1, kernel // 2)
+    nn.init.xavier_uniform_(convolution.weight)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return nn.Sequential(convolution, nn.GroupNorm(min(32, width // 2), width))
+
+
+def _classifier(width: int, classes: int) -> nn.Linear:
+    """A linear class head that starts with every class at a score of 0.01."""
+    head = nn.Linear(width, classes)
+    nn.init.constant_(head.bias, -math.log(99.0))
+    return head
+
+
+def _box_head(width: int, side: float) -> MLP:
+    """Box deltas that start at zero, with this bias on width and height."""
+    head = MLP(width, width, 4)
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([0.0, 0.0, side, side]))
+    return head
+
+
+def _controller(width: int, parameters: int) -> MLP:
+    """Decoder state to dynamic mask parameters."""
+    head = MLP(width, width, parameters)
+    for layer in head.layers:
+        assert isinstance(layer, nn.Linear)
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return head
+
+
 class IDOL(nn.Module):
     """Deformable DETR with dynamic masks and contrastive embeddings (paper Fig. 4).
 
@@ -32,37 +68,22 @@ class IDOL(nn.Module):
         self.backbone = backbone.build(model.backbone)
         inputs = [*self.backbone.channels, self.backbone.channels[-1]]
         self.input_proj = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, width, 3, 2, 1) if level == NUM_LEVELS - 1
-                else nn.Conv2d(channels, width, 1),
-                nn.GroupNorm(min(32, width // 2), width),
-            )
+            _projection(channels, width, 3 if level == NUM_LEVELS - 1 else 1)
             for level, channels in enumerate(inputs)
-        )  # fmt: skip
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
+        )
         self.transformer = Transformer(model)
         layers = model.decoder_layers
-        prior = -math.log(99.0)  # every class starts at a score of 0.01
-        self.class_embed = nn.ModuleList(nn.Linear(width, model.num_classes) for _ in range(layers))
-        self.bbox_embed = nn.ModuleList(MLP(width, width, 4) for _ in range(layers))
-        for classifier, boxes in zip(self.class_embed, self.bbox_embed, strict=True):
-            nn.init.constant_(classifier.bias, prior)
-            nn.init.zeros_(boxes.layers[-1].weight)
-            nn.init.zeros_(boxes.layers[-1].bias)
-        with torch.no_grad():
-            self.bbox_embed[0].layers[-1].bias[2:] = -2.0
+        self.class_embed = nn.ModuleList(
+            _classifier(width, model.num_classes) for _ in range(layers)
+        )
+        # The first layer starts from boxes of a fixed size, the others from no change.
+        self.bbox_embed = nn.ModuleList(
+            _box_head(width, -2.0 if layer == 0 else 0.0) for layer in range(layers)
+        )
         self.mask_branch = MaskBranch(width, model.mask_channels)
-        self.controller = MLP(width, width, num_dynamic_parameters(model.mask_channels))
-        for layer in self.controller.layers:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.controller = _controller(width, num_dynamic_parameters(model.mask_channels))
         self.embedding_head = MLP(width, width, model.embedding_size)
-        self.dense_head: nn.Linear | None = None
-        if model.dense_auxiliary:
-            self.dense_head = nn.Linear(width, model.num_classes)
-            nn.init.constant_(self.dense_head.bias, prior)
+        self.dense_head = _classifier(width, model.num_classes) if model.dense_auxiliary else None
 
     def forward(self, images: Tensor, padding: Tensor, sizes: Tensor | None = None) -> Outputs:
         """One pass over any number of independent images.
@@ -159,8 +180,8 @@ class IDOL(nn.Module):
     @staticmethod
     def _maps(memory: Tensor, shapes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """The first three levels of the encoder's tokens as (B, C, h, w) maps."""
-        levels = memory.split([h * w for h, w in shapes], dim=1)
+        levels = torch.split(memory, [h * w for h, w in shapes], dim=1)
         return [
-            level.transpose(1, 2).unflatten(2, shape)
+            level.transpose(1, 2).reshape(len(memory), -1, *shape)
             for level, shape in zip(levels[:3], shapes[:3], strict=True)
         ]

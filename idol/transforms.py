@@ -1,0 +1,261 @@
+"""Clip-consistent augmentation, resizing, padding and batching (specification 1.1, 4.1, 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from idol.config import TransformConfig
+from idol.structures import PairBatch, Targets
+
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+"""ImageNet mean of RGB in 0..255 (specification 1.1)."""
+STD = np.array([58.395, 57.12, 57.375], np.float32)
+"""ImageNet standard deviation."""
+
+Image = npt.NDArray[np.uint8]
+Masks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A key frame, its reference frame, and the same G instances in both, at original size.
+
+    key_image, reference_image: (H, W, 3) uint8 RGB
+    labels:                     (G,) int64, 0..K-1
+    key_masks, reference_masks: (G, H, W) bool; empty where the instance is not visible
+    """
+
+    key_image: Image
+    reference_image: Image
+    labels: npt.NDArray[np.int64]
+    key_masks: Masks
+    reference_masks: Masks
+
+    def __post_init__(self) -> None:
+        for name in ("key", "reference"):
+            image, masks = getattr(self, f"{name}_image"), getattr(self, f"{name}_masks")
+            if image.ndim != 3 or image.shape[2] != 3:
+                raise ValueError(f"{name}_image must be (H, W, 3) RGB, got {image.shape}")
+            if masks.shape != (len(self.labels), *image.shape[:2]):
+                raise ValueError(
+                    f"{name}_masks must be ({len(self.labels)}, {image.shape[0]}, "
+                    f"{image.shape[1]}), got {masks.shape}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An augmented pair, ready to be batched.
+
+    key, reference: (3, h, w) float32 normalised; the two may differ in size
+    """
+
+    key: Tensor
+    reference: Tensor
+    key_targets: Targets
+    reference_targets: Targets
+
+
+def resized_size(size: tuple[int, int], short_side: int, max_side: int) -> tuple[int, int]:
+    """(height, width) with the shorter side at short_side and the longer at most max_side.
+
+    Rounds half up like the released code (specification 4.1).
+    """
+    height, width = size
+    scale = short_side / min(height, width)
+    if scale * max(height, width) > max_side:
+        scale = max_side / max(height, width)
+    return max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+
+
+def inference_size(size: tuple[int, int], config: TransformConfig) -> tuple[int, int]:
+    """(height, width) at which a frame of this size enters the network at inference."""
+    if config.stretch is not None:
+        return config.stretch
+    return resized_size(size, config.test_short_side, config.test_max_side)
+
+
+def _resize(image: Image, size: tuple[int, int]) -> Image:
+    """uint8 (H, W, 3) → (h, w, 3), bilinear with antialiasing when it shrinks."""
+    if image.shape[:2] == size:
+        return image
+    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
+    # Pillow's bilinear, which the released code resizes with, averages over the source pixels
+    # when it shrinks; OpenCV's linear filter skips them and INTER_AREA is its counterpart.
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized: Image = cv2.resize(image, (size[1], size[0]), interpolation=method)
+    return resized
+
+
+def _resize_masks(masks: Masks, size: tuple[int, int]) -> Masks:
+    """bool (G, H, W) → (G, h, w), nearest."""
+    if masks.shape[1:] == size or len(masks) == 0:
+        return masks if masks.shape[1:] == size else np.zeros((0, *size), np.bool_)
+    rows = np.minimum((np.arange(size[0]) + 0.5) * masks.shape[1] / size[0], masks.shape[1] - 1)
+    columns = np.minimum((np.arange(size[1]) + 0.5) * masks.shape[2] / size[1], masks.shape[2] - 1)
+    return masks[:, rows.astype(np.intp)][:, :, columns.astype(np.intp)]
+
+
+def _to_tensor(image: Image) -> Tensor:
+    values = (image.astype(np.float32) - MEAN) / STD
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+
+def normalise(image: Image, config: TransformConfig) -> Tensor:
+    """A decoded frame as the network wants it at inference.
+
+    image:   (H, W, 3) uint8 RGB
+    returns: (3, h, w) float32, resized to the test size and normalised
+    """
+    return _to_tensor(_resize(image, inference_size((image.shape[0], image.shape[1]), config)))
+
+
+def collate_images(images: Sequence[Tensor], divisor: int = 32) -> tuple[Tensor, Tensor]:
+    """Zero-pad images to one size at the bottom and right.
+
+    images:  B tensors (3, h, w)
+    returns: (B, 3, H, W), and (B, H, W) bool, True where padded; H, W multiples of divisor
+    """
+    height = -(-max(x.shape[1] for x in images) // divisor) * divisor
+    width = -(-max(x.shape[2] for x in images) // divisor) * divisor
+    batch = images[0].new_zeros(len(images), 3, height, width)
+    padding = torch.ones(len(images), height, width, dtype=torch.bool)
+    for i, image in enumerate(images):
+        batch[i, :, : image.shape[1], : image.shape[2]] = image
+        padding[i, : image.shape[1], : image.shape[2]] = False
+    return batch, padding
+
+
+def make_targets(masks: Masks, labels: npt.NDArray[np.int64]) -> Targets:
+    """Truth of one frame from its masks: boxes are tight, right and bottom exclusive.
+
+    masks:   (G, h, w) bool, un-padded
+    labels:  (G,)
+    returns: Targets; an instance with an empty mask is not present
+    """
+    count, height, width = masks.shape
+    boxes = np.zeros((count, 4), np.float32)
+    rows: Masks = masks.any(axis=2)
+    columns: Masks = masks.any(axis=1)
+    present: Masks = rows.any(axis=1)
+    if count:
+        x0, x1 = columns.argmax(1), width - columns[:, ::-1].argmax(1)
+        y0, y1 = rows.argmax(1), height - rows[:, ::-1].argmax(1)
+        scale = np.array([width, height, width, height], np.float32)
+        tight = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], 1) / scale
+        boxes[present] = tight[present]
+    return Targets(
+        labels=torch.from_numpy(np.ascontiguousarray(labels)),
+        boxes=torch.from_numpy(boxes),
+        masks=torch.from_numpy(np.ascontiguousarray(masks)),
+        present=torch.from_numpy(present),
+    )
+
+
+def augment(pair: Pair, config: TransformConfig, rng: np.random.Generator) -> Example:
+    """Random crop, resize, flip and colour, drawn once for the pair where the paper asks for it.
+
+    Released (specification 5.2): the crop is applied to both frames or to none but each frame has
+    its own window, unless shared_crop; resize and flip are the same for both.
+    """
+    frames = [(pair.key_image, pair.key_masks), (pair.reference_image, pair.reference_masks)]
+    if rng.random() < config.crop_probability:
+        window = _crop_window(frames[0][0].shape, config.crop_range, rng)
+        cropped = []
+        for index, (image, masks) in enumerate(frames):
+            if index and not config.shared_crop:
+                window = _crop_window(image.shape, config.crop_range, rng)
+            cropped.append(_crop(image, masks, window))
+        frames = cropped
+    if config.scale_jitter > 0:
+        window = _jitter_window(frames[0][0].shape, config.scale_jitter, rng)
+        frames = [_crop(image, masks, window) for image, masks in frames]
+    short_side = int(rng.choice(config.train_short_sides))
+    flip = rng.random() < config.flip_probability
+    color = _color_change(config.color_jitter, rng) if config.color_jitter > 0 else None
+    tensors, targets = [], []
+    for image, masks in frames:
+        size = config.stretch or resized_size(
+            (image.shape[0], image.shape[1]), short_side, config.train_max_side
+        )
+        image, masks = _resize(image, size), _resize_masks(masks, size)
+        if flip:
+            image, masks = image[:, ::-1], masks[:, :, ::-1]
+        tensor = _to_tensor(image)
+        if color is not None:
+            tensor = _recolor(tensor, *color)
+        tensors.append(tensor)
+        targets.append(make_targets(masks, pair.labels))
+    return Example(tensors[0], tensors[1], targets[0], targets[1])
+
+
+Window = tuple[int, int, int, int]
+
+
+def _crop_window(shape: Sequence[int], limits: tuple[int, int], rng: np.random.Generator) -> Window:
+    """y, x, height, width of a random crop with sides in limits, where the frame allows."""
+    height, width = (
+        int(rng.integers(min(side, limits[0]), min(side, limits[1]) + 1)) for side in shape[:2]
+    )
+    y = int(rng.integers(0, shape[0] - height + 1))
+    x = int(rng.integers(0, shape[1] - width + 1))
+    return y, x, height, width
+
+
+def _jitter_window(shape: Sequence[int], strength: float, rng: np.random.Generator) -> Window:
+    """A window that leaves out up to `strength` of each side, drawn independently."""
+    height, width = (
+        max(1, round(side * (1.0 - float(rng.uniform(0, strength))))) for side in shape[:2]
+    )
+    y = int(rng.integers(0, shape[0] - height + 1))
+    x = int(rng.integers(0, shape[1] - width + 1))
+    return y, x, height, width
+
+
+def _crop(image: Image, masks: Masks, window: Window) -> tuple[Image, Masks]:
+    y, x, height, width = window
+    return image[y : y + height, x : x + width], masks[:, y : y + height, x : x + width]
+
+
+def _color_change(strength: float, rng: np.random.Generator) -> tuple[float, float, float]:
+    brightness, contrast, saturation = rng.uniform(-strength, strength, 3)
+    return float(brightness), 1.0 + float(contrast), 1.0 + float(saturation)
+
+
+def _recolor(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
+    """Shift, scale and desaturate a normalised image (3, h, w)."""
+    grey = image.mean(0, keepdim=True)
+    return (grey + (image - grey) * saturation) * contrast + brightness
+
+
+def collate(examples: Sequence[Example], divisor: int = 32) -> PairBatch:
+    """Batch pairs: key and reference images share one padded size, masks are padded to it."""
+    images, padding = collate_images(
+        [e.key for e in examples] + [e.reference for e in examples], divisor
+    )
+    size = (images.shape[2], images.shape[3])
+    count = len(examples)
+    return PairBatch(
+        key_images=images[:count],
+        key_padding=padding[:count],
+        key_targets=[_pad_targets(e.key_targets, size) for e in examples],
+        reference_images=images[count:],
+        reference_padding=padding[count:],
+        reference_targets=[_pad_targets(e.reference_targets, size) for e in examples],
+    )
+
+
+def _pad_targets(targets: Targets, size: tuple[int, int]) -> Targets:
+    count, height, width = targets.masks.shape
+    if (height, width) == size:
+        return targets
+    masks = torch.zeros(count, *size, dtype=torch.bool)
+    masks[:, :height, :width] = targets.masks
+    return Targets(targets.labels, targets.boxes, masks, targets.present)
