@@ -85,7 +85,7 @@ def cost_matrix(
                  (..., Q, G) float32 IoU, 0 there
     """
     logits, boxes, truth_boxes = logits.float(), boxes.float(), truth_boxes.float()
-    lead = torch.broadcast_shapes(logits.shape[:-2], labels.shape[:-1])
+    lead = np.broadcast_shapes(logits.shape[:-2], labels.shape[:-1])
     num_queries, num_truths = logits.shape[-2], labels.shape[-1]
     shape = (*lead, num_queries, num_truths)
 
