@@ -1,4 +1,4 @@
-"""Fixtures every room's tests share: the data beside the repository, one Ray, clean random state."""
+"""Fixtures that all tests share: the data beside the repository, one Ray, clean random state."""
 
 import os
 import random
@@ -61,10 +61,12 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _same_random_state_after() -> Iterator[None]:
     """Give every test back the random state it found, so that their order does not matter."""
-    python, numpy, torch_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    # Our own code uses generators; NumPy's global state is what libraries below it may touch.
+    python, torch_cpu = random.getstate(), torch.get_rng_state()
+    numpy = np.random.get_state()  # noqa: NPY002
     dtype = torch.get_default_dtype()
     yield
     random.setstate(python)
-    np.random.set_state(numpy)
+    np.random.set_state(numpy)  # noqa: NPY002
     torch.set_rng_state(torch_cpu)
     torch.set_default_dtype(dtype)

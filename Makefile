@@ -1,0 +1,82 @@
+# Every target sets up its own environment first: `make demo` works in a fresh clone.
+#
+#   PYTHON=python3.12       the interpreter that .venv is made with (default: the first one >= 3.11)
+#   CONSTRAINTS=            install within the ranges of pyproject.toml instead of the pinned
+#                           versions, for example to get another build of torch
+#   PYTEST_ARGS="-k nms"    more arguments for pytest
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS ?= constraints.txt
+PYTHON ?=
+PYTEST_ARGS ?=
+
+# Made last. While pip is at work there is the other file: if it is still there next time, the
+# environment was left half installed, which pip does not notice, and is made anew.
+INSTALLED := $(VENV)/.installed
+INSTALLING := $(VENV)/.installing
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test test-all lint bench gpu mlflow tiny-weights clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(INSTALLED) ## create .venv and install everything; does nothing when up to date
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@recent='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if [[ -e $(INSTALLING) ]] || ! $(BIN)/python -c "$$recent" 2>/dev/null \
+	    || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  found=; \
+	  for python in $(or $(PYTHON),python3 python3.11 python3.12 python3.13); do \
+	    if "$$python" -c "$$recent" 2>/dev/null; then found="$$python"; break; fi; \
+	  done; \
+	  if [[ -z "$$found" ]]; then \
+	    echo "make setup needs Python 3.11 or newer; $(or $(PYTHON),python3) is" \
+	      "$$($(or $(PYTHON),python3) --version 2>&1 || true)." \
+	      "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Creating $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv --clear $(VENV); \
+	fi
+	@touch $(INSTALLING)
+	@echo "Installing into $(VENV) (about 2 GB; some minutes the first time)"
+	@$(BIN)/python -m pip install -qq --no-input $(CONSTRAINTS:%=--constraint %) --editable ".[dev]"
+	@rm -f $(INSTALLING) && touch $@
+
+demo: setup ## synthetic videos through every stage to a report in runs/demo
+	$(BIN)/python -m jobs.demo --out runs/demo
+
+test: setup ## the tests, without the slow ones and those that need a GPU
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-all: setup ## every test that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+lint: setup ## style, formatting, types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: setup ## every benchmark, each prints one table
+	@for file in benchmarks/[a-z]*.py; do \
+	  module=$${file%.py}; echo "== $$file"; $(BIN)/python -m "$${module//\//.}"; \
+	done
+
+gpu: setup ## parity tests, then timings, on a CUDA device
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
+
+mlflow: setup ## browse the logged experiments at http://127.0.0.1:5000
+	$(BIN)/python -m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+
+clean: ## remove caches, builds and the demo's output; .venv and other runs stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build runs/demo *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
