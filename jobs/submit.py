@@ -1,0 +1,94 @@
+"""Run any job on a cluster: python -m jobs.submit -- python -m jobs.evaluate --help."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from pipelines import submit
+from pipelines.errors import PipelineError
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit:
+    """Run a job on a Ray cluster and wait for it.
+
+    What stands after `--` is run there as it stands, from a copy of this repository without what
+    .gitignore and .rayignore name:
+
+        python -m jobs.submit --address http://127.0.0.1:8265 -- python -m jobs.evaluate --out ...
+
+    The job's log goes to stderr and the JSON object of its last line to stdout; the exit status is
+    the job's. Interrupting this command leaves the job running.
+    """
+
+    address: str | None = None
+    """The cluster's job server. Default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else
+    http://127.0.0.1:8265, where `ray start --head` and `ray dashboard cluster.yaml` put it."""
+    working_dir: Path = _ROOT
+    """The folder that is sent to the cluster (at most 100 MiB packed)."""
+    env: tuple[str, ...] = ()
+    """Variables for the job, as NAME=VALUE, for example MLFLOW_TRACKING_URI=http://host:5000."""
+    wait: bool = True
+    """Wait for the end. --no-wait returns once the cluster has the job, printing its name."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Submit what stands after `--`, follow it, and exit as it did."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options, command = arguments[:cut], arguments[cut + 1 :]
+    job = tyro.cli(Submit, args=options, prog="python -m jobs.submit")
+    if not command:
+        sys.exit(
+            "Nothing to submit: give the job after `--`, as in "
+            "`python -m jobs.submit -- python -m jobs.evaluate --help`."
+        )
+    environment = dict(_variable(entry) for entry in job.env)
+    try:
+        done = submit.submit(
+            command,
+            job.working_dir,
+            address=job.address,
+            environment=environment,
+            wait=job.wait,
+            on_log=_show,
+        )
+    except PipelineError as error:
+        sys.exit(str(error))
+    if not job.wait:
+        print(json.dumps({"submission_id": done.submission_id, "status": done.status}))
+        return
+    if done.exit_code != 0:
+        print(f"{done.submission_id} {done.status}: {done.message}", file=sys.stderr)
+    print(json.dumps(done.result if done.result is not None else _ending(done)))
+    sys.exit(done.exit_code)
+
+
+def _ending(done: submit.Submission) -> dict[str, str]:
+    """What to print for a job that printed no JSON itself."""
+    return {"submission_id": done.submission_id, "status": done.status}
+
+
+def _show(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _variable(entry: str) -> tuple[str, str]:
+    """NAME=VALUE split; exits with the rule where it is not one."""
+    name, equals, value = entry.partition("=")
+    if not name or not equals:
+        sys.exit(f"--env wants NAME=VALUE, got {entry!r}.")
+    return name, value
+
+
+if __name__ == "__main__":
+    main()

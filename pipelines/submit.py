@@ -1,0 +1,195 @@
+"""A job handed to a cluster: the code is packed and sent, its log followed, its result returned."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import PipelineError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+"""Where `ray start --head`, `ray dashboard cluster.yaml` and a port-forward put the job server."""
+
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job on a cluster.
+
+    submission_id: its name there, for `ray job status`, `logs` and `stop`
+    status:        "SUCCEEDED", "FAILED" or "STOPPED"; "PENDING" where nobody waited for it
+    exit_code:     what its process returned; 0 exactly when it succeeded (or nobody waited)
+    message:       what the cluster says about the end, for a person
+    result:        the last line of its log that is a JSON object; None if there is none
+    """
+
+    submission_id: str
+    status: str
+    exit_code: int
+    message: str
+    result: dict[str, Any] | None
+
+
+def submit(
+    command: Sequence[str],
+    working_dir: Path,
+    *,
+    address: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    wait: bool = True,
+    on_log: Callable[[str], None] = lambda text: None,
+) -> Submission:
+    """Run a command on a cluster, from a copy of this folder, and wait for its end.
+
+    command:     what to run there: ("python", "-m", "jobs.evaluate", ...)
+    working_dir: the folder that is sent; what .gitignore and .rayignore name stays behind
+    address:     the job server ("http://host:8265"); None: RAY_API_SERVER_ADDRESS or RAY_ADDRESS,
+                 else this machine's
+    environment: variables that the job and its workers see
+    wait:        False: return as soon as the cluster has the job
+    on_log:      called with each piece of the job's log as it appears
+    Errors:      PipelineError if no cluster answers, it refuses our token, or the package is
+                 refused (too large)
+    """
+    if not command:
+        raise ValueError(
+            "There is no command to submit. Give one: ('python', '-m', 'jobs.evaluate')."
+        )
+    if not working_dir.is_dir():
+        raise PipelineError(f"{working_dir} is not a folder, so its code cannot be sent.")
+    client = _connect(address)
+    try:
+        submission_id = client.submit_job(
+            entrypoint=shlex.join(command),
+            runtime_env={"working_dir": str(working_dir), "env_vars": dict(environment or {})},
+        )
+    except RuntimeError as error:
+        todo = (
+            " The package may have 100 MiB: name data and outputs in .rayignore."
+            if "413" in str(error)
+            else ""
+        )
+        raise PipelineError(f"The cluster did not take the job: {error}{todo}") from error
+    if not wait:
+        return Submission(submission_id, "PENDING", 0, "", None)
+    last = _LastResult()
+
+    def read(text: str) -> None:
+        on_log(text)
+        last.read(text)
+
+    try:
+        asyncio.run(_follow(client, submission_id, read))
+        info = client.get_job_info(submission_id)
+    except OSError as error:
+        raise PipelineError(
+            f"The job server stopped answering while {submission_id} ran. The job may go on: ask "
+            f"with `ray job status {submission_id}`."
+        ) from error
+    status = str(info.status)
+    code = 0 if status == "SUCCEEDED" else (info.driver_exit_code or 1)
+    return Submission(submission_id, status, code, info.message or "", last.result())
+
+
+def _connect(address: str | None) -> Any:
+    """The job server's client, with our token; PipelineError says what to do where none answers."""
+    _use_token()
+    # Ray lets its variables override what is passed, so an explicit address is set there.
+    given = {"RAY_API_SERVER_ADDRESS": address} if address else {}
+    named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    where = address or named or DEFAULT_ADDRESS
+    # Imported here: Ray reads RAY_AUTH_MODE once, when it is imported.
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        with _variables(given):
+            return JobSubmissionClient(where)
+    except AuthenticationError as error:
+        raise PipelineError(
+            f"The cluster at {where} wants another token. Copy its ~/.ray/auth_token here, or set "
+            "RAY_AUTH_TOKEN to its content."
+        ) from error
+    except (ConnectionError, OSError, RuntimeError) as error:
+        raise PipelineError(
+            f"No Ray job server answers at {where}. Start one on this machine (`ray start --head`) "
+            "or forward the port of a cluster (`ray dashboard cluster.yaml`), then submit again; "
+            "--address names another."
+        ) from error
+
+
+def _use_token() -> None:
+    """Send the token where there is one: clusters ask for it, Ray's client does not offer it."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or path.is_file():
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+async def _follow(client: Any, submission_id: str, on_log: Callable[[str], None]) -> None:
+    """Hand on the log until the job has ended, through lost connections, each piece once."""
+    import aiohttp
+
+    shown = 0
+    while True:
+        # Asked before reading: what is read after the job's end is then all there is.
+        ended = client.get_job_status(submission_id).is_terminal()
+        read = 0
+        pieces: AsyncGenerator[str, None] = client.tail_job_logs(submission_id)
+        # A log connection that broke (RuntimeError is Ray's word for it): the job itself goes on.
+        with contextlib.suppress(RuntimeError, aiohttp.ClientError):
+            async for text in pieces:
+                # A new connection tells the whole log again.
+                if read + len(text) > shown:
+                    on_log(text[max(shown - read, 0) :])
+                read += len(text)
+                shown = max(shown, read)
+        if ended:
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+class _LastResult:
+    """Remembers the last line that was a JSON object, from a log that comes in pieces."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+        self._found: dict[str, Any] | None = None
+
+    def read(self, text: str) -> None:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            self._take(line)
+
+    def result(self) -> dict[str, Any] | None:
+        self._take(self._rest)
+        return self._found
+
+    def _take(self, line: str) -> None:
+        if line.startswith("{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                self._found = json.loads(line)
+
+
+@contextlib.contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
