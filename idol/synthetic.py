@@ -156,6 +156,7 @@ class SyntheticVideo:
     masks:     (T, G, H, W) bool, visible pixels; all False where the instance is absent;
                no pixel belongs to two instances
     labels:    (G,)         int64, 0..K-1
+    whole:     (T, G)       int64, pixels of the instance in the frame, the hidden ones too
     occlusion: G tuples of T: "no_occlusion", "slight_occlusion", "severe_occlusion", or None
                where absent, from the share of the instance's pixels in the frame that are hidden
     """
@@ -163,6 +164,7 @@ class SyntheticVideo:
     frames: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     labels: NDArray[np.int64]
+    whole: NDArray[np.int64]
     occlusion: tuple[tuple[str | None, ...], ...]
 
     def __repr__(self) -> str:
@@ -222,6 +224,7 @@ def make_video(config: SyntheticConfig, seed: int | tuple[int, ...]) -> Syntheti
         frames=frames,
         masks=np.ascontiguousarray(masks[:, seen]),
         labels=np.array([instances[g].label for g in seen], np.int64),
+        whole=whole[:, seen],
         occlusion=tuple(
             tuple(_occlusion(visible[t, g], whole[t, g], config) for t in range(num_frames))
             for g in seen
@@ -358,6 +361,9 @@ def _write_video(
                 "segmentations": [r if p else None for r, p in zip(runs, present, strict=True)],
                 "bboxes": [b.tolist() if p else None for b, p in zip(boxes, present, strict=True)],
                 "areas": [int(a) if p else None for a, p in zip(areas, present, strict=True)],
+                "amodal_areas": [
+                    int(a) if p else None for a, p in zip(video.whole[:, g], present, strict=True)
+                ],
                 "occlusion": list(video.occlusion[g]),
             }
         )
