@@ -1,0 +1,225 @@
+"""Masks: run-length encoding, pairwise overlaps, and logits brought to the original size."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+STRIDE = 4
+"""The network predicts mask logits at 1/4 of the padded input."""
+
+# cv2.resize and torch interpolate add the same four products in another order. Above this
+# fraction of the largest logit their difference (a few units of 2^-24) cannot change a sign.
+_ROUNDING = 2.0**-20
+
+
+def encode(masks: Tensor | npt.NDArray[np.bool_]) -> list[bytes]:
+    """Run-length encode masks.
+
+    masks:   (N, H, W) bool, or uint8 of 0 and 1
+    returns: N compressed COCO counts
+    errors:  ValueError unless masks has three axes and pixels
+    """
+    array = masks.cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
+    if array.ndim != 3 or 0 in array.shape[1:]:
+        raise ValueError(
+            f"masks must have shape (N, H, W) with H, W > 0, got {array.shape}. "
+            "Add the first axis with masks[None]."
+        )
+    return _encode_columns(array.transpose(0, 2, 1))
+
+
+def decode(counts: Sequence[bytes | str], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """The inverse of encode.
+
+    counts:  N compressed COCO counts, bytes or str
+    size:    (H, W)
+    returns: (N, H, W) uint8, 0 or 1
+    errors:  ValueError naming the entry whose runs do not fill the size
+    """
+    height, width = size
+    columns = np.zeros((len(counts), width, height), np.uint8)
+    for i, text in enumerate(counts):
+        lengths = _runs(text.encode() if isinstance(text, str) else text)
+        if lengths is None or lengths.sum() != height * width:
+            filled = (
+                "is no compressed run-length encoding"
+                if lengths is None
+                else (f"has runs of {lengths.sum()} pixels")
+            )
+            raise ValueError(
+                f"counts[{i}] {filled}, but must encode a mask of height {height} and width "
+                f"{width}. Is the size (height, width), and the counts compressed?"
+            )
+        values = np.zeros(len(lengths), np.uint8)
+        values[1::2] = 1  # runs alternate, beginning with background
+        columns[i] = np.repeat(values, lengths).reshape(width, height)
+    return np.ascontiguousarray(columns.transpose(0, 2, 1))
+
+
+def _runs(data: bytes) -> npt.NDArray[np.int64] | None:
+    """Run lengths of a compressed COCO string; None if it is malformed.
+
+    Each number is groups of 5 bits, lowest first, as characters from "0" on; 32 marks that another
+    group follows, 16 of the last group the sign. From the third on a number is the difference to
+    the one two before. Done here because pycocotools reads past the end of malformed strings.
+    """
+    groups = np.frombuffer(data, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(groups < 32)
+    if len(ends) == 0 or ends[-1] != len(groups) - 1 or groups.min() < 0 or groups.max() > 63:
+        return None
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    widths = ends - starts + 1
+    if widths.max() > 8:  # 40 bits: more than any picture has pixels
+        return None
+    shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, widths))
+    numbers = np.add.reduceat((groups & 31) << shifts, starts)
+    numbers -= np.where(groups[ends] & 16, 1 << (5 * widths), 0)
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return None if numbers.min() < 0 else numbers
+
+
+def overlaps(masks: Tensor) -> Tensor:
+    """Mask IoU of every pair, as the released tracker computes it (specification 4.3).
+
+    (intersection + 1e-6) / (union + 1e-6) in float32: small masks hit a threshold exactly, and the
+    rounding of float32 decides on which side they fall. Two empty masks have IoU 1.
+
+    masks:   (N, h, w) bool
+    returns: (N, N) float32 on the device of masks, symmetric
+    """
+    if masks.ndim != 3:
+        raise ValueError(f"masks must have shape (N, h, w), got {tuple(masks.shape)}")
+    flat = masks.flatten(1).bool()
+    if flat.is_cuda:
+        # Products of 0 and 1 are exact in any precision; float32 sums are, up to 2^24 pixels.
+        exact = torch.float32 if flat.shape[1] < 2**24 else torch.float64
+        counts = flat.to(exact) @ flat.to(exact).T
+        intersection, areas = counts, counts.diagonal()
+        union = areas[:, None] + areas[None] - intersection
+        return (intersection.float() + 1e-6) / (union.float() + 1e-6)
+    count = len(flat)
+    bits = np.packbits(flat.numpy(), axis=1)
+    padded = np.zeros((count, -(-bits.shape[1] // 8) * 8), np.uint8)
+    padded[:, : bits.shape[1]] = bits
+    words = padded.view(np.uint64)  # 64 pixels a word: an intersection is AND and popcount
+    inter = np.empty((count, count), np.int64)
+    for i in range(count):
+        inter[i, i:] = np.bitwise_count(words[i] & words[i:]).sum(axis=1, dtype=np.int64)
+        inter[i:, i] = inter[i, i:]
+    area = inter.diagonal()
+    whole = area[:, None] + area[None] - inter
+    epsilon = np.float32(1e-6)
+    return torch.from_numpy(
+        (inter.astype(np.float32) + epsilon) / (whole.astype(np.float32) + epsilon)
+    )
+
+
+def resize(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Mask logits to masks at the original size, pixel for pixel as released (specification 4.4).
+
+    The released code upsamples by 4 (bilinear), applies the sigmoid, crops the padding, resizes
+    to the original size (nearest) and asks for more than 0.5; the order below does the cheap
+    things first and gives the same pixels.
+
+    logits:     (n, h/4, w/4) over the padded input
+    input_size: (height, width) of the network input without padding
+    size:       (height, width) of the original frame
+    returns:    (n, height, width) bool on the CPU
+    """
+    columns = _resize_columns(logits, input_size, size)
+    return torch.from_numpy(np.ascontiguousarray(columns.transpose(0, 2, 1)).astype(np.bool_))
+
+
+def resize_and_encode(
+    logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+) -> list[bytes]:
+    """encode(resize(...)), without the copy from rows to columns between them.
+
+    logits:     (n, h/4, w/4) over the padded input
+    input_size: (height, width) of the network input without padding
+    size:       (height, width) of the original frame
+    returns:    n compressed COCO counts
+    """
+    return _encode_columns(_resize_columns(logits, input_size, size))
+
+
+def _encode_columns(columns: npt.NDArray[np.generic]) -> list[bytes]:
+    """Encode (N, W, H) masks. Run lengths go down the columns, so H must be the fastest axis."""
+    import pycocotools.mask
+
+    if len(columns) == 0:
+        return []
+    stack = np.ascontiguousarray(columns, dtype=np.uint8).transpose(2, 1, 0)  # (H, W, N), Fortran
+    return [bytes(rle["counts"]) for rle in pycocotools.mask.encode(stack)]
+
+
+def _resize_columns(
+    logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    """As resize, but (n, W, H): columns first, as run-length encoding wants them."""
+    if logits.ndim != 3:
+        raise ValueError(f"logits must have shape (n, h/4, w/4), got {tuple(logits.shape)}")
+    height, width = logits.shape[1] * STRIDE, logits.shape[2] * STRIDE
+    if not (0 < input_size[0] <= height and 0 < input_size[1] <= width) or min(size) < 1:
+        raise ValueError(
+            f"input_size must be positive and at most the padded input {(height, width)} and size "
+            f"positive, got input_size {input_size}, size {size}. Both are (height, width)."
+        )
+    maps = logits.detach().float().cpu().numpy()
+    rows, columns = (_nearest(i, o) for i, o in zip(input_size, size, strict=True))
+    masks = np.zeros((len(maps), size[1], size[0]), np.uint8)
+    for mask, logit in zip(masks, maps, strict=True):
+        positive = logit > 0
+        ys, xs = np.flatnonzero(positive.any(axis=1)), np.flatnonzero(positive.any(axis=0))
+        if len(ys) == 0:
+            continue
+        # An interpolated value is positive only if one of its four neighbours is: the rectangle
+        # of positive logits and one cell around it contain the whole mask, and at the cut every
+        # logit is at most 0, so that the clamped border is background as it should be.
+        top, left = max(ys[0] - 1, 0), max(xs[0] - 1, 0)
+        part = _upsample_positive(logit[top : ys[-1] + 2, left : xs[-1] + 2])
+        top, left = top * STRIDE, left * STRIDE
+        r0, r1 = np.searchsorted(rows, (top, top + part.shape[0]))
+        c0, c1 = np.searchsorted(columns, (left, left + part.shape[1]))
+        # Pick rows first: they are contiguous in part, so the transposed gather reads less.
+        picked = part[rows[r0:r1] - top]
+        mask[c0:c1, r0:r1] = picked.T[columns[c0:c1] - left]
+    return masks
+
+
+def _upsample_positive(logit: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """(h, w) logits → (4h, 4w) bool, True where torch's bilinear upsampling is positive."""
+    import cv2
+
+    fine = cv2.resize(logit, None, fx=STRIDE, fy=STRIDE, interpolation=cv2.INTER_LINEAR)
+    margin = np.float32(_ROUNDING) * np.abs(logit).max()
+    positive: npt.NDArray[np.bool_] = fine > margin
+    # OpenCV is several times faster than torch, but only torch rounds like torch: a mask with a
+    # pixel so near to zero that rounding decides (rare), or with a NaN, is done again.
+    near = np.count_nonzero(fine >= -margin) - np.count_nonzero(positive)
+    if near or not np.isfinite(margin):
+        upsampled = F.interpolate(
+            torch.from_numpy(np.ascontiguousarray(logit))[None, None],
+            scale_factor=STRIDE,
+            mode="bilinear",
+            align_corners=False,
+        )[0, 0]
+        positive = (upsampled > 0).numpy()
+    return positive
+
+
+@functools.lru_cache(maxsize=64)
+def _nearest(input_length: int, output_length: int) -> npt.NDArray[np.int64]:
+    """Source index of every output pixel of torch's nearest interpolation, (output_length,)."""
+    # Asking torch itself keeps its float32 rounding of floor(i * in / out).
+    ramp = torch.arange(input_length, dtype=torch.float32)[None, None, :, None]
+    index = F.interpolate(ramp, size=(output_length, 1), mode="nearest")[0, 0, :, 0]
+    return index.long().numpy()

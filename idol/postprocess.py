@@ -1,0 +1,128 @@
+"""From the network's outputs to the detections of one frame: the crossing into original pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from idol import masks
+from idol.boxes import batched_nms, cxcywh_to_xyxy
+from idol.config import DetectConfig
+from idol.structures import FrameDetections, Outputs
+
+if TYPE_CHECKING:
+    from idol.model import IDOL
+
+
+def select_queries(logits: Tensor, boxes: Tensor, config: DetectConfig) -> Tensor:
+    """The object queries that become detections (specification 4.2).
+
+    Score above score_floor, then class-aware box NMS, then at most max_detections; where none
+    passes the floor, the single best query. Selecting at a floor and filtering at a higher
+    threshold later gives the same rows as selecting at that threshold: what the threshold removes
+    never suppressed a survivor.
+
+    logits:  (Q, K) class logits of the last decoder layer
+    boxes:   (Q, 4) cxcywh in units of the un-padded image
+    returns: (N,)   int64 queries in descending score, N >= 1
+    errors:  ValueError for logits or boxes that are not finite
+    """
+    broken = ~(logits.isfinite().all(dim=1) & boxes.isfinite().all(dim=1))
+    if broken.any():
+        bad = broken.nonzero()[:, 0]
+        raise ValueError(
+            f"class logits and boxes must be finite, but {len(bad)} of {len(logits)} object "
+            f"queries are not; the first is query {int(bad[0])}. Check the weights and the input."
+        )
+    scores, labels = logits.float().sigmoid().max(dim=1)
+    rows = (scores > config.score_floor).nonzero()[:, 0]
+    if len(rows) == 0:
+        return scores.argmax()[None]
+    corners = cxcywh_to_xyxy(boxes[rows].float())
+    return rows[batched_nms(corners, scores[rows], labels[rows], config.box_nms)][
+        : config.max_detections
+    ]
+
+
+def finish(
+    frame_index: int,
+    logits: Tensor,
+    boxes: Tensor,
+    embeddings: Tensor,
+    mask_logits: Tensor,
+    input_size: tuple[int, int],
+    size: tuple[int, int],
+) -> FrameDetections:
+    """Selected queries to detections: scores, original pixels, overlaps, run-length masks.
+
+    frame_index: position in the video, from 0
+    logits:      (N, K) class logits, rows in descending best score
+    boxes:       (N, 4) cxcywh in units of the un-padded input
+    embeddings:  (N, C) contrastive embeddings
+    mask_logits: (N, h/4, w/4) over the padded input
+    input_size:  (height, width) of the network input without padding
+    size:        (height, width) of the original frame
+    returns:     FrameDetections on the CPU; boxes are clipped to the frame
+    errors:      ValueError for embeddings that are not finite, or sizes beyond the padded input
+    """
+    broken = ~embeddings.isfinite().all(dim=1)
+    if broken.any():
+        bad = broken.nonzero()[:, 0]
+        raise ValueError(
+            f"embeddings must be finite, but {len(bad)} of {len(embeddings)} detections of frame "
+            f"{frame_index} are not; the first is row {int(bad[0])}. Check the weights."
+        )
+    # Overlaps include the padded border, as in the released tracker, and are counted where the
+    # logits are.
+    pairwise = masks.overlaps(mask_logits > 0).cpu()
+    class_scores = logits.float().sigmoid().cpu()
+    height, width = size
+    bounds = torch.tensor([width, height, width, height], dtype=torch.float32)
+    corners = cxcywh_to_xyxy(boxes.float().cpu()) * bounds
+    return FrameDetections(
+        frame_index=frame_index,
+        scores=class_scores.amax(dim=1),
+        class_scores=class_scores,
+        embeddings=embeddings.float().cpu(),
+        overlaps=pairwise,
+        boxes=torch.minimum(corners.clamp(min=0), bounds),
+        masks=tuple(masks.resize_and_encode(mask_logits, input_size, size)),
+    )
+
+
+@torch.no_grad()
+def detections(
+    outputs: Outputs,
+    model: IDOL,
+    image: int,
+    frame_index: int,
+    input_size: tuple[int, int],
+    size: tuple[int, int],
+    config: DetectConfig,
+) -> FrameDetections:
+    """The detections of one image of a batch. Masks are made for the survivors only.
+
+    outputs:     what model returned for the batch
+    model:       makes mask logits on demand: model.masks(outputs, image, queries)
+    image:       index in the batch
+    frame_index: position in the video, from 0
+    input_size:  (height, width) of the network input without padding
+    size:        (height, width) of the original frame
+    errors:      ValueError for outputs that are not finite, or sizes beyond the padded input
+    """
+    # One transfer instead of a synchronisation at every step of selection and NMS.
+    logits = outputs.logits[-1, image].float().cpu()
+    boxes = outputs.boxes[-1, image].float().cpu()
+    rows = select_queries(logits, boxes, config)
+    queries = rows.to(outputs.embeddings.device)
+    return finish(
+        frame_index,
+        logits[rows],
+        boxes[rows],
+        outputs.embeddings[image, queries],
+        model.masks(outputs, image, queries),
+        input_size,
+        size,
+    )
