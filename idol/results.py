@@ -87,8 +87,8 @@ def to_ytvis(
         for frame_index, row in track.detections.items():
             if not 0 <= frame_index < length:
                 raise ValueError(
-                    f"track {track.track_id} of video {video_id} is on frame {frame_index}, but the "
-                    f"video has {length} frames"
+                    f"track {track.track_id} of video {video_id} is on frame {frame_index}, but "
+                    f"that video has {length} frames"
                 )
             frame = by_index.get(frame_index)
             if frame is None or not 0 <= row < len(frame.masks):

@@ -140,7 +140,7 @@ def as_bytes(counts: Any) -> bytes:
     if isinstance(counts, str) and counts.isascii():
         return counts.encode("ascii")
     raise ValueError(
-        f"counts must be a compressed RLE string, got {type(counts).__name__} {str(counts)[:40]!r}. "
+        f"counts must be a compressed RLE string, got {str(counts)[:40]!r}. "
         "pycocotools.mask.encode (or frPyObjects) makes one"
     )
 
