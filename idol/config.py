@@ -153,11 +153,17 @@ class PairConfig:
     """Seeds the choice of pairs, per video, and the order of the rows."""
     rows_per_shard: int = 512
     """Rows per parquet file, at most."""
+    jpeg_quality: int = 95
+    """Quality of frames that have to be encoded: resized ones, PNG files, frames of video files."""
+    max_reject_fraction: float = 0.5
+    """The stage fails where a larger fraction of the videos has a fault."""
 
     def __post_init__(self) -> None:
         _positive(self, "max_gap", "rows_per_shard")
         _require(self.pairs_per_video >= 0, f"pairs_per_video >= 0, got {self.pairs_per_video}")
         _require(self.max_side >= 0, f"max_side must be >= 0, got {self.max_side}")
+        _require(0 <= self.jpeg_quality <= 100, f"jpeg_quality is 0..100, got {self.jpeg_quality}")
+        _unit(self, "max_reject_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import posixpath
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as coco
-
+from idol import rle
 from pipelines import frames as frame_files
 from pipelines import manifest
 from pipelines.errors import DatasetError, VideoError
@@ -26,6 +23,8 @@ from pipelines.errors import DatasetError, VideoError
 # What a category id or a mask side can be in the tables and in pycocotools without overflow.
 _MAX_INT = 2**53
 _MAX_SIDE = 1 << 15
+# Polygons may leave the frame, but not by more than this many of its longer sides.
+_REACH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,110 +434,62 @@ def _instance(
         )
     if item.get("iscrowd", 0) not in (0, 1):
         raise fail(f"annotation {instance_id} has iscrowd {item['iscrowd']!r}, not 0 or 1")
-    counts = []
-    for index, segmentation in enumerate(segmentations):
-        try:
-            counts.append(to_counts(segmentation, size))
-        except ValueError as error:
-            raise fail(f"annotation {instance_id}, frame {index}: {error}") from error
+    try:
+        counts = to_counts(segmentations, size)
+    except ValueError as error:
+        raise fail(f"annotation {instance_id}, {error}") from error
     return InstanceRecord(
         instance_id=instance_id,
         category_id=item["category_id"],
         iscrowd=bool(item.get("iscrowd", 0)),
-        segmentations=tuple(counts),
+        segmentations=counts,
     )
 
 
-def to_counts(segmentation: Any, size: tuple[int, int]) -> bytes | None:
-    """Any COCO segmentation as compressed RLE counts.
+def to_counts(segmentations: Sequence[Any], size: tuple[int, int]) -> tuple[bytes | None, ...]:
+    """One object's segmentations, in any form that COCO allows, as compressed RLE counts.
 
-    segmentation: None, compressed RLE {size, counts: str}, uncompressed RLE
-                  {size, counts: [int]}, or polygons [[x0, y0, x1, y1, ...], ...] in pixels
-    size:         (height, width) of the frame
-    returns:      compressed counts; None where no pixel is set
-    Errors:       ValueError saying what is wrong
+    segmentations: per frame None, compressed or uncompressed RLE, or polygons in pixels
+    size:          (height, width) of the frames
+    returns:       per frame compressed counts; None where no pixel is set
+    Errors:        ValueError saying which frame and what is wrong
     """
-    if segmentation is None:
-        return None
-    if isinstance(segmentation, list):
-        return _from_polygons(segmentation, size)
-    if not isinstance(segmentation, dict) or "counts" not in segmentation:
-        raise ValueError("a segmentation is null, an RLE {size, counts} or a list of polygons")
-    stated = segmentation.get("size", list(size))
-    if not isinstance(stated, list | tuple) or tuple(stated) != tuple(size):
-        raise ValueError(f"the RLE has size {stated!r}, the video {list(size)}")
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        if not all(_is_int(run) and run >= 0 for run in counts):
-            raise ValueError("an uncompressed RLE's counts must be whole numbers, 0 or more")
-        runs = np.asarray(counts, dtype=np.int64)
-        _check_runs(runs, size)
-        if not runs[1::2].any():
-            return None
-        height, width = size
-        encoded = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        return bytes(encoded["counts"])
-    if isinstance(counts, str):
-        counts = counts.encode("ascii", errors="replace")
-    if not isinstance(counts, bytes):
-        raise ValueError(f"RLE counts must be a string or a list, got {type(counts).__name__}")
-    runs = _runs(counts)
-    _check_runs(runs, size)
-    return counts if runs[1::2].any() else None
-
-
-def _check_runs(runs: np.ndarray[Any, np.dtype[np.int64]], size: tuple[int, int]) -> None:
-    if (runs < 0).any() or runs.sum() != size[0] * size[1]:
-        raise ValueError(
-            f"the RLE covers {int(runs.sum())} pixels, a frame has {size[0] * size[1]}"
-        )
-
-
-def _runs(counts: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The run lengths of compressed counts.
-
-    pycocotools trusts its input and writes past its buffers on a malformed string, so every
-    string is decoded here once. Five bits a character, bit 5 says that the number goes on, the
-    last character's bit 4 is the sign; from the fourth run on, numbers are differences to the
-    run two before.
-    """
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if len(codes) == 0:
-        raise ValueError("the RLE's counts are empty")
-    if (codes < 0).any() or (codes > 63).any() or codes[-1] & 32:
-        raise ValueError("the RLE's counts are not a compressed COCO string")
-    ends = np.flatnonzero((codes & 32) == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    if (ends - starts).max() > 6:
-        raise ValueError("the RLE's counts hold a number too large for any frame")
-    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    values = np.add.reduceat((codes & 31) << (5 * place), starts)
-    negative = (codes[ends] & 16) != 0
-    values -= np.where(negative, np.int64(1) << (5 * (ends - starts + 1)), 0)
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
-
-
-def _from_polygons(polygons: list[Any], size: tuple[int, int]) -> bytes | None:
-    height, width = size
-    reach = 16 * max(height, width)
-    for polygon in polygons:
-        if (
-            not isinstance(polygon, list)
-            or len(polygon) < 6
-            or len(polygon) % 2
-            or not all(
-                isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)
-                for v in polygon
-            )
-        ):
-            raise ValueError("a polygon is a list of at least 3 points, [x0, y0, x1, y1, x2, y2]")
+    reach = _REACH * max(size)
+    counts: list[bytes | None] = []
+    for index, segmentation in enumerate(segmentations):
         # pycocotools allocates by edge length: one absurd point would take all memory.
-        if any(abs(v) > reach for v in polygon):
-            raise ValueError(f"a polygon reaches beyond {reach} pixels in a {size} frame")
-    if not polygons:
-        return None
-    merged = coco.merge(coco.frPyObjects(polygons, height, width))
-    counts = bytes(merged["counts"])
-    return counts if int(coco.area(merged)) else None
+        if isinstance(segmentation, list) and _extent(segmentation) > reach:
+            raise ValueError(f"frame {index}: a polygon reaches beyond {reach} pixels")
+        try:
+            mask = rle.compress(segmentation, size)
+        except ValueError as error:
+            raise ValueError(f"frame {index}: {error}") from error
+        if mask is not None and tuple(mask["size"]) != size:
+            raise ValueError(
+                f"frame {index}: the mask has size {list(mask['size'])}, the video {list(size)} "
+                "(height, width)"
+            )
+        counts.append(None if mask is None else mask["counts"])
+    present = [index for index, data in enumerate(counts) if data is not None]
+    pixels, areas = rle.measure([data for data in counts if data is not None])
+    for index, covered, area in zip(present, pixels.tolist(), areas.tolist(), strict=True):
+        if covered != size[0] * size[1]:
+            reason = "is unreadable" if covered < 0 else f"covers {covered} pixels"
+            raise ValueError(
+                f"frame {index}: the RLE {reason}, a frame has {size[0] * size[1]} pixels"
+            )
+        if area == 0:
+            counts[index] = None
+    return tuple(counts)
+
+
+def _extent(polygons: list[Any]) -> float:
+    """The largest coordinate; what is no number is refused later, with a better message."""
+    numbers = [
+        abs(v)
+        for polygon in polygons
+        if isinstance(polygon, list)
+        for v in polygon
+        if isinstance(v, int | float)
+    ]
+    return max(numbers, default=0)
