@@ -234,6 +234,7 @@ def _compile(name: str, dtype: torch.dtype) -> Kernel:
 
 def _forward_kernel(real: Any) -> Kernel:
     zero, half, one, nan = real(0), real(0.5), real(1), real(np.nan)
+    largest = real(np.finfo(real).max)
 
     def kernel(
         value: Any, shapes: Any, locations: Any, weights: Any, out: Any, first: int, last: int
@@ -253,7 +254,7 @@ def _forward_kernel(real: Any) -> Kernel:
                     for p in range(points):
                         x = locations[n, q, m, level, p, 0] * real(width) - half
                         y = locations[n, q, m, level, p, 1] * real(height) - half
-                        if x > -one and y > -one and x < real(width) and y < real(height):
+                        if x >= -one and y >= -one and x < real(width) and y < real(height):
                             x0, y0 = math.floor(x), math.floor(y)
                             right, low = x - real(x0), y - real(y0)
                             left, high = one - right, one - low
@@ -279,8 +280,9 @@ def _forward_kernel(real: Any) -> Kernel:
                                 result[c] += (
                                     w00 * v00[c] + w01 * v01[c] + w10 * v10[c] + w11 * v11[c]
                                 )
-                        elif height * width > 0 and not (math.isfinite(x) and math.isfinite(y)):
-                            # A broken location must be seen, as it is in plain PyTorch.
+                        elif height * width > 0 and not (abs(x) <= largest and abs(y) <= largest):
+                            # A broken location must be seen, as it is in plain PyTorch. (Not by
+                            # isfinite: that is x - x, which reordering makes 0 for any x.)
                             for c in range(channels):
                                 result[c] = nan
                     start += height * width
@@ -290,6 +292,7 @@ def _forward_kernel(real: Any) -> Kernel:
 
 def _backward_kernel(real: Any) -> Kernel:
     zero, half, one, nan = real(0), real(0.5), real(1), real(np.nan)
+    largest = real(np.finfo(real).max)
 
     def kernel(
         value: Any,
@@ -316,7 +319,7 @@ def _backward_kernel(real: Any) -> Kernel:
                     for p in range(points):
                         x = locations[n, q, m, level, p, 0] * real(width) - half
                         y = locations[n, q, m, level, p, 1] * real(height) - half
-                        if x > -one and y > -one and x < real(width) and y < real(height):
+                        if x >= -one and y >= -one and x < real(width) and y < real(height):
                             x0, y0 = math.floor(x), math.floor(y)
                             right, low = x - real(x0), y - real(y0)
                             left, high = one - right, one - low
@@ -364,7 +367,7 @@ def _backward_kernel(real: Any) -> Kernel:
                                 g10[c] += w10 * g[c]
                             for c in range(channels):
                                 g11[c] += w11 * g[c]
-                        elif height * width > 0 and not (math.isfinite(x) and math.isfinite(y)):
+                        elif height * width > 0 and not (abs(x) <= largest and abs(y) <= largest):
                             grad_weights[n, q, m, level, p] = nan
                             grad_locations[n, q, m, level, p, 0] = nan
                             grad_locations[n, q, m, level, p, 1] = nan
