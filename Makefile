@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 PYTHON ?=
 PYTEST_ARGS ?=
+RUN ?= runs/demo
 
 # Made last. While pip is at work there is the other file: if it is still there next time, the
 # environment was left half installed, which pip does not notice, and is made anew.
@@ -74,8 +75,8 @@ bench: setup ## every benchmark, each prints one table
 gpu: setup ## parity tests, then timings, on a CUDA device
 	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
-mlflow: setup ## browse the logged experiments at http://127.0.0.1:5000
-	$(BIN)/python -m mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port 5000
+mlflow: setup ## browse the runs logged in RUN (default: runs/demo) at http://127.0.0.1:5000
+	$(BIN)/python -m mlflow ui --backend-store-uri sqlite:///$(RUN)/mlflow.db --host 127.0.0.1 --port 5000
 
 clean: ## remove caches, builds and the demo's output; .venv and other runs stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build runs/demo *.egg-info

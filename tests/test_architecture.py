@@ -1,0 +1,244 @@
+"""The rooms stay rooms: which way imports point, what may be imported where, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ROOMS = ("ops", "idol", "pipelines", "jobs")
+"""Lowest first: a room may import itself and the rooms before it."""
+
+CLUSTER_LIBRARIES = {"ray", "pyarrow", "mlflow"}
+"""Known to pipelines/ alone."""
+
+HEAVY_LIBRARIES = {*CLUSTER_LIBRARIES, "matplotlib", "numba", "pandas"}
+"""What `import idol` leaves for those who need it: each costs up to seconds."""
+
+MAX_LINES = 400
+"""Lines of code in a file; docstrings and comments are asked for, so they do not count."""
+
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import in a file, also inside functions and TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:  # from . import x: stays in its own room
+                continue
+            yield node.lineno, node.module or ""
+
+
+def complaints(check: str, found: list[str]) -> None:
+    """Fail with all that was found, one per line."""
+    assert not found, f"{check}:\n  " + "\n  ".join(found)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_there_is_something_to_check() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} == set(ROOMS)
+
+
+def test_no_import_points_back() -> None:
+    found = []
+    for path in FILES:
+        room = path.relative_to(ROOT).parts[0]
+        above = ROOMS[ROOMS.index(room) + 1 :]
+        found += [
+            f"{name(path)}:{line} imports {module}"
+            for line, module in imported(path)
+            if module.split(".")[0] in above
+        ]
+    complaints("jobs -> pipelines -> idol -> ops, and nothing points back", found)
+
+
+def test_no_room_imports_what_stands_beside_the_rooms() -> None:
+    found = [
+        f"{name(path)}:{line} imports {module}"
+        for path in FILES
+        for line, module in imported(path)
+        if module.split(".")[0] in {"tests", "benchmarks"}
+    ]
+    complaints("tests and benchmarks are not installed", found)
+
+
+def test_ray_arrow_and_mlflow_stay_in_pipelines() -> None:
+    found = [
+        f"{name(path)}:{line} imports {module}"
+        for path in FILES
+        if path.relative_to(ROOT).parts[0] != "pipelines"
+        for line, module in imported(path)
+        if module.split(".")[0] in CLUSTER_LIBRARIES
+    ]
+    complaints(f"only pipelines/ may import {sorted(CLUSTER_LIBRARIES)}", found)
+
+
+def test_every_imported_library_is_declared() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    # aiohttp is a requirement of ray[default], whose job server speaks it.
+    distribution = {"cv2": "opencv-python-headless", "cuda": "cuda-core", "aiohttp": "ray"}
+    known = {
+        requirement.split("[")[0].split(">")[0].split("=")[0].strip() for requirement in declared
+    }
+    # Compilers of the GPU kernels: looked for at run time, there where torch came with CUDA.
+    known |= {"cuda-core", "triton"}
+    found = [
+        f"{name(path)}:{line} imports {module}"
+        for path in FILES
+        for line, module in imported(path)
+        if (top := module.split(".")[0]) not in {*sys.stdlib_module_names, *ROOMS}
+        and distribution.get(top, top) not in known
+    ]
+    complaints("a library that is imported must be in pyproject.toml's dependencies", found)
+
+
+def test_no_file_is_a_drawer() -> None:
+    drawers = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
+    complaints(
+        "a function whose home is unclear has not been understood yet",
+        [name(path) for path in FILES if path.name in drawers],
+    )
+
+
+def lines_of_code(text: str) -> int:
+    """How many lines are neither blank nor a comment nor part of a docstring."""
+    prose: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            prose |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and number not in prose
+        for number, line in enumerate(text.splitlines(), start=1)
+    )
+
+
+def test_no_file_is_longer_than_one_noun() -> None:
+    lengths = {name(path): lines_of_code(path.read_text()) for path in FILES}
+    found = [f"{path}: {lines} lines" for path, lines in lengths.items() if lines > MAX_LINES]
+    complaints(f"at most {MAX_LINES} lines of code; split it by what it is about", found)
+
+
+def python(code: str) -> str:
+    """Run code in a new interpreter, from the root, and return its stdout."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def modules(*rooms: str) -> list[str]:
+    """Dotted names of the rooms' modules."""
+    return [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in FILES
+        if path.relative_to(ROOT).parts[0] in rooms
+    ]
+
+
+def test_the_method_imports_without_ray_arrow_and_mlflow() -> None:
+    python(
+        "import importlib, sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {CLUSTER_LIBRARIES!r}:\n"
+        "            raise ModuleNotFoundError(f'{name} is not installed here', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        f"for name in {modules('ops', 'idol')!r}:\n"
+        "    importlib.import_module(name)\n"
+    )
+
+
+def test_importing_idol_loads_nothing_heavy() -> None:
+    loaded = python("import idol, sys; print(*{name.split('.')[0] for name in sys.modules})")
+    assert HEAVY_LIBRARIES.isdisjoint(loaded.split())
+
+
+def test_importing_the_jobs_does_not_load_mlflow() -> None:
+    # `--help` must come at once; MLflow alone takes 5 s to import.
+    loaded = python(f"import sys, {', '.join(modules('jobs'))}; print('mlflow' in sys.modules)")
+    assert loaded.strip() == "False"
+
+
+def public_definitions(
+    tree: ast.Module,
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+    """(qualified name, node) of a module's public classes, functions and methods."""
+    for node in tree.body:
+        if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if node.name.startswith("_"):
+            continue
+        yield node.name, node
+        # A Protocol describes its members in its own docstring: they have no bodies.
+        if isinstance(node, ast.ClassDef) and "Protocol" not in map(ast.unparse, node.bases):
+            yield from (
+                (f"{node.name}.{inner.name}", inner)
+                for inner in node.body
+                if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef))
+                and not inner.name.startswith("_")
+            )
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    found = []
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        if tree.body and ast.get_docstring(tree) is None:
+            found.append(f"{name(path)}: the module")
+        found += [
+            f"{name(path)}:{node.lineno} {qualified}"
+            for qualified, node in public_definitions(tree)
+            if ast.get_docstring(node) is None
+        ]
+    complaints("a public name says what it is", found)
+
+
+def undescribed(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """The tensor arguments of a function that its docstring says nothing of."""
+    text = ast.get_docstring(node) or ""
+    if re.search(r"\bas (in|of|for)\b", text):  # "arguments as of cost_matrix"
+        return []
+    tensors = [
+        argument.arg
+        for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        if argument.annotation is not None
+        and ast.unparse(argument.annotation).removesuffix(" | None") in {"Tensor", "torch.Tensor"}
+    ]
+    # "(..., 4) centre, width, height -> ..." leaves no doubt where there is one argument.
+    if len(tensors) == 1 and re.search(r"\([^)]*,[^)]*\)", text):
+        return []
+    return [argument for argument in tensors if not re.search(rf"\b{argument}\b", text)]
+
+
+def test_every_tensor_argument_is_described() -> None:
+    found = [
+        f"{name(path)}:{node.lineno} {qualified}({argument})"
+        for path in FILES
+        for qualified, node in public_definitions(ast.parse(path.read_text()))
+        if not isinstance(node, ast.ClassDef)
+        for argument in undescribed(node)
+    ]
+    complaints("a tensor argument has a line `name: (shape) meaning`", found)
+
+
+def test_packages_are_listed_explicitly() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(ROOMS)
