@@ -251,6 +251,8 @@ def _forward_kernel(real: Any) -> Kernel:
                 start = 0
                 for level in range(levels):
                     height, width = shapes[level, 0], shapes[level, 1]
+                    if height * width == 0:  # its clamped corners would lie in another level
+                        continue
                     for p in range(points):
                         x = locations[n, q, m, level, p, 0] * real(width) - half
                         y = locations[n, q, m, level, p, 1] * real(height) - half
@@ -280,7 +282,7 @@ def _forward_kernel(real: Any) -> Kernel:
                                 result[c] += (
                                     w00 * v00[c] + w01 * v01[c] + w10 * v10[c] + w11 * v11[c]
                                 )
-                        elif height * width > 0 and not (abs(x) <= largest and abs(y) <= largest):
+                        elif not (abs(x) <= largest and abs(y) <= largest):
                             # A broken location must be seen, as it is in plain PyTorch. (Not by
                             # isfinite: that is x - x, which reordering makes 0 for any x.)
                             for c in range(channels):
@@ -316,6 +318,8 @@ def _backward_kernel(real: Any) -> Kernel:
                 start = 0
                 for level in range(levels):
                     height, width = shapes[level, 0], shapes[level, 1]
+                    if height * width == 0:  # its clamped corners would lie in another level
+                        continue
                     for p in range(points):
                         x = locations[n, q, m, level, p, 0] * real(width) - half
                         y = locations[n, q, m, level, p, 1] * real(height) - half
@@ -367,7 +371,7 @@ def _backward_kernel(real: Any) -> Kernel:
                                 g10[c] += w10 * g[c]
                             for c in range(channels):
                                 g11[c] += w11 * g[c]
-                        elif height * width > 0 and not (abs(x) <= largest and abs(y) <= largest):
+                        elif not (abs(x) <= largest and abs(y) <= largest):
                             grad_weights[n, q, m, level, p] = nan
                             grad_locations[n, q, m, level, p, 0] = nan
                             grad_locations[n, q, m, level, p, 1] = nan
