@@ -199,7 +199,7 @@ def run(
     shards = plan(dataset.videos, config.detect.frames_per_shard)
     truth = any(video.instances for video in dataset.videos)
     output = manifest.prepare_output(
-        out, STAGE, _claim(config), _input_hash(dataset, model), overwrite=overwrite
+        out, STAGE, claim(config), input_hash(dataset, model), overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished
@@ -450,14 +450,14 @@ def _piece_from_json(values: Mapping[str, Any]) -> Piece:
     )
 
 
-def _claim(config: Config) -> dict[str, Any]:
+def claim(config: Config) -> dict[str, Any]:
     """What of the configuration the detections depend on: not the tracker, nor the training."""
     whole = to_dict(config)
     parts = ("name", "model", "transforms", "detect", "categories", "category_ids")
     return {part: whole[part] for part in parts}
 
 
-def _input_hash(dataset: Dataset, model: IDOL) -> str:
+def input_hash(dataset: Dataset, model: IDOL) -> str:
     """Names what is read: the annotation file and the weights, wherever they lie."""
     digest = hashlib.sha256(dataset.input_hash.encode())
     # Shards are dealt from the usable videos: mending a reject makes it another input.

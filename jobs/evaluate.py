@@ -1,0 +1,130 @@
+"""Detect, track and score a checkpoint on a dataset; write results, metrics and a report.
+
+python -m jobs.evaluate --annotations val/instances.json --checkpoint weights.safetensors --out run
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from pipelines import cluster, evaluate
+from pipelines.errors import PipelineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a checkpoint: network over all frames (detect), association (track), scores.
+
+    OUT gets results.json (and the results.zip that evaluation servers take), report.json,
+    report.html, and the stored detections that jobs.sweep starts from. Videos that cannot be read
+    are listed with the reason in OUT/rejects.parquet and count as missed. Interrupted, the same
+    command goes on where it stopped. Without truth in the annotations there are results, but no
+    scores.
+
+    The last line of stdout is one JSON object: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ...
+    in [0, 1], and the paths of what was written. With several annotation files it is
+    {"sets": {name: such an object}}.
+    """
+
+    annotations: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JSON [JSON ...]")]
+    """YouTube-VIS or OVIS JSON. Several are evaluated one after the other, each in a folder of OUT
+    named after the folder of its file."""
+    checkpoint: str
+    """Weights: a .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a
+    released .pth (then name its --preset)."""
+    out: Path
+    """Directory to write: new, empty, or left unfinished by the same command."""
+    preset: str | None = None
+    """Configuration of a released .pth, which carries none."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; repeat for more. For
+    example tracker.match_threshold=0.6 or transforms.test_short_side=360."""
+    tracker: str | None = None
+    """released, ovis, paper, robust, or a JSON file such as the best.json of jobs.sweep. Default:
+    the checkpoint's own."""
+    frames: str | None = None
+    """Folder (or URL) that the frame paths are relative to. Default: JPEGImages beside each
+    annotation file where that exists, else the file's own folder."""
+    videos: tuple[int, ...] = ()
+    """Evaluate only these video ids. Default: all. Needs a single annotation file."""
+    stride: int = 1
+    """Use every n-th frame only, so that objects move faster."""
+    actors: int | None = None
+    """Copies of the network. Default: one per GPU, else half the logical CPUs."""
+    batch_frames: int | None = None
+    """Frames in one forward pass; short for --set detect.batch_frames=N."""
+    overwrite: bool = False
+    """Delete an earlier output in OUT first. Never deletes anything else."""
+    log_to: Path | None = None
+    """Folder of the MLflow file. Default: OUT; without effect where MLFLOW_TRACKING_URI is set."""
+    num_cpus: int | None = None
+    """Logical CPUs of the Ray started here. Default: those of the machine, at least 4. Without
+    effect on a cluster that is joined (RAY_ADDRESS, ray job submit)."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, evaluate, print the metrics as the last line."""
+    job = tyro.cli(Evaluate, args=argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        if job.videos and len(job.annotations) > 1:
+            raise ValueError("--videos needs a single annotation file: ids of several may clash")
+        outputs = _outputs(job)
+        with cluster.session(job.num_cpus):
+            values = {name: _evaluate(job, path, out) for name, (path, out) in outputs.items()}
+    except (PipelineError, ValueError, FileNotFoundError) as error:
+        # The message says what to do; a traceback would bury it.
+        sys.exit(f"{type(error).__name__}: {error}")
+    line = next(iter(values.values())) if len(values) == 1 else {"sets": values}
+    print(json.dumps(line, sort_keys=True))
+
+
+def _evaluate(job: Evaluate, annotation_file: str, out: Path) -> dict[str, Any]:
+    overrides = list(job.set)
+    if job.batch_frames is not None:
+        overrides.append(f"detect.batch_frames={job.batch_frames}")
+    manifest = evaluate.run(
+        annotation_file,
+        job.checkpoint,
+        out,
+        preset=job.preset,
+        overrides=overrides,
+        tracker=job.tracker,
+        frames_root=job.frames,
+        video_ids=job.videos or None,
+        stride=job.stride,
+        actors=job.actors,
+        overwrite=job.overwrite,
+        log_to=job.log_to or job.out,
+    )
+    paths = {name: str(out / file) for name, file in evaluate.FILES.items()}
+    counts = {"rows": manifest.rows, "rejects": manifest.rejects, "seconds": manifest.seconds}
+    return {**manifest.extra["metrics"], **counts, "out": str(out), **paths}
+
+
+def _outputs(job: Evaluate) -> dict[str, tuple[str, Path]]:
+    """Name -> (annotation file, directory): OUT itself for one file, a folder in it for each of
+    several."""
+    if len(job.annotations) == 1:
+        return {job.out.name: (job.annotations[0], job.out)}
+    named: dict[str, tuple[str, Path]] = {}
+    for path in job.annotations:
+        parts = Path(path)
+        name = base = parts.resolve().parent.name or parts.stem
+        number = 2
+        while name in named:
+            name, number = f"{base}-{number}", number + 1
+        named[name] = (path, job.out / name)
+    return named
+
+
+if __name__ == "__main__":
+    main()
