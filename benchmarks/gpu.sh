@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Parity, then timings, on a machine with a CUDA device. Needs torch, numpy and pytest; no Ray, no
+# network, no installed package. Ends with one table, for docs/performance.md.
+#
+#   make gpu                                  with the repository's environment
+#   PYTHON=python3 benchmarks/gpu.sh          with another one
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ -z "${PYTHON:-}" ]]; then
+  PYTHON=python3
+  if [[ -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
+fi
+
+# A machine that is meant to have a GPU must not pass by skipping: no device is a failure.
+export IDOL_REQUIRE_CUDA=1
+"$PYTHON" -c 'import sys, torch
+if not torch.cuda.is_available():
+    sys.exit(f"benchmarks/gpu.sh: torch {torch.__version__} finds no CUDA device here.")'
+
+# Only the files that have a gpu test, and none of pipelines/: the others import what may be absent.
+# The options of pyproject.toml that belong to plugins are left out for the same reason.
+mapfile -t files < <(grep -rlE 'mark\.gpu' tests/ops tests/idol --include='test_*.py' | sort)
+if [[ ${#files[@]} -gt 0 ]]; then
+  "$PYTHON" -m pytest -m gpu -o addopts="--import-mode=importlib --strict-markers -ra" \
+    -p no:cacheprovider "${files[@]}"
+else
+  echo "No test is marked gpu yet."
+fi
+
+echo
+"$PYTHON" - <<'PY'
+import datetime
+import platform
+import subprocess
+
+import torch
+
+commit = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+).stdout.strip() or "not a git checkout"
+device = torch.cuda.get_device_properties(0)
+print(f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+print(f"{datetime.date.today()}, commit {commit}, Python {platform.python_version()}, torch {torch.__version__}")
+PY
+for module in ms_deform_attn network; do
+  if [[ -f "benchmarks/$module.py" ]]; then
+    echo
+    "$PYTHON" -m "benchmarks.$module" --device cuda
+  fi
+done
