@@ -167,7 +167,8 @@ def read(source: str | Path | list[Any]) -> list[Entry]:
     """
     entries = load_json(Path(source), "results") if isinstance(source, str | Path) else source
     if not isinstance(entries, list):
-        hint = " (Is it the truth? That is the other argument.)" if "videos" in entries else ""
+        truth = isinstance(entries, Mapping) and "videos" in entries
+        hint = " (Is it the truth? That is the other argument.)" if truth else ""
         raise ValueError(f"results must be a JSON list, got {type(entries).__name__}.{hint}")
     return entries
 

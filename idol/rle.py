@@ -39,50 +39,56 @@ def _measure(
     total = len(counts)
     pixels = np.zeros(total, np.int64)
     areas = np.zeros(total, np.int64)
-    characters = np.frombuffer(b"".join(counts), np.uint8).astype(np.int64) - 48
+    characters = np.frombuffer(b"".join(counts), np.uint8) - np.uint8(48)
     if not len(characters):
         return pixels, areas
-    owner = np.repeat(np.arange(total), lengths)  # mask of each character
-    bad = np.bincount(owner, (characters < 0) | (characters > 63), total) > 0
-    last = (characters & 0x20) == 0  # of its number
-    bad |= (lengths > 0) & ~last[np.maximum(np.cumsum(lengths), 1) - 1]
-    last |= np.diff(owner, append=-1) != 0  # so that a truncated mask stays out of its neighbour
+    limits = np.cumsum(lengths)
+    bad = np.zeros(total, bool)
+    bad[np.searchsorted(limits, np.flatnonzero(characters > 63), side="right")] = True
+    last = characters & 0x20 == 0  # of its number
+    final = np.flatnonzero(lengths)
+    bad[final[~last[limits[final] - 1]]] = True
+    last[limits[final] - 1] = True  # so that a truncated mask stays out of its neighbour
 
     ends = np.flatnonzero(last)
     starts = np.concatenate([[0], ends[:-1] + 1])
-    digits = ends - starts + 1
-    place = np.arange(len(characters)) - np.repeat(starts, digits)
-    number_owner = owner[starts]
-    bad |= np.bincount(number_owner, digits > _MAX_CHARACTERS, total) > 0
-    place = np.minimum(place, _MAX_CHARACTERS)
-    values = np.add.reduceat((characters & 0x1F) << (_BITS * place), starts)
-    negative = (characters[ends] & 0x10) != 0
-    values -= np.where(negative, 1 << (_BITS * np.minimum(digits, _MAX_CHARACTERS)), 0)
+    values = (characters[starts] & 0x1F).astype(np.int64)
+    longer = np.flatnonzero(ends > starts)
+    place = 1
+    while len(longer) and place < _MAX_CHARACTERS:
+        at = starts[longer] + place
+        values[longer] |= (characters[at] & 0x1F).astype(np.int64) << (_BITS * place)
+        longer = longer[ends[longer] > at]
+        place += 1
+    bad[np.searchsorted(limits, starts[longer], side="right")] = True
+    negative = np.flatnonzero(characters[ends] & 0x10)
+    digits = np.minimum(ends[negative] - starts[negative] + 1, _MAX_CHARACTERS)
+    values[negative] -= 1 << (_BITS * digits)
 
     # From the third number on each is the difference to the run two before. So runs form two lanes,
-    # background and foreground, each a running sum; only the very first run stands alone.
-    numbers = np.bincount(number_owner, minlength=total)
-    first_number = np.cumsum(numbers) - numbers
-    local = np.arange(len(values)) - first_number[number_owner]
+    # background and foreground, and each is a running sum, in which the very first run has no part.
+    first_number = np.searchsorted(ends, limits - lengths)
+    numbers = np.diff(first_number, append=len(ends))
     rows = (numbers + 1) // 2
     first_row = np.cumsum(rows) - rows
+    filled = np.flatnonzero(numbers)
+    opening = values[first_number[filled]]
     lanes = np.zeros((int(rows.sum()), 2), np.int64)
-    lanes[first_row[number_owner] + local // 2, local % 2] = values
-    row_owner = np.repeat(np.arange(total), rows)
-    opening = lanes[first_row[row_owner]]  # (rows, 2) first row of the same mask
+    shift = np.repeat(2 * first_row - first_number, numbers)
+    lanes.reshape(-1)[np.arange(len(values)) + shift] = values
+    lanes[first_row[filled], 0] = 0
     runs = np.cumsum(lanes, axis=0)
-    base = runs[first_row[row_owner]]
-    runs[:, 1] -= base[:, 1] - opening[:, 1]
-    head = np.zeros(len(runs), bool)
-    head[first_row[rows > 0]] = True
-    runs[:, 0] -= np.where(head, base[:, 0] - opening[:, 0], base[:, 0])
-    odd = (rows > 0) & (numbers % 2 == 1)
-    runs[(first_row + rows - 1)[odd], 1] = 0  # the lane's empty last place
-    bad |= np.bincount(row_owner, (runs < 0).any(axis=1), total) > 0
+    before = np.concatenate([[[0, 0]], runs])[first_row]
+    runs -= np.repeat(before, rows, axis=0)
+    odd = np.flatnonzero(numbers % 2)
+    runs[first_row[odd] + rows[odd] - 1, 1] = 0  # the lane's empty last place
+    below = np.flatnonzero((runs < 0).any(axis=1))
+    bad[np.searchsorted(np.cumsum(rows), below, side="right")] = True
+    bad[filled[opening < 0]] = True
 
-    filled = rows > 0
-    pixels[filled] = np.add.reduceat(runs.sum(axis=1), first_row[filled])
-    areas[filled] = np.add.reduceat(runs[:, 1], first_row[filled])
+    sums = np.add.reduceat(runs, first_row[filled], axis=0)
+    pixels[filled] = sums.sum(axis=1) + opening
+    areas[filled] = sums[:, 1]
     pixels[bad] = -1
     areas[bad] = 0
     return pixels, areas

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -130,6 +130,45 @@ def read(source: Truth | Mapping[str, Any] | str | Path, *, compat: bool = False
     return Truth(categories, videos)
 
 
+def from_masks(
+    video_id: int,
+    size: tuple[int, int],
+    length: int,
+    categories: Iterable[int],
+    *,
+    instance_ids: Sequence[int],
+    category_ids: Sequence[int],
+    crowd: Sequence[bool],
+    segmentations: Sequence[Sequence[bytes | None]],
+) -> VideoTruth:
+    """Truth of one video from masks at hand: selected frames, merged data sets, generated videos.
+
+    categories:    category_id of every class of the data set
+    instance_ids:  (G,);  category_ids: (G,);  crowd: (G,)
+    segmentations: G lists of T compressed RLE counts of this size, or None
+    returns:       VideoTruth; average areas are those of the masks, and there is no occlusion
+    """
+    rows: list[tuple[int, Mapping[str, Any]]] = [
+        (
+            g,
+            {
+                "id": instance_id,
+                "category_id": category_id,
+                "iscrowd": is_crowd,
+                "segmentations": [
+                    None if counts is None else {"size": list(size), "counts": counts}
+                    for counts in masks
+                ],
+            },
+        )
+        for g, (instance_id, category_id, is_crowd, masks) in enumerate(
+            zip(instance_ids, category_ids, crowd, segmentations, strict=True)
+        )
+    ]
+    names = {int(c): "" for c in sorted(categories)}
+    return _video(video_id, size, length, names, rows, occlusion=False, compat=False)
+
+
 def load_json(path: Path, what: str) -> Any:
     """Parse a JSON file. ValueError says which file was cut short or is no JSON."""
     if not path.is_file():
@@ -220,7 +259,10 @@ def _group(
 
 def _has_occlusion(annotations: list[Mapping[str, Any]], compat: bool) -> bool:
     """Whether this is OVIS-like truth: every annotation says how occluded it is."""
-    have = [isinstance(row.get("occlusion"), list) for row in annotations]
+    have = [
+        isinstance(words := row.get("occlusion"), list) and (not compat or any(words))
+        for row in annotations
+    ]
     if any(have) and not all(have) and not compat:
         raise ValueError(
             f"annotations[{have.index(False)}] has no 'occlusion' list, but others do. Occlusion "
