@@ -134,7 +134,8 @@ class PairLoader:
 
     def _order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """This worker's row numbers in an epoch: as read, and as given out after shuffling."""
-        if self._order_cache is None or self._order_cache[0] != epoch:
+        cached = self._order_cache  # once: rows_of may be asked from another thread
+        if cached is None or cached[0] != epoch:
             # The same permutation of shards on every worker, so that they read the same files.
             shards = np.random.default_rng([self.seed % 2**64, epoch]).permutation(len(self.paths))
             mine = [np.arange(self._starts[s], self._starts[s + 1], dtype=np.int64) for s in shards]
@@ -143,8 +144,8 @@ class PairLoader:
             read = numbers[(numbers % self.world_size == self.rank) & (numbers < usable)]
             rng = np.random.default_rng([self.seed % 2**64, epoch, self.rank, 1])
             given = read[shuffled(len(read), self.config.train.shuffle_rows, rng)]
-            self._order_cache = (epoch, read, given)
-        return self._order_cache[1], self._order_cache[2]
+            self._order_cache = cached = (epoch, read, given)
+        return cached[1], cached[2]
 
     def _positions(self, start_step: int, end_step: int) -> Iterator[tuple[int, int]]:
         """(epoch, row number) of the samples of steps start_step..end_step-1."""
@@ -216,8 +217,8 @@ class PairLoader:
         finally:
             stop.set()
             while feeder.is_alive():  # it may be waiting for room in the queue
-                with_room = _drain(ready)
-                feeder.join(timeout=0.05 if with_room else 0.01)
+                _drain(ready)
+                feeder.join(timeout=0.02)
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _feed(
@@ -290,11 +291,9 @@ def shuffled(length: int, buffer: int, rng: np.random.Generator) -> npt.NDArray[
     return given
 
 
-def _drain(waiting: queue.Queue[Any]) -> int:
-    count = 0
+def _drain(waiting: queue.Queue[Any]) -> None:
     while True:
         try:
             waiting.get_nowait()
         except queue.Empty:
-            return count
-        count += 1
+            return

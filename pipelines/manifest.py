@@ -42,6 +42,9 @@ _OWNED = (
     "results.zip",
     "report.json",
     "report.html",
+    "losses.json",
+    "checkpoint.safetensors",
+    "_*.safetensors",
 )
 _JOBS = {
     "prepare": "python -m jobs.prepare --annotations ANNOTATIONS.json --out {path}",
@@ -187,7 +190,8 @@ def prepare_output(
     }
     if path.exists() and not path.is_dir():
         raise ManifestError(str(path), "is a file, not a directory", "Choose another --out.")
-    if overwrite and path.is_dir() and any((path / name).exists() for name in (MANIFEST, STARTED)):
+    ours = any((path / name).exists() for name in (MANIFEST, STARTED))
+    if overwrite and ours:
         _clear(path)
     output = Output(path, stage, config, input_hash, code_version())
     if (path / MANIFEST).exists():
@@ -206,7 +210,7 @@ def prepare_output(
             commit_json({**claim, "code_versions": versions}, path / STARTED)
         output.code_version = " + ".join(versions)
         return output
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(path.iterdir()) and not ours:
         raise ManifestError(
             str(path),
             f"exists and is not an output of this project (neither {MANIFEST} nor {STARTED})",
@@ -428,7 +432,7 @@ def _clear(path: Path) -> None:
     """Delete a stage's own files, the manifest first: half deleted must not look finished."""
     for pattern in _OWNED:
         for file in path.glob(pattern):
-            if file.is_file():
+            if file.is_file() or file.is_symlink():
                 file.unlink(missing_ok=True)
 
 

@@ -152,6 +152,10 @@ def run(
     faults += [row for i in range(total) for row in manifest.shard_rejects(output.shard(i))]
     rejected = {int(row["video_id"]): row for row in faults}
     _refuse_rejects(dataset, rejected, config)
+    if not any(manifest.count_rows(output.shard(i)) for i in range(total)):
+        raise PipelineError(
+            f"no pair could be read. The first fault: {faults[0]['path']}: {faults[0]['reason']}"
+        )
     return output.finish(
         total_shards=total,
         rejects=faults,
@@ -215,7 +219,7 @@ def _write_shards(
     missing = output.missing(total)
     if not missing:
         return
-    import ray
+    import ray.data
 
     labels = dataset.labels
 
@@ -231,6 +235,7 @@ def _write_shards(
     context = ray.data.DataContext.get_current()
     bars = context.enable_progress_bars
     context.enable_progress_bars = False  # ours counts shards; Ray's would draw over it
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     bar = progress(len(missing)) if progress is not None else None
     try:
         # One block per shard: a failed worker then costs one shard, and they spread evenly.
@@ -360,13 +365,11 @@ def _resize_mask(
     """A mask at the stored size, nearest pixel; None where nothing of it is left."""
     if counts is None:
         return None
-    from pycocotools import mask as coco
+    from idol import masks
 
-    mask = coco.decode({"size": list(size), "counts": counts})
+    mask = masks.decode([counts], size)[0]
     small = mask[np.ix_(_centres(size[0], stored[0]), _centres(size[1], stored[1]))]
-    if not small.any():
-        return None
-    return bytes(coco.encode(np.asfortranarray(small))["counts"])
+    return masks.encode(small[None])[0] if small.any() else None
 
 
 def _centres(source: int, target: int) -> npt.NDArray[np.intp]:
