@@ -1,0 +1,199 @@
+"""Small charts as inline SVG that takes its colours from the page, light or dark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from markupsafe import Markup, escape
+
+_WIDTH: Final = 360
+_HEIGHT: Final = 190
+_LEFT: Final = 46
+_RIGHT: Final = 12
+_TOP: Final = 12
+_BOTTOM: Final = 30
+_MOST_POINTS: Final = 240  # points a line is thinned to: more than the pixels would show
+
+
+class Trial(NamedTuple):
+    """One trial of a sweep, seen along one of its fields."""
+
+    value: Any
+    score: float
+    best: bool
+    default: bool
+    title: str
+
+
+class _Axes(NamedTuple):
+    """From data to pixels."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def across(self, x: float) -> float:
+        low, high = self.x
+        return _LEFT + (x - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+
+    def up(self, y: float) -> float:
+        low, high = self.y
+        return _HEIGHT - _BOTTOM - (y - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def curve(points: Sequence[tuple[float, float]], name: str) -> Markup:
+    """A value over training steps: every value faint, their running mean strong.
+
+    points: (step, value) in order of steps; values that are not finite are left out
+    """
+    data = np.array([(x, y) for x, y in points if math.isfinite(y)], np.float64).reshape(-1, 2)
+    if not len(data):
+        return _nothing(name)
+    mean = _running_mean(data[:, 1])
+    # The first values of a training are far above all others; they may leave the picture.
+    top = max(np.percentile(data[:, 1], 98), mean[len(mean) // 20 :].max())
+    axes = _Axes(_span(data[:, 0], 0.0), _span(np.append(np.minimum(data[:, 1], top), top), 0.06))
+    x_ticks = [(tick, _short(tick)) for tick in _ticks(*axes.x, 5)]
+    body = [
+        _line(axes, _thinned(data), "raw"),
+        _line(axes, _thinned(np.column_stack([data[:, 0], mean])), "mean"),
+    ]
+    if len(data) == 1:
+        body.append(_dot(axes.across(data[0, 0]), axes.up(data[0, 1]), "best", _short(data[0, 1])))
+    label = f"{name}: from {_short(data[0, 1])} to {_short(mean[-1])} (running mean)"
+    return _frame(axes, x_ticks, "step", label, body)
+
+
+def sweep(trials: Sequence[Trial], name: str) -> Markup:
+    """AP of all trials over one field; a line joins the best of each value.
+
+    Numbers stand on a scale; words, and numbers mixed with words, side by side.
+    """
+    values = list(dict.fromkeys(trial.value for trial in trials))
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    values = sorted(values) if numeric else sorted(values, key=str)
+    # Side by side also where numbers are few: 1, 3, 10, 30 would crowd at the left of a scale.
+    place = {value: float(i) for i, value in enumerate(values)}
+    if numeric and len(values) > 8:
+        place = {value: float(value) for value in values}
+        axes = _Axes(_span(np.array(values, np.float64), 0.04), _score_span(trials))
+        x_ticks = [(tick, _short(tick)) for tick in _ticks(*axes.x, 5)]
+    else:
+        axes = _Axes((-0.5, len(values) - 0.5), _score_span(trials))
+        x_ticks = [(place[v], _short(v) if numeric else str(v)) for v in values]
+    best = {v: max(t.score for t in trials if t.value == v) for v in values}
+    line = np.array([(place[v], best[v]) for v in values])
+    body = [_line(axes, line, "mean")] if numeric else []
+    # The marked ones last, on top of the others.
+    for trial in sorted(trials, key=lambda t: (t.best, t.default)):
+        kind = "best" if trial.best else "default" if trial.default else "trial"
+        title = f"AP {trial.score:.1f}: {trial.title}"
+        x, y = axes.across(place[trial.value]), axes.up(trial.score)
+        body.append(_dot(x, y, kind, title))
+        if trial.best and trial.default:
+            body.append(_dot(x, y, "default", title))
+    top = max(trials, key=lambda t: t.score)
+    label = f"AP over {name}: best {top.score:.1f} at {_short(top.value)}"
+    return _frame(axes, x_ticks, "", label, body)
+
+
+def _frame(
+    axes: _Axes,
+    x_ticks: Sequence[tuple[float, str]],
+    x_label: str,
+    description: str,
+    body: Sequence[Markup],
+) -> Markup:
+    parts = [
+        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
+            _WIDTH, _HEIGHT, description
+        )
+    ]
+    for tick in _ticks(*axes.y, 4):
+        y = axes.up(tick)
+        parts.append(
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                _LEFT, _WIDTH - _RIGHT, y, y
+            )
+        )
+        parts.append(_text(_LEFT - 6, y + 3.5, _short(tick), "end"))
+    for x, text in x_ticks:
+        parts.append(_text(axes.across(x), _HEIGHT - _BOTTOM + 14, text, "middle"))
+    if x_label:
+        parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 3, x_label, "end"))
+    parts += body
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def _line(axes: _Axes, data: np.ndarray[Any, Any], kind: str) -> Markup:
+    low, high = axes.y
+    path = " ".join(
+        f"{axes.across(x):.1f},{axes.up(min(max(y, low), high)):.1f}" for x, y in data.tolist()
+    )
+    return Markup('<polyline class="{}" points="{}"/>').format(kind, path)
+
+
+def _dot(x: float, y: float, kind: str, title: str) -> Markup:
+    radius = {"best": 5.0, "default": 7.5}.get(kind, 3.0)
+    circle = Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="{}">').format(kind, x, y, radius)
+    return circle + Markup("<title>{}</title></circle>").format(title)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        x, y, anchor, text
+    )
+
+
+def _nothing(name: str) -> Markup:
+    return Markup('<p class="muted">{}: no finite value</p>').format(escape(name))
+
+
+def _running_mean(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Mean over a centred window of a twentieth of the values, shorter at the ends."""
+    half = max(1, len(values) // 40)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return np.asarray((sums[high] - sums[low]) / (high - low))
+
+
+def _thinned(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """At most _MOST_POINTS of the rows, evenly spread, the last one included."""
+    if len(data) <= _MOST_POINTS:
+        return data
+    kept = np.unique(np.linspace(0, len(data) - 1, _MOST_POINTS).round().astype(int))
+    return np.take(data, kept, axis=0)
+
+
+def _score_span(trials: Sequence[Trial]) -> tuple[float, float]:
+    return _span(np.array([trial.score for trial in trials]), 0.12)
+
+
+def _span(values: np.ndarray[Any, Any], margin: float) -> tuple[float, float]:
+    """Smallest and largest value with a margin; never empty."""
+    low, high = float(values.min()), float(values.max())
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
+        pad = abs(low) * 0.1 or 1.0
+        return low - pad, high + pad
+    return low - margin * (high - low), high + margin * (high - low)
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """About count round numbers within [low, high]."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _short(value: Any) -> str:
+    """A number as few characters as tell it apart on an axis."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if abs(value) >= 10_000:
+        return f"{value / 1000:.4g}k"
+    return f"{value + 0.0:.4g}"
