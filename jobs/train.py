@@ -1,0 +1,71 @@
+"""Train on prepared pairs: `python -m jobs.train --pairs PAIRS --out RUN --preset tiny`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from idol import presets
+from idol.config import override, to_dict
+from pipelines import cluster, experiment_log, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train IDOL on key/reference pairs, data parallel over CPU or GPU workers of a Ray cluster.
+
+    Run twice, a finished run is returned at once and a killed one goes on at its last checkpoint.
+    Writes checkpoint.safetensors (weights and configuration), losses.json and an MLflow run.
+    """
+
+    pairs: Path
+    """Output of jobs.prepare."""
+    out: Path
+    """Where the checkpoint and the losses go."""
+    preset: str = "tiny"
+    """The configuration to start from: tiny, ytvis19_r50, ovis_r50."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Change one number: section.field=value, e.g. train.steps=1000. Repeatable."""
+    weights: str | None = None
+    """Start from these weights: a checkpoint, a released .pth, or 'shipped' (the tiny weights of
+    this package). Default: random."""
+    reset_classes: bool = False
+    """Start the class heads anew where their number of categories differs."""
+    workers: int = 2
+    """Data-parallel workers: one CPU core each, or one GPU each with --gpus."""
+    gpus: bool = False
+    """One GPU per worker (NCCL). Without it the workers use CPUs (gloo)."""
+    overwrite: bool = False
+    """Replace an earlier output of this job."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, train, print the manifest as the last line."""
+    job = tyro.cli(Train, args=argv, description=__doc__)
+    config = override(presets.by_name(job.preset), job.set)
+    with (
+        cluster.session(dashboard=True),
+        experiment_log.run(job.out.parent, f"train {job.out.name}", to_dict(config)) as log,
+    ):
+        manifest = train.run(
+            job.pairs,
+            job.out,
+            config,
+            weights=job.weights,
+            reset_classes=job.reset_classes,
+            workers=job.workers,
+            gpus=job.gpus,
+            overwrite=job.overwrite,
+            on_report=lambda step, values: log.metrics(values, step),
+        )
+        log.artifacts(job.out / train.LOSSES)
+    print(json.dumps({"checkpoint": str(job.out / train.WEIGHTS), **asdict(manifest)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""PAIRS → weights: the Ray Train loop around idol.training, data parallel over any workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from idol import checkpoint
+from idol.config import Config, from_dict, to_dict
+from idol.model import IDOL
+from idol.structures import PairBatch
+from idol.training import PairLoss, Trainer
+from pipelines import cluster, loader, manifest
+from pipelines.manifest import Manifest
+
+WEIGHTS = "checkpoint.safetensors"
+"""The result: weights to evaluate with (the average where there is one), and their config."""
+LOSSES = "losses.json"
+"""[[step, {name: value}], ...]: means since the step before."""
+Report = tuple[int, dict[str, float]]
+"""Step, and the means of its losses since the report before."""
+_STATE = "training.pt"  # optimiser, average and step, to go on from
+
+
+def run(
+    pairs: Path,
+    out: Path,
+    config: Config,
+    *,
+    weights: str | None = None,
+    reset_classes: bool = False,
+    workers: int = 2,
+    gpus: bool = False,
+    overwrite: bool = False,
+    on_report: Callable[[int, dict[str, float]], None] | None = None,
+) -> Manifest:
+    """Train on the pairs of a finished prepare directory; a killed run goes on where it was.
+
+    pairs:         output of pipelines.pairs.run; its categories decide the class heads
+    out:           gets checkpoint.safetensors, losses.json and the manifest. With workers on
+                   several machines it must be storage that all of them see.
+    weights:       what to start from (see idol.load); None: random
+    reset_classes: class heads of another size start anew instead of being an error
+    workers:       data-parallel processes, one core or GPU each; 0: inside this process
+    gpus:          one GPU per worker, NCCL instead of gloo
+    on_report:     called with step and mean losses while training goes on
+    Errors:        ManifestError for unfinished pairs; ValueError for a batch that does not divide
+                   by the workers; CheckpointError for weights that do not fit
+    """
+    source = manifest.read(pairs, "prepare")
+    config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
+    share, left = divmod(config.train.pairs_per_batch, max(workers, 1))
+    if left:
+        raise ValueError(
+            f"train.pairs_per_batch ({config.train.pairs_per_batch}) must be a multiple of the "
+            f"number of workers ({workers}). Use "
+            f"--set train.pairs_per_batch={(share + 1) * workers}"
+        )
+    _initial_model(config, weights, reset_classes)  # fails here, before anything is leased
+    claim = {
+        "config": to_dict(config),
+        "weights": weights,
+        "reset_classes": reset_classes,
+        "workers": max(workers, 1),
+    }
+    output = manifest.prepare_output(out, "train", claim, source.hash, overwrite=overwrite)
+    if output.finished is not None:
+        return output.finished
+    if overwrite:
+        # Ray Train goes on from whatever it finds under the same name, finished or not.
+        shutil.rmtree(out / "ray", ignore_errors=True)
+    settings = {**claim, "pairs": str(pairs.resolve())}
+    started = time.monotonic()
+    last = _fit(settings, out, workers, gpus, on_report)
+    shutil.copyfile(last / WEIGHTS, out / f".{WEIGHTS}.part")
+    os.replace(out / f".{WEIGHTS}.part", out / WEIGHTS)
+    curve = json.loads((last / LOSSES).read_text())
+    manifest.commit_json(curve, out / LOSSES)
+    shutil.rmtree(out / "ray")
+    extra = {
+        "steps": config.train.steps,
+        "workers": workers,
+        "seconds_training": round(time.monotonic() - started, 1),
+        "last_losses": curve[-1][1] if curve else {},
+    }
+    return output.finish(rows=config.train.steps, extra=extra)
+
+
+def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Loss curves of a finished training directory: name → [(step, value), ...]."""
+    manifest.read(path, "train")
+    named: dict[str, list[tuple[int, float]]] = {}
+    for step, values in json.loads((path / LOSSES).read_text()):
+        for name, value in values.items():
+            named.setdefault(name, []).append((int(step), float(value)))
+    return named
+
+
+def with_categories(config: Config, names: Sequence[str], category_ids: Sequence[int]) -> Config:
+    """The configuration for a dataset's categories, both given by label."""
+    return replace(
+        config,
+        model=replace(config.model, num_classes=len(names)),
+        categories=tuple(names),
+        category_ids=tuple(category_ids),
+    )
+
+
+def _initial_model(config: Config, weights: str | None, reset_classes: bool) -> IDOL:
+    """The network to start from, in the configuration of this run.
+
+    Errors: CheckpointError; ValueError where class heads would have to be reset unasked
+    """
+    import torch
+
+    torch.manual_seed(config.train.seed)
+    model = IDOL(config)
+    if weights is None:
+        return model
+    state = dict(checkpoint.load(weights, preset=_released_preset(weights, config)).state_dict())
+    # The dense head serves training only: weights without one, or with one too many, are fine.
+    own = model.state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith("dense_head.") or k in own}
+    for key in own:
+        if key.startswith("dense_head.") and key not in state:
+            state[key] = own[key]
+    replaced = checkpoint.adapt_classes(state, model)
+    if replaced and not reset_classes:
+        raise ValueError(
+            f"{weights} has class heads of another size than this dataset's "
+            f"{config.model.num_classes} categories ({', '.join(config.categories[:8])}, ...). "
+            "Pass --reset-classes to start them anew."
+        )
+    checkpoint.check_state(model, state, weights)
+    model.load_state_dict(state)
+    return model
+
+
+def _released_preset(weights: str, config: Config) -> str | None:
+    return config.name if weights.endswith((".pth", ".pt")) else None
+
+
+class _Mailbox:
+    """A small actor: rank 0 drops its losses here, the driver collects them for bar and log."""
+
+    def __init__(self) -> None:
+        self._reports: list[Report] = []
+
+    def put(self, step: int, values: dict[str, float]) -> None:
+        self._reports.append((step, values))
+
+    def take(self) -> list[Report]:
+        reports, self._reports = self._reports, []
+        return reports
+
+
+@contextlib.contextmanager
+def _watched(
+    steps: int, on_report: Callable[[int, dict[str, float]], None] | None
+) -> Iterator[Any]:
+    """A mailbox whose reports move a progress bar while the block runs."""
+    import ray
+
+    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+    over = threading.Event()
+
+    def watch() -> None:
+        with cluster.progress(steps, "train", "steps") as bar:
+            while True:
+                last = over.wait(0.5)
+                for step, values in ray.get(mailbox.take.remote()):
+                    bar.update(step - bar.n)
+                    bar.set_postfix_str(f"loss {values['loss']:.2f}")
+                    if on_report is not None:
+                        on_report(step, values)
+                if last:
+                    return
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield mailbox
+    finally:
+        over.set()
+        thread.join(10)
+
+
+def _fit(
+    settings: dict[str, Any],
+    out: Path,
+    workers: int,
+    gpus: bool,
+    on_report: Callable[[int, dict[str, float]], None] | None,
+) -> Path:
+    """Run the loop on Ray Train; the folder of its last checkpoint, on this machine."""
+    # Reports wait for the controller's next look; the default of 2 s is half a demo.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    cluster.require(max(workers, 1), workers if gpus else 0)
+    with _watched(settings["config"]["train"]["steps"], on_report) as mailbox:
+        result = _trainer(settings, mailbox, out, workers, gpus).fit()
+    if result.error is not None:
+        raise result.error
+    if result.checkpoint is None:
+        raise RuntimeError(f"training ended without a checkpoint; Ray's files are in {out / 'ray'}")
+    return Path(result.checkpoint.path)
+
+
+def _trainer(settings: dict[str, Any], mailbox: Any, out: Path, workers: int, gpus: bool) -> Any:
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        _loop,
+        train_loop_config={**settings, "mailbox": mailbox},
+        scaling_config=train.ScalingConfig(
+            num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1} if workers else None
+        ),
+        run_config=train.RunConfig(
+            name="ray",
+            storage_path=str(out.resolve()),
+            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
+            failure_config=train.FailureConfig(max_failures=3),
+        ),
+    )
+
+
+def _loop(settings: dict[str, Any]) -> None:
+    """One worker's training, from the newest checkpoint or the beginning."""
+    import torch
+    from ray import train
+    from ray.train.torch import get_device, prepare_model
+
+    config = from_dict(Config, settings["config"])
+    context = train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    model = _initial_model(config, settings["weights"], settings["reset_classes"]).to(device)
+
+    def wrap(pair_loss: PairLoss) -> torch.nn.Module:
+        wrapped: torch.nn.Module = prepare_model(
+            pair_loss, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
+        )
+        return wrapped
+
+    trainer = Trainer(model, config, seed=config.train.seed * 1000 + rank, wrap=wrap)
+    curve: list[Report] = []
+    previous = train.get_checkpoint()
+    if previous is not None:
+        with previous.as_directory() as folder:
+            state = torch.load(Path(folder) / _STATE, map_location=device, weights_only=True)
+            trainer.load_state_dict(state)
+            curve = json.loads((Path(folder) / LOSSES).read_text())
+    batches = _batches(settings, config, rank, world, trainer.step_number)
+    steps, report = config.train.steps, config.train.report_every
+    sums: dict[str, float] = {}
+    since = 0
+    while trainer.step_number < steps:
+        for name, value in trainer.step(next(batches).to(device)).items():
+            sums[name] = sums.get(name, 0.0) + value
+        since += 1
+        done = trainer.step_number
+        if done % report == 0 or done == steps:
+            means = {name: value / since for name, value in sums.items()}
+            curve.append((done, means))
+            if rank == 0:
+                settings["mailbox"].put.remote(done, means)
+            sums, since = {}, 0
+        if done % config.train.checkpoint_every == 0 or done == steps:
+            _report(trainer, model, curve, rank)
+
+
+def _batches(
+    settings: Mapping[str, Any], config: Config, rank: int, world: int, start: int
+) -> Iterator[PairBatch]:
+    return loader.batches(
+        Path(settings["pairs"]),
+        config,
+        rank=rank,
+        world_size=world,
+        batch_size=config.train.pairs_per_batch // world,
+        seed=config.train.seed,
+        start_step=start,
+    )
+
+
+def _report(trainer: Trainer, model: IDOL, curve: list[Report], rank: int) -> None:
+    """Hand a checkpoint to Ray Train; rank 0 writes it, every rank reports."""
+    import torch
+    from ray import train
+
+    metrics = {"step": trainer.step_number, "loss": curve[-1][1]["loss"] if curve else 0.0}
+    if rank != 0:
+        train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint.save(model, folder / WEIGHTS, trainer.weights())
+        torch.save(trainer.state_dict(), folder / _STATE)
+        (folder / LOSSES).write_text(json.dumps(curve))
+        train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))

@@ -1,0 +1,69 @@
+"""Configurations: one home for every number, checked, and exact through JSON."""
+
+import json
+
+import pytest
+
+from idol import presets
+from idol.config import Config, TrackerConfig, from_dict, override, to_dict
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_survives_json(name):
+    config = presets.by_name(name)
+    assert config.name == name
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_overrides_replace_one_field_and_leave_the_rest():
+    base = presets.by_name("tiny")
+    changed = override(
+        base,
+        [
+            "tracker.match_threshold=0.6",
+            "train.steps=7",
+            "transforms.stretch=[64,96]",
+            "tracker.weighting=paper",
+            "losses.supervise_reference=false",
+        ],
+    )
+    assert changed.tracker.match_threshold == 0.6
+    assert changed.train.steps == 7
+    assert changed.transforms.stretch == (64, 96)
+    assert changed.tracker.weighting == "paper"
+    assert changed.losses.supervise_reference is False
+    assert changed.model == base.model
+    assert override(changed, ["transforms.stretch=null"]).transforms.stretch is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("tracker.match_treshold=0.6", "Did you mean 'match_threshold'"),
+        ("tracer.tau=1", "Did you mean 'tracker'"),
+        ("tracker.tau", "section.field=value"),
+        ("tracker.match_threshold=high", "must be float"),
+        ("tracker.match_threshold=7", r"match_threshold must lie in \[-1, 1\]"),
+        ("tracker.weighting=papers", "must be one of"),
+        ("train.steps=1.5", "must be int"),
+        ("name.first=1", "not a section"),
+        ("model.backbone.tiny_channels=[1,2]", "5 numbers"),
+        ("transforms.stretch=[1,2,3]", "must have 2 entries"),
+    ],
+)
+def test_a_bad_override_is_refused_with_the_rule(assignment, message):
+    with pytest.raises(ValueError, match=message):
+        override(presets.by_name("tiny"), [assignment])
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="Did you mean 'ytvis19_r50'"):
+        presets.by_name("ytvis_r50")
+
+
+def test_tracker_presets_carry_the_released_numbers():
+    ovis = TrackerConfig.released("ovis")
+    assert (ovis.mask_nms, ovis.new_threshold, ovis.first_threshold) == (0.3, 0.3, 0.2)
+    assert TrackerConfig.released("ytvis") == TrackerConfig()
+    with pytest.raises(ValueError, match="'ytvis' and 'ovis'"):
+        TrackerConfig.released("coco")
