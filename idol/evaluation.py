@@ -117,10 +117,19 @@ def evaluate(
     for index, entry in enumerate(entries):
         results_file.check_ids(entry, index, known.videos, known.categories, compat=compat)
         grouped[entry["video_id"]].append(index)
-    return summarise(
+    metrics = summarise(
         match_video([entries[i] for i in rows], known.videos[video_id], rows, compat=compat)
         for video_id, rows in grouped.items()
     )
+    missing = metrics.missing_videos
+    if missing:
+        _log.warning(
+            "%d of %d videos have no results and are scored as empty: %s",
+            len(missing),
+            metrics.num_videos,
+            ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else ""),
+        )
+    return metrics
 
 
 def true_identity_tracks(
@@ -212,13 +221,6 @@ def summarise(matches: Iterable[VideoMatches]) -> Metrics:
             precision[:, :, k, :, a] = curve
             recall[:, k, :, a] = reached
     missing = tuple(m.video_id for m in videos if not m.has_results)
-    if missing:
-        _log.warning(
-            "%d of %d videos have no results and are scored as empty: %s",
-            len(missing),
-            len(videos),
-            ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else ""),
-        )
     return Metrics(
         stats=_stats(precision, recall, ranges),
         per_class={
