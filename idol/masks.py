@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ def encode(masks: Tensor | npt.NDArray[np.bool_]) -> list[bytes]:
             f"masks must have shape (N, H, W) with H, W > 0, got {array.shape}. "
             "Add the first axis with masks[None]."
         )
-    return _encode_columns(array.transpose(0, 2, 1))
+    return _encode_columns(_columns(mask) for mask in array.astype(np.uint8, copy=False))
 
 
 def decode(counts: Sequence[bytes | str], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
@@ -44,7 +44,7 @@ def decode(counts: Sequence[bytes | str], size: tuple[int, int]) -> npt.NDArray[
     errors:  ValueError naming the entry whose runs do not fill the size
     """
     height, width = size
-    columns = np.zeros((len(counts), width, height), np.uint8)
+    masks = np.empty((len(counts), height, width), np.uint8)
     for i, text in enumerate(counts):
         lengths = _runs(text.encode() if isinstance(text, str) else text)
         if lengths is None or lengths.sum() != height * width:
@@ -59,8 +59,8 @@ def decode(counts: Sequence[bytes | str], size: tuple[int, int]) -> npt.NDArray[
             )
         values = np.zeros(len(lengths), np.uint8)
         values[1::2] = 1  # runs alternate, beginning with background
-        columns[i] = np.repeat(values, lengths).reshape(width, height)
-    return np.ascontiguousarray(columns.transpose(0, 2, 1))
+        masks[i] = _columns(np.repeat(values, lengths).reshape(width, height))
+    return masks
 
 
 def _runs(data: bytes) -> npt.NDArray[np.int64] | None:
@@ -134,37 +134,45 @@ def resize(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -
     size:       (height, width) of the original frame
     returns:    (n, height, width) bool on the CPU
     """
-    columns = _resize_columns(logits, input_size, size)
-    return torch.from_numpy(np.ascontiguousarray(columns.transpose(0, 2, 1)).astype(np.bool_))
+    masks = np.empty((len(logits), *size), np.uint8)
+    for i, columns in enumerate(_resized_columns(logits, input_size, size)):
+        masks[i] = _columns(columns)
+    return torch.from_numpy(masks.view(np.bool_))
 
 
 def resize_and_encode(
     logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]
 ) -> list[bytes]:
-    """encode(resize(...)), without the copy from rows to columns between them.
+    """encode(resize(...)), without a stack of masks at original size in between.
 
     logits:     (n, h/4, w/4) over the padded input
     input_size: (height, width) of the network input without padding
     size:       (height, width) of the original frame
     returns:    n compressed COCO counts
     """
-    return _encode_columns(_resize_columns(logits, input_size, size))
+    return _encode_columns(_resized_columns(logits, input_size, size))
 
 
-def _encode_columns(columns: npt.NDArray[np.generic]) -> list[bytes]:
-    """Encode (N, W, H) masks. Run lengths go down the columns, so H must be the fastest axis."""
+def _columns(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(A, B) → (B, A), copied; OpenCV does it in tiles, several times faster than numpy."""
+    import cv2
+
+    swapped: npt.NDArray[np.uint8] = cv2.transpose(mask)
+    return swapped
+
+
+def _encode_columns(masks: Iterable[npt.NDArray[np.uint8]]) -> list[bytes]:
+    """Encode masks given as (W, H). Runs go down the columns, so H must be the fastest axis."""
     import pycocotools.mask
 
-    if len(columns) == 0:
-        return []
-    stack = np.ascontiguousarray(columns, dtype=np.uint8).transpose(2, 1, 0)  # (H, W, N), Fortran
-    return [bytes(rle["counts"]) for rle in pycocotools.mask.encode(stack)]
+    # One by one: a stack of full-size masks would cost more in fresh memory than it saves in calls.
+    return [bytes(pycocotools.mask.encode(columns.T[:, :, None])[0]["counts"]) for columns in masks]
 
 
-def _resize_columns(
+def _resized_columns(
     logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]
-) -> npt.NDArray[np.uint8]:
-    """As resize, but (n, W, H): columns first, as run-length encoding wants them."""
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """As resize, one mask after the other as (W, H), in one array that each time is overwritten."""
     if logits.ndim != 3:
         raise ValueError(f"logits must have shape (n, h/4, w/4), got {tuple(logits.shape)}")
     height, width = logits.shape[1] * STRIDE, logits.shape[2] * STRIDE
@@ -175,11 +183,13 @@ def _resize_columns(
         )
     maps = logits.detach().float().cpu().numpy()
     rows, columns = (_nearest(i, o) for i, o in zip(input_size, size, strict=True))
-    masks = np.zeros((len(maps), size[1], size[0]), np.uint8)
-    for mask, logit in zip(masks, maps, strict=True):
+    mask = np.empty((size[1], size[0]), np.uint8)
+    for logit in maps:
+        mask.fill(0)
         positive = logit > 0
         ys, xs = np.flatnonzero(positive.any(axis=1)), np.flatnonzero(positive.any(axis=0))
         if len(ys) == 0:
+            yield mask
             continue
         # An interpolated value is positive only if one of its four neighbours is: the rectangle
         # of positive logits and one cell around it contain the whole mask, and at the cut every
@@ -192,7 +202,7 @@ def _resize_columns(
         # Pick rows first: they are contiguous in part, so the transposed gather reads less.
         picked = part[rows[r0:r1] - top]
         mask[c0:c1, r0:r1] = picked.T[columns[c0:c1] - left]
-    return masks
+        yield mask
 
 
 def _upsample_positive(logit: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

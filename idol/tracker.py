@@ -283,7 +283,7 @@ def _similarity(
         # torch, not numpy, for product and softmax: the released decision can hang on the last
         # bit (with one instance in memory f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up).
         products = torch.mm(torch.from_numpy(embeddings), torch.from_numpy(memory.embeddings).T)
-        if not products.isfinite().all():
+        if not np.isfinite(products.numpy()).all():
             raise ValueError(
                 "products of embeddings overflow float32: their largest entry is "
                 f"{max(np.abs(embeddings).max(), np.abs(memory.embeddings).max()):.3g}. "
