@@ -98,11 +98,11 @@ class PlainTracker:
                 candidates = row > self.config.match_threshold
                 if candidates.sum() > 1:
                     row = row * torch.where(candidates, existence, existence[candidates].mean())
-                best, j = row.max(0)
+                best, column = row.max(0)
                 if best > self.config.match_threshold:
-                    ids[i] = known[int(j)]
-                    scores[:n, j] = 0
-                    scores[n + 1 :, j] = 0
+                    ids[i] = known[int(column)]
+                    scores[:n, column] = 0
+                    scores[n + 1 :, column] = 0
         threshold = self.config.new_threshold if known else self.config.first_threshold
         for i in kept:
             if ids[i] < 0 and frame.scores[i] > threshold:
