@@ -9,19 +9,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import idol
 from idol import evaluation, results
 from idol import truth as truth_file
 from idol.config import Config, TrackerConfig, from_dict, override, to_dict
 from idol.evaluation import Metrics, VideoMatches
+from idol.matching import ratio
 from idol.model import IDOL
-from idol.tracker import select
-from idol.truth import Truth
+from idol.structures import FrameDetections, Track
+from idol.tracker import select, track_video
+from idol.truth import Truth, VideoTruth
 from pipelines import annotations as annotation_files
-from pipelines import cluster, detect, experiment_log, frames, manifest, stored, track
+from pipelines import (
+    cluster,
+    detect,
+    experiment_log,
+    frames,
+    gallery,
+    manifest,
+    report,
+    stored,
+    track,
+)
 from pipelines.annotations import Dataset
 from pipelines.errors import PipelineError
 from pipelines.manifest import Manifest
+from pipelines.schemas import FrameOverlap
 from pipelines.stored import StoredDetections
 
 STAGE = "evaluate"
@@ -38,6 +53,8 @@ FILES = {
 }
 """What a finished directory holds, by the name that the job prints it under."""
 
+_PICTURES = 4  # videos shown in the report
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,13 +63,14 @@ class Scores:
     """What a run is worth.
 
     metrics:         of the whole dataset
-    per_video:       video_id -> AP, AP50, ... of that video alone
+    per_video:       video_id, AP, AP50, ... of each video with truth alone; tracks found, true
+                     instances, and identity switches
     true_identities: as metrics, for a tracker that knows every true identity: what detection
                      leaves to be had. The difference is what association loses.
     """
 
     metrics: Metrics
-    per_video: dict[int, dict[str, float]]
+    per_video: list[dict[str, Any]]
     true_identities: Metrics
 
 
@@ -114,10 +132,30 @@ def run(
     scores = None if truth is None else score(truth, source, out / track.RESULTS, config.tracker)
     rejects = manifest.read_rejects(source.path)
     summary = summarise(scores, dataset, source, config, rejects)
+    summary["selection"] = {
+        "annotations": _absolute(str(annotation_file)),
+        "frames": None if frames_root is None else _absolute(frames_root),
+        "videos": None if video_ids is None else sorted(video_ids),
+        "stride": stride,
+        "input_hash": dataset.input_hash,
+    }
     manifest.commit_json(summary, out / REPORT)
+    report.write(
+        out / PAGE,
+        report.Report(
+            title=f"Evaluation of {Path(checkpoint).name}",
+            summary=f"{summary['videos']} videos, {summary['frames']} frames of "
+            f"{', '.join(dataset.sources)}",
+            metrics=metric_sets(out.name, summary),
+            videos=video_rows(summary),
+            strips=pictures(dataset, source, out / TRACKS, summary),
+            rejects=rejects,
+            config=summary["config"],
+        ),
+    )
     with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as log:
         log.metrics(flat_metrics(summary))
-        log.artifacts(out / REPORT, out / track.RESULTS)
+        log.artifacts(out / REPORT, out / PAGE, out / track.RESULTS)
     return output.finish(
         rows=tracked.rows,
         rejects=rejects,
@@ -267,17 +305,61 @@ def score(
     videos = {video.video_id: video for video in source.videos}
     matches: list[VideoMatches] = []
     known: list[VideoMatches] = []
+    per_video: list[dict[str, Any]] = []
     with cluster.progress(len(truth.videos), "score", "videos") as bar:
         for video_id, video_truth in truth.videos.items():
             rows = of_video[video_id]
-            matches.append(evaluation.match_video([entries[i] for i in rows], video_truth, rows))
+            match = evaluation.match_video([entries[i] for i in rows], video_truth, rows)
+            matches.append(match)
             if video_id not in videos:
                 known.append(evaluation.match_video([], video_truth))
             else:
-                known.append(_match_true_identities(source, video_id, truth, tracker))
+                stored_frames = list(source.frames(videos[video_id]))
+                overlaps = list(source.overlaps(videos[video_id]))
+                known.append(
+                    _match_true_identities(
+                        stored_frames, overlaps, video_truth, source.category_ids, tracker
+                    )
+                )
+                tracks = track_video(stored_frames, tracker)
+                if match.num_truth:
+                    per_video.append(
+                        {
+                            "video_id": video_id,
+                            **evaluation.summarise([match]).stats,
+                            "tracks": len(tracks),
+                            "truth": len(video_truth),
+                            "switches": identity_switches(tracks, overlaps),
+                        }
+                    )
             bar.update()
-    per_video = {m.video_id: dict(evaluation.summarise([m]).stats) for m in matches if m.num_truth}
     return Scores(evaluation.summarise(matches), per_video, evaluation.summarise(known))
+
+
+def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap]) -> int:
+    """How often a true instance is shown by another track than the last that showed it.
+
+    A track shows an instance in a frame if their masks there have an IoU of IDENTITY_IOU or more;
+    one to one, the best first.
+    """
+    of_frame: dict[int, list[tuple[int, int]]] = {}  # frame_index -> (track_id, row)
+    for found in tracks:
+        for frame_index, row in found.detections.items():
+            of_frame.setdefault(frame_index, []).append((found.track_id, row))
+    shown_by: dict[int, int] = {}
+    switches = 0
+    for overlap in overlaps:
+        here = of_frame.get(overlap.frame_index, [])
+        rows = [row for _, row in here]
+        shared = overlap.intersection[rows].astype(np.float64)
+        iou = ratio(shared, overlap.area[rows][:, None] + overlap.truth_area - shared)
+        while iou.size and iou.max() >= evaluation.IDENTITY_IOU:
+            n, g = (int(i) for i in np.unravel_index(iou.argmax(), iou.shape))
+            iou[n, :] = iou[:, g] = -1.0
+            track_id = here[n][0]
+            switches += shown_by.get(g, track_id) != track_id
+            shown_by[g] = track_id
+    return switches
 
 
 def summarise(
@@ -307,9 +389,7 @@ def summarise(
             {"category_id": i, "name": categories.get(i, str(i)), **row}
             for i, row in scores.metrics.per_class.items()
         ],
-        "per_video": [
-            {"video_id": i, "name": names.get(i, ""), **row} for i, row in scores.per_video.items()
-        ],
+        "per_video": [{**row, "name": names.get(row["video_id"], "")} for row in scores.per_video],
         "missing_videos": list(scores.metrics.missing_videos),
     }
 
@@ -325,21 +405,76 @@ def flat_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     return flat | {"videos": summary["videos"], "rejects": len(summary["rejects"])}
 
 
+def metric_sets(name: str, summary: Mapping[str, Any]) -> list[report.MetricSet]:
+    """The scores of a report.json for the page; none where there was no truth."""
+    if not summary["metrics"]:
+        return []
+    return [
+        report.MetricSet(
+            name=name,
+            stats=summary["metrics"],
+            true_identities=summary["true_identities"]["AP"],
+            per_category={
+                row["name"]: {k: v for k, v in row.items() if k not in ("name", "category_id")}
+                for row in summary["per_category"]
+            },
+            note=f"{summary['videos']} videos",
+        )
+    ]
+
+
+def video_rows(summary: Mapping[str, Any], set_name: str = "") -> list[report.VideoRow]:
+    """The videos of a report.json for the page."""
+    return [
+        report.VideoRow(
+            name=f"{row['video_id']} {row['name']}".strip(),
+            ap=row["AP"],
+            tracks=row["tracks"],
+            truth=row["truth"],
+            switches=row["switches"],
+            set_name=set_name,
+        )
+        for row in summary.get("per_video", [])
+    ]
+
+
+def pictures(
+    dataset: Dataset, source: StoredDetections, tracks: Path, summary: Mapping[str, Any]
+) -> list[report.Strip]:
+    """A few videos for the page, from the worst to the best; without truth, the first ones."""
+    per_video = summary.get("per_video", [])
+    chosen = gallery.choose(per_video, _PICTURES)
+    if not per_video:
+        chosen = [video.video_id for video in source.videos[:_PICTURES]]
+    notes = {
+        row["video_id"]: f"AP {100 * row['AP']:.1f}, {row['tracks']} tracks for {row['truth']} "
+        f"instances, {row['switches']} identity switches"
+        for row in per_video
+    }
+    return gallery.strips(dataset, source, tracks, chosen, notes)
+
+
 def _match_true_identities(
-    source: StoredDetections, video_id: int, truth: Truth, tracker: TrackerConfig
+    stored_frames: Sequence[FrameDetections],
+    overlaps: Sequence[FrameOverlap],
+    truth: VideoTruth,
+    category_ids: Sequence[int],
+    tracker: TrackerConfig,
 ) -> VideoMatches:
     """Matches of the tracker that knows every identity, on the detections the real one gets."""
-    video = next(v for v in source.videos if v.video_id == video_id)
-    stored_frames = list(source.frames(video))
-    overlaps = list(source.overlaps(video))
     rows = [select(frame, tracker).tolist() for frame in stored_frames]
     return evaluation.match_video_from_overlaps(
         evaluation.true_identity_tracks(stored_frames, overlaps, rows=rows),
         overlaps,
-        truth.videos[video_id],
-        category_ids=source.category_ids,
+        truth,
+        category_ids=category_ids,
         config=tracker,
     )
+
+
+def _absolute(path: str) -> str:
+    """A path that is right from any folder; an address stays."""
+    return path if frames.is_remote(path) else str(Path(path).resolve())
 
 
 def _strided(item: Mapping[str, Any], stride: int) -> dict[str, Any]:
