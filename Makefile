@@ -68,7 +68,7 @@ lint: setup ## style, formatting, types
 	$(BIN)/python -m mypy
 
 bench: setup ## every benchmark, each prints one table
-	@for file in benchmarks/[a-z]*.py; do \
+	@for file in $(filter-out benchmarks/tiny_weights.py,$(wildcard benchmarks/[a-z]*.py)); do \
 	  module=$${file%.py}; echo "== $$file"; $(BIN)/python -m "$${module//\//.}"; \
 	done
 
@@ -77,6 +77,9 @@ gpu: setup ## parity tests, then timings, on a CUDA device
 
 mlflow: setup ## browse the runs logged in RUN (default: runs/demo) at http://127.0.0.1:5000
 	$(BIN)/python -m mlflow ui --backend-store-uri sqlite:///$(RUN)/mlflow.db --host 127.0.0.1 --port 5000
+
+tiny-weights: setup ## train the shipped tiny weights anew, on synthetic videos only
+	$(BIN)/python -m benchmarks.tiny_weights --out runs/tiny-weights --install
 
 clean: ## remove caches, builds and the demo's output; .venv and other runs stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build runs/demo *.egg-info
