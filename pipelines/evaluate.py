@@ -122,9 +122,8 @@ def run(
     )
     if output.finished is not None:
         return output.finished
-    with cluster.session():
-        detect.run(dataset, model, out / DETECTIONS, config, actors=actors, overwrite=overwrite)
-        tracked = track.run(out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite)
+    detect.run(dataset, model, out / DETECTIONS, config, actors=actors, overwrite=overwrite)
+    tracked = track.run(out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite)
     source = stored.read(out / DETECTIONS)
     result_bytes = (out / TRACKS / track.RESULTS).read_bytes()
     manifest.commit_bytes(result_bytes, out / track.RESULTS)

@@ -221,6 +221,8 @@ def run(
     )
     if output.finished is not None:
         return output.finished
+    if overwrite:
+        (out / _LEDGER).unlink(missing_ok=True)
     ledger = Ledger(out / _LEDGER, source.manifest.hash)
     todo = [trial for trial in wanted if trial.hash not in ledger.read()]
     if todo:
