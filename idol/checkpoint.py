@@ -160,7 +160,10 @@ def adapt_classes(state: dict[str, Tensor], model: IDOL) -> list[str]:
     heads = [
         k
         for k, v in state.items()
-        if k.startswith(("class_embed.", "dense_head.")) and k in own and own[k].shape != v.shape
+        if k.startswith(("class_embed.", "dense_head."))
+        and k in own
+        and own[k].shape[1:] == v.shape[1:]
+        and len(own[k]) != len(v)
     ]
     for key in heads:
         state[key] = own[key].clone()

@@ -70,11 +70,8 @@ def dynamic_masks(
     # Layer 0 is linear: its share of the features is one matrix product per image, and its share
     # of the coordinates is a row plus a column, so the (n, 10, h, w) input is never built.
     per_image = torch.bincount(images, minlength=len(features)).tolist()
-    flat = features.flatten(2)
-    mixed = torch.cat(
-        [w @ f for w, f in zip(w0[:, :, 2:].flatten(0, 1).split(
-            [n * channels for n in per_image]), flat, strict=True)]
-    )  # fmt: skip
+    shares = torch.split(w0[:, :, 2:].flatten(0, 1), [n * channels for n in per_image])
+    mixed = torch.cat([w @ f for w, f in zip(shares, features.flatten(2), strict=True)])
     x = mixed.view(count, channels, height, width)
     columns = torch.arange(width, device=x.device, dtype=x.dtype) * 8 + 4
     rows = torch.arange(height, device=x.device, dtype=x.dtype) * 8 + 4

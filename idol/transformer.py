@@ -120,7 +120,13 @@ class EncoderLayer(nn.Module):
         padding: Tensor,
         shapes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """tokens (B, S, C), positions (B, S, C), references (B, S, L, 2) → (B, S, C)."""
+        """One round of self-attention over the pyramid.
+
+        tokens, positions: (B, S, C)
+        references:        (B, S, L, 2) every token's centre, see encoder_references
+        padding:           (B, S) bool, True where padded
+        returns:           (B, S, C)
+        """
         attended = self.self_attn(tokens + positions, references, tokens, padding, shapes)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = self.linear2(self.dropout(F.relu(self.linear1(tokens))))
@@ -153,7 +159,14 @@ class DecoderLayer(nn.Module):
         padding: Tensor,
         shapes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """states (B, Q, C), positions (B, Q, C), references (B, Q, L, 2 or 4) → (B, Q, C)."""
+        """One round: queries look at each other, then at the picture.
+
+        states, positions: (B, Q, C)
+        references:        (B, Q, L, 2 or 4) where each query looks, in units of each padded level
+        tokens:            (B, S, C) encoder output
+        padding:           (B, S) bool, True where padded
+        returns:           (B, Q, C)
+        """
         query = states + positions
         attended = self.self_attn(query, query, states, need_weights=False)[0]
         states = self.norm2(states + self.dropout(attended))

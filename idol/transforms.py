@@ -142,9 +142,9 @@ def make_targets(masks: Masks, labels: npt.NDArray[np.int64]) -> Targets:
     """
     count, height, width = masks.shape
     boxes = np.zeros((count, 4), np.float32)
-    rows: Masks = masks.any(axis=2)
-    columns: Masks = masks.any(axis=1)
-    present: Masks = rows.any(axis=1)
+    rows: Masks = np.asarray(masks.any(axis=2))
+    columns: Masks = np.asarray(masks.any(axis=1))
+    present: Masks = np.asarray(rows.any(axis=1))
     if count:
         x0, x1 = columns.argmax(1), width - columns[:, ::-1].argmax(1)
         y0, y1 = rows.argmax(1), height - rows[:, ::-1].argmax(1)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +21,15 @@ from idol.training import PairLoss, Trainer
 from pipelines import cluster, loader, manifest
 from pipelines.manifest import Manifest
 
+STAGE = "train"
 WEIGHTS = "checkpoint.safetensors"
 """The result: weights to evaluate with (the average where there is one), and their config."""
 LOSSES = "losses.json"
 """[[step, {name: value}], ...]: means since the step before."""
 Report = tuple[int, dict[str, float]]
 """Step, and the means of its losses since the report before."""
+_RAY = "ray"  # Ray Train's own files, inside out
+_STEP = "step-"  # checkpoint folders, inside out
 _STATE = "training.pt"  # optimiser, average and step, to go on from
 
 
@@ -72,20 +74,19 @@ def run(
         "reset_classes": reset_classes,
         "workers": max(workers, 1),
     }
-    output = manifest.prepare_output(out, "train", claim, source.hash, overwrite=overwrite)
+    output = manifest.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
         return output.finished
     if overwrite:
-        # Ray Train goes on from whatever it finds under the same name, finished or not.
-        shutil.rmtree(out / "ray", ignore_errors=True)
-    settings = {**claim, "pairs": str(pairs.resolve())}
+        _clean(out)
+    settings = {**claim, "pairs": str(pairs.resolve()), "out": str(out.resolve())}
     started = time.monotonic()
     last = _fit(settings, out, workers, gpus, on_report)
     shutil.copyfile(last / WEIGHTS, out / f".{WEIGHTS}.part")
     os.replace(out / f".{WEIGHTS}.part", out / WEIGHTS)
     curve = json.loads((last / LOSSES).read_text())
     manifest.commit_json(curve, out / LOSSES)
-    shutil.rmtree(out / "ray")
+    _clean(out)
     extra = {
         "steps": config.train.steps,
         "workers": workers,
@@ -95,9 +96,15 @@ def run(
     return output.finish(rows=config.train.steps, extra=extra)
 
 
+def _clean(out: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    for path in [out / _RAY, *_checkpoints(out), *out.glob(f".{_STEP}*.part")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Loss curves of a finished training directory: name → [(step, value), ...]."""
-    manifest.read(path, "train")
+    manifest.read(path, STAGE)
     named: dict[str, list[tuple[int, float]]] = {}
     for step, values in json.loads((path / LOSSES).read_text()):
         for name, value in values.items():
@@ -202,16 +209,18 @@ def _fit(
     on_report: Callable[[int, dict[str, float]], None] | None,
 ) -> Path:
     """Run the loop on Ray Train; the folder of its last checkpoint, on this machine."""
-    # Reports wait for the controller's next look; the default of 2 s is half a demo.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     cluster.require(max(workers, 1), workers if gpus else 0)
     with _watched(settings["config"]["train"]["steps"], on_report) as mailbox:
         result = _trainer(settings, mailbox, out, workers, gpus).fit()
     if result.error is not None:
         raise result.error
-    if result.checkpoint is None:
-        raise RuntimeError(f"training ended without a checkpoint; Ray's files are in {out / 'ray'}")
-    return Path(result.checkpoint.path)
+    found = _checkpoints(out)
+    if not found:
+        raise RuntimeError(
+            f"training ended, but {out} has no checkpoint. With workers on several machines --out "
+            "must be storage that all of them see."
+        )
+    return found[-1]
 
 
 def _trainer(settings: dict[str, Any], mailbox: Any, out: Path, workers: int, gpus: bool) -> Any:
@@ -225,9 +234,8 @@ def _trainer(settings: dict[str, Any], mailbox: Any, out: Path, workers: int, gp
             num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1} if workers else None
         ),
         run_config=train.RunConfig(
-            name="ray",
+            name=_RAY,
             storage_path=str(out.resolve()),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=2),
             failure_config=train.FailureConfig(max_failures=3),
         ),
     )
@@ -253,12 +261,11 @@ def _loop(settings: dict[str, Any]) -> None:
 
     trainer = Trainer(model, config, seed=config.train.seed * 1000 + rank, wrap=wrap)
     curve: list[Report] = []
-    previous = train.get_checkpoint()
-    if previous is not None:
-        with previous.as_directory() as folder:
-            state = torch.load(Path(folder) / _STATE, map_location=device, weights_only=True)
-            trainer.load_state_dict(state)
-            curve = json.loads((Path(folder) / LOSSES).read_text())
+    previous = _checkpoints(Path(settings["out"]))
+    if previous:
+        state = torch.load(previous[-1] / _STATE, map_location=device, weights_only=True)
+        trainer.load_state_dict(state)
+        curve = json.loads((previous[-1] / LOSSES).read_text())
     batches = _batches(settings, config, rank, world, trainer.step_number)
     steps, report = config.train.steps, config.train.report_every
     sums: dict[str, float] = {}
@@ -274,8 +281,8 @@ def _loop(settings: dict[str, Any]) -> None:
             if rank == 0:
                 settings["mailbox"].put.remote(done, means)
             sums, since = {}, 0
-        if done % config.train.checkpoint_every == 0 or done == steps:
-            _report(trainer, model, curve, rank)
+        if rank == 0 and (done % config.train.checkpoint_every == 0 or done == steps):
+            _commit(trainer, model, curve, Path(settings["out"]))
 
 
 def _batches(
@@ -292,18 +299,27 @@ def _batches(
     )
 
 
-def _report(trainer: Trainer, model: IDOL, curve: list[Report], rank: int) -> None:
-    """Hand a checkpoint to Ray Train; rank 0 writes it, every rank reports."""
-    import torch
-    from ray import train
+def _commit(trainer: Trainer, model: IDOL, curve: list[Report], out: Path) -> None:
+    """Write a checkpoint folder under a temporary name, rename it, drop older ones.
 
-    metrics = {"step": trainer.step_number, "loss": curve[-1][1]["loss"] if curve else 0.0}
-    if rank != 0:
-        train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        checkpoint.save(model, folder / WEIGHTS, trainer.weights())
-        torch.save(trainer.state_dict(), folder / _STATE)
-        (folder / LOSSES).write_text(json.dumps(curve))
-        train.report(metrics, checkpoint=train.Checkpoint.from_directory(folder))
+    Not Ray Train's checkpoints: those are registered at the controller's next look, so a killed
+    run loses the newest, and they are resumed from unasked by any run of the same name.
+    """
+    import torch
+
+    folder = out / f"{_STEP}{trainer.step_number:08d}"
+    older = [path for path in _checkpoints(out) if path != folder]
+    temporary = out / f".{folder.name}.{os.getpid()}.part"
+    temporary.mkdir(parents=True)
+    checkpoint.save(model, temporary / WEIGHTS, trainer.weights())
+    torch.save(trainer.state_dict(), temporary / _STATE)
+    (temporary / LOSSES).write_text(json.dumps(curve))
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    for path in older:
+        shutil.rmtree(path)
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    """Checkpoint folders of an unfinished run, oldest first."""
+    return sorted(out.glob(f"{_STEP}*"))

@@ -17,7 +17,7 @@ ALIAS = "detr.detr.transformer.decoder.bbox_embed."
 def weight(key, shape):
     """The tensor a released key holds in every stored case."""
     key = key.replace(ALIAS, "detr.detr.bbox_embed.")
-    state = np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF)  # noqa: NPY002
+    state = np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF)
     z = state.standard_normal(size=tuple(shape))
     leaf = key.rsplit(".", 1)[-1]
     if leaf == "running_var":
@@ -86,7 +86,7 @@ def recipe_weights(key_list):
 
 
 def _objects(count, seed):
-    state = np.random.RandomState(seed)  # noqa: NPY002
+    state = np.random.RandomState(seed)
     objects = [
         {
             "cy": state.uniform(0.25, 0.75), "cx": state.uniform(0.2, 0.8),

@@ -1,0 +1,57 @@
+"""One HTML page about a training run, evaluations and a sweep.
+
+python -m jobs.report --train run/train --evaluate run/val --sweep run/sweep --out report.html
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from pipelines import walk
+from pipelines.errors import PipelineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one self-contained page: metrics side by side, loss curves, sweep, videos, pictures.
+
+    Every argument is a finished output directory; the frames they were made from must still be
+    where they were, for the pictures.
+    """
+
+    evaluate: tuple[Path, ...]
+    """Outputs of jobs.evaluate, one set of metrics each, named after the folder."""
+    out: Path
+    """The page to write."""
+    train: Path | None = None
+    """Output of jobs.train."""
+    sweep: Path | None = None
+    """Output of jobs.sweep."""
+    title: str = "IDOL: training, evaluation and sweep"
+    """Heading of the page."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, write the page, print its path as the last line."""
+    job = tyro.cli(Report, args=argv)
+    try:
+        page = walk.page(
+            job.out,
+            title=job.title,
+            training=job.train,
+            evaluations={folder.resolve().name: folder for folder in job.evaluate},
+            swept=job.sweep,
+        )
+    except (PipelineError, ValueError, FileNotFoundError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(json.dumps({"page": str(page)}))
+
+
+if __name__ == "__main__":
+    main()

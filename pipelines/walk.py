@@ -1,0 +1,193 @@
+"""The whole walk in one call: prepare, train, evaluate, sweep, and one page about all of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from idol.config import Config, to_dict
+from pipelines import annotations as annotation_files
+from pipelines import (
+    evaluate,
+    experiment_log,
+    manifest,
+    pairs,
+    report,
+    stored,
+    sweep,
+    train,
+)
+from pipelines.annotations import Dataset
+
+PAIRS, TRAIN, EVALUATE, SWEEP, PAGE = "pairs", "train", "evaluate", "sweep", "report.html"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Walk:
+    """What one walk reads and how far it goes.
+
+    train_files:      annotation JSON to train on
+    validation_files: annotation JSON to evaluate on, by the name of the set
+    config:           the whole configuration
+    weights:          what to start from (idol.load); None: random
+    reset_classes:    start class heads of another size anew
+    workers:          data-parallel training processes
+    gpus:             one GPU each
+    grid:             field of TrackerConfig -> values, swept on the set named sweep_set;
+                      empty: no sweep
+    """
+
+    train_files: Sequence[str]
+    validation_files: Mapping[str, str]
+    config: Config
+    weights: str | None = None
+    reset_classes: bool = False
+    workers: int = 2
+    gpus: bool = False
+    grid: Mapping[str, Sequence[Any]]
+    sweep_set: str = ""
+
+
+def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]:
+    """Take the walk; everything finished before is kept, so the same call goes on where it was.
+
+    out:      gets pairs/, train/, evaluate/NAME/, sweep/, report.html and MLflow's file
+    commands: shown in the page: how to do this, or a part of it, again
+    returns:  {"sets": {name: metrics}, "sweep": ..., "page": path, "seconds": {stage: s}}
+    Errors:   what the stages raise; it must run inside cluster.session(dashboard=True)
+    """
+    seconds: dict[str, float] = {}
+    dataset = annotation_files.combine([annotation_files.read(path) for path in walk.train_files])
+    seconds["prepare"] = pairs.run(dataset, out / PAIRS, walk.config.pairs).seconds
+    seconds["train"] = _train(walk, out)
+    checkpoint = out / TRAIN / train.WEIGHTS
+    sets: dict[str, Any] = {}
+    for name, path in walk.validation_files.items():
+        done = evaluate.run(path, checkpoint, out / EVALUATE / name, log_to=out)
+        seconds[f"evaluate {name}"] = done.seconds
+        summary = json.loads((out / EVALUATE / name / evaluate.REPORT).read_text())
+        sets[name] = {**done.extra["metrics"], "AP_true_identities": _true(summary)}
+    result: dict[str, Any] = {"sets": sets, "seconds": seconds}
+    if walk.grid:
+        swept = sweep.run(out / EVALUATE / walk.sweep_set, out / SWEEP, walk.grid, log_to=out)
+        seconds["sweep"] = swept.seconds
+        result["sweep"] = swept.extra
+    result["page"] = str(
+        page(
+            out / PAGE,
+            title="IDOL: one walk",
+            training=out / TRAIN,
+            evaluations={name: out / EVALUATE / name for name in walk.validation_files},
+            swept=out / SWEEP if walk.grid else None,
+            commands=commands,
+        )
+    )
+    return result
+
+
+def page(
+    path: Path,
+    *,
+    title: str,
+    training: Path | None = None,
+    evaluations: Mapping[str, Path],
+    swept: Path | None = None,
+    commands: Mapping[str, str] | None = None,
+) -> Path:
+    """One self-contained page about a training run, evaluations and a sweep.
+
+    training:    finished output of train.run
+    evaluations: name of the set -> finished output of evaluate.run
+    swept:       finished output of sweep.run
+    Errors:      ManifestError where one of them is not finished
+    """
+    metrics: list[report.MetricSet] = []
+    videos: list[report.VideoRow] = []
+    strips: list[report.Strip] = []
+    rejects: list[dict[str, Any]] = []
+    for name, folder in evaluations.items():
+        manifest.read(folder, evaluate.STAGE)
+        summary = json.loads((folder / evaluate.REPORT).read_text())
+        metrics += evaluate.metric_sets(name, summary)
+        videos += evaluate.video_rows(summary, name)
+        strips += evaluate.pictures(
+            _dataset(summary["selection"]),
+            stored.read(folder / evaluate.DETECTIONS),
+            folder / evaluate.TRACKS,
+            summary,
+        )
+        rejects += [{"set": name, **row} for row in summary["rejects"]]
+    facts: dict[str, Any] = {}
+    config: Mapping[str, Any] = {}
+    if training is not None:
+        made = manifest.read(training, train.STAGE)
+        config = made.config["config"]
+        facts = {
+            "training steps": made.extra["steps"],
+            "workers": made.extra["workers"],
+            "minutes of training": round(made.extra["seconds_training"] / 60, 1),
+            "started from": made.config["weights"] or "random weights",
+            "code": made.code_version,
+        }
+    return report.write(
+        path,
+        report.Report(
+            title=title,
+            facts=facts,
+            config=config,
+            metrics=metrics,
+            curves=train.curves(training) if training is not None else {},
+            sweep=_sweep_rows(swept),
+            sweep_name=swept.name if swept is not None else "",
+            videos=videos,
+            strips=strips,
+            rejects=rejects,
+            commands=commands or {},
+        ),
+    )
+
+
+def _train(walk: Walk, out: Path) -> float:
+    if (out / TRAIN / manifest.MANIFEST).exists():
+        # train.run checks that it is this very run; an MLflow run of it exists already.
+        return _run_training(walk, out, None)
+    with experiment_log.run(out, "train", to_dict(walk.config)) as log:
+        return _run_training(walk, out, log)
+
+
+def _run_training(walk: Walk, out: Path, log: experiment_log.Log | None) -> float:
+    done = train.run(
+        out / PAIRS,
+        out / TRAIN,
+        walk.config,
+        weights=walk.weights,
+        reset_classes=walk.reset_classes,
+        workers=walk.workers,
+        gpus=walk.gpus,
+        on_report=None if log is None else lambda step, values: log.metrics(values, step),
+    )
+    return done.seconds
+
+
+def _true(summary: Mapping[str, Any]) -> float | None:
+    known = summary.get("true_identities")
+    return None if known is None else float(known["AP"])
+
+
+def _dataset(selection: Mapping[str, Any]) -> Dataset:
+    return annotation_files.read(
+        selection["annotations"],
+        selection["frames"],
+        video_ids=selection["videos"],
+        stride=selection["stride"],
+    )
+
+
+def _sweep_rows(swept: Path | None) -> list[report.SweepRow]:
+    if swept is None:
+        return []
+    manifest.read(swept, sweep.STAGE)
+    return sweep.sweep_rows(json.loads((swept / evaluate.REPORT).read_text()))

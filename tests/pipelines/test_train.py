@@ -1,0 +1,120 @@
+"""Training runs: finished, resumed, started from other weights, and refused."""
+
+import json
+
+import pytest
+import torch
+
+import idol
+from idol import checkpoint, presets
+from idol.checkpoint import CheckpointError
+from idol.config import override
+from idol.synthetic import SyntheticConfig, write_dataset
+from pipelines import annotations, pairs, train
+from pipelines.errors import ManifestError
+
+pytestmark = pytest.mark.ray
+
+QUICK = (
+    "transforms.stretch=[64,96]",
+    "model.num_queries=12",
+    "train.pairs_per_batch=2",
+    "train.report_every=2",
+    "train.checkpoint_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(ray_local, tmp_path_factory):
+    root = tmp_path_factory.mktemp("train")
+    path = write_dataset(root / "videos", SyntheticConfig.easy(), 3, 5)
+    config = presets.by_name("tiny").pairs
+    pairs.run(annotations.read(str(path)), root / "pairs", config)
+    return root / "pairs"
+
+
+def quick(steps, *more):
+    return override(presets.by_name("tiny"), [*QUICK, f"train.steps={steps}", *more])
+
+
+def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
+    seen = []
+    made = train.run(
+        prepared, tmp_path / "run", quick(4), workers=0,
+        on_report=lambda step, values: seen.append((step, values["loss"])),
+    )  # fmt: skip
+    model = idol.load(tmp_path / "run" / train.WEIGHTS)
+    assert model.config.categories == ("star", "fish", "flower", "cross")
+    assert model.config.category_ids == (1, 2, 3, 4)
+    curve = train.curves(tmp_path / "run")["loss"]
+    assert [step for step, _ in curve] == [2, 4]
+    assert seen == curve
+    assert made.extra["steps"] == 4
+    assert train.run(prepared, tmp_path / "run", quick(4), workers=0) == made
+
+
+def test_the_same_command_goes_on_where_a_run_died(prepared, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    train.run(prepared, whole, quick(4, "losses.reid_aux=0"), workers=0)
+    out = tmp_path / "run"
+    steps = []
+    step = train.Trainer.step
+
+    def dies_at_three(self, batch):
+        if self.step_number == 3 and len(steps) == 3:
+            steps.append("died")
+            raise KeyboardInterrupt
+        steps.append(self.step_number)
+        return step(self, batch)
+
+    monkeypatch.setattr(train.Trainer, "step", dies_at_three)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - Ray wraps it as it likes
+        train.run(prepared, out, quick(4, "losses.reid_aux=0"), workers=0)
+    assert not (out / "_manifest.json").exists()
+    train.run(prepared, out, quick(4, "losses.reid_aux=0"), workers=0)
+    # Step 2 was after the last checkpoint: done again, and nothing before it.
+    assert steps == [0, 1, 2, "died", 2, 3]
+    ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (out, whole))
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_other_categories_start_new_class_heads_only_when_asked(prepared, tmp_path):
+    other = override(quick(2), ["model.num_classes=9"])
+    weights = str(checkpoint.save(idol.IDOL(other), tmp_path / "nine.safetensors"))
+    with pytest.raises(ValueError, match="--reset-classes"):
+        train.run(prepared, tmp_path / "a", quick(2), weights=weights, workers=0)
+    assert not (tmp_path / "a").exists()
+    train.run(prepared, tmp_path / "a", quick(2), weights=weights, reset_classes=True, workers=0)
+    assert idol.load(tmp_path / "a" / train.WEIGHTS).config.model.num_classes == 4
+
+
+def test_weights_of_another_network_are_refused_before_anything_starts(prepared, tmp_path):
+    wide = override(quick(2), ["model.width=32", "model.num_heads=4"])
+    weights = str(checkpoint.save(idol.IDOL(wide), tmp_path / "wide.safetensors"))
+    with pytest.raises(CheckpointError, match="instead of"):
+        train.run(prepared, tmp_path / "a", quick(2), weights=weights, workers=0)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_batch_that_does_not_divide_by_the_workers_is_refused(prepared, tmp_path):
+    with pytest.raises(ValueError, match=r"--set train\.pairs_per_batch=3"):
+        train.run(prepared, tmp_path / "a", quick(2), workers=3)
+
+
+def test_unprepared_pairs_and_a_foreign_output_are_refused(prepared, tmp_path):
+    with pytest.raises(ManifestError, match=r"jobs\.prepare"):
+        train.run(tmp_path / "nothing", tmp_path / "a", quick(2), workers=0)
+    train.run(prepared, tmp_path / "a", quick(2), workers=0)
+    with pytest.raises(ManifestError):
+        train.run(prepared, tmp_path / "a", quick(3), workers=0)
+    assert json.loads((tmp_path / "a/_manifest.json").read_text())["rows"] == 2
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_together(prepared, tmp_path):
+    made = train.run(prepared, tmp_path / "two", quick(4), workers=2)
+    assert made.extra["workers"] == 2
+    losses = [value for _, value in train.curves(tmp_path / "two")["loss"]]
+    assert len(losses) == 2
+    assert losses[1] < losses[0] * 1.5
