@@ -1,9 +1,11 @@
 """Multi-scale deformable attention on the CPU: numba kernels, compiled at their first use.
 
-The kernels are serial and release the interpreter's lock; whole chunks of them are shared out to a
-few threads of our own. numba's own parallel layers were measured and left: its OpenMP pool is a
-second one beside torch's and aborts in a forked child, its workqueue aborts when two threads call
-at once, and with one thread, the rule in Ray workers, both are slower than no layer at all.
+The kernels are serial and release the lock of the interpreter; a few threads of our own take chunks
+of the work. The parallel layers of numba were tried and left: between the operators of torch its
+OpenMP pool was not faster, and it aborts in a forked child; its workqueue aborts when two threads
+call at once; both double the time of compilation; and with one thread, the rule in Ray workers,
+they give nothing. Explicit vector instructions gave 0 to 10 % forward and 15 % backward: too little
+for their code.
 """
 
 from __future__ import annotations
