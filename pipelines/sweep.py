@@ -270,8 +270,13 @@ class Ledger:
     def append(self, trial_hash: str, metrics: Mapping[str, float]) -> None:
         """Add a finished configuration, and see it on the disk."""
         line = {"input": self._input_hash, "hash": trial_hash, "metrics": dict(metrics)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
+        with self.path.open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+            # A line that a kill has torn stays alone on its line.
+            start = b"\n" if end and file.read(1) != b"\n" else b""
+            file.write(start + json.dumps(line, sort_keys=True).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -357,16 +362,22 @@ def _tune(
         class WriteDown(tune.Callback):  # type: ignore[misc]
             """Runs in the driver, for each result as it comes."""
 
+            def __init__(self, ledger: Ledger, expected: set[str], bar: Any) -> None:
+                self.ledger, self.expected, self.bar = ledger, expected, bar
+
+            def __getstate__(self) -> dict[str, Any]:
+                return {}  # Tune pickles its callbacks, and a progress bar cannot be
+
             def on_trial_result(
                 self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
             ) -> None:
                 # The hash is of the configuration that the trial really used.
-                if result["config_hash"] not in expected:
+                if result["config_hash"] not in self.expected:
                     raise RuntimeError(
                         f"trial {trial} used a configuration that nobody asked for: {result}"
                     )
-                ledger.append(result["config_hash"], result["stats"])
-                bar.update()
+                self.ledger.append(result["config_hash"], result["stats"])
+                self.bar.update()
 
         shared = {
             "source": source,
@@ -379,7 +390,10 @@ def _tune(
             param_space={"chunk": tune.grid_search(list(range(count)))},
             tune_config=tune.TuneConfig(metric="number", mode="max"),
             run_config=tune.RunConfig(
-                name="sweep", storage_path=str(folder), callbacks=[WriteDown()], verbose=0
+                name="sweep",
+                storage_path=str(folder),
+                callbacks=[WriteDown(ledger, expected, bar)],
+                verbose=0,
             ),
         ).fit()
     shutil.rmtree(folder, ignore_errors=True)
