@@ -1,6 +1,7 @@
 """Detections made from the truth: a detector without fault, and appearances as one wants them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 import torch
 from pycocotools import mask as coco
 
-from idol.config import Config
+import idol
+from idol import checkpoint
+from idol.config import Config, TrackerConfig
 from idol.model import IDOL
 from idol.structures import FrameDetections
 from pipelines import detect, manifest, schemas, stored
@@ -75,6 +78,17 @@ def run(
             "truth": True,
         },
     )
+
+
+def weights(path: Path) -> Path:
+    """A tiny untrained network of two classes."""
+    preset = idol.presets.tiny()
+    config = replace(
+        preset,
+        model=replace(preset.model, num_classes=2, width=16, num_heads=2, feedforward=16),
+        tracker=TrackerConfig.robust(),
+    )
+    return checkpoint.save(idol.IDOL(config), path)
 
 
 def _frame(

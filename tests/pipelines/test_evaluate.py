@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import idol
-from idol import checkpoint
 from idol.config import Config, TrackerConfig, override, to_dict
 from idol.structures import Track
 from pipelines import annotations, detect, evaluate, experiment_log, manifest
@@ -18,19 +17,6 @@ from pipelines.annotations import Category, Dataset
 from pipelines.errors import PipelineError
 from pipelines.schemas import FrameOverlap
 from tests.pipelines import perfect
-
-
-def weights(path: Path, categories: dict[int, str] | None = None) -> Path:
-    """A tiny untrained network of two classes."""
-    preset = idol.presets.tiny()
-    config = replace(
-        preset,
-        model=replace(preset.model, num_classes=2, width=16, num_heads=2, feedforward=16),
-        tracker=TrackerConfig.robust(),
-        categories=tuple((categories or {}).values()),
-        category_ids=tuple(categories or {}),
-    )
-    return checkpoint.save(idol.IDOL(config), path)
 
 
 @pytest.fixture
@@ -42,7 +28,7 @@ def perfect_detector(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_everything_found_scores_everything_and_is_reported_and_logged(
     make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path
 ) -> None:
-    file, network = make_videos([6, 3, 5]).write(), weights(tmp_path / "w.safetensors")
+    file, network = make_videos([6, 3, 5]).write(), perfect.weights(tmp_path / "w.safetensors")
     out = tmp_path / "out"
     found = evaluate.run(file, network, out)
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
@@ -71,7 +57,7 @@ def test_videos_without_frames_count_as_missed_and_are_listed(
     videos = make_videos([4, 4])
     videos.frame(2, 1).unlink()
     out = tmp_path / "out"
-    found = evaluate.run(videos.write(), weights(tmp_path / "w.safetensors"), out)
+    found = evaluate.run(videos.write(), perfect.weights(tmp_path / "w.safetensors"), out)
     assert found.rejects == 1
     assert found.extra["metrics"]["AR100"] == pytest.approx(0.5)
     summary = json.loads((out / evaluate.REPORT).read_text())
@@ -84,7 +70,9 @@ def test_videos_whose_truth_cannot_be_read_are_not_scored(
 ) -> None:
     videos = make_videos([4, 4])
     del videos.content["annotations"][2]["segmentations"][0]
-    found = evaluate.run(videos.write(), weights(tmp_path / "w.safetensors"), tmp_path / "out")
+    found = evaluate.run(
+        videos.write(), perfect.weights(tmp_path / "w.safetensors"), tmp_path / "out"
+    )
     assert found.rejects == 1
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
 
@@ -103,7 +91,7 @@ def test_a_subset_at_a_stride_is_scored_against_the_same_subset(
 ) -> None:
     found = evaluate.run(
         make_videos([6, 3, 5]).write(),
-        weights(tmp_path / "w.safetensors"),
+        perfect.weights(tmp_path / "w.safetensors"),
         tmp_path / "out",
         video_ids=[1, 3],
         stride=2,

@@ -12,7 +12,6 @@ from idol.config import TrackerConfig
 from pipelines import detect, evaluate, experiment_log, stored, sweep
 from pipelines.errors import PipelineError
 from tests.pipelines import perfect
-from tests.pipelines.test_evaluate import weights
 
 BASE = dataclasses.replace(TrackerConfig.robust(), prune_short=0, match_threshold=0.99)
 """Neighbouring frames of an instance have a cosine of 0.95: at 0.99 every track breaks."""
@@ -94,7 +93,9 @@ def evaluated(
     videos = make_videos([6, 3, 5, 4])
     videos.frame(4, 0).unlink()
     out = tmp_path / "evaluated"
-    evaluate.run(videos.write(), weights(tmp_path / "w.safetensors"), out, log_to=tmp_path / "log")
+    evaluate.run(
+        videos.write(), perfect.weights(tmp_path / "w.safetensors"), out, log_to=tmp_path / "log"
+    )
     return out
 
 

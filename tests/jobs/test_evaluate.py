@@ -1,0 +1,158 @@
+"""jobs.evaluate and jobs.sweep from the command line, on an untrained network."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import idol
+from idol import checkpoint, synthetic
+from idol.config import override
+from jobs import evaluate, score, sweep
+from pipelines.cluster import ROOT
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
+
+
+@pytest.fixture(scope="module")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """An annotation file, and weights that find something in everything."""
+    folder = tmp_path_factory.mktemp("walk")
+    config = synthetic.SyntheticConfig(
+        size=(64, 96), length=(4, 6), num_objects=(1, 3), num_categories=2
+    )
+    annotations = synthetic.write_dataset(folder / "val", config, 4, 0)
+    torch.manual_seed(0)
+    preset = idol.presets.tiny()
+    network = override(
+        replace(
+            preset,
+            model=replace(preset.model, num_classes=2, num_queries=6, width=32, feedforward=32),
+            transforms=replace(preset.transforms, stretch=(64, 96)),
+            categories=config.categories,
+            category_ids=(1, 2),
+        ),
+        [
+            "detect.score_floor=0",
+            "detect.frames_per_shard=3",
+            "tracker.score_threshold=0",
+            "tracker.new_threshold=0",
+            "tracker.first_threshold=0",
+            "tracker.class_score_threshold=0",
+        ],
+    )
+    return annotations, checkpoint.save(idol.IDOL(network), folder / "weights.safetensors")
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    line: dict[str, object] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return line
+
+
+@pytest.mark.ray
+def test_evaluate_score_and_sweep_agree(
+    ray_local: None,
+    walk: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    annotations, weights = map(str, walk)
+    out = tmp_path / "run"
+    evaluate.main(
+        [*("--annotations", annotations), *("--checkpoint", weights), *("--out", str(out))]
+    )
+    line = last_line(capsys)
+    assert set(METRICS) <= set(line)
+    assert line["rows"]
+    score.main(["--truth", annotations, "--results", str(line["results"])])
+    scored = last_line(capsys)
+    assert {name: scored[name] for name in METRICS} == {name: line[name] for name in METRICS}
+    sweep.main(
+        [
+            *("--evaluation", str(out), "--out", str(tmp_path / "sweep")),
+            *("--grid", "tracker.match_threshold=0.3,0.7"),
+            *("--grid", "tracker.memory_length=1,3"),
+        ]
+    )
+    swept = last_line(capsys)
+    assert swept["configurations"] == 5
+    base = swept["base"]
+    assert isinstance(base, dict)
+    assert {name: base[name] for name in METRICS} == pytest.approx(
+        {name: line[name] for name in METRICS}
+    )
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--annotations", "none.json"], "DatasetError: none.json"),
+        (["--checkpoint", "none.safetensors"], "no checkpoint at none.safetensors"),
+        (["--tracker", "none"], "no tracker 'none'"),
+        (["--set", "tracker.tua=1"], "Did you mean 'tau'"),
+        (["--set", "model.num_queries=7"], "trained network"),
+        (["--videos", "99"], "99"),
+    ],
+)
+def test_mistakes_are_said_in_one_line_and_leave_nothing_behind(
+    ray_local: None, walk: tuple[Path, Path], tmp_path: Path, extra: list[str], message: str
+) -> None:
+    annotations, weights = map(str, walk)
+    given = {"--annotations": annotations, "--checkpoint": weights, "--out": str(tmp_path / "out")}
+    given |= {extra[0]: extra[1]}
+    with pytest.raises(SystemExit, match=message):
+        evaluate.main([word for pair in given.items() for word in pair])
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_sets_have_folders_of_their_own(tmp_path: Path) -> None:
+    job = evaluate.Evaluate(
+        annotations=("a/val/x.json", "b/val/x.json", "c/test/x.json"),
+        checkpoint="shipped",
+        out=tmp_path,
+    )
+    assert evaluate._outputs(job) == {
+        "val": ("a/val/x.json", tmp_path / "val"),
+        "val-2": ("b/val/x.json", tmp_path / "val-2"),
+        "test": ("c/test/x.json", tmp_path / "test"),
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_driver_killed_in_the_middle_of_detect_goes_on_to_the_same_bytes(
+    walk: tuple[Path, Path], tmp_path: Path
+) -> None:
+    annotations, weights = map(str, walk)
+
+    def command(out: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "jobs.evaluate", "--annotations", annotations),
+            *("--checkpoint", weights, "--out", str(out), "--actors", "1"),
+        ]
+
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    first = subprocess.Popen(command(killed), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list((killed / "detections").glob("shard-*.parquet")):
+        assert first.poll() is None, "it ended before its first shard"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = {p: p.stat().st_mtime_ns for p in (killed / "detections").glob("shard-*.parquet")}
+    assert not (killed / "_manifest.json").exists()
+    for out in (killed, whole):
+        subprocess.run(command(out), cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert all(path.stat().st_mtime_ns == before for path, before in done.items())
+    assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()

@@ -1,0 +1,74 @@
+"""A stage runs in a Ray of its own, or in the one that is there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import cluster
+
+
+@pytest.mark.ray
+def test_a_session_uses_the_ray_that_is_there_and_leaves_it_running(ray_local: None) -> None:
+    import ray
+
+    with cluster.session():
+        assert cluster.cpus() == 4
+    assert ray.is_initialized()
+
+
+@pytest.mark.ray
+def test_missing_resources_are_an_error_and_not_a_wait(ray_local: None) -> None:
+    cluster.require(4)
+    with pytest.raises(RuntimeError, match=r"needs 2 CPUs and 3 GPUs, but Ray has 4 and"):
+        cluster.require(2, 3)
+
+
+def test_the_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("NEVER_SET", raising=False)
+    with cluster._environment({"OMP_NUM_THREADS": "1", "NEVER_SET": "x"}):
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["NEVER_SET"]) == ("1", "x")
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "NEVER_SET" not in os.environ
+
+
+_TWICE = """
+from pipelines import cluster
+
+for _ in range(2):
+    with cluster.session():
+        import ray
+
+        @ray.remote
+        def threads():
+            import os
+            import pipelines.cluster  # from any folder
+            import torch
+            return torch.get_num_threads()
+
+        assert ray.get(threads.remote()) == 1
+        assert cluster.cpus() >= 4
+    assert not ray.is_initialized()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_process_may_have_one_session_after_the_other_from_any_folder(tmp_path: Path) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_"))
+    }
+    environment["PYTHONPATH"] = str(cluster.ROOT)
+    # A home that cannot be written to: Ray must not need it.
+    environment["HOME"] = str(tmp_path / "none")
+    done = subprocess.run(
+        [sys.executable, "-c", _TWICE],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
