@@ -268,6 +268,10 @@ class DetectConfig:
     can ask for any score_threshold from here upwards. The released code selects at 0.1."""
     box_nms: float = 0.9
     """IoU above which class-aware box NMS removes the lower-scored detection."""
+    mask_resize: Literal["released", "smooth"] = "released"
+    """From logits at 1/4 of the input to the original size. released: bilinear to the input's
+    size, threshold, then nearest. smooth: bilinear to the original size, then threshold, which
+    leaves no staircase where frames are larger than the input."""
     max_detections: int = 100
     """At most this many per frame are stored, best first."""
     batch_frames: int = 8

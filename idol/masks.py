@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +123,16 @@ def overlaps(masks: Tensor) -> Tensor:
     )
 
 
-def resize(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+Method = Literal["released", "smooth"]
+"""See DetectConfig.mask_resize."""
+
+
+def resize(
+    logits: Tensor,
+    input_size: tuple[int, int],
+    size: tuple[int, int],
+    method: Method = "released",
+) -> Tensor:
     """Mask logits to masks at the original size, pixel for pixel as released (specification 4.4).
 
     The released code upsamples by 4 (bilinear), applies the sigmoid, crops the padding, resizes
@@ -132,25 +142,30 @@ def resize(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -
     logits:     (n, h/4, w/4) over the padded input
     input_size: (height, width) of the network input without padding
     size:       (height, width) of the original frame
+    method:     smooth interpolates to the original size in one step instead
     returns:    (n, height, width) bool on the CPU
     """
     masks = np.empty((len(logits), *size), np.uint8)
-    for i, columns in enumerate(_resized_columns(logits, input_size, size)):
+    for i, columns in enumerate(_resized_columns(logits, input_size, size, method)):
         masks[i] = _columns(columns)
     return torch.from_numpy(masks.view(np.bool_))
 
 
 def resize_and_encode(
-    logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+    logits: Tensor,
+    input_size: tuple[int, int],
+    size: tuple[int, int],
+    method: Method = "released",
 ) -> list[bytes]:
     """encode(resize(...)), without a stack of masks at original size in between.
 
     logits:     (n, h/4, w/4) over the padded input
     input_size: (height, width) of the network input without padding
     size:       (height, width) of the original frame
+    method:     as in resize
     returns:    n compressed COCO counts
     """
-    return _encode_columns(_resized_columns(logits, input_size, size))
+    return _encode_columns(_resized_columns(logits, input_size, size, method))
 
 
 def _columns(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -170,7 +185,7 @@ def _encode_columns(masks: Iterable[npt.NDArray[np.uint8]]) -> list[bytes]:
 
 
 def _resized_columns(
-    logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]
+    logits: Tensor, input_size: tuple[int, int], size: tuple[int, int], method: Method
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """As resize, one mask after the other as (W, H), in one array that each time is overwritten."""
     if logits.ndim != 3:
@@ -182,6 +197,9 @@ def _resized_columns(
             f"positive, got input_size {input_size}, size {size}. Both are (height, width)."
         )
     maps = logits.detach().float().cpu().numpy()
+    if method == "smooth":
+        yield from _smooth_columns(maps, input_size, size)
+        return
     rows, columns = (_nearest(i, o) for i, o in zip(input_size, size, strict=True))
     mask = np.empty((size[1], size[0]), np.uint8)
     for logit in maps:
@@ -203,6 +221,38 @@ def _resized_columns(
         picked = part[rows[r0:r1] - top]
         mask[c0:c1, r0:r1] = picked.T[columns[c0:c1] - left]
         yield mask
+
+
+def _smooth_columns(
+    maps: npt.NDArray[np.float32], input_size: tuple[int, int], size: tuple[int, int]
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """As _resized_columns, interpolating to the original size in one step."""
+    rows, columns = (
+        _bilinear(length, i, o)
+        for length, i, o in zip(maps.shape[1:], input_size, size, strict=True)
+    )
+    for logit in maps:
+        # Bilinear interpolation is separable: one small matrix for rows, one for columns.
+        yield ((columns @ logit.T) @ rows.T > 0).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _bilinear(length: int, input_length: int, output_length: int) -> npt.NDArray[np.float32]:
+    """(output_length, length) weights that read a map of stride 4 at the original pixels.
+
+    Pixel i of the original has its centre at (i + 0.5) · input / output pixels of the input, and
+    cell j of the map its own at 4 (j + 0.5); beyond the outermost centres the border is repeated.
+    """
+    centres = (np.arange(output_length) + 0.5) * (input_length / output_length) / STRIDE - 0.5
+    centres = np.clip(centres, 0, length - 1)
+    low = np.minimum(centres.astype(np.int64), max(length - 2, 0))
+    weights = np.zeros((output_length, length), np.float32)
+    share = (centres - low).astype(np.float32)
+    pixel = np.arange(output_length)
+    weights[pixel, low] = 1 - share
+    if length > 1:
+        weights[pixel, low + 1] = share
+    return weights
 
 
 def _upsample_positive(logit: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

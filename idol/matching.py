@@ -159,7 +159,7 @@ def frame_overlap(masks: Sequence[bytes], truth: VideoTruth, frame_index: int) -
     intersection = np.zeros((len(masks), len(truth)))
     if len(masks) and columns:
         present = [mask for mask in true_masks if mask is not None]
-        intersection[:, columns] = _intersections(detected, area, present)
+        intersection[:, columns] = intersections(detected, area, present)
     return FrameOverlap(
         frame_index,
         intersection,
@@ -250,8 +250,8 @@ def ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
 
 
-def _intersections(detected: list[Rle], areas: NDArray[Any], truth: list[Rle]) -> Floats:
-    """(N, G) shared pixels of N and G masks of one size.
+def intersections(detected: list[Rle], areas: NDArray[Any], truth: list[Rle]) -> Floats:
+    """(N, G) shared pixels of N masks, whose areas are known, and G masks of one size.
 
     With every truth called a crowd, pycocotools returns intersection / detection area. Rounding
     gives back the exact count, as both are far below 2^53.
@@ -296,7 +296,7 @@ def _mask_iou(masks: list[list[Rle | None]], areas: NDArray[np.int64], truth: Vi
                 unique[mask["counts"]] = len(opened)
                 opened.append(n)
             position.append(unique[mask["counts"]])
-        part = _intersections(
+        part = intersections(
             [m for n in opened if (m := masks[n][frame]) is not None],
             areas[opened, frame],
             [m for g in columns if (m := truth.masks[g][frame]) is not None],
@@ -322,7 +322,7 @@ def _irregular_iou(masks: list[list[Rle | None]], truth: VideoTruth) -> Floats:
                 areas, _ = rle.check(present)
                 both = 0.0
                 if len(present) == 2:
-                    both = float(_intersections(present[:1], areas[:1], present[1:])[0, 0])
+                    both = float(intersections(present[:1], areas[:1], present[1:])[0, 0])
                 shared += both
                 union += float(areas.sum()) - both
             iou[n, g] = shared / union if union > 0 else 0.0

@@ -54,6 +54,7 @@ def finish(
     mask_logits: Tensor,
     input_size: tuple[int, int],
     size: tuple[int, int],
+    mask_resize: masks.Method = "released",
 ) -> FrameDetections:
     """Selected queries to detections: scores, original pixels, overlaps, run-length masks.
 
@@ -64,6 +65,7 @@ def finish(
     mask_logits: (N, h/4, w/4) over the padded input
     input_size:  (height, width) of the network input without padding
     size:        (height, width) of the original frame
+    mask_resize: see DetectConfig
     returns:     FrameDetections on the CPU; boxes are clipped to the frame
     errors:      ValueError for embeddings that are not finite, or sizes beyond the padded input
     """
@@ -88,7 +90,7 @@ def finish(
         embeddings=embeddings.float().cpu(),
         overlaps=pairwise,
         boxes=torch.minimum(corners.clamp(min=0), bounds),
-        masks=tuple(masks.resize_and_encode(mask_logits, input_size, size)),
+        masks=tuple(masks.resize_and_encode(mask_logits, input_size, size, mask_resize)),
     )
 
 
@@ -125,4 +127,5 @@ def detections(
         model.masks(outputs, image, queries),
         input_size,
         size,
+        config.mask_resize,
     )

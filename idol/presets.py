@@ -46,8 +46,11 @@ def tiny() -> Config:
     """The same method with about a million parameters: learns on two CPU cores in minutes.
 
     Ours: a small GroupNorm backbone, both frames supervised, a dense auxiliary classification,
-    relative coordinates divided by 8, moving average of the weights, larger steps. Every frame is
-    stretched to 128x192.
+    relative coordinates divided by 8, moving average of the weights, larger steps, and the
+    contrastive loss at 0.25 instead of 2: with 40 queries most negatives of Eq. 4 are duplicates of
+    the positives, and at 2 its gradient drowned the others (after 300 steps 16 % of the objects got
+    the right class, 99 % at 0.25; identities were told apart equally well or better). Every frame
+    is stretched to 128x192.
     """
     return Config(
         name="tiny",
@@ -67,18 +70,18 @@ def tiny() -> Config:
         ),
         transforms=TransformConfig(stretch=(128, 192), crop_probability=0.0),
         pairs=PairConfig(max_gap=7),
-        losses=LossConfig(supervise_reference=True),
+        losses=LossConfig(supervise_reference=True, reid=0.25),
         train=TrainConfig(
             pairs_per_batch=4,
-            steps=4500,
-            learning_rate=2.5e-3,
+            steps=5500,
+            learning_rate=3e-3,
             backbone_rate=1.0,
             schedule="cosine",
             warmup_steps=100,
             clip_norm=1.0,
             ema_decay=0.998,
         ),
-        detect=DetectConfig(score_floor=0.05),
+        detect=DetectConfig(score_floor=0.05, mask_resize="smooth"),
     )
 
 

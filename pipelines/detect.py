@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from idol import rle
 from idol.config import Config, to_dict
+from idol.matching import intersections
 from pipelines import cluster, frames, manifest, schemas, stored
 from pipelines.annotations import Dataset, VideoRecord
 from pipelines.errors import PipelineError, VideoError
@@ -148,25 +150,20 @@ def frame_overlap(
     size:    (height, width) of all of them
     returns: intersection (N, G), area (N,), truth_area (G,), in pixels
     """
-    import pycocotools.mask
-
-    def rle(counts: bytes) -> dict[str, Any]:
-        return {"size": list(size), "counts": counts}
-
-    found = [rle(counts) for counts in masks]
-    present = [(g, rle(counts)) for g, counts in enumerate(truth) if counts is not None]
-    area = np.asarray(pycocotools.mask.area(found), np.float64).reshape(len(found))
+    present = [(g, counts) for g, counts in enumerate(truth) if counts is not None]
+    columns = [g for g, _ in present]
+    true_masks = [counts for _, counts in present]
+    area = rle.measure(masks)[1]
     truth_area = np.zeros(len(truth))
     intersection = np.zeros((len(masks), len(truth)))
     if present:
-        columns = [g for g, _ in present]
-        instances = [r for _, r in present]
-        truth_area[columns] = pycocotools.mask.area(instances)
-        if found:
-            # For a crowd, pycocotools divides the intersection by the detection's area alone: the
-            # way to have all intersections from one call in C. Whole numbers, so rounding is exact.
-            share = pycocotools.mask.iou(found, instances, [1] * len(instances))
-            intersection[:, columns] = np.rint(share * area[:, None])
+        truth_area[columns] = rle.measure(true_masks)[1]
+    if present and len(masks):
+        found, there = (
+            [{"size": list(size), "counts": counts} for counts in side]
+            for side in (masks, true_masks)
+        )
+        intersection[:, columns] = intersections(found, area, there)
     return (
         intersection.astype(np.float32),
         area.astype(np.float32),

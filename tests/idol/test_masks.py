@@ -178,3 +178,39 @@ def test_background_of_nan_or_infinity_stays_background() -> None:
 def test_an_input_size_beyond_the_padded_input_is_refused(input_size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"at most the padded input \(32, 64\)"):
         masks.resize(torch.zeros(1, 8, 16), input_size, (10, 10))
+
+
+def test_smooth_resizing_reads_the_map_at_the_centres_of_the_original_pixels():
+    # One row, cells of 4 input pixels, centres at 2 and 6: the line through them is x - 3.5, so
+    # at the input's own size the pixels with centres 0.5 .. 7.5 are positive from 4.5 on. Three
+    # times as fine, centres are (i + 0.5) / 3, positive where above 3.5, that is from i = 11 on.
+    logits = torch.tensor([[[-1.5, 2.5]]])
+    same = masks.resize(logits, (4, 8), (4, 8), "smooth")[0, 0]
+    assert same.tolist() == [False] * 4 + [True] * 4
+    fine = masks.resize(logits, (4, 8), (12, 24), "smooth")[0, 0]
+    assert fine.long().argmax() == 11
+    assert bool(fine[11:].all())
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**16), height=st.integers(1, 6), width=st.integers(1, 6))
+def test_smooth_and_released_resizing_agree_at_the_size_of_the_input(seed, height, width):
+    logits = torch.randn(2, height, width, generator=torch.Generator().manual_seed(seed))
+    size = (4 * height, 4 * width)
+    smooth = masks.resize(logits, size, size, "smooth")
+    released = masks.resize(logits, size, size)
+    # Only rounding at a value of zero could differ, which has no chance here.
+    assert torch.equal(smooth, released)
+
+
+def test_smooth_resizing_leaves_no_staircase_on_a_slanted_edge():
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(12.0), indexing="ij")
+    logits = (x - 1.5 * y)[None]  # an edge at 1.5 columns a row
+    size = (8 * 4 * 3, 12 * 4 * 3)
+    edge = {
+        method: masks.resize(logits, (32, 48), size, method)[0].long().argmax(1)
+        for method in ("smooth", "released")
+    }
+    step = {method: (e[21:72] - e[20:71]).max() for method, e in edge.items()}
+    assert step["smooth"] <= 2
+    assert step["released"] >= 3
