@@ -9,7 +9,7 @@ by two, memory embeddings built instance by instance, a loop over detections on 
 from __future__ import annotations
 
 import argparse
-import platform
+import sys
 import time
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import machine
 from idol import masks
 from idol.structures import FrameDetections
 from idol.tracker import Tracker, TrackerConfig
@@ -129,10 +130,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 30, 100], help="detections")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{platform.processor() or platform.machine()}, 1 thread, Python "
-        f"{platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
-    )
+    print(machine.header(f"python -m benchmarks.association {' '.join(sys.argv[1:])}".rstrip()))
     print("| detections | overlaps, ms | update, ms | pair by pair, ms | ratio | same ids |")
     print("|---|---|---|---|---|---|")
     config = TrackerConfig.released()

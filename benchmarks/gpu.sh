@@ -30,23 +30,6 @@ else
 fi
 
 echo
-"$PYTHON" - <<'PY'
-import datetime
-import platform
-import subprocess
-
-import torch
-
-commit = subprocess.run(
-    ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-).stdout.strip() or "not a git checkout"
-device = torch.cuda.get_device_properties(0)
-print(f"{device.name}, {device.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
-print(f"{datetime.date.today()}, commit {commit}, Python {platform.python_version()}, torch {torch.__version__}")
-PY
-for module in ms_deform_attn network; do
-  if [[ -f "benchmarks/$module.py" ]]; then
-    echo
-    "$PYTHON" -m "benchmarks.$module" --device cuda
-  fi
-done
+"$PYTHON" -m benchmarks.network --device cuda
+echo
+"$PYTHON" -m benchmarks.tiny_training --device cuda --steps "${STEPS:-5500}"

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks import machine
 from ops import cpu, ms_deform_attn
 
 Levels = list[tuple[int, int]]
@@ -110,21 +108,8 @@ def main() -> None:
         sys.exit(f"There is nothing to compare: {reason}.")
     import numba
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"machine: {platform.machine()} {cpu_name()}, {os.cpu_count()} cores{load}")
-    print(
-        f"versions: Python {platform.python_version()}, torch {torch.__version__}, "
-        f"numba {numba.__version__}, commit {commit or 'unknown'}"
-    )
-    print(f"command: python -m benchmarks.ms_deform_attn {' '.join(sys.argv[1:])}".rstrip())
-    print()
+    print(machine.header(f"python -m benchmarks.ms_deform_attn {' '.join(sys.argv[1:])}".rstrip()))
+    print(f"numba {numba.__version__}\n")
     print("| milliseconds, float32 | threads | grid_sample fwd / bwd | ours fwd / bwd | ratio |")
     print("|---|---|---|---|---|")
     for threads in options.threads:
@@ -140,16 +125,6 @@ def main() -> None:
                 f"| {plain[0] / ours[0]:.1f}× / {plain[1] / ours[1]:.1f}× |",
                 flush=True,
             )
-
-
-def cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ python -m benchmarks.network --device cuda       a GPU, in float32 and bfloat16
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Sequence
 
 import torch
 
+from benchmarks import machine
 from idol import presets
 from idol.model import IDOL
 
@@ -52,29 +52,13 @@ def seconds(model: IDOL, batch: int, size: tuple[int, int], dtype: torch.dtype) 
     return times
 
 
-def heading(device: str) -> str:
-    """Machine, versions, commit and command: what a figure is worth nothing without."""
-    if device == "cuda":
-        machine = torch.cuda.get_device_name()
-    else:
-        machine = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return (
-        f"{machine}; Python {platform.python_version()}, torch {torch.__version__}; "
-        f"commit {commit or 'unknown'}; python -m benchmarks.network --device {device}"
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--preset", choices=tuple(CASES), action="append")
     options = parser.parse_args(argv)
-    print(heading(options.device))
-    print()
+    print(machine.header(f"python -m benchmarks.network {' '.join(sys.argv[1:])}", options.device))
     print("| preset | input | batch | arithmetic | ms per image | images per s | peak GPU memory |")
     print("|---|---|---|---|---|---|---|")
     for preset in options.preset or CASES:

@@ -15,12 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import machine
+from benchmarks.tiny_training import DIALS, HELD_OUT_SEED, TRAINING_SEED
 from idol import checkpoint
-from idol.synthetic import SyntheticConfig, write_dataset
+from idol.synthetic import write_dataset
+from pipelines import charts, evaluate, manifest, train
 
-DIALS = {"easy": SyntheticConfig.easy(), "crowded": SyntheticConfig.crowded()}
-TRAINING_SEED, HELD_OUT_SEED = 1, 1001
-"""Video i of a set is drawn from (seed, i): no held-out video is among those trained on."""
+CURVE = Path("docs/tiny-training.svg")
 
 
 def job(name: str, *arguments: str) -> dict[str, object]:
@@ -66,16 +67,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--workers", str(options.workers), *(["--gpus"] if options.gpus else []), *settings,
     )  # fmt: skip
     weights = str(trained["checkpoint"])
-    scores = job(
+    job(
         "evaluate", "--annotations", *held_out, "--checkpoint", weights,
-        "--out", str(out / "evaluate"),
+        "--out", str(out / "evaluate"), "--overwrite",
     )  # fmt: skip
+    made = manifest.read(out / "train", train.STAGE)
+    print(machine.header(f"python -m benchmarks.tiny_weights {' '.join(sys.argv[1:])}".strip()))
+    print(
+        f"{made.extra['steps']} steps of {made.config['config']['train']['pairs_per_batch']} pairs "
+        f"on {made.extra['workers']} workers in {made.extra['seconds_training'] / 60:.1f} minutes\n"
+    )
+    print(table(out / "evaluate"))
     if options.install:  # asked for, so that a trial of the recipe does not replace them
         shipped = checkpoint.shipped()
         shipped.parent.mkdir(exist_ok=True)
         shutil.copyfile(weights, shipped)
-        print(f"Installed {shipped.name} ({shipped.stat().st_size / 1e6:.1f} MB).")
-    print(json.dumps(scores))
+        CURVE.write_text(loss_curve(out / "train"))
+        print(f"\nInstalled {shipped.name} ({shipped.stat().st_size / 1e6:.1f} MB), {CURVE}.")
+
+
+def table(evaluated: Path) -> str:
+    """The scores of every held-out set, in percent, as a Markdown table."""
+    lines = ["| held-out videos | AP | AP50 | AP75 | AR1 | AR10 | AP with true identities |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for dial in DIALS:
+        summary = json.loads((evaluated / f"held-out-{dial}" / evaluate.REPORT).read_text())
+        values = [summary["metrics"][name] for name in ("AP", "AP50", "AP75", "AR1", "AR10")]
+        values.append(summary["true_identities"]["AP"])
+        cells = " | ".join(f"{100 * value:.1f}" for value in values)
+        lines.append(f"| {dial}, {summary['videos']} | {cells} |")
+    return "\n".join(lines)
+
+
+def loss_curve(training: Path) -> str:
+    """The total loss over the steps, as an SVG file that stands alone."""
+    style = (
+        "<style>.raw{fill:none;stroke:#9ab;stroke-width:1}.mean{fill:none;stroke:#246;"
+        "stroke-width:2}.grid,.axis{stroke:#ddd}text{font:12px sans-serif;fill:#555}</style>"
+    )
+    drawn = str(charts.curve(train.curves(training)["loss"], "loss"))
+    head, body = drawn.split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{body}\n'
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """IDOL, online video instance segmentation, in plain PyTorch."""
 
-from idol import config, presets, structures
+from idol import config, evaluation, presets, structures, tracker
 from idol.checkpoint import load
 from idol.config import Config
 from idol.model import IDOL
 
-__all__ = ["IDOL", "Config", "config", "load", "presets", "structures"]
+__all__ = ["IDOL", "Config", "config", "evaluation", "load", "presets", "structures", "tracker"]

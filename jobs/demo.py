@@ -15,7 +15,7 @@ import tyro
 from idol import presets
 from idol.config import override
 from idol.synthetic import SyntheticConfig, write_dataset
-from pipelines import cluster, walk
+from pipelines import cluster, train, walk
 from pipelines.errors import PipelineError
 
 GRID: dict[str, Sequence[float]] = {
@@ -56,44 +56,51 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, take the walk, say what came out and where to look."""
     job = tyro.cli(Demo, args=argv)
     started = time.monotonic()
-    dials = {"easy": SyntheticConfig.easy(), "crowded": SyntheticConfig.crowded()}
-    files: dict[str, dict[str, str]] = {"train": {}, "validation": {}}
-    for kind, seed, count in (
-        ("train", TRAIN_SEED, job.train_videos),
-        ("validation", VALIDATION_SEED, job.validation_videos),
-    ):
-        for offset, (dial, config) in enumerate(dials.items()):
-            folder = job.out / "videos" / kind / dial
-            files[kind][dial] = str(
-                write_dataset(folder, config, count, seed + offset, progress=True)
-            )
-    commands = {
-        "this demo": f"python -m jobs.demo --out {job.out}",
-        "loss curves, parameters and metrics in the browser": "make mlflow",
-        "evaluate these weights on your own videos": "python -m jobs.evaluate --annotations "
-        f"YOUR/instances.json --checkpoint {job.out}/train/checkpoint.safetensors --out runs/mine",
-    }
     try:
+        config = override(presets.by_name("tiny"), job.set)
+        files = draw(job)
         with cluster.session(dashboard=True):
             result = walk.run(
                 walk.Walk(
                     train_files=list(files["train"].values()),
                     validation_files=files["validation"],
-                    config=override(presets.by_name("tiny"), job.set),
+                    config=config,
                     weights=None if job.weights == "none" else job.weights,
                     workers=job.workers,
                     grid=GRID,
                     sweep_set="crowded",
                 ),
                 job.out,
-                commands=commands,
+                commands={
+                    "this demo": f"python -m jobs.demo --out {job.out}",
+                    "curves, parameters, metrics in the browser": f"make mlflow RUN={job.out}",
+                    "these weights on your own videos": "python -m jobs.evaluate --annotations "
+                    f"YOUR/instances.json --checkpoint {job.out}/train/{train.WEIGHTS} --out MINE",
+                },
             )
-    except (PipelineError, ValueError, FileNotFoundError) as error:
+    except (PipelineError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     result["minutes"] = round((time.monotonic() - started) / 60, 2)
     print(table(result["sets"]))
     print(f"\nLook at {result['page']}\n")
     print(json.dumps(result, sort_keys=True))
+
+
+def draw(job: Demo) -> dict[str, dict[str, str]]:
+    """Write the synthetic videos: train/validation -> dial -> annotation file."""
+    dials = {"easy": SyntheticConfig.easy(), "crowded": SyntheticConfig.crowded()}
+    sets = (
+        ("train", TRAIN_SEED, job.train_videos),
+        ("validation", VALIDATION_SEED, job.validation_videos),
+    )
+    files: dict[str, dict[str, str]] = {}
+    for kind, seed, count in sets:
+        files[kind] = {}
+        for offset, (dial, config) in enumerate(dials.items()):
+            folder = job.out / "videos" / kind / dial
+            path = write_dataset(folder, config, count, seed + offset, progress=True)
+            files[kind][dial] = str(path)
+    return files
 
 
 def table(sets: Mapping[str, Mapping[str, Any]]) -> str:

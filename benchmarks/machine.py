@@ -1,0 +1,41 @@
+"""What stands above every table: a figure is worth nothing without it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def header(command: str, device: str = "cpu") -> str:
+    """Machine, versions, commit and command, as lines of text.
+
+    command: as the user typed it
+    device:  cpu or cuda
+    """
+    where = torch.cuda.get_device_name() if device == "cuda" else _cpu()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    return (
+        f"machine: {where}\n"
+        f"versions: Python {platform.python_version()}, torch {torch.__version__}, "
+        f"commit {commit or 'unknown'}\n"
+        f"command: {command}\n"
+    )
+
+
+def _cpu() -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"

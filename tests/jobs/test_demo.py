@@ -1,0 +1,71 @@
+"""The whole walk on synthetic videos, from nothing to a page, twice to the same bytes."""
+
+import json
+
+import pytest
+
+from idol import results
+from jobs import demo, report
+from pipelines import experiment_log, manifest
+
+pytestmark = pytest.mark.ray
+
+SMALL = (
+    "--train-videos", "2", "--validation-videos", "2", "--workers", "0",
+    "--set", "train.steps=4", "--set", "train.report_every=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def walked(ray_local, tmp_path_factory):
+    outs = [tmp_path_factory.mktemp("demo") / name for name in ("first", "second")]
+    for out in outs:
+        demo.main(["--out", str(out), *SMALL])
+    return outs
+
+
+def test_every_stage_is_finished_and_the_page_shows_what_it_found(walked, capsys):
+    out = walked[0]
+    for folder in ("pairs", "train", "evaluate/easy", "evaluate/crowded", "sweep"):
+        assert manifest.read(out / folder).stage
+    page = (out / "report.html").read_text()
+    for heading in ("easy", "crowded", "loss", "memory_length", "python -m jobs.demo"):
+        assert heading in page
+    assert page.count("data:image/jpeg;base64") >= 2
+    demo.main(["--out", str(out), *SMALL])  # again: nothing is redone
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(line["sets"]) == {"easy", "crowded"}
+    assert 0.0 <= line["sets"]["easy"]["AP"] <= line["sets"]["easy"]["AP50"] <= 1.0
+    assert line["page"] == str(out / "report.html")
+
+
+def test_equal_walks_give_equal_bytes(walked):
+    first, second = walked
+    for dial in ("easy", "crowded"):
+        ours = (first / "evaluate" / dial / "results.json").read_bytes()
+        assert ours == (second / "evaluate" / dial / "results.json").read_bytes()
+        assert results.read(first / "evaluate" / dial / "results.json")
+
+
+def test_losses_and_metrics_are_in_mlflow(walked):
+    runs = experiment_log.runs(walked[0])
+    named = {run.info.run_name: run for run in runs}
+    assert {"train", "evaluate easy", "evaluate crowded"} <= set(named)
+    assert named["train"].data.metrics["loss"] > 0
+    assert named["train"].data.params["model.num_queries"] == "40"
+    assert "AP" in named["evaluate easy"].data.metrics
+
+
+def test_one_page_is_made_from_any_finished_parts(walked, tmp_path, capsys):
+    out = walked[0]
+    report.main(["--evaluate", str(out / "evaluate/easy"), "--out", str(tmp_path / "page.html")])
+    assert "easy" in (tmp_path / "page.html").read_text()
+    assert json.loads(capsys.readouterr().out)["page"] == str(tmp_path / "page.html")
+    with pytest.raises(SystemExit, match=r"jobs\.evaluate"):
+        report.main(["--evaluate", str(tmp_path / "no"), "--out", str(tmp_path / "page.html")])
+
+
+def test_a_bad_number_is_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(SystemExit, match="Did you mean 'steps'"):
+        demo.main(["--out", str(tmp_path / "demo"), "--set", "train.step=3"])
+    assert not (tmp_path / "demo").exists()
