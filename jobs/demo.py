@@ -54,7 +54,7 @@ class Demo:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, take the walk, say what came out and where to look."""
-    job = tyro.cli(Demo, args=argv)
+    job = tyro.cli(Demo, args=argv, prog="python -m jobs.demo")
     started = time.monotonic()
     try:
         config = override(presets.by_name("tiny"), job.set)

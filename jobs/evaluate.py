@@ -72,7 +72,7 @@ class Evaluate:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, evaluate, print the metrics as the last line."""
-    job = tyro.cli(Evaluate, args=argv)
+    job = tyro.cli(Evaluate, args=argv, prog="python -m jobs.evaluate")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         if job.videos and len(job.annotations) > 1:

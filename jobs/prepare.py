@@ -58,7 +58,7 @@ class Prepare:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run one stage, print its manifest as the last line."""
-    job = tyro.cli(Prepare, args=argv)
+    job = tyro.cli(Prepare, args=argv, prog="python -m jobs.prepare")
     try:
         config = settings.override(presets.by_name(job.preset), job.set)
         if job.videos and len(job.annotations) > 1:

@@ -39,7 +39,7 @@ class Report:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write the page, print its path as the last line."""
-    job = tyro.cli(Report, args=argv)
+    job = tyro.cli(Report, args=argv, prog="python -m jobs.report")
     try:
         page = walk.page(
             job.out,

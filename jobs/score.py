@@ -38,7 +38,7 @@ class Score:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score, print the metrics as the last line."""
-    job = tyro.cli(Score, args=argv)
+    job = tyro.cli(Score, args=argv, prog="python -m jobs.score")
     try:
         known = truth.read(job.truth, compat=job.compat)
         metrics = evaluation.evaluate(known, job.results, compat=job.compat)

@@ -62,7 +62,7 @@ class Sweep:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, sweep, print the best as the last line."""
-    job = tyro.cli(Sweep, args=argv)
+    job = tyro.cli(Sweep, args=argv, prog="python -m jobs.sweep")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         grid = sweep.parse_grid(job.grid)

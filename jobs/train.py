@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Annotated
 import tyro
 
 from idol import presets
-from idol.config import override, to_dict
+from idol.config import Config, override, to_dict
 from pipelines import cluster, experiment_log, train
+from pipelines.errors import PipelineError
+from pipelines.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +44,30 @@ class Train:
     gpus: bool = False
     """One GPU per worker (NCCL). Without it the workers use CPUs (gloo)."""
     overwrite: bool = False
-    """Replace an earlier output of this job."""
+    """Delete an earlier output in OUT first. Never deletes anything else."""
+    log_to: Path | None = None
+    """Folder of the MLflow file. Default: the one that OUT lies in, so that stages of one run meet
+    there; without effect where MLFLOW_TRACKING_URI is set."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, train, print the manifest as the last line."""
-    job = tyro.cli(Train, args=argv, description=__doc__)
-    config = override(presets.by_name(job.preset), job.set)
+    """Parse, train, print checkpoint and manifest as the last line."""
+    job = tyro.cli(Train, args=argv, prog="python -m jobs.train")
+    try:
+        config = override(presets.by_name(job.preset), job.set)
+        manifest = _train(job, config)
+    except (PipelineError, ValueError, OSError) as error:
+        # The message says what to do; a traceback would bury it.
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(json.dumps({"checkpoint": str(job.out / train.WEIGHTS), **asdict(manifest)}))
+
+
+def _train(job: Train, config: Config) -> Manifest:
     with (
         cluster.session(dashboard=True),
-        experiment_log.run(job.out.parent, f"train {job.out.name}", to_dict(config)) as log,
+        experiment_log.run(
+            job.log_to or job.out.parent, f"train {job.out.name}", to_dict(config)
+        ) as log,
     ):
         manifest = train.run(
             job.pairs,
@@ -64,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             on_report=lambda step, values: log.metrics(values, step),
         )
         log.artifacts(job.out / train.LOSSES)
-    print(json.dumps({"checkpoint": str(job.out / train.WEIGHTS), **asdict(manifest)}))
+    return manifest
 
 
 if __name__ == "__main__":
