@@ -309,9 +309,14 @@ class TrackerConfig:
     """f(i, j). paper, Eq. 6: σ_j, the existence time, added inside the softmax over memory.
     released: plain bi-softmax; existence time multiplies candidates when several pass.
     cosine: cosine of detection and memory embedding."""
-    assignment: Literal["greedy", "argmax"] = "greedy"
+    position_weight: float = 0.0
+    """Ours: add this times exp(-d) to the similarity, d the distance from where the instance is
+    expected (its last box, moved on by its last motion) in units of the boxes' mean side, divided
+    by the frames since it was seen; 0: off. Among look-alikes the place tells them apart."""
+    assignment: Literal["greedy", "argmax", "hungarian"] = "greedy"
     """greedy: in descending detection score, a memory column used once (released); argmax: each
-    detection's best memory, the most similar detection winning a conflict (Eq. 7)."""
+    detection's best memory, the most similar detection winning a conflict (Eq. 7); hungarian: the
+    largest sum of similarities over all pairs that pass the threshold."""
     match_threshold: float = 0.5
     """f(i, j) above which detection i continues instance j (Eq. 7)."""
     min_cosine: float = -1.0
@@ -350,6 +355,7 @@ class TrackerConfig:
         )
         _require(-1.0 <= self.min_cosine <= 1.0, f"min_cosine in [-1, 1], got {self.min_cosine}")
         _require(self.tau >= 0, f"tau must be >= 0, got {self.tau}")
+        _require(self.position_weight >= 0, f"position_weight >= 0, got {self.position_weight}")
         _positive(self, "memory_length", "memory_lifetime")
         _require(self.prune_short >= 0, f"prune_short must be >= 0, got {self.prune_short}")
 
@@ -369,11 +375,15 @@ class TrackerConfig:
 
     @classmethod
     def robust(cls) -> TrackerConfig:
-        """Ours: an absolute cosine gate and a longer memory instead of relative softmax scores."""
+        """Ours: absolute likeness to the last embedding, and the place where it is expected,
+        instead of softmax scores that are relative to whatever else is there; a longer memory."""
         return cls(
             weighting="paper",
+            memory_length=1,
             similarity="cosine",
-            match_threshold=0.5,
+            position_weight=1.0,
+            assignment="hungarian",
+            match_threshold=0.7,
             memory_lifetime=30,
             keep_best=False,
             prune_at_end=True,

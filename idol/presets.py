@@ -50,7 +50,7 @@ def tiny() -> Config:
     contrastive loss at 0.25 instead of 2: with 40 queries most negatives of Eq. 4 are duplicates of
     the positives, and at 2 its gradient drowned the others (after 300 steps 16 % of the objects got
     the right class, 99 % at 0.25; identities were told apart equally well or better). Every frame
-    is stretched to 128x192.
+    is stretched to 128x192, and tracks are made by TrackerConfig.robust().
     """
     return Config(
         name="tiny",
@@ -82,6 +82,7 @@ def tiny() -> Config:
             ema_decay=0.998,
         ),
         detect=DetectConfig(score_floor=0.05, mask_resize="smooth"),
+        tracker=TrackerConfig.robust(),
     )
 
 

@@ -61,12 +61,12 @@ class Tracker:
         order = np.argsort(-arrays.scores, kind="stable")
         rows = order[_suppress(arrays.overlaps[np.ix_(order, order)], config.mask_nms)]
         scores, labels = arrays.scores[rows], arrays.labels[rows]
-        embeddings = arrays.embeddings[rows]
+        embeddings, boxes = arrays.embeddings[rows], arrays.boxes[rows]
 
         known = self._memory is not None and len(self._memory.ids) > 0
         matches = np.full(len(rows), -1)
         if self._memory is not None and known and len(rows):
-            similarity = _similarity(embeddings, labels, self._memory, self._clock, config)
+            similarity = _similarity(embeddings, boxes, labels, self._memory, self._clock, config)
             matches = _assign(similarity, self._memory.existence, config)
         # Float32 comparisons on purpose: a threshold is rounded like the scores it meets.
         threshold = np.float32(config.new_threshold if known else config.first_threshold)
@@ -83,11 +83,14 @@ class Tracker:
             self._memory.append(
                 matches[continued],
                 embeddings[continued],
+                boxes[continued],
                 scores[continued],
                 labels[continued],
                 self._clock,
             )
-            self._memory.add(new_ids, embeddings[born], scores[born], labels[born], self._clock)
+            self._memory.add(
+                new_ids, embeddings[born], boxes[born], scores[born], labels[born], self._clock
+            )
             self._memory.forget(self._clock - config.memory_lifetime)
         ids[born] = new_ids
         self._next_id += len(born)
@@ -110,9 +113,10 @@ class Tracker:
             scores=_numpy(frame.scores),
             embeddings=_numpy(frame.embeddings),
             overlaps=_numpy(frame.overlaps),
+            boxes=_numpy(frame.boxes),
             labels=_labels(frame.class_scores),
         )
-        for name in ("scores", "embeddings", "overlaps"):
+        for name in ("scores", "embeddings", "overlaps", "boxes"):
             values: Floats = getattr(arrays, name)
             finite = np.isfinite(values)
             if not finite.all():
@@ -142,6 +146,7 @@ class _Arrays:
     scores: Floats  # (N,)
     embeddings: Floats  # (N, C)
     overlaps: Floats  # (N, N)
+    boxes: Floats  # (N, 4) xyxy
     labels: Ints  # (N,)
 
 
@@ -152,6 +157,8 @@ class _Memory:
     config: TrackerConfig
     ids: Ints  # (M,)
     embeddings: Floats  # (M, C) ê_j of Eq. 5, brought up to date when an instance is seen
+    boxes: Floats  # (M, 4) xyxy, where each was last seen
+    motion: Floats  # (M, 4) change of the box per frame, from the last two sightings
     history: Floats  # (M, T, C) the last embeddings, newest last, zeros before the first
     history_scores: Floats  # (M, T)
     existence: Floats  # (M,) frames in which the instance was seen
@@ -168,6 +175,8 @@ class _Memory:
             config=config,
             ids=np.zeros(0, np.int64),
             embeddings=np.zeros((0, size), np.float32),
+            boxes=np.zeros((0, 4), np.float32),
+            motion=np.zeros((0, 4), np.float32),
             history=np.zeros((0, length, size), np.float32),
             history_scores=np.zeros((0, length), np.float32),
             existence=np.zeros(0, np.float32),
@@ -178,13 +187,22 @@ class _Memory:
         )
 
     def append(
-        self, rows: Ints, embeddings: Floats, scores: Floats, labels: Ints, clock: int
+        self,
+        rows: Ints,
+        embeddings: Floats,
+        boxes: Floats,
+        scores: Floats,
+        labels: Ints,
+        clock: int,
     ) -> None:
-        """Instances rows (n,) were seen again, with these embeddings (n, C)."""
+        """Instances rows (n,) were seen again, with these embeddings (n, C), boxes (n, 4)."""
         if len(rows) == 0:
             return
         self.existence[rows] += 1
+        elapsed = (clock - self.last_seen[rows])[:, None]
+        self.motion[rows] = (boxes - self.boxes[rows]) / elapsed
         self.last_seen[rows] = clock
+        self.boxes[rows] = boxes
         self.labels[rows] = labels
         if self.config.weighting == "momentum":
             share = self.config.momentum
@@ -195,7 +213,15 @@ class _Memory:
         self.history[rows], self.history_scores[rows] = history, past
         self.embeddings[rows] = self._summarise(history, past, self.existence[rows])
 
-    def add(self, ids: Ints, embeddings: Floats, scores: Floats, labels: Ints, clock: int) -> None:
+    def add(
+        self,
+        ids: Ints,
+        embeddings: Floats,
+        boxes: Floats,
+        scores: Floats,
+        labels: Ints,
+        clock: int,
+    ) -> None:
         """New instances with these ids (n,)."""
         count = len(ids)
         if count == 0:
@@ -209,6 +235,8 @@ class _Memory:
         now = np.full(count, clock)
         self.ids = np.concatenate([self.ids, ids])
         self.embeddings = np.concatenate([self.embeddings, summary])
+        self.boxes = np.concatenate([self.boxes, boxes])
+        self.motion = np.concatenate([self.motion, np.zeros_like(boxes)])
         self.history = np.concatenate([self.history, history])
         self.history_scores = np.concatenate([self.history_scores, past])
         self.existence = np.concatenate([self.existence, np.ones(count, np.float32)])
@@ -224,6 +252,8 @@ class _Memory:
         for name in (
             "ids",
             "embeddings",
+            "boxes",
+            "motion",
             "history",
             "history_scores",
             "existence",
@@ -274,7 +304,12 @@ def _suppress(overlaps: Floats, threshold: float) -> Ints:
 
 
 def _similarity(
-    embeddings: Floats, labels: Ints, memory: _Memory, clock: int, config: TrackerConfig
+    embeddings: Floats,
+    boxes: Floats,
+    labels: Ints,
+    memory: _Memory,
+    clock: int,
+    config: TrackerConfig,
 ) -> Similarity:
     """f(i, j) of detection i and instance j, (n, C) → (n, M); -inf where a gate forbids."""
     if config.similarity == "cosine":
@@ -293,6 +328,10 @@ def _similarity(
             similarity = ((products.softmax(dim=1) + products.softmax(dim=0)) / 2).numpy()
         else:
             similarity = _paper_similarity(products, clock - memory.born)
+    if config.position_weight > 0:
+        similarity = similarity + np.float32(config.position_weight) * _proximity(
+            boxes, memory.boxes + memory.motion, clock - memory.last_seen
+        )
     if config.min_cosine > -1.0:
         alike = _cosine(embeddings, memory.embeddings) >= np.float32(config.min_cosine)
         similarity = np.where(alike, similarity, -np.inf)
@@ -326,6 +365,23 @@ def _cosine(a: Floats, b: Floats) -> Floats:
     return cosine
 
 
+def _proximity(boxes: Floats, expected: Floats, absent: Ints) -> Floats:
+    """How near each detection is to where each instance is expected: 1 at the place, towards 0.
+
+    boxes:      (n, 4) xyxy
+    expected:   (M, 4) xyxy, the last box moved on as it moved last
+    absent:     (M,) frames since the instance was seen, 1 for the last frame
+    returns:    (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
+    """
+    centre, there = (boxes[:, :2] + boxes[:, 2:]) / 2, (expected[:, :2] + expected[:, 2:]) / 2
+    side, other = (
+        np.sqrt(np.prod(np.maximum(b[:, 2:] - b[:, :2], 1.0), axis=1)) for b in (boxes, expected)
+    )
+    distance = np.linalg.norm(centre[:, None] - there[None], axis=-1)
+    near: Floats = np.exp(-2 * distance / (side[:, None] + other[None])) / absent
+    return near.astype(np.float32)
+
+
 def _assign(similarity: Similarity, existence: Floats, config: TrackerConfig) -> Ints:
     """The memory row of every detection, each row at most once: (n, M) → (n,), -1 for none."""
     threshold = similarity.dtype.type(config.match_threshold)
@@ -345,6 +401,15 @@ def _assign(similarity: Similarity, existence: Floats, config: TrackerConfig) ->
         order = np.argsort(-similarity[passing, best], kind="stable")
         wanted, first = np.unique(best[order], return_index=True)
         matches[passing[order[first]]] = wanted
+        return matches
+    if config.assignment == "hungarian":
+        from scipy.optimize import linear_sum_assignment
+
+        # Leaving a detection unmatched costs nothing, a pair below the threshold is never worth it.
+        gain = np.where(ranking > -np.inf, ranking - threshold, 0.0)
+        for i, j in zip(*linear_sum_assignment(gain, maximize=True), strict=True):
+            if ranking[i, j] > -np.inf:
+                matches[i] = j
         return matches
     for i in passing:
         j = int(ranking[i].argmax())

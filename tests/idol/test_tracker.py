@@ -26,6 +26,7 @@ EVERY_CONFIG = {
     "momentum": TrackerConfig(weighting="momentum", frame_weight=False),
     "gated": TrackerConfig(min_cosine=0.3, same_class=True, temporal_weight=False),
     "argmax": TrackerConfig(assignment="argmax"),
+    "hungarian": TrackerConfig(assignment="hungarian"),
 }
 TRACE_CONFIGS = {
     "ytvis": TrackerConfig.released("ytvis"),
@@ -43,6 +44,7 @@ def make_frame(
     overlaps: Any = None,
     labels: Any = None,
     num_classes: int = 3,
+    boxes: Any = None,
 ) -> FrameDetections:
     """A frame of detections whose best class is labels (0 by default), without masks."""
     best = torch.as_tensor(scores, dtype=torch.float32)
@@ -57,7 +59,9 @@ def make_frame(
         class_scores=class_scores,
         embeddings=vectors if count else vectors.reshape(0, vectors.shape[-1]),
         overlaps=torch.eye(count) if overlaps is None else torch.as_tensor(overlaps),
-        boxes=torch.zeros(count, 4),
+        boxes=torch.zeros(count, 4)
+        if boxes is None
+        else torch.as_tensor(boxes, dtype=torch.float32),
     )
 
 
@@ -229,7 +233,12 @@ def test_a_cosine_gate_keeps_a_stranger_from_taking_the_only_identity() -> None:
     assert track(frames, TrackerConfig())[-1] == [0]  # the released tracker's known weakness
     assert track(frames, TrackerConfig(min_cosine=0.7))[-1] == [1]
     assert track(frames, TrackerConfig(min_cosine=0.4))[-1] == [0]
-    assert track(frames, TrackerConfig.robust())[-1] == [1]
+    # Ours weighs likeness and place together: such a stranger is refused away from the instance.
+    places = [[[0.0, 0, 10, 10]], [[30.0, 0, 40, 10]]]
+    apart = [
+        dataclasses.replace(f, boxes=torch.tensor(b)) for f, b in zip(frames, places, strict=True)
+    ]
+    assert track(apart, TrackerConfig.robust())[-1] == [1]
 
 
 def test_a_class_gate_keeps_another_class_from_continuing_an_identity() -> None:
@@ -246,6 +255,45 @@ def test_greedy_serves_the_higher_score_and_argmax_the_more_similar() -> None:
     ]
     assert track(frames, config)[-1] == [0, 1]
     assert track(frames, dataclasses.replace(config, assignment="argmax"))[-1] == [1, 0]
+
+
+def test_hungarian_takes_the_largest_sum_where_greedy_takes_the_first_best() -> None:
+    # Cosines with instances 0 and 1: the first detection 0.9 and 0.8, the second 0.85 and 0.1.
+    # Greedy gives instance 0 to the first; both continue only if it takes instance 1.
+    start = make_frame(0, [0.9, 0.8], [[1, 0, 0, 0], [0, 1, 0, 0]])
+    first = [0.72, 0.64, 0.268, 0]
+    second = [0.85, 0.1, 0, 0.517]
+    then = make_frame(1, [0.9, 0.8], [first, second])
+    config = TrackerConfig(similarity="cosine", match_threshold=0.5)
+    assert track([start, then], config)[1] == [0, 2]
+    config = dataclasses.replace(config, assignment="hungarian")
+    assert track([start, then], config)[1] == [1, 0]
+
+
+def test_the_place_tells_look_alikes_apart_that_embeddings_confuse() -> None:
+    here, there = [0.0, 0, 10, 10], [50.0, 0, 60, 10]
+    alike = [[1, 0.01], [1, 0]]
+    start = make_frame(0, [0.9, 0.8], alike, boxes=[here, there])
+    # Exchanged embeddings: by likeness alone the identities would change places.
+    then = make_frame(1, [0.9, 0.8], alike[::-1], boxes=[here, there])
+    config = TrackerConfig(similarity="cosine", match_threshold=0.5, assignment="hungarian")
+    assert track([start, then], config)[1] == [1, 0]
+    config = dataclasses.replace(config, position_weight=0.5)
+    assert track([start, then], config)[1] == [0, 1]
+
+
+def test_two_that_cross_keep_their_identities_by_moving_on_as_they_moved() -> None:
+    config = TrackerConfig(
+        similarity="cosine", match_threshold=0.5, position_weight=0.5, assignment="hungarian"
+    )
+    paths = [range(0, 40, 8), range(32, -8, -8)]  # they meet at 16 in the third frame
+    frames = [
+        make_frame(t, [0.9, 0.8], [[1, 0], [1, 0]], boxes=[[x, 0, x + 10, 10] for x in places])
+        for t, places in enumerate(zip(*paths, strict=True))
+    ]
+    ids = track(frames, config)
+    assert ids[0] == ids[1] == [0, 1]
+    assert ids[3] == ids[4] == [0, 1]
 
 
 def test_a_moving_average_weighs_the_newest_embedding_by_momentum() -> None:
