@@ -22,6 +22,7 @@ from idol.synthetic import write_dataset
 from pipelines import charts, evaluate, manifest, train
 
 CURVE = Path("docs/tiny-training.svg")
+TRACKERS = ("released", "paper", "robust")
 
 
 def job(name: str, *arguments: str) -> dict[str, object]:
@@ -56,29 +57,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpus", action="store_true", help="one GPU for each of them")
     parser.add_argument("--install", action="store_true", help="make these the shipped weights")
     parser.add_argument("--set", action="append", default=[], help="section.field=value")
+    parser.add_argument(
+        "--score", metavar="WEIGHTS", help="train nothing, score these (or shipped)"
+    )
     options = parser.parse_args(argv)
     out: Path = options.out
-    training = datasets(out, "train", options.videos, TRAINING_SEED)
     held_out = datasets(out, "held-out", options.held_out, HELD_OUT_SEED)
-    settings = [word for entry in options.set for word in ("--set", entry)]
-    job("prepare", "--annotations", *training, "--out", str(out / "pairs"), "--preset", "tiny")
-    trained = job(
-        "train", "--pairs", str(out / "pairs"), "--out", str(out / "train"), "--preset", "tiny",
-        "--workers", str(options.workers), *(["--gpus"] if options.gpus else []), *settings,
-    )  # fmt: skip
-    weights = str(trained["checkpoint"])
-    job(
-        "evaluate", "--annotations", *held_out, "--checkpoint", weights,
-        "--out", str(out / "evaluate"), "--overwrite",
-    )  # fmt: skip
-    made = manifest.read(out / "train", train.STAGE)
+    trained = ""
+    weights = options.score
+    if weights is None:
+        weights, trained = training(options)
+    for tracker in TRACKERS:
+        job(
+            "evaluate", "--annotations", *held_out, "--checkpoint", weights,
+            "--tracker", tracker, "--out", str(out / f"evaluate-{tracker}"), "--overwrite",
+        )  # fmt: skip
     print(machine.header(f"python -m benchmarks.tiny_weights {' '.join(sys.argv[1:])}".strip()))
-    print(
-        f"{made.extra['steps']} steps of {made.config['config']['train']['pairs_per_batch']} pairs "
-        f"on {made.extra['workers']} workers in {made.extra['seconds_training'] / 60:.1f} minutes\n"
-    )
-    print(table(out / "evaluate"))
-    if options.install:  # asked for, so that a trial of the recipe does not replace them
+    print(trained)
+    print(table(out))
+    if options.install and options.score is None:  # asked for, so that a trial of the recipe does not replace them
         shipped = checkpoint.shipped()
         shipped.parent.mkdir(exist_ok=True)
         shutil.copyfile(weights, shipped)
@@ -86,17 +83,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\nInstalled {shipped.name} ({shipped.stat().st_size / 1e6:.1f} MB), {CURVE}.")
 
 
-def table(evaluated: Path) -> str:
-    """The scores of every held-out set, in percent, as a Markdown table."""
-    lines = ["| held-out videos | AP | AP50 | AP75 | AR1 | AR10 | AP with true identities |"]
-    lines.append("|---|---|---|---|---|---|---|")
+def training(options: argparse.Namespace) -> tuple[str, str]:
+    """Prepare and train; the checkpoint, and a line about how long it took."""
+    out: Path = options.out
+    videos = datasets(out, "train", options.videos, TRAINING_SEED)
+    settings = [word for entry in options.set for word in ("--set", entry)]
+    job("prepare", "--annotations", *videos, "--out", str(out / "pairs"), "--preset", "tiny")
+    trained = job(
+        "train", "--pairs", str(out / "pairs"), "--out", str(out / "train"), "--preset", "tiny",
+        "--workers", str(options.workers), *(["--gpus"] if options.gpus else []), *settings,
+    )  # fmt: skip
+    made = manifest.read(out / "train", train.STAGE)
+    line = (
+        f"{made.extra['steps']} steps of {made.config['config']['train']['pairs_per_batch']} pairs "
+        f"on {made.extra['workers']} workers in {made.extra['seconds_training'] / 60:.1f} minutes\n"
+    )
+    return str(trained["checkpoint"]), line
+
+
+def table(out: Path) -> str:
+    """The scores of every held-out set and tracker, in percent, as a Markdown table."""
+    lines = ["| held-out videos | tracker | AP | AP50 | AP75 | AR1 | AR10 | identity switches |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
     for dial in DIALS:
-        summary = json.loads((evaluated / f"held-out-{dial}" / evaluate.REPORT).read_text())
-        values = [summary["metrics"][name] for name in ("AP", "AP50", "AP75", "AR1", "AR10")]
-        values.append(summary["true_identities"]["AP"])
-        cells = " | ".join(f"{100 * value:.1f}" for value in values)
-        lines.append(f"| {dial}, {summary['videos']} | {cells} |")
+        for tracker in TRACKERS:
+            folder = out / f"evaluate-{tracker}" / f"held-out-{dial}"
+            summary = json.loads((folder / evaluate.REPORT).read_text())
+            switches = sum(row["switches"] for row in summary["per_video"])
+            lines.append(f"| {dial} | {tracker} | {_cells(summary['metrics'])} | {switches} |")
+        lines.append(f"| {dial} | true identities | {_cells(summary['true_identities'])} | 0 |")
     return "\n".join(lines)
+
+
+def _cells(stats: dict[str, float]) -> str:
+    return " | ".join(f"{100 * stats[k]:.1f}" for k in ("AP", "AP50", "AP75", "AR1", "AR10"))
 
 
 def loss_curve(training: Path) -> str:
