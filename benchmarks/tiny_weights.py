@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(machine.header(f"python -m benchmarks.tiny_weights {' '.join(sys.argv[1:])}".strip()))
     print(trained)
     print(table(out))
-    if options.install and options.score is None:  # asked for, so that a trial of the recipe does not replace them
+    # Only where asked for, so that a trial of the recipe does not replace them.
+    if options.install and options.score is None:
         shipped = checkpoint.shipped()
         shipped.parent.mkdir(exist_ok=True)
         shutil.copyfile(weights, shipped)
