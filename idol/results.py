@@ -264,18 +264,11 @@ def check_video(
                 )
             track.append(mask)
         masks.append(track)
-    frames = max([truth.length, *map(len, masks)])
-    areas = np.zeros((len(masks), frames), np.int64)
-    present = [
-        (n, t) for n, track in enumerate(masks) for t, m in enumerate(track) if m is not None
-    ]
-    if present:
-        measured, wrong = rle.check([m for track in masks for m in track if m is not None])
-        if wrong is not None:
-            n, frame = present[wrong]
-            raise ValueError(
-                f"results[{indices[n]}].segmentations[{frame}] is no readable RLE: its runs do not "
-                f"add up to the pixels of its size {masks[n][frame]['size']}"  # type: ignore[index]
-            )
-        areas[tuple(np.array(present).T)] = measured
+    areas, wrong = rle.check_tracks(masks, max([truth.length, *map(len, masks)]))
+    if wrong is not None:
+        n, frame = wrong
+        raise ValueError(
+            f"results[{indices[n]}].segmentations[{frame}] is no readable RLE: its runs do not "
+            f"add up to the pixels of its size {masks[n][frame]['size']}"  # type: ignore[index]
+        )
     return masks, areas

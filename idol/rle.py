@@ -178,3 +178,23 @@ def check(masks: Sequence[dict[str, Any]]) -> tuple[NDArray[np.int64], int | Non
     wanted = np.fromiter((m["size"][0] * m["size"][1] for m in masks), np.int64, len(masks))
     wrong = np.flatnonzero(pixels != wanted)
     return areas, int(wrong[0]) if len(wrong) else None
+
+
+def check_tracks(
+    tracks: Sequence[Sequence[dict[str, Any] | None]], length: int
+) -> tuple[NDArray[np.int64], tuple[int, int] | None]:
+    """Areas of N tracks' masks frame by frame, and the first that does not fill its own size.
+
+    tracks:  N sequences of at most `length` masks {"size": [h, w], "counts": bytes}, None if absent
+    returns: (N, length) foreground pixels, 0 where absent; (track, frame) of the first unreadable
+             mask, or None
+    """
+    areas = np.zeros((len(tracks), length), np.int64)
+    places = [
+        (n, t) for n, track in enumerate(tracks) for t, m in enumerate(track) if m is not None
+    ]
+    if not places:
+        return areas, None
+    measured, wrong = check([m for track in tracks for m in track if m is not None])
+    areas[tuple(np.array(places).T)] = measured
+    return areas, None if wrong is None else places[wrong]

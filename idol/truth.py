@@ -320,18 +320,12 @@ def _video(
                 )
             track.append(mask)
         masks.append(tuple(track))
-    areas = np.zeros((len(rows), max([length, *map(len, masks)])), np.int64)
-    present = [
-        (g, t) for g, track in enumerate(masks) for t, m in enumerate(track) if m is not None
-    ]
-    if present:
-        measured, wrong = rle.check([m for track in masks for m in track if m is not None])
-        if wrong is not None:
-            g, frame = present[wrong]
-            raise ValueError(
-                f"annotations[{rows[g][0]}].segmentations[{frame}] is no readable RLE of its size"
-            )
-        areas[tuple(np.array(present).T)] = measured
+    areas, wrong = rle.check_tracks(masks, max([length, *map(len, masks)]))
+    if wrong is not None:
+        g, frame = wrong
+        raise ValueError(
+            f"annotations[{rows[g][0]}].segmentations[{frame}] is no readable RLE of its size"
+        )
     return VideoTruth(
         video_id=video_id,
         size=size,

@@ -45,7 +45,7 @@ def session(
     """
     if _own():
         _once_per_process()
-    with _environment(_embedded_environment() if _own() else {}):
+    with environment(_embedded_environment() if _own() else {}):
         # Imported here: Ray reads its environment once, when it is imported.
         import ray
 
@@ -151,7 +151,7 @@ def _once_per_process() -> None:
 
 
 @contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
+def environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set environment variables inside the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

@@ -7,11 +7,12 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines import cluster
 from pipelines.errors import PipelineError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -111,7 +112,7 @@ def _connect(address: str | None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        with _variables(given):
+        with cluster.environment(given):
             return JobSubmissionClient(where)
     except AuthenticationError as error:
         raise PipelineError(
@@ -178,18 +179,3 @@ class _LastResult:
         if line.startswith("{"):
             with contextlib.suppress(json.JSONDecodeError):
                 self._found = json.loads(line)
-
-
-@contextlib.contextmanager
-def _variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables inside the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

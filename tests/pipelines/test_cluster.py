@@ -29,7 +29,7 @@ def test_missing_resources_are_an_error_and_not_a_wait(ray_local: None) -> None:
 def test_the_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("NEVER_SET", raising=False)
-    with cluster._environment({"OMP_NUM_THREADS": "1", "NEVER_SET": "x"}):
+    with cluster.environment({"OMP_NUM_THREADS": "1", "NEVER_SET": "x"}):
         assert (os.environ["OMP_NUM_THREADS"], os.environ["NEVER_SET"]) == ("1", "x")
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "NEVER_SET" not in os.environ
