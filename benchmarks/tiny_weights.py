@@ -22,6 +22,7 @@ from idol.synthetic import write_dataset
 from pipelines import charts, evaluate, manifest, train
 
 CURVE = Path("docs/tiny-training.svg")
+METRICS = ("AP", "AP50", "AP75", "AR1", "AR10")
 TRACKERS = ("released", "paper", "robust")
 
 
@@ -104,20 +105,21 @@ def training(options: argparse.Namespace) -> tuple[str, str]:
 
 def table(out: Path) -> str:
     """The scores of every held-out set and tracker, in percent, as a Markdown table."""
-    lines = ["| held-out videos | tracker | AP | AP50 | AP75 | AR1 | AR10 | identity switches |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = [f"| held-out videos | tracker | {' | '.join(METRICS)} | identity switches |"]
+    lines.append("|---" * (len(METRICS) + 3) + "|")
     for dial in DIALS:
         for tracker in TRACKERS:
             folder = out / f"evaluate-{tracker}" / f"held-out-{dial}"
             summary = json.loads((folder / evaluate.REPORT).read_text())
             switches = sum(row["switches"] for row in summary["per_video"])
-            lines.append(f"| {dial} | {tracker} | {_cells(summary['metrics'])} | {switches} |")
-        lines.append(f"| {dial} | true identities | {_cells(summary['true_identities'])} | 0 |")
+            lines.append(f"| {dial} | {tracker} | {cells(summary['metrics'])} | {switches} |")
+        lines.append(f"| {dial} | true identities | {cells(summary['true_identities'])} | 0 |")
     return "\n".join(lines)
 
 
-def _cells(stats: dict[str, float]) -> str:
-    return " | ".join(f"{100 * stats[k]:.1f}" for k in ("AP", "AP50", "AP75", "AR1", "AR10"))
+def cells(stats: dict[str, float]) -> str:
+    """The metrics in percent, as cells of a table's row."""
+    return " | ".join(f"{100 * stats[name]:.1f}" for name in METRICS)
 
 
 def loss_curve(training: Path) -> str:
