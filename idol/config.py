@@ -375,15 +375,15 @@ class TrackerConfig:
 
     @classmethod
     def robust(cls) -> TrackerConfig:
-        """Ours: absolute likeness to the last embedding, and the place where it is expected,
-        instead of softmax scores that are relative to whatever else is there; a longer memory."""
+        """Ours: absolute likeness to a quickly moving average of embeddings, and the place where
+        the instance is expected, instead of softmax scores that are relative to whatever else is
+        in the frame; a longer memory."""
         return cls(
-            weighting="paper",
-            memory_length=1,
+            weighting="momentum",
             similarity="cosine",
             position_weight=1.0,
             assignment="hungarian",
-            match_threshold=0.7,
+            match_threshold=0.5,
             memory_lifetime=30,
             keep_best=False,
             prune_at_end=True,

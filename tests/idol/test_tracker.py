@@ -234,7 +234,7 @@ def test_a_cosine_gate_keeps_a_stranger_from_taking_the_only_identity() -> None:
     assert track(frames, TrackerConfig(min_cosine=0.7))[-1] == [1]
     assert track(frames, TrackerConfig(min_cosine=0.4))[-1] == [0]
     # Ours weighs likeness and place together: such a stranger is refused away from the instance.
-    places = [[[0.0, 0, 10, 10]], [[30.0, 0, 40, 10]]]
+    places = [[[0.0, 0, 10, 10]], [[50.0, 0, 60, 10]]]
     apart = [
         dataclasses.replace(f, boxes=torch.tensor(b)) for f, b in zip(frames, places, strict=True)
     ]
