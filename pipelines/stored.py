@@ -118,7 +118,8 @@ def read(path: str | Path) -> StoredDetections:
 
     Errors: ManifestError where it is none, unfinished, or has lost a file
     """
-    path = Path(path)
+    # Absolute, for it is opened in workers too, whose working directory is another.
+    path = Path(path).resolve()
     found = manifest.read(path, "detect")
     manifest.shard_paths(path, "detect")
     if found.extra["truth"]:

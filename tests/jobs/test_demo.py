@@ -18,10 +18,13 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def walked(ray_local, tmp_path_factory):
-    outs = [tmp_path_factory.mktemp("demo") / name for name in ("first", "second")]
-    for out in outs:
-        demo.main(["--out", str(out), *SMALL])
-    return outs
+    root = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        # As a user names it, relative: workers have another working directory.
+        patch.chdir(root)
+        demo.main(["--out", "first", *SMALL])
+    demo.main(["--out", str(root / "second"), *SMALL])
+    return [root / "first", root / "second"]
 
 
 def test_every_stage_is_finished_and_the_page_shows_what_it_found(walked, capsys):
