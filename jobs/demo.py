@@ -18,12 +18,13 @@ from idol.synthetic import SyntheticConfig, write_dataset
 from pipelines import cluster, train, walk
 from pipelines.errors import PipelineError
 
-GRID: dict[str, Sequence[float]] = {
+GRID: dict[str, Sequence[float | str]] = {
+    "weighting": ["paper"],
     "tau": [0.0, 0.5, 2.0],
     "memory_length": [1, 3, 5],
     "match_threshold": [0.3, 0.5, 0.7],
 }
-"""τ and T of Eq. 5, and the match threshold of Eq. 7."""
+"""τ and T of Eq. 5, and the match threshold of Eq. 7; compared with the preset's moving average."""
 # Seeds far from those of the shipped weights' videos: nothing here was seen in training.
 TRAIN_SEED, VALIDATION_SEED = 71_000, 72_000
 
