@@ -144,6 +144,9 @@ def read(
             source, f"is not JSON ({error}).", "Give the path of a YouTube-VIS JSON file."
         ) from error
     root = str(frames_root) if frames_root is not None else _default_root(source)
+    if not frame_files.is_remote(root):
+        # Workers read the frames, and have a working directory of their own.
+        root = str(Path(root).resolve())
     dataset = _parse(content, source, root, hashlib.sha256(data).hexdigest())
     if video_ids is not None or stride != 1:
         dataset = select(dataset, video_ids=video_ids, stride=stride)

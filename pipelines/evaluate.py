@@ -416,6 +416,7 @@ def metric_sets(name: str, summary: Mapping[str, Any]) -> list[report.MetricSet]
             per_category={
                 row["name"]: {k: v for k, v in row.items() if k not in ("name", "category_id")}
                 for row in summary["per_category"]
+                if row["AP"] >= 0  # the others have no true instance here
             },
             note=f"{summary['videos']} videos",
         )

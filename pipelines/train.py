@@ -247,6 +247,8 @@ def _loop(settings: dict[str, Any]) -> None:
     from ray import train
     from ray.train.torch import get_device, prepare_model
 
+    # One core is what a worker reserves; and sums of another number of threads are other bits.
+    torch.set_num_threads(1)
     config = from_dict(Config, settings["config"])
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()

@@ -13,7 +13,9 @@ from pipelines import detect, evaluate, experiment_log, stored, sweep
 from pipelines.errors import PipelineError
 from tests.pipelines import perfect
 
-BASE = dataclasses.replace(TrackerConfig.robust(), prune_short=0, match_threshold=0.99)
+BASE = TrackerConfig(
+    weighting="paper", similarity="cosine", match_threshold=0.99, keep_best=False, prune_short=0
+)
 """Neighbouring frames of an instance have a cosine of 0.95: at 0.99 every track breaks."""
 
 
