@@ -45,8 +45,13 @@ class Demo:
     """Videos to train on, for each dial."""
     validation_videos: int = 12
     """Videos to evaluate on, for each dial; other seeds."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ("train.steps=120",)
-    """Change a number of the tiny preset: section.field=value. Repeatable."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (
+        "train.steps=120",
+        "train.learning_rate=0.0005",
+        "train.report_every=5",
+    )
+    """Change a number of the tiny preset: section.field=value. Repeatable. The rate is that of
+    fine-tuning; the preset's own would first undo what the shipped weights know."""
     weights: str = "shipped"
     """What to start from: shipped, a checkpoint, or none for random weights."""
     workers: int = 2

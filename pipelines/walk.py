@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,13 @@ def page(
         summary = json.loads((folder / evaluate.REPORT).read_text())
         metrics += evaluate.metric_sets(name, summary)
         videos += evaluate.video_rows(summary, name)
-        strips += evaluate.pictures(
+        shown = evaluate.pictures(
             _dataset(summary["selection"]),
             stored.read(folder / evaluate.DETECTIONS),
             folder / evaluate.TRACKS,
             summary,
         )
+        strips += [replace(strip, title=f"{name}, {strip.title}") for strip in shown]
         rejects += [{"set": name, **row} for row in summary["rejects"]]
     facts: dict[str, Any] = {}
     config: Mapping[str, Any] = {}
@@ -139,7 +140,7 @@ def page(
             facts=facts,
             config=config,
             metrics=metrics,
-            curves=train.curves(training) if training is not None else {},
+            curves=_curves(training) if training is not None else {},
             sweep=_sweep_rows(swept),
             sweep_name=swept.name if swept is not None else "",
             videos=videos,
@@ -148,6 +149,13 @@ def page(
             commands=commands or {},
         ),
     )
+
+
+def _curves(training: Path) -> dict[str, list[tuple[int, float]]]:
+    """The total loss, then the losses of the last decoder layer; the others look like these."""
+    named = train.curves(training)
+    losses = [name for name in named if name.startswith("loss_") and not name[-1].isdigit()]
+    return {name: named[name] for name in ("loss", *losses, "gradient_norm")}
 
 
 def _train(walk: Walk, out: Path) -> float:
