@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shlex
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 """Where `ray start --head`, `ray dashboard cluster.yaml` and a port-forward put the job server."""
 
 _POLL_SECONDS = 1.0
+_AGENT_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,9 @@ def submit(
     if not working_dir.is_dir():
         raise PipelineError(f"{working_dir} is not a folder, so its code cannot be sent.")
     client = _connect(address)
+    runtime_env = {"working_dir": str(working_dir), "env_vars": dict(environment or {})}
     try:
-        submission_id = client.submit_job(
-            entrypoint=shlex.join(command),
-            runtime_env={"working_dir": str(working_dir), "env_vars": dict(environment or {})},
-        )
+        submission_id = _submit(client, shlex.join(command), runtime_env)
     except RuntimeError as error:
         todo = (
             " The package may have 100 MiB: name data and outputs in .rayignore."
@@ -98,6 +98,18 @@ def submit(
     status = str(info.status)
     code = 0 if status == "SUCCEEDED" else (info.driver_exit_code or 1)
     return Submission(submission_id, status, code, info.message or "", last.result())
+
+
+def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+    """Hand the job over. A head that has just started takes a while to have an agent for jobs."""
+    deadline = time.monotonic() + _AGENT_WAIT_S
+    while True:
+        try:
+            return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
 def _connect(address: str | None) -> Any:

@@ -143,3 +143,20 @@ def test_a_missing_folder_and_an_empty_command_are_refused(tmp_path: Path) -> No
         submit.submit(("true",), tmp_path / "absent")
     with pytest.raises(ValueError, match="no command"):
         submit.submit((), tmp_path)
+
+
+def test_a_head_that_has_no_agent_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [RuntimeError("500: No available agent to submit job"), "raysubmit_1"]
+    asked = []
+
+    class Client:
+        def submit_job(self, **what: object) -> str:
+            asked.append(what)
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    assert submit._submit(Client(), "python -c 1", {}) == "raysubmit_1"
+    assert asked == [{"entrypoint": "python -c 1", "runtime_env": {}}] * 2
