@@ -86,6 +86,27 @@ def load(source: str | os.PathLike[str], *, preset: str | None = None, device: s
     name = os.fspath(source)
     if name in presets.PRESETS:
         return IDOL(presets.by_name(name)).to(device).eval()
+    config, state = read(name)
+    if preset is not None:
+        config = presets.by_name(preset)
+    if config is None:
+        raise CheckpointError(
+            f"{name} carries no configuration; name it with preset=, one of "
+            f"{', '.join(presets.PRESETS)}."
+        )
+    model = IDOL(config)
+    check_state(model, state, name)
+    model.load_state_dict(state)
+    return model.to(device).eval()
+
+
+def read(source: str | os.PathLike[str]) -> tuple[Config | None, dict[str, Tensor]]:
+    """Configuration and tensors, under our names, of a file that load takes.
+
+    Nothing is checked against a network yet. A released .pth carries no configuration: None.
+    Errors: as load
+    """
+    name = os.fspath(source)
     path = shipped() if name == "shipped" else Path(name)
     if not path.is_file():
         raise FileNotFoundError(
@@ -93,20 +114,8 @@ def load(source: str | os.PathLike[str], *, preset: str | None = None, device: s
             f"{', '.join(presets.PRESETS)}."
         )
     if path.suffix == ".safetensors":
-        config, state = read_safetensors(path)
-        if preset is not None:
-            config = presets.by_name(preset)
-    else:
-        if preset is None:
-            raise CheckpointError(
-                f"{path} carries no configuration; name it with preset=, one of "
-                f"{', '.join(presets.PRESETS)}."
-            )
-        config, state = presets.by_name(preset), from_released(_read_pickle(path))
-    model = IDOL(config)
-    check_state(model, state, str(path))
-    model.load_state_dict(state)
-    return model.to(device).eval()
+        return read_safetensors(path)
+    return None, from_released(_read_pickle(path))
 
 
 def shipped() -> Path:

@@ -79,7 +79,15 @@ def run(
         return output.finished
     if overwrite:
         _clean(out)
-    settings = {**claim, "pairs": str(pairs.resolve()), "out": str(out.resolve())}
+    if weights is not None and weights != "shipped":
+        # Workers read it too, and have a working directory of their own.
+        weights = str(Path(weights).resolve())
+    settings = {
+        **claim,
+        "weights": weights,
+        "pairs": str(pairs.resolve()),
+        "out": str(out.resolve()),
+    }
     started = time.monotonic()
     last = _fit(settings, out, workers, gpus, on_report)
     shutil.copyfile(last / WEIGHTS, out / f".{WEIGHTS}.part")
@@ -133,7 +141,7 @@ def _initial_model(config: Config, weights: str | None, reset_classes: bool) -> 
     model = IDOL(config)
     if weights is None:
         return model
-    state = dict(checkpoint.load(weights, preset=_released_preset(weights, config)).state_dict())
+    state = checkpoint.read(weights)[1]
     # The dense head serves training only: weights without one, or with one too many, are fine.
     own = model.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith("dense_head.") or k in own}
@@ -150,10 +158,6 @@ def _initial_model(config: Config, weights: str | None, reset_classes: bool) -> 
     checkpoint.check_state(model, state, weights)
     model.load_state_dict(state)
     return model
-
-
-def _released_preset(weights: str, config: Config) -> str | None:
-    return config.name if weights.endswith((".pth", ".pt")) else None
 
 
 class _Mailbox:

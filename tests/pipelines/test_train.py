@@ -89,6 +89,28 @@ def test_other_categories_start_new_class_heads_only_when_asked(prepared, tmp_pa
     assert idol.load(tmp_path / "a" / train.WEIGHTS).config.model.num_classes == 4
 
 
+def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, tmp_path):
+    # What the README's cluster run does: weights of 80 COCO classes, for another dataset.
+    model = idol.IDOL(override(quick(2), ["model.num_classes=80", "model.dense_auxiliary=false"]))
+    released = {}
+    for key, value in model.state_dict().items():
+        for theirs, ours in checkpoint._RELEASED_PREFIXES:
+            if key.startswith(ours):
+                released[theirs + key.removeprefix(ours)] = value
+                break
+    assert checkpoint.from_released(released).keys() == model.state_dict().keys()
+    path = tmp_path / "coco.pth"
+    torch.save({"model": released}, path)
+    with pytest.raises(ValueError, match="--reset-classes"):
+        train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+    config = quick(2)
+    start = train._initial_model(
+        train.with_categories(config, ["a", "b", "c", "d"], [1, 2, 3, 4]), str(path), True
+    ).state_dict()
+    assert torch.equal(start["transformer.level_embed"], model.transformer.level_embed)
+    assert start["class_embed.0.weight"].shape[0] == 4
+
+
 def test_weights_of_another_network_are_refused_before_anything_starts(prepared, tmp_path):
     wide = override(quick(2), ["model.width=32", "model.num_heads=4"])
     weights = str(checkpoint.save(idol.IDOL(wide), tmp_path / "wide.safetensors"))
