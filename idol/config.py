@@ -85,11 +85,23 @@ class ModelConfig:
     dense_auxiliary: bool = False
     """Also classify every encoder token while training (ours, not in the paper): a dense signal
     that lets a small network learn within minutes. No part of inference."""
+    class_head: Literal["linear", "mlp"] = "linear"
+    """What turns decoder states into class logits: one linear layer (released), or the three-layer
+    feed-forward network of the paper's text (Sec. 3.1)."""
+    num_identities: int = 0
+    """M, instances of the training set that an "ID head" on the embeddings tells apart (the
+    baseline of the ablation on embeddings); 0: no such head, as released. No part of inference."""
+    checkpoint_activations: bool = False
+    """While training, keep only the inputs of every encoder, decoder and backbone block, and run
+    the block again in the backward pass: same gradients, less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         _positive(self, "num_classes", "num_queries", "width", "num_heads", "num_points")
         _positive(self, "encoder_layers", "decoder_layers", "feedforward", "embedding_size")
         _positive(self, "mask_channels", "mask_coordinate_scale")
+        _require(
+            self.num_identities >= 0, f"num_identities must be 0 or more, got {self.num_identities}"
+        )
         _unit(self, "dropout")
         _require(
             self.width % self.num_heads == 0 and self.width % 4 == 0,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from idol import backbone
-from idol.config import Config
+from idol.config import Config, ModelConfig
 from idol.mask_head import MaskBranch, dynamic_masks, num_dynamic_parameters
 from idol.position_encoding import sine_encoding
 from idol.structures import Outputs
@@ -29,6 +29,15 @@ def _classifier(width: int, classes: int) -> nn.Linear:
     """A linear class head that starts with every class at a score of 0.01."""
     head = nn.Linear(width, classes)
     nn.init.constant_(head.bias, -math.log(99.0))
+    return head
+
+
+def _class_head(config: ModelConfig) -> nn.Linear | MLP:
+    """Class logits of one decoder layer; scores start at 0.01 in both kinds."""
+    if config.class_head == "linear":
+        return _classifier(config.width, config.num_classes)
+    head = MLP(config.width, config.width, config.num_classes)
+    head.layers[-1] = _classifier(config.width, config.num_classes)
     return head
 
 
@@ -73,9 +82,7 @@ class IDOL(nn.Module):
         )
         self.transformer = Transformer(model)
         layers = model.decoder_layers
-        self.class_embed = nn.ModuleList(
-            _classifier(width, model.num_classes) for _ in range(layers)
-        )
+        self.class_embed = nn.ModuleList(_class_head(model) for _ in range(layers))
         # The first layer starts from boxes of a fixed size, the others from no change.
         self.bbox_embed = nn.ModuleList(
             _box_head(width, -2.0 if layer == 0 else 0.0) for layer in range(layers)
@@ -84,6 +91,9 @@ class IDOL(nn.Module):
         self.controller = _controller(width, num_dynamic_parameters(model.mask_channels))
         self.embedding_head = MLP(width, width, model.embedding_size)
         self.dense_head = _classifier(width, model.num_classes) if model.dense_auxiliary else None
+        self.identity_head = (
+            nn.Linear(model.embedding_size, model.num_identities) if model.num_identities else None
+        )
 
     def forward(self, images: Tensor, padding: Tensor, sizes: Tensor | None = None) -> Outputs:
         """One pass over any number of independent images.
@@ -122,6 +132,7 @@ class IDOL(nn.Module):
             controller=self.controller,
             dense_logits=self.dense_head(memory) if self.dense_head and self.training else None,
             level_shapes=pyramid.shapes,
+            identity_head=self.identity_head,
         )
 
     def mask_logits(

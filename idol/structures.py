@@ -127,6 +127,8 @@ class Outputs(_Shapes):
     sizes:         (B, 2)       un-padded (height, width) in pixels
     dense_logits:  None, or (B, S, K) per encoder token (training with dense_auxiliary)
     level_shapes:  [(h, w), ...] of the L feature levels
+    identity_head: None, or embeddings (..., C) → logits (..., num_identities); called only for
+                   the queries that need it, like controller
     """
 
     logits: Tensor
@@ -140,6 +142,7 @@ class Outputs(_Shapes):
     controller: Callable[[Tensor], Tensor]
     dense_logits: Tensor | None = None
     level_shapes: tuple[tuple[int, int], ...] = ()
+    identity_head: Callable[[Tensor], Tensor] | None = None
 
     @property
     def mask_weights(self) -> Tensor:

@@ -1,5 +1,6 @@
 """The network against the released one's stored numbers, and its laws."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -111,3 +112,39 @@ def test_the_first_two_backbone_stages_are_frozen_as_released():
     assert len(frozen) == 11
     assert all(n.startswith(("backbone.stem", "backbone.res2")) for n in frozen)
     assert sum(p.numel() for p in model.parameters()) == 43_065_787
+
+
+def _small(**changes):
+    config = idol.presets.by_name("tiny")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
+
+
+def test_the_paper_class_head_is_a_three_layer_network_that_starts_at_a_score_of_one_percent():
+    model = IDOL(_small(class_head="mlp"))
+    heads = list(model.class_embed)
+    assert [len(head.layers) for head in heads] == [3, 3, 3]
+    assert heads[0].layers[-1].out_features == model.config.model.num_classes
+    with torch.no_grad():
+        for head in heads:
+            at_zero = head.layers[-1](torch.zeros(1, model.config.model.width))
+            torch.testing.assert_close(at_zero.sigmoid(), torch.full_like(at_zero, 0.01))
+        outputs = model.eval()(torch.zeros(1, 3, 64, 64), torch.zeros(1, 64, 64).bool())
+    torch.testing.assert_close(outputs.logits[1], heads[1](outputs.states[1]))
+
+
+def test_the_identity_head_is_there_only_when_asked_for():
+    images, padding = torch.zeros(1, 3, 64, 64), torch.zeros(1, 64, 64).bool()
+    assert IDOL(_small())(images, padding).identity_head is None
+    model = IDOL(_small(num_identities=11))
+    outputs = model(images, padding)
+    assert outputs.identity_head(outputs.embeddings[0, :5]).shape == (5, 11)
+    assert {k for k in model.state_dict() if "identity" in k} == {
+        "identity_head.weight", "identity_head.bias"
+    }  # fmt: skip
+
+
+def test_class_heads_and_identities_outside_the_rules_are_refused():
+    with pytest.raises(ValueError, match="num_identities must be 0 or more, got -1"):
+        _small(num_identities=-1)
+    with pytest.raises(ValueError, match="class_head must be one of"):
+        idol.config.override(_small(), ["model.class_head=transformer"])
