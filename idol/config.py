@@ -132,6 +132,12 @@ class TransformConfig:
     """Smallest and largest crop side in original pixels."""
     shared_crop: bool = False
     """Use one crop window for both frames; released: independent windows."""
+    independent: bool = False
+    """Transform key and reference independently of one another: flip, sizes, whether to crop and
+    where. For pairs.pseudo, where that is all that makes them differ (specification 5.3)."""
+    crop_short_sides: tuple[int, ...] = ()
+    """Before a crop, resize the shorter side to one of these; empty: crop at original size.
+    Released: 400, 500, 600 for pseudo pairs."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast, saturation jitter, one draw for a pair (released: 0)."""
     scale_jitter: float = 0.0
@@ -159,6 +165,9 @@ class PairConfig:
     """Rows per video; 0: one row per frame of the video."""
     order: Literal["released", "any"] = "released"
     """released: the earlier frame is the key; any: as drawn (the paper's text)."""
+    pseudo: bool = False
+    """Pair every annotated frame with itself, for pre-training on still images such as COCO
+    (specification 5.3); transforms.independent then makes key and reference differ."""
     max_side: int = 0
     """Resize stored frames so that the longer side is at most this; 0: keep the bytes."""
     seed: int = 0
