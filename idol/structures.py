@@ -65,23 +65,29 @@ class _Shapes:
 class Targets(_Shapes):
     """One frame's truth. Rows of a pair's key and reference are the same G instances.
 
-    labels:  (G,)      int64, 0..K-1
-    boxes:   (G, 4)    float32, cxcywh in units of the un-padded image
-    masks:   (G, H, W) bool, un-padded or padded size
-    present: (G,)      bool, False where the instance is not visible in this frame
+    labels:     (G,)      int64, 0..K-1
+    boxes:      (G, 4)    float32, cxcywh in units of the un-padded image
+    masks:      (G, H, W) bool, un-padded or padded size
+    present:    (G,)      bool, False where the instance is not visible in this frame
+    identities: (G,)      int64, the instance's number among all of the training set, which the
+                identity head classifies; -1 where it is not known. Left out: -1 throughout
     """
 
     labels: Tensor
     boxes: Tensor
     masks: Tensor
     present: Tensor
+    identities: Tensor = None  # type: ignore[assignment]  # filled in below, never None after
 
     def __post_init__(self) -> None:
         count = len(self.labels)
+        if self.identities is None:
+            object.__setattr__(self, "identities", torch.full_like(self.labels, -1))
         _check("labels", self.labels, "G")
         _check("boxes", self.boxes, count, 4)
         _check("masks", self.masks, count, "H", "W")
         _check("present", self.present, count)
+        _check("identities", self.identities, count)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

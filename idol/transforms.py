@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ class Pair:
     key_image, reference_image: (H, W, 3) uint8 RGB
     labels:                     (G,) int64, 0..K-1
     key_masks, reference_masks: (G, H, W) bool; empty where the instance is not visible
+    identities:                 (G,) int64, as in Targets; None: not known
     """
 
     key_image: Image
@@ -38,6 +39,7 @@ class Pair:
     labels: npt.NDArray[np.int64]
     key_masks: Masks
     reference_masks: Masks
+    identities: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for name in ("key", "reference"):
@@ -49,6 +51,10 @@ class Pair:
                     f"{name}_masks must be ({len(self.labels)}, {image.shape[0]}, "
                     f"{image.shape[1]}), got {masks.shape}"
                 )
+        if self.identities is not None and self.identities.shape != self.labels.shape:
+            raise ValueError(
+                f"identities must be ({len(self.labels)},) like labels, got {self.identities.shape}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,9 @@ def augment(pair: Pair, config: TransformConfig, rng: np.random.Generator) -> Ex
         made = [_augment_frames([frame], pair.labels, config, rng)[0] for frame in frames]
     else:
         made = _augment_frames(frames, pair.labels, config, rng)
+    if pair.identities is not None:
+        identities = torch.from_numpy(pair.identities)
+        made = [(image, replace(truth, identities=identities)) for image, truth in made]
     (key, key_targets), (reference, reference_targets) = made
     return Example(key, reference, key_targets, reference_targets)
 
@@ -292,4 +301,4 @@ def _pad_targets(targets: Targets, size: tuple[int, int]) -> Targets:
         return targets
     masks = torch.zeros(count, *size, dtype=torch.bool)
     masks[:, :height, :width] = targets.masks
-    return Targets(targets.labels, targets.boxes, masks, targets.present)
+    return replace(targets, masks=masks)
