@@ -191,17 +191,60 @@ class PairConfig:
 class AssignmentConfig:
     """Optimal-transport assignment and positive/negative selection (specification 3.1, 3.2)."""
 
+    cost: Literal["released", "exact", "paper"] = "released"
+    """Cost of a query for a truth. released: focal class cost - giou_weight * GIoU, + 100 outside
+    the centre prior and + 10000 out of every truth's reach, summed in float32, where far queries
+    differ in steps of 1e-3 only. exact: the same in float64, so that the penalties order queries
+    and hide no difference between them. paper, Sec. 3.1 ("class prediction and the similarity of
+    predicted and ground truth boxes"): no centre prior; class, L1 and GIoU under paper_weights."""
+    paper_weights: tuple[float, float, float] = (2.0, 5.0, 2.0)
+    """Weights of the focal class cost, the L1 distance and -GIoU with cost "paper", which names
+    none: SET_COST_CLASS, _BOX and _GIOU of the released files, which the released code ignores."""
     giou_weight: float = 3.0
-    """Weight of -GIoU in the cost; the focal class cost has weight 1."""
+    """Weight of -GIoU with costs "released" and "exact"; the focal class cost has weight 1."""
     center_radius: float = 2.5 / 32
     """Half side of the centre prior's square, in normalised coordinates."""
     candidates: int = 10
     """The dynamic k of a truth is the sum of this many largest IoUs."""
     negative_candidates: int = 100
     """The same for the set whose complement are the negatives of the contrastive loss."""
+    repair: Literal["released", "exact"] = "released"
+    """How a truth that lost all its queries to others gets one. released: takes its cheapest free
+    query, and truths that choose the same one both keep it, though it answers for the first of
+    them only. exact: the free queries are dealt out one to one at the least total cost, so every
+    truth has a query of its own wherever there are as many queries as truths."""
+    selection: Literal["optimal_transport", "iou"] = "optimal_transport"
+    """Positives and negatives of the contrastive loss. optimal_transport: the paper's. iou: the
+    baseline of its ablation (Tables 6, 7; A.2), by the IoU of box and truth alone."""
+    positives: Literal["released", "paper"] = "released"
+    """With optimal_transport. released: an assignment, a query shows one truth only (Sec. 3.1).
+    paper, A.2: the m1 queries of lowest cost for each truth by itself, shared or not."""
+    negatives: Literal["released", "paper"] = "released"
+    """With optimal_transport. released: what an assignment of negative_candidates leaves over.
+    paper, A.2: the Q - m2 queries of highest cost for each truth by itself. They differ where
+    truths compete."""
+    iou_positive: float = 0.7
+    """With selection "iou": queries whose box has a larger IoU with the truth are positives."""
+    iou_negative: float = 0.3
+    """With selection "iou": queries whose box has a smaller one are negatives."""
 
     def __post_init__(self) -> None:
         _positive(self, "center_radius", "candidates", "negative_candidates")
+        _unit(self, "iou_positive", "iou_negative")
+        _require(
+            self.iou_negative <= self.iou_positive,
+            "iou_negative must not exceed iou_positive, or a query were both: got "
+            f"{self.iou_negative} and {self.iou_positive}",
+        )
+        _require(
+            min(self.paper_weights) >= 0 and max(self.paper_weights) > 0,
+            f"paper_weights must be >= 0 and not all 0, got {self.paper_weights}",
+        )
+
+    @classmethod
+    def paper(cls) -> AssignmentConfig:
+        """Sec. 3.1 and Appendix A.2 as written, with no conflict between truths left unsettled."""
+        return cls(cost="paper", repair="exact", positives="paper", negatives="paper")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +265,10 @@ class LossConfig:
     """Contrastive loss, paper Eq. 4."""
     reid_aux: float = 3.0
     """Squared error of cosines, positives against sampled negatives (released code only)."""
+    identity: float = 0.0
+    """Cross-entropy of the "ID head" (ablation, Tables 6 and 7): an M-way classification of the
+    training set's instances, from the embeddings of the matched queries of both frames. 0: no
+    head. Beside the contrastive losses, or instead of them (reid and reid_aux 0)."""
     dense: float = 2.0
     """Dense auxiliary classification of encoder tokens; counts only with dense_auxiliary."""
     focal_alpha: float = 0.25
@@ -232,10 +279,16 @@ class LossConfig:
     """Negatives sampled per positive in the auxiliary embedding loss."""
     supervise_reference: bool = False
     """Detection and mask losses on the reference frame too (released: key frame only)."""
+    normaliser: Literal["local", "global"] = "local"
+    """Detection losses are divided by the matched queries of this worker's part of the batch
+    (local, as released) or by the mean over all workers (global, which makes the gradient that of
+    the whole batch, however it is cut)."""
 
     def __post_init__(self) -> None:
         _unit(self, "focal_alpha")
-        for name in ("ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux", "dense"):
+        for name in (
+            "ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux", "identity", "dense",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
 
 
@@ -263,6 +316,9 @@ class TrainConfig:
     """Last learning rate as a fraction of the peak (schedule cosine)."""
     clip_norm: float = 0.01
     """Clip of the whole model's gradient norm."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the network's products in bfloat16 (autocast); weights, optimiser and losses stay in
+    float32. fp32: as released."""
     ema_decay: float = 0.0
     """Exponential moving average of the weights, used for evaluation; 0: none."""
     shuffle_rows: int = 1024
