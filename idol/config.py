@@ -468,6 +468,37 @@ class TrackerConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AnalysisConfig:
+    """Oracle experiments, clip matching, error shares and intervals of `jobs.score`."""
+
+    identity_iou: float = 0.5
+    """Mask IoU from which a prediction is taken to show a true instance and gets its identity."""
+    background_iou: float = 0.1
+    """Spatio-temporal IoU below which a track is background and no poor find (TIDE's t_b)."""
+    clip_match_iou: float = 0.1
+    """Soft mask IoU of two overlapping clips' tracks from which they are joined."""
+    resamples: int = 1000
+    """Draws of the videos, with replacement, behind a confidence interval; 0: no interval."""
+    confidence: float = 0.95
+    """Share of the draws that an interval covers."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        _unit(self, "identity_iou", "background_iou", "clip_match_iou", "confidence")
+        _require(self.identity_iou > 0, "identity_iou must be > 0: an overlap of 0 shows nothing")
+        _require(self.clip_match_iou > 0, "clip_match_iou must be > 0, or strangers are joined")
+        _require(
+            self.background_iou < 0.5,
+            f"background_iou must be below 0.5, got {self.background_iou}: from there on a track "
+            "can count as found",
+        )
+        _require(0 < self.confidence < 1, f"confidence must be < 1 and > 0, got {self.confidence}")
+        _require(self.resamples >= 0, f"resamples must be >= 0, got {self.resamples}")
+        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
     """A whole run. Presets (idol/presets.py) are functions that return one."""
 
