@@ -199,11 +199,12 @@ class Criterion:
                 f"mask logits are {tuple(logits.shape)}, but truth at stride {MASK_STRIDE} of the "
                 f"padded input is {tuple(masks.shape)}. Were the images padded to a multiple of 32?"
             )
+        focal, dice = losses.mask_losses(logits, masks, weights.focal_alpha, weights.focal_gamma)
         per_positive = {
             "bbox": losses.box_l1(predicted, box),
             "giou": losses.box_giou(predicted, box),
-            "mask": losses.mask_focal(logits, masks, weights.focal_alpha, weights.focal_gamma),
-            "dice": losses.dice(logits, masks),
+            "mask": focal,
+            "dice": dice,
         }
         stacked = counted * torch.stack(list(per_positive.values()), 1)  # (n, 4)
         sums = stacked.new_zeros(len(outputs.logits), 4).index_add(0, layer, stacked)

@@ -135,8 +135,9 @@ def expected_detection(model, frames, layer):
                 truth = masks[g, 2::4, 2::4][None]
                 sums["loss_bbox"] += losses.box_l1(box, boxes[g][None])[0]
                 sums["loss_giou"] += losses.box_giou(box, boxes[g][None])[0]
-                sums["loss_mask"] += losses.mask_focal(mask, truth, 0.25, 2.0)[0]
-                sums["loss_dice"] += losses.dice(mask, truth)[0]
+                p, m = mask.sigmoid(), truth.float()
+                sums["loss_mask"] += losses.sigmoid_focal(mask, truth, 0.25, 2.0).mean()
+                sums["loss_dice"] += 1 - (2 * (p * m).sum() + 1) / (p.sum() + m.sum() + 1)
             sums["loss_ce"] += losses.sigmoid_focal(outputs.logits[layer, b], hot, 0.25, 2.0).sum()
     return {name: float(value) / max(count, 1) for name, value in sums.items()}
 

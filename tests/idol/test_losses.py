@@ -42,29 +42,59 @@ def test_sigmoid_focal_survives_extreme_logits_with_finite_gradients():
     assert loss[4].item() == 0.0
 
 
-def test_mask_focal_is_the_mean_over_pixels():
-    x, t = torch.randn(3, 4, 5, generator=generator(0)), torch.ones(3, 4, 5, dtype=torch.bool)
-    each = losses.sigmoid_focal(x, t, 0.25, 2.0)
-    torch.testing.assert_close(losses.mask_focal(x, t, 0.25, 2.0), each.mean((1, 2)))
-
-
-def test_dice_of_hand_worked_masks():
-    # p = 1/2 on four pixels, truth covers one: 1 - (2 * 1/2 + 1) / (2 + 1 + 1) = 1/2.
+def test_mask_losses_of_hand_worked_masks():
+    # p = 1/2 on four pixels, truth covers one: dice 1 - (2 * 1/2 + 1) / (2 + 1 + 1) = 1/2, and
+    # the focal loss of a pixel is 1/4 ln 2 times alpha once and 1 - alpha three times.
     t = torch.tensor([[[True, False], [False, False]]])
-    assert losses.dice(torch.zeros(1, 2, 2), t).item() == pytest.approx(0.5)
+    focal, dice = losses.mask_losses(torch.zeros(1, 2, 2), t, 0.25, 2.0)
+    assert dice.item() == pytest.approx(0.5)
+    log2 = torch.tensor(2.0).log().item()
+    assert focal.item() == pytest.approx((0.25 + 3 * 0.75) / 4 * 0.25 * log2)
     # Nothing predicted, nothing there: the added 1 makes it a perfect 0.
-    assert losses.dice(torch.full((1, 2, 2), -1e4), t & False).item() == 0.0
+    focal, dice = losses.mask_losses(torch.full((1, 2, 2), -1e4), t & False, 0.25, 2.0)
+    assert focal.item() == dice.item() == 0.0
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**16))
-def test_dice_is_its_formula(seed):
-    x = 3 * torch.randn(4, 3, 5, generator=generator(seed), dtype=F64)
-    t = torch.rand(4, 3, 5, generator=generator(seed + 1)) > 0.5
-    for i, value in enumerate(losses.dice(x, t)):
-        p, m = x[i].sigmoid(), t[i].double()
-        expected = 1 - (2 * (p * m).sum() + 1) / (p.sum() + m.sum() + 1)
-        torch.testing.assert_close(value, expected)
+@given(
+    seed=st.integers(0, 2**16),
+    size=st.sampled_from([(3, 5), (1, 1), (300, 400)]),  # the last in several pieces
+    alpha=st.floats(0, 1),
+    gamma=st.sampled_from([0.0, 1.0, 2.0, 2.5]),
+)
+def test_mask_losses_are_their_formulas_with_the_gradient_of_autograd(seed, size, alpha, gamma):
+    g = generator(seed)
+    x = (3 * torch.randn(4, *size, generator=g, dtype=F64)).requires_grad_()
+    t = torch.rand(4, *size, generator=g) > 0.5
+    weights = torch.rand(2, 4, generator=g, dtype=F64)
+    p, m = x.sigmoid(), t.double()
+    dice = 1 - (2 * (p * m).sum((1, 2)) + 1) / (p.sum((1, 2)) + m.sum((1, 2)) + 1)
+    focal = losses.sigmoid_focal(x, t, alpha, gamma).mean((1, 2))
+    (expected,) = torch.autograd.grad((weights * torch.stack([focal, dice])).sum(), x)
+    got = losses.mask_losses(x, t, alpha, gamma)
+    torch.testing.assert_close(got, (focal, dice))
+    (gradient,) = torch.autograd.grad((weights * torch.stack(got)).sum(), x)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_mask_losses_survive_extreme_logits_with_finite_gradients():
+    x = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4]).repeat(2).reshape(1, 2, 5).requires_grad_()
+    t = torch.tensor([[[True] * 5, [False] * 5]])
+    focal, dice = losses.mask_losses(x, t, 0.25, 2.0)
+    (focal + dice).sum().backward()
+    assert focal.isfinite().all()
+    assert x.grad.isfinite().all()
+    # Far out the focal loss is alpha_t |x|, each pixel a tenth of the mean.
+    assert x.grad[0, 0, 0].item() == pytest.approx(-0.025)
+    assert x.grad[0, 1, 4].item() == pytest.approx(0.075)
+
+
+def test_no_mask_at_all_has_no_loss():
+    x = torch.zeros(0, 4, 6, requires_grad=True)
+    focal, dice = losses.mask_losses(x, x.bool(), 0.25, 2.0)
+    assert focal.shape == dice.shape == (0,)
+    (focal.sum() + dice.sum()).backward()
+    assert x.grad.shape == (0, 4, 6)
 
 
 def test_box_losses_of_hand_worked_boxes():
@@ -119,7 +149,7 @@ def test_cosine_loss_is_the_mean_square_over_positives_and_sampled_negatives(see
     v, others = (torch.randn(n, 8, generator=g, dtype=F64) for n in (4, 9))
     cosines = F.cosine_similarity(v[:, None], others[None], dim=-1)
     positives = torch.rand(4, 9, generator=g) < 0.3
-    negatives = ~positives & (torch.rand(4, 9, generator=g) < 0.5)
+    negatives = torch.rand(4, 9, generator=g) < 0.5  # some are positives too, and count twice
     positives[0], negatives[0] = False, False
     rows = losses.cosine_rows(cosines, positives, negatives)
     assert rows[0] == 0
