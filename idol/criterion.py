@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from idol import losses
-from idol.assignment import Assignment, Bools, assign, select
+from idol import embedding_losses, losses
+from idol.assignment import Assignment, Ints, assign, select
 from idol.config import Config
-from idol.structures import Outputs, PairBatch, Targets
-
-MASK_STRIDE = 4
-"""Masks are predicted, and compared, at this stride of the padded input."""
+from idol.padded_targets import MASK_STRIDE, Flags, PaddedTargets, pad, read_flags, to_device
+from idol.structures import Outputs, PairBatch
 
 DETECTION_LOSSES = ("ce", "bbox", "giou", "mask", "dice")
 _PER_IMAGE = ("refined", "embeddings", "mask_features", "sizes", "dense_logits")
@@ -56,29 +53,13 @@ def split(outputs: Outputs, count: int) -> tuple[Outputs, Outputs]:
     return rows(slice(None, count)), rows(slice(count, None))
 
 
-@dataclass(frozen=True, slots=True)
-class _Truths:
-    """The truths of B frames in padded rows, and their masks at the network's resolution.
-
-    labels: (B, G) · boxes: (B, G, 4) · valid: (B, G) on the device and, as `real`, on the host
-    masks:  (B * G, H/4, W/4) bool, rows of image b from b * G on
-    full:   the B frames' masks as they came, (G_b, h, w) each
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    valid: Tensor
-    real: Bools
-    masks: Tensor
-    full: list[Tensor]
-
-
 class Criterion:
-    """Losses of a batch of key/reference pairs.
+    """Losses of a batch of key/reference pairs, in float32 whatever the network computes in.
 
-    Two choices differ from the released code where the configuration asks for it:
-    losses.supervise_reference gives the five detection losses to both frames of a pair, and
-    model.dense_auxiliary adds a classification of every encoder token.
+    Three choices differ from the released code where the configuration asks for it:
+    losses.supervise_reference gives the five detection losses to both frames of a pair,
+    model.num_identities adds the "ID head" of the paper's ablation, and model.dense_auxiliary a
+    classification of every encoder token.
     """
 
     def __init__(self, config: Config) -> None:
@@ -100,28 +81,50 @@ class Criterion:
         reference: Outputs of the B reference frames, in the same order
         batch:     the truth
         rng:       draws the negatives of the auxiliary embedding loss
-        samples:   instead of drawing: for each truth visible in both frames, in order, indices
-                   into its list of negatives in ascending query order
+        samples:   instead of drawing: for each truth visible in both frames that has a positive,
+                   in order, indices into its list of negatives in ascending query order
         returns:   loss_ce, loss_bbox, loss_giou, loss_mask, loss_dice, loss_reid, loss_reid_aux,
-                   loss_dense with model.dense_auxiliary, then the first five again with suffix
-                   _0 .. _{D-2} for the earlier layers; () each, and each depends on the
-                   network's outputs even where nothing is matched
+                   loss_identity where the network has an identity head, loss_dense with
+                   model.dense_auxiliary, then the first five again with suffix _0 .. _{D-2} for
+                   the earlier layers; () each, and each depends on the network's outputs even
+                   where nothing is matched
         errors:    ValueError where outputs and batch do not fit together;
                    FloatingPointError naming the losses and rows of the batch that are not finite
         """
         _check_fit(key, reference, batch)
-        on_key = [t.present for t in batch.key_targets]
-        on_reference = [t.present for t in batch.reference_targets]
-        frames = [(key, _pad(batch.key_targets, on_key, batch.key_padding))]
+        size = len(batch.key_targets)
+        flags = read_flags([*batch.key_targets, *batch.reference_targets])
+        on_key, on_reference = flags.present[:size], flags.present[size:]
+        frames = [(key, pad(batch.key_targets, on_key, batch.key_padding))]
         if self.config.losses.supervise_reference:
-            truths = _pad(batch.reference_targets, on_reference, batch.reference_padding)
+            truths = pad(batch.reference_targets, on_reference, batch.reference_padding)
             frames.append((reference, truths))
         assignments = _assign_all(frames, self.config)
 
         layers = self._detection(model, frames, assignments)
-        both = [a & b for a, b in zip(on_key, on_reference, strict=True)]
         named = {f"loss_{name}": values[-1] for name, values in layers.items()}
-        named |= self._embedding(key, reference, batch, both, assignments[0], rng, samples)
+        both = [a & b for a, b in zip(on_key, on_reference, strict=True)]
+        there = pad(batch.reference_targets, both, None)
+        selection = select(
+            reference.logits[-1],
+            reference.refined,
+            there.labels,
+            there.boxes,
+            self.config.assignment,
+            there.valid,
+        )
+        named["loss_reid"], named["loss_reid_aux"] = embedding_losses.contrast(
+            key,
+            reference,
+            assignments[0].best[-1],
+            selection,
+            self.config.losses.negatives_per_positive,
+            rng,
+            samples,
+        )
+        # A head whose loss weighs nothing still takes part: every parameter gets a gradient.
+        if key.identity_head is not None or self.config.losses.identity > 0:
+            named["loss_identity"] = self._identity(key, reference, batch, flags, assignments)
         if self.config.model.dense_auxiliary:
             paddings = [batch.key_padding, batch.reference_padding]
             named["loss_dense"] = self._dense(frames, paddings)
@@ -143,7 +146,7 @@ class Criterion:
     def _detection(
         self,
         model: MaskModel,
-        frames: list[tuple[Outputs, _Truths]],
+        frames: list[tuple[Outputs, PaddedTargets]],
         assignments: list[Assignment],
     ) -> dict[str, Tensor]:
         """The five detection losses, (D,) each, over all positives of a layer together."""
@@ -160,15 +163,23 @@ class Criterion:
                 # still gets its (zero) gradient and distributed workers do not wait.
                 layer = image = query = row = np.zeros(1, np.int64)
                 counted = 0.0
-            index = torch.from_numpy(np.stack([layer, image, query, row])).to(outputs.logits.device)
+            index = to_device(np.stack([layer, image, query, row]), outputs.logits.device)
             for name, values in self._frame_losses(model, outputs, truths, index, counted).items():
                 totals[name].append(values)
-        device = frames[0][0].logits.device
-        scale = torch.from_numpy(1.0 / np.maximum(positives, 1)).to(device, torch.float32)
-        return {name: torch.stack(values).sum(0) * scale for name, values in totals.items()}
+        count = to_device(positives, frames[0][0].logits.device)
+        if self.config.losses.normaliser == "global":
+            count = _mean_over_workers(count)
+        else:
+            count = count.clamp(min=1)
+        return {name: torch.stack(values).sum(0) / count for name, values in totals.items()}
 
     def _frame_losses(
-        self, model: MaskModel, outputs: Outputs, truths: _Truths, index: Tensor, counted: float
+        self,
+        model: MaskModel,
+        outputs: Outputs,
+        truths: PaddedTargets,
+        index: Tensor,
+        counted: float,
     ) -> dict[str, Tensor]:
         """Sums over positives, (D,) each.
 
@@ -210,81 +221,35 @@ class Criterion:
         sums = stacked.new_zeros(len(outputs.logits), 4).index_add(0, layer, stacked)
         return {"ce": ce.sum((1, 2, 3)), **dict(zip(per_positive, sums.unbind(1), strict=True))}
 
-    def _embedding(
+    def _identity(
         self,
         key: Outputs,
         reference: Outputs,
         batch: PairBatch,
-        both: list[Tensor],
-        assignment: Assignment,
-        rng: random.Random,
-        samples: Sequence[Sequence[int]] | None,
-    ) -> dict[str, Tensor]:
-        """loss_reid and loss_reid_aux: means over the truths visible in both frames."""
-        device = key.embeddings.device
-        truths = _pad(batch.reference_targets, both, None)
-        selection = select(
-            reference.logits[-1],
-            reference.refined,
-            truths.labels,
-            truths.boxes,
-            self.config.assignment,
-            truths.valid,
-        )
-        pair, row = np.nonzero(truths.real)
-        if len(pair) == 0:
-            nothing = 0.0 * (key.embeddings.float().sum() + reference.embeddings.float().sum())
-            return {"loss_reid": nothing, "loss_reid_aux": nothing}
-        positives, negatives = selection.positives[pair, row], selection.negatives[pair, row]
-        sampled = self._sample(positives, negatives, rng, samples)
-        host = np.stack([positives, negatives, sampled])
-        positive, negative, sample = torch.from_numpy(host).to(device)
-        best = assignment.best[-1][pair, row]
-        pairs, queries = torch.from_numpy(np.stack([pair, best])).to(device)
+        flags: Flags,
+        assignments: list[Assignment],
+    ) -> Tensor:
+        """Cross-entropy of the identity head on the queries matched in the last decoder layer."""
+        size = len(batch.key_targets)
+        if len(assignments) > 1:
+            on_reference: Ints = assignments[1].truth[-1]
+        else:
+            truths = pad(batch.reference_targets, flags.present[size:], None)
+            on_reference = assign(
+                reference.logits[-1],
+                reference.boxes[-1],
+                truths.labels,
+                truths.boxes,
+                self.config.assignment,
+                truths.valid,
+            ).truth
+        frames = [
+            (key, assignments[0].truth[-1], flags.identities[:size]),
+            (reference, on_reference, flags.identities[size:]),
+        ]
+        return embedding_losses.classify_identities(frames, self.config.model.num_identities)
 
-        vectors = key.embeddings[pairs, queries].float()  # (n, C)
-        counts = np.bincount(pair, minlength=len(batch.key_targets)).tolist()
-        ends = np.cumsum(counts).tolist()
-        similarities = torch.cat(
-            [
-                vectors[end - count : end] @ reference.embeddings[b].float().T
-                for b, (count, end) in enumerate(zip(counts, ends, strict=True))
-            ]
-        )  # (n, Q)
-        norms = reference.embeddings.float().norm(dim=-1)[pairs] * vectors.norm(dim=-1)[:, None]
-        cosines = similarities / norms.clamp(min=1e-12)
-        return {
-            "loss_reid": losses.contrastive_rows(similarities, positive, negative).mean(),
-            "loss_reid_aux": losses.cosine_rows(cosines, positive, sample).mean(),
-        }
-
-    def _sample(
-        self,
-        positives: Bools,
-        negatives: Bools,
-        rng: random.Random,
-        samples: Sequence[Sequence[int]] | None,
-    ) -> Bools:
-        """Choose the negatives of the auxiliary embedding loss: (n, Q) bool."""
-        if samples is not None and len(samples) != len(positives):
-            raise ValueError(
-                f"samples must have one entry per truth visible in both frames, {len(positives)}, "
-                f"got {len(samples)}"
-            )
-        chosen = np.zeros_like(negatives)
-        for i, (mine, others) in enumerate(zip(positives, negatives, strict=True)):
-            (candidates,) = np.nonzero(others)
-            if samples is None:
-                wanted = self.config.losses.negatives_per_positive * max(int(mine.sum()), 1)
-                drawn: Sequence[int] = rng.sample(
-                    range(len(candidates)), min(wanted, len(candidates))
-                )
-            else:
-                drawn = samples[i]
-            chosen[i, candidates[np.asarray(drawn, np.int64)]] = True
-        return chosen
-
-    def _dense(self, frames: list[tuple[Outputs, _Truths]], paddings: list[Tensor]) -> Tensor:
+    def _dense(self, frames: list[tuple[Outputs, PaddedTargets]], paddings: list[Tensor]) -> Tensor:
         """Focal classification of every encoder token, over the number of positive tokens (ours).
 
         A token's classes are those of the masks that cover its centre; padding does not count.
@@ -333,7 +298,7 @@ class Criterion:
         )
 
 
-def _assign_all(frames: list[tuple[Outputs, _Truths]], config: Config) -> list[Assignment]:
+def _assign_all(frames: list[tuple[Outputs, PaddedTargets]], config: Config) -> list[Assignment]:
     """Assign all decoder layers of all frames, in one go where the frames' rows are equal."""
     logits = torch.cat([outputs.logits for outputs, _ in frames], 1)
     boxes = torch.cat([outputs.boxes for outputs, _ in frames], 1)
@@ -351,38 +316,13 @@ def _assign_all(frames: list[tuple[Outputs, _Truths]], config: Config) -> list[A
     ]
 
 
-def _pad(targets: list[Targets], valid: list[Tensor], padding: Tensor | None) -> _Truths:
-    """Put the truths of B frames in rows of one length; masks only where a padding is given.
-
-    valid:   B times (G_b,) bool, the truths that count
-    padding: (B, H, W) of the network's input
-    """
-    most = max((len(t.labels) for t in targets), default=0)
-    device = targets[0].labels.device if targets else None
-    labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
-    boxes = torch.zeros(len(targets), most, 4, device=device)
-    flags = torch.zeros(len(targets), most, dtype=torch.bool, device=device)
-    masks = torch.zeros(0, 0, 0, dtype=torch.bool, device=device)
-    if padding is not None:
-        height, width = (side // MASK_STRIDE for side in padding.shape[1:])
-        masks = torch.zeros(len(targets) * most, height, width, dtype=torch.bool, device=device)
-    offset = MASK_STRIDE // 2
-    for b, (target, counts) in enumerate(zip(targets, valid, strict=True)):
-        rows = len(target.labels)
-        labels[b, :rows], boxes[b, :rows], flags[b, :rows] = target.labels, target.boxes, counts
-        if padding is not None and rows:
-            small = target.masks[:, offset::MASK_STRIDE, offset::MASK_STRIDE]
-            masks[b * most : b * most + rows, : small.shape[1], : small.shape[2]] = small
-    # Absent rows may carry any label: they must not index past the classes.
-    labels = labels * flags
-    return _Truths(
-        labels=labels,
-        boxes=boxes,
-        valid=flags,
-        real=flags.cpu().numpy(),
-        masks=masks,
-        full=[t.masks for t in targets],
-    )
+def _mean_over_workers(count: Tensor) -> Tensor:
+    """Mean of a count over the workers of a distributed run; of the batch's count, at least 1."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count.clamp(min=1)
+    total = count.clone()
+    torch.distributed.all_reduce(total)
+    return total.clamp(min=1) / torch.distributed.get_world_size()
 
 
 def _to_size(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from idol.config import Config, TrainConfig
 from idol.criterion import Criterion, split
 from idol.model import IDOL
-from idol.structures import PairBatch
+from idol.structures import Outputs, PairBatch
 
 
 class PairLoss(nn.Module):
@@ -21,24 +22,44 @@ class PairLoss(nn.Module):
 
     Everything that holds a parameter runs inside forward, the dynamic mask head included, so
     DistributedDataParallel wraps it whole and needs no search for unused parameters.
+
+    precision: TrainConfig.precision
     """
 
-    def __init__(self, model: IDOL, seed: int = 0) -> None:
+    def __init__(
+        self, model: IDOL, seed: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
         super().__init__()
         self.model = model
         self.criterion = Criterion(model.config)
         self.random = random.Random(seed)
+        self.autocast = precision == "bf16"
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: B pairs → the weighted total (), and every unweighted loss by its name."""
         # Key and reference share one pass: the network knows nothing of pairs.
-        outputs = self.model(
-            torch.cat([batch.key_images, batch.reference_images]),
-            torch.cat([batch.key_padding, batch.reference_padding]),
-        )
+        with torch.autocast(batch.key_images.device.type, torch.bfloat16, enabled=self.autocast):
+            outputs = self.model(
+                torch.cat([batch.key_images, batch.reference_images]),
+                torch.cat([batch.key_padding, batch.reference_padding]),
+            )
+        if self.autocast:
+            # The few heads that the criterion calls run in float32 too: relative coordinates of
+            # masks are pixels, up to four digits, of which bfloat16 keeps two and a half.
+            outputs = _in_float32(outputs)
         key, reference = split(outputs, len(batch.key_images))
         losses = self.criterion(self.model, key, reference, batch, self.random)
         return self.criterion.total(losses), losses
+
+
+def _in_float32(outputs: Outputs) -> Outputs:
+    values = {f.name: getattr(outputs, f.name) for f in dataclasses.fields(outputs)}
+    floats = {
+        name: value.float()
+        for name, value in values.items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    return dataclasses.replace(outputs, **floats)  # type: ignore[arg-type]
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -89,7 +110,7 @@ class Trainer:
     ) -> None:
         self.config = config.train
         self.model = model.train()
-        pair_loss = PairLoss(model, seed)
+        pair_loss = PairLoss(model, seed, config.train.precision)
         self.network: nn.Module = wrap(pair_loss) if wrap is not None else pair_loss
         self.optimizer = make_optimizer(model, config.train)
         self.step_number = 0

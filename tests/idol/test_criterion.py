@@ -22,7 +22,7 @@ FIVE = ("loss_ce", "loss_bbox", "loss_giou", "loss_mask", "loss_dice")
 class FakeModel(nn.Module):
     """Outputs are parameters; a query's mask is its state's first number times the features."""
 
-    def __init__(self, images, seed=0):
+    def __init__(self, images, seed=0, identities=0):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
         tokens = sum(h * w for h, w in LEVELS)
@@ -34,6 +34,7 @@ class FakeModel(nn.Module):
         self.values = nn.ParameterDict(
             {name: nn.Parameter(torch.randn(*shape, generator=g)) for name, shape in shapes.items()}
         )
+        self.identity_head = nn.Linear(C, identities) if identities else None
         self.asked = 0
 
     def forward(self):
@@ -51,6 +52,7 @@ class FakeModel(nn.Module):
             controller=nn.Identity(),
             dense_logits=v["dense"],
             level_shapes=LEVELS,
+            identity_head=self.identity_head,
         )
 
     def mask_logits(self, outputs, images, layers, queries):
@@ -96,10 +98,13 @@ def pairs(*counts, on_key=None, on_reference=None):
     )
 
 
-def config(both=False, dense=False):
+def config(both=False, dense=False, identities=0, assignment=None, **weights):
     return Config(
-        model=ModelConfig(num_classes=K, decoder_layers=D, dense_auxiliary=dense),
-        losses=LossConfig(supervise_reference=both),
+        model=ModelConfig(
+            num_classes=K, decoder_layers=D, dense_auxiliary=dense, num_identities=identities
+        ),
+        losses=LossConfig(supervise_reference=both, **weights),
+        assignment=assignment or AssignmentConfig(),
     )
 
 
@@ -315,7 +320,7 @@ def test_outputs_and_batches_that_do_not_fit_are_refused():
 
 def test_wrong_number_of_samples_is_refused():
     model, batch = FakeModel(2), pairs(2)
-    with pytest.raises(ValueError, match="one entry per truth visible in both frames, 2, got 1"):
+    with pytest.raises(ValueError, match=r"one entry per truth visible in both .*, 2, got 1"):
         Criterion(config())(model, *split(model(), 1), batch, random.Random(0), samples=[[0]])
 
 
@@ -326,3 +331,176 @@ def test_split_gives_views_of_key_and_reference_rows():
     assert torch.equal(reference.logits, outputs.logits[:, 2:])
     assert torch.equal(reference.mask_features, outputs.mask_features[2:])
     assert key.logits.data_ptr() == outputs.logits.data_ptr()
+
+
+def with_identities(batch, numbers):
+    """The same batch, its instances numbered: one list per pair."""
+    named = {
+        side: [
+            dataclasses.replace(t, identities=torch.tensor(mine, dtype=torch.int64))
+            for t, mine in zip(getattr(batch, side), numbers, strict=True)
+        ]
+        for side in ("key_targets", "reference_targets")
+    }
+    return dataclasses.replace(batch, **named)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_identity_loss_is_the_mean_over_matched_queries_of_known_instances(both):
+    # The second instance's number is not known; the third is on one frame only.
+    batch = pairs(3, 1, on_key=[[1, 1, 0], [1]], on_reference=[[1, 1, 1], [0]])
+    batch = with_identities(batch, [[4, -1, 2], [0]])
+    model = FakeModel(4, identities=5)
+    settings = config(both, identities=5, identity=1.0)
+    _, named, _ = run(batch, settings, model)
+    expected = []
+    for outputs, targets_ in zip(
+        split(model(), 2), (batch.key_targets, batch.reference_targets), strict=True
+    ):
+        for b, full in enumerate(targets_):
+            rows = full.present
+            found = assign(
+                outputs.logits[-1, b], outputs.boxes[-1, b], full.labels[rows], full.boxes[rows],
+                AssignmentConfig(),
+            )  # fmt: skip
+            for q in np.flatnonzero(found.positive):
+                number = full.identities[rows][found.truth[q]]
+                if number >= 0:
+                    logits = model.identity_head(outputs.embeddings[b, q])
+                    expected.append(-logits.log_softmax(-1)[number].item())
+    assert len(expected) >= 4
+    assert float(named["loss_identity"]) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("counts", [(0,), (2, 0)])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_an_identity_head_gets_a_gradient_whatever_is_matched(counts, weight):
+    model = FakeModel(2 * len(counts), identities=3)
+    settings = config(identities=3, identity=weight)
+    _, named, total = run(pairs(*counts), settings, model)  # no identity is known
+    total.backward()
+    assert float(named["loss_identity"]) == 0.0
+    assert model.identity_head.weight.grad.abs().sum() == 0
+    batch = with_identities(pairs(*counts), [list(range(n)) for n in counts])
+    _, named, total = run(batch, settings, model)
+    total.backward()
+    moved = model.identity_head.weight.grad.abs().sum() > 0
+    assert bool(moved) == (sum(counts) > 0 and weight > 0)
+
+
+def test_an_identity_head_alone_replaces_the_contrastive_losses():
+    batch = with_identities(pairs(2), [[0, 1]])
+    model = FakeModel(2, identities=3)
+    settings = config(identities=3, identity=1.0, reid=0.0, reid_aux=0.0)
+    _, named, total = run(batch, settings, model)
+    assert float(named["loss_reid"]) > 0
+    rest = sum(
+        float(value) * getattr(settings.losses, name.split("_")[1])
+        for name, value in named.items()
+        if "reid" not in name
+    )
+    assert float(total.detach()) == pytest.approx(rest, rel=1e-5)
+
+
+def test_identity_loss_without_a_head_or_with_a_number_too_large_says_what_to_do():
+    with pytest.raises(ValueError, match=r"model\.num_identities is 0"):
+        run(pairs(1), config(identity=1.0))
+    batch = with_identities(pairs(1), [[7]])
+    with pytest.raises(ValueError, match=r"below model\.num_identities \(3\), got 7"):
+        run(batch, config(identities=3, identity=1.0), FakeModel(2, identities=3))
+
+
+def test_an_instance_without_a_positive_counts_in_no_contrastive_loss():
+    batch = pairs(2, 1)
+    model = FakeModel(4)
+    by_iou = AssignmentConfig(selection="iou", iou_positive=0.99)
+    settings = config(assignment=by_iou)
+    _, named, total = run(batch, settings, model)
+    total.backward()
+    assert float(named["loss_reid"]) == float(named["loss_reid_aux"]) == 0.0
+    assert (model.values["embeddings"].grad == 0).all()
+    # One query of the reference lies on the first truth: only that truth counts.
+    truth = batch.reference_targets[0].boxes[0]
+    with torch.no_grad():
+        model.values["boxes"][-1, 2, 5] = truth.clamp(1e-6, 1 - 1e-6).logit()
+    _, named, _ = run(batch, settings, model)
+    key, reference = split(model(), 2)
+    here = batch.key_targets[0]
+    found = assign(key.logits[-1, 0], key.boxes[-1, 0], here.labels, here.boxes, by_iou)
+    there = batch.reference_targets[0]
+    chosen = select(
+        reference.logits[-1, 0], reference.refined[0], there.labels, there.boxes, by_iou
+    )
+    assert chosen.positives[0].tolist() == [q == 5 for q in range(Q)]
+    expected = losses.contrastive_loss(
+        key.embeddings[0, found.best[0]],
+        reference.embeddings[0, torch.from_numpy(chosen.positives[0])],
+        reference.embeddings[0, torch.from_numpy(chosen.negatives[0])],
+    )
+    assert float(named["loss_reid"]) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        AssignmentConfig.paper(),
+        AssignmentConfig(cost="exact", repair="exact"),
+        AssignmentConfig(selection="iou"),
+    ],
+)
+def test_every_option_trains_crowds_and_empty_frames(assignment):
+    batch = pairs(7, 0, 14, on_reference=[[1, 0] * 3 + [1], [], [1] * 14])  # 14 of 12 queries
+    model, named, total = run(batch, config(both=True, assignment=assignment))
+    total.backward()
+    assert all(value.isfinite() for value in named.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.values.values()
+               if p is not model.values["dense"])  # fmt: skip
+
+
+def test_losses_are_computed_in_float32_under_autocast():
+    batch = with_identities(pairs(2, 3), [[0, 1], [2, 3, 4]])
+    model = FakeModel(4, identities=5)
+    settings = config(both=True, dense=True, identities=5)
+    _, plain, _ = run(batch, settings, model)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, mixed, _ = run(batch, settings, model)
+    for name, value in plain.items():
+        assert mixed[name].dtype == torch.float32, name
+        # The identity head is a part of the network, which computes in bfloat16 here.
+        tolerance = 1e-2 if name == "loss_identity" else 1e-6
+        assert float(mixed[name]) == pytest.approx(float(value), rel=tolerance), name
+
+
+def test_outputs_in_bfloat16_give_nearly_the_same_losses():
+    batch, model = pairs(2, 3), FakeModel(4)
+    _, plain, _ = run(batch, config(both=True), model)
+    model = model.to(torch.bfloat16)
+    _, rough, total = run(batch, config(both=True), model)
+    total.backward()
+    for name, value in plain.items():
+        assert rough[name].dtype == torch.float32
+        assert float(rough[name]) == pytest.approx(float(value), rel=0.1), name
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_global_normaliser_is_the_local_one_on_a_single_worker():
+    batch, model = pairs(2, 3), FakeModel(4)
+    _, local, _ = run(batch, config(), model)
+    _, whole, _ = run(batch, config(normaliser="global"), model)
+    assert {k: float(v) for k, v in local.items()} == {k: float(v) for k, v in whole.items()}
+
+
+def test_the_global_normaliser_divides_by_the_mean_over_workers(monkeypatch):
+    batch, model = pairs(2, 3), FakeModel(4)
+    _, local, _ = run(batch, config(), model)
+
+    def three_times(count):  # as if two more workers had matched twice as much together
+        count.mul_(3)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", three_times)
+    _, whole, _ = run(batch, config(normaliser="global"), model)
+    for name, value in local.items():
+        share = 1 if "reid" in name else 2 / 3
+        assert float(whole[name]) == pytest.approx(share * float(value), rel=1e-5), name
