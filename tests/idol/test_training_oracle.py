@@ -146,15 +146,18 @@ def test_injected_samples_replace_the_drawn_ones(run, r50):
     assert float(again["loss_reid"]) == float(named["loss_reid"])
 
 
-def test_gradients_of_every_parameter_equal_the_released_ones(r50, shared):
-    stored = np.load(shared / "reference/oracle/train_single.npz")
-    batch = pair_batch("train_single")
+@pytest.mark.parametrize("case", PAIRS)
+def test_gradients_of_every_parameter_equal_the_released_ones(case, r50, shared):
+    stored = np.load(shared / f"reference/oracle/{case}.npz")
+    batch = pair_batch(case)
+    r50.zero_grad()
     outputs = r50(
         torch.cat([batch.key_images, batch.reference_images]),
         torch.cat([batch.key_padding, batch.reference_padding]),
     )
     criterion = Criterion(r50.config)
-    named = criterion(r50, *split(outputs, 1), batch, random.Random(1234))
+    pairs = split(outputs, len(batch.key_targets))
+    named = criterion(r50, *pairs, batch, random.Random(1234))
     criterion.total(named).backward()
 
     released = [str(name) for name in stored["grad_names"]]
@@ -166,8 +169,10 @@ def test_gradients_of_every_parameter_equal_the_released_ones(r50, shared):
     assert trainable == set(ours.values())
     norms = np.array([float(parameters[ours[name]].grad.norm()) for name in names])
     np.testing.assert_allclose(norms, stored["grad_norms"], rtol=2e-3, atol=1e-4)
-    for key in stored.files:
-        if key.startswith("grad/"):
-            name = key.removeprefix("grad/").replace(alias, "detr.detr.bbox_embed.")
-            expected, got = stored[key], parameters[ours[name]].grad.numpy()
-            np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max(), rtol=0)
+    assert np.sqrt((norms**2).sum()) == pytest.approx(float(stored["grad_total_norm"]), rel=1e-4)
+    whole = [key for key in stored.files if key.startswith("grad/")]
+    assert len(whole) == 5
+    for key in whole:
+        name = key.removeprefix("grad/").replace(alias, "detr.detr.bbox_embed.")
+        expected, got = stored[key], parameters[ours[name]].grad.numpy()
+        np.testing.assert_allclose(got, expected, atol=1e-3 * np.abs(expected).max(), rtol=0)
