@@ -31,11 +31,35 @@ _BATCHES_AHEAD = 3
 """Batches decoded before they are asked for."""
 
 
-def decode(row: Mapping[str, Any]) -> Pair:
+Identities = Mapping[tuple[int, int], int]
+"""(video_id, instance_id) → the instance's number among all of the training set."""
+
+
+def number_instances(directory: str | Path) -> dict[tuple[int, int], int]:
+    """Number the instances of a finished prepare output 0..M-1, by video_id and instance_id.
+
+    What the "ID head" classifies (Targets.identities). The numbers depend on the rows alone, not
+    on how they are cut into shards or who asks.
+    """
+    found: set[tuple[int, int]] = set()
+    for path in manifest.shard_paths(directory, "prepare"):
+        # Only these two leaves are read: a shard is nearly all pixels and masks.
+        with pq.ParquetFile(path) as file:
+            table = file.read(columns=["video_id", "instances.list.element.instance_id"])
+        for chunk in table.to_batches():
+            lists = chunk.column("instances")
+            videos = np.repeat(chunk.column("video_id").to_numpy(), np.diff(lists.offsets))
+            numbers = lists.flatten().field("instance_id").to_numpy()
+            found.update(zip(videos.tolist(), numbers.tolist(), strict=True))
+    return {name: number for number, name in enumerate(sorted(found))}
+
+
+def decode(row: Mapping[str, Any], identities: Identities | None = None) -> Pair:
     """A PAIRS row as pixels (door 2).
 
-    returns: Pair; the mask of an instance that is absent from a frame is empty there
-    Errors:  VideoError where a stored frame cannot be decoded
+    identities: numbers for Pair.identities; instances that are not in it get -1. None: no numbers
+    returns:    Pair; the mask of an instance that is absent from a frame is empty there
+    Errors:     VideoError where a stored frame cannot be decoded
     """
     size = (int(row["height"]), int(row["width"]))
     instances = row["instances"]
@@ -54,12 +78,17 @@ def decode(row: Mapping[str, Any]) -> Pair:
         decoded[present] = decode_masks([counts[index] for index in present], size)
         return decoded
 
+    numbers = None
+    if identities is not None:
+        names = [(video_id, instance["instance_id"]) for instance in instances]
+        numbers = np.array([identities.get(name, -1) for name in names], np.int64)
     return Pair(
         key_image=image("key"),
         reference_image=image("reference"),
         labels=np.array([instance["label"] for instance in instances], np.int64),
         key_masks=masks("key"),
         reference_masks=masks("reference"),
+        identities=numbers,
     )
 
 
@@ -76,6 +105,7 @@ class PairLoader:
     batch_size: pairs per batch of this worker
     seed:       of order and augmentation
     threads:    decode and augment this many pairs at a time
+    identities: see decode
     Errors:     ManifestError where the directory is unfinished or has too few rows; ValueError
                 for a rank, batch size or thread count that cannot be
     """
@@ -90,6 +120,7 @@ class PairLoader:
         batch_size: int,
         seed: int = 0,
         threads: int = 2,
+        identities: Identities | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
@@ -101,6 +132,7 @@ class PairLoader:
         self.config = config
         self.rank, self.world_size = rank, world_size
         self.batch_size, self.seed, self.threads = batch_size, seed, threads
+        self.identities = identities
         self._counts = [manifest.count_rows(path) for path in self.paths]
         self.total_rows = sum(self._counts)
         self.rows = self.total_rows // world_size
@@ -196,7 +228,7 @@ class PairLoader:
     def _example(self, epoch: int, number: int, row: Mapping[str, Any]) -> Example:
         # Seeded by the row, so that neither threads nor the number of workers change it.
         rng = np.random.default_rng([self.seed % 2**64, epoch, number, 2])
-        return transforms.augment(decode(row), self.config.transforms, rng)
+        return transforms.augment(decode(row, self.identities), self.config.transforms, rng)
 
     def _generate(self, start_step: int) -> Iterator[PairBatch]:
         cv2.setNumThreads(1)  # the threads below are the parallelism
@@ -252,6 +284,7 @@ def batches(
     seed: int = 0,
     start_step: int = 0,
     threads: int = 2,
+    identities: Identities | None = None,
 ) -> Iterator[PairBatch]:
     """The batches of one training worker, without end; see PairLoader for the arguments.
 
@@ -265,6 +298,7 @@ def batches(
         batch_size=batch_size,
         seed=seed,
         threads=threads,
+        identities=identities,
     )
     return loader.batches(start_step)
 

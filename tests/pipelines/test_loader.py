@@ -145,6 +145,49 @@ def test_a_shared_function_gives_the_same_batches(prepared):
     assert same(direct[0], function[0])
 
 
+def test_instances_are_numbered_by_video_and_instance(prepared):
+    # Videos 1, 2, 3 have the instances 11, 12, 21, 22, 31, 32.
+    assert loader.number_instances(prepared) == {
+        (video, 10 * video + number): 2 * (video - 1) + number - 1
+        for video in (1, 2, 3)
+        for number in (1, 2)
+    }
+
+
+def test_numbers_of_instances_do_not_depend_on_the_shards(make_videos, tmp_path):
+    dataset = annotations.read(make_videos([3, 2]).write())
+    rows = [
+        row
+        for video in dataset.videos
+        for row in pairs.pairs_of_video(video, PairConfig(), dataset.labels)
+    ]
+    found = []
+    for size in (1, 2, 5):
+        output = manifest.prepare_output(tmp_path / f"by{size}", pairs.STAGE, {}, "h")
+        mixed = rows[::2] + rows[1::2] if size == 2 else rows
+        cuts = [mixed[i : i + size] for i in range(0, len(mixed), size)]
+        # One without instances: its list is empty, not missing.
+        cuts[-1] = [{**row, "instances": []} for row in cuts[-1]] if size == 1 else cuts[-1]
+        for shard, cut in enumerate(cuts):
+            manifest.commit_table(schemas.table(cut, schemas.PAIRS), output.shard(shard))
+        output.finish(total_shards=len(cuts))
+        found.append(loader.number_instances(output.path))
+    assert found[0] == found[1] == found[2] == {(1, 11): 0, (1, 12): 1, (2, 21): 2, (2, 22): 3}
+
+
+def test_batches_carry_the_numbers_of_their_instances_in_both_frames(prepared):
+    known = loader.number_instances(prepared)
+    del known[2, 22]
+    worker = make(prepared, batch_size=17, identities=known)
+    (batch,) = take(worker.batches(), 1)
+    videos = [int(name.split()[1].rstrip(",")) for name in worker.rows_of(0)]
+    expected = {1: [0, 1], 2: [2, -1], 3: [4, 5]}
+    for side in (batch.key_targets, batch.reference_targets):
+        assert [t.identities.tolist() for t in side] == [expected[v] for v in videos]
+    (plain,) = take(make(prepared, batch_size=17).batches(), 1)
+    assert all(t.identities.tolist() == [-1, -1] for t in plain.key_targets)
+
+
 def test_closing_the_batches_stops_the_threads(prepared):
     before = set(threading.enumerate())
     iterator = make(prepared).batches()
@@ -155,7 +198,7 @@ def test_closing_the_batches_stops_the_threads(prepared):
 
 
 def test_a_fault_in_a_thread_is_raised_where_batches_are_asked(prepared, monkeypatch):
-    def broken(row):
+    def broken(row, identities):
         raise VideoError(1, "a.jpg", "is gone")
 
     monkeypatch.setattr(loader, "decode", broken)
