@@ -30,13 +30,18 @@ class Train:
     """Output of jobs.prepare."""
     out: Path
     """Where the checkpoint and the losses go."""
-    preset: str = "tiny"
-    """The configuration to start from: tiny, ytvis19_r50, ovis_r50."""
+    preset: Annotated[
+        str,
+        tyro.conf.arg(help=f"The configuration to start from: {', '.join(presets.PRESETS)}."),
+    ] = "tiny"
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Change one number: section.field=value, e.g. train.steps=1000. Repeatable."""
     weights: str | None = None
-    """Start from these weights: a checkpoint, a released .pth, or 'shipped' (the tiny weights of
-    this package). Default: random."""
+    """Start from these weights: a checkpoint, a released .pth, hf://owner/repo/file, a URL, or
+    'shipped' (the tiny weights of this package). Default: random."""
+    backbone_weights: str | None = None
+    """Start the backbone alone from ImageNet weights, the rest at random: a file,
+    hf://owner/repo/file, or a URL. Not together with --weights."""
     reset_classes: bool = False
     """Start the class heads anew where their number of categories differs."""
     workers: int = 2
@@ -74,6 +79,7 @@ def _train(job: Train, config: Config) -> Manifest:
             job.out,
             config,
             weights=job.weights,
+            backbone_weights=job.backbone_weights,
             reset_classes=job.reset_classes,
             workers=job.workers,
             gpus=job.gpus,

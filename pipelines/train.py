@@ -10,8 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from idol import checkpoint
 from idol.config import Config, from_dict, to_dict
@@ -31,6 +34,8 @@ Report = tuple[int, dict[str, float]]
 _RAY = "ray"  # Ray Train's own files, inside out
 _STEP = "step-"  # checkpoint folders, inside out
 _STATE = "training.pt"  # optimiser, average and step, to go on from
+_START = "_start.safetensors"  # the weights that all workers start from
+_TRAINING_ONLY = ("dense_head.", "identity_head.")  # parts that weights may lack, or have unasked
 
 
 def run(
@@ -39,6 +44,7 @@ def run(
     config: Config,
     *,
     weights: str | None = None,
+    backbone_weights: str | None = None,
     reset_classes: bool = False,
     workers: int = 2,
     gpus: bool = False,
@@ -47,19 +53,27 @@ def run(
 ) -> Manifest:
     """Train on the pairs of a finished prepare directory; a killed run goes on where it was.
 
-    pairs:         output of pipelines.pairs.run; its categories decide the class heads
-    out:           gets checkpoint.safetensors, losses.json and the manifest. With workers on
-                   several machines it must be storage that all of them see.
-    weights:       what to start from (see idol.load); None: random
-    reset_classes: class heads of another size start anew instead of being an error
-    workers:       data-parallel processes, one core or GPU each; 0: inside this process
-    gpus:          one GPU per worker, NCCL instead of gloo
-    on_report:     called with step and mean losses while training goes on
-    Errors:        ManifestError for unfinished pairs; ValueError for a batch that does not divide
-                   by the workers; CheckpointError for weights that do not fit
+    What to start from is read once, here: the workers find it in out, on whatever machine they
+    run, and need neither the file nor a network.
+
+    pairs:            output of pipelines.pairs.run; its categories decide the class heads, its
+                      instances the identity head where config.losses.identity asks for one
+    out:              gets checkpoint.safetensors, losses.json and the manifest. With workers on
+                      several machines it must be storage that all of them see.
+    weights:          what to start from (see idol.load); None: random
+    backbone_weights: ImageNet weights for the backbone alone, where the rest starts at random
+                      (see idol.imagenet)
+    reset_classes:    class heads of another size start anew instead of being an error
+    workers:          data-parallel processes, one core or GPU each; 0: inside this process
+    gpus:             one GPU per worker, NCCL instead of gloo
+    on_report:        called with step and mean losses while training goes on
+    Errors:           ManifestError for unfinished pairs; ValueError for a batch that does not
+                      divide by the workers, or both kinds of weights; CheckpointError for weights
+                      that do not fit
     """
     source = manifest.read(pairs, "prepare")
     config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
+    config = with_identities(config, pairs)
     share, left = divmod(config.train.pairs_per_batch, max(workers, 1))
     if left:
         raise ValueError(
@@ -67,24 +81,27 @@ def run(
             f"number of workers ({workers}). Use "
             f"--set train.pairs_per_batch={(share + 1) * workers}"
         )
-    _initial_model(config, weights, reset_classes)  # fails here, before anything is leased
     claim = {
         "config": to_dict(config),
         "weights": weights,
+        "backbone_weights": backbone_weights,
         "reset_classes": reset_classes,
         "workers": max(workers, 1),
     }
+    start = partial(_initial_model, config, weights, backbone_weights, reset_classes)
+    known = not overwrite and any((out / f).exists() for f in (manifest.STARTED, manifest.MANIFEST))
+    # What does not fit must fail before a directory is made; what is done needs no weights.
+    model = None if known else start()
     output = manifest.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
         return output.finished
     if overwrite:
         _clean(out)
-    if weights is not None and weights != "shipped":
-        # Workers read it too, and have a working directory of their own.
-        weights = str(Path(weights).resolve())
+    if not _checkpoints(out):
+        checkpoint.save(model or start(), out / _START)
+    del model
     settings = {
-        **claim,
-        "weights": weights,
+        "config": claim["config"],
         "pairs": str(pairs.resolve()),
         "out": str(out.resolve()),
     }
@@ -108,6 +125,7 @@ def _clean(out: Path) -> None:
     """Remove what only an unfinished run needs."""
     for path in [out / _RAY, *_checkpoints(out), *out.glob(f".{_STEP}*.part")]:
         shutil.rmtree(path, ignore_errors=True)
+    (out / _START).unlink(missing_ok=True)
 
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -130,24 +148,38 @@ def with_categories(config: Config, names: Sequence[str], category_ids: Sequence
     )
 
 
-def _initial_model(config: Config, weights: str | None, reset_classes: bool) -> IDOL:
+def with_identities(config: Config, pairs: Path) -> Config:
+    """The configuration for a training set's instances: M for the identity head, or no head."""
+    wanted = config.losses.identity > 0
+    count = len(loader.number_instances(pairs)) if wanted else 0
+    return replace(config, model=replace(config.model, num_identities=count))
+
+
+def _initial_model(
+    config: Config, weights: str | None, backbone_weights: str | None, reset_classes: bool
+) -> IDOL:
     """The network to start from, in the configuration of this run.
 
-    Errors: CheckpointError; ValueError where class heads would have to be reset unasked
+    Errors: CheckpointError; ValueError where class heads would have to be reset unasked, or both
+            kinds of weights are given
     """
     import torch
 
+    if weights is not None and backbone_weights is not None:
+        raise ValueError(
+            f"weights ({weights}) bring a backbone of their own: leave out backbone_weights "
+            f"({backbone_weights}), or the weights."
+        )
     torch.manual_seed(config.train.seed)
     model = IDOL(config)
+    if backbone_weights is not None:
+        from idol.imagenet import load_imagenet
+
+        load_imagenet(model.backbone, backbone_weights)
     if weights is None:
         return model
     state = checkpoint.read(weights)[1]
-    # The dense head serves training only: weights without one, or with one too many, are fine.
-    own = model.state_dict()
-    state = {k: v for k, v in state.items() if not k.startswith("dense_head.") or k in own}
-    for key in own:
-        if key.startswith("dense_head.") and key not in state:
-            state[key] = own[key]
+    _settle_training_heads(state, model)
     replaced = checkpoint.adapt_classes(state, model)
     if replaced and not reset_classes:
         raise ValueError(
@@ -158,6 +190,24 @@ def _initial_model(config: Config, weights: str | None, reset_classes: bool) -> 
     checkpoint.check_state(model, state, weights)
     model.load_state_dict(state)
     return model
+
+
+def _settle_training_heads(state: dict[str, Any], model: IDOL) -> None:
+    """Drop from a state the heads for training that the model lacks; add those that it lacks.
+
+    An identity head of another number of instances belongs to another training set: it starts
+    anew. (A dense head of other classes does so too, like every class head, but only when asked.)
+    """
+    own = model.state_dict()
+    for key in [k for k in state if k.startswith(_TRAINING_ONLY)]:
+        foreign = key.startswith("identity_head.") and (
+            key in own and own[key].shape != state[key].shape
+        )
+        if key not in own or foreign:
+            del state[key]
+    for key, value in own.items():
+        if key.startswith(_TRAINING_ONLY):
+            state.setdefault(key, value)
 
 
 class _Mailbox:
@@ -257,7 +307,12 @@ def _loop(settings: dict[str, Any]) -> None:
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
-    model = _initial_model(config, settings["weights"], settings["reset_classes"]).to(device)
+    out = Path(settings["out"])
+    previous = _checkpoints(out)
+    model = IDOL(config)
+    if not previous:
+        model.load_state_dict(checkpoint.read(out / _START)[1])
+    model.to(device)
 
     def wrap(pair_loss: PairLoss) -> torch.nn.Module:
         wrapped: torch.nn.Module = prepare_model(
@@ -267,11 +322,13 @@ def _loop(settings: dict[str, Any]) -> None:
 
     trainer = Trainer(model, config, seed=config.train.seed * 1000 + rank, wrap=wrap)
     curve: list[Report] = []
-    previous = _checkpoints(Path(settings["out"]))
     if previous:
         state = torch.load(previous[-1] / _STATE, map_location=device, weights_only=True)
         trainer.load_state_dict(state)
         curve = json.loads((previous[-1] / LOSSES).read_text())
+    # Dropout: another one on every worker, and not the first steps' again after a restart.
+    seeds = np.random.SeedSequence([config.train.seed % 2**64, rank, trainer.step_number])
+    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
     batches = _batches(settings, config, rank, world, trainer.step_number)
     steps, report = config.train.steps, config.train.report_every
     sums: dict[str, float] = {}
@@ -288,20 +345,22 @@ def _loop(settings: dict[str, Any]) -> None:
                 settings["mailbox"].put.remote(done, means)
             sums, since = {}, 0
         if rank == 0 and (done % config.train.checkpoint_every == 0 or done == steps):
-            _commit(trainer, model, curve, Path(settings["out"]))
+            _commit(trainer, model, curve, out)
 
 
 def _batches(
     settings: Mapping[str, Any], config: Config, rank: int, world: int, start: int
 ) -> Iterator[PairBatch]:
+    pairs = Path(settings["pairs"])
     return loader.batches(
-        Path(settings["pairs"]),
+        pairs,
         config,
         rank=rank,
         world_size=world,
         batch_size=config.train.pairs_per_batch // world,
         seed=config.train.seed,
         start_step=start,
+        identities=loader.number_instances(pairs) if config.model.num_identities else None,
     )
 
 

@@ -105,7 +105,7 @@ def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, t
         train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
     config = quick(2)
     start = train._initial_model(
-        train.with_categories(config, ["a", "b", "c", "d"], [1, 2, 3, 4]), str(path), True
+        train.with_categories(config, ["a", "b", "c", "d"], [1, 2, 3, 4]), str(path), None, True
     ).state_dict()
     assert torch.equal(start["transformer.level_embed"], model.transformer.level_embed)
     assert start["class_embed.0.weight"].shape[0] == 4
