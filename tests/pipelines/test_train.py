@@ -1,7 +1,10 @@
 """Training runs: finished, resumed, started from other weights, and refused."""
 
 import json
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +13,7 @@ from idol import checkpoint, presets
 from idol.checkpoint import CheckpointError
 from idol.config import override
 from idol.synthetic import SyntheticConfig, write_dataset
-from pipelines import annotations, pairs, train
+from pipelines import annotations, loader, pairs, train
 from pipelines.errors import ManifestError
 
 pytestmark = pytest.mark.ray
@@ -111,6 +114,79 @@ def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, t
     assert start["class_embed.0.weight"].shape[0] == 4
 
 
+def test_an_identity_head_is_made_for_the_instances_of_the_pairs(prepared, tmp_path):
+    count = len(loader.number_instances(prepared))
+    assert count > 3
+    with_head = quick(2, "losses.identity=1", "losses.reid=0", "losses.reid_aux=0")
+    train.run(prepared, tmp_path / "a", with_head, workers=0)
+    curve = train.curves(tmp_path / "a")["loss_identity"]
+    # About log M from a head that knows nothing yet.
+    assert 0.5 * np.log(count) < curve[-1][1] < 2 * np.log(count)
+    path = tmp_path / "a" / train.WEIGHTS
+    model = idol.load(path)
+    assert model.config.model.num_identities == count == len(model.identity_head.weight)
+    # A start for another run: with its head, without one, or for other instances.
+    same = train._initial_model(model.config, str(path), None, False)
+    assert torch.equal(same.identity_head.weight, model.identity_head.weight)
+    plain = train.with_identities(override(model.config, ["losses.identity=0"]), prepared)
+    assert train._initial_model(plain, str(path), None, False).identity_head is None
+    other = override(model.config, ["model.num_identities=5"])
+    other = train._initial_model(other, str(path), None, False)
+    assert len(other.identity_head.weight) == 5
+    assert torch.equal(other.transformer.level_embed, model.transformer.level_embed)
+    headless = str(checkpoint.save(idol.IDOL(plain), tmp_path / "plain.safetensors"))
+    assert train._initial_model(model.config, headless, None, False).identity_head is not None
+
+
+def test_what_is_done_needs_its_weights_no_more_and_what_is_begun_starts_from_them(
+    prepared, tmp_path, monkeypatch
+):
+    network = train.with_categories(quick(2), ["star", "fish", "flower", "cross"], [1, 2, 3, 4])
+    torch.manual_seed(5)
+    path = checkpoint.save(idol.IDOL(network), tmp_path / "start.safetensors")
+    expected = idol.load(path).state_dict()
+    seen = []
+
+    def dies(self, batch):
+        seen.append({k: v.clone() for k, v in self.model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "step", dies)
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - Ray wraps it as it likes
+            train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+    assert all(torch.equal(seen[0][k], v) for k, v in expected.items())
+    made = train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+    path.unlink()
+    assert train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0) == made
+    assert not list((tmp_path / "a").glob("_start*"))
+    with pytest.raises(FileNotFoundError):
+        train.run(prepared, tmp_path / "b", quick(2), weights=str(path), workers=0)
+    assert not (tmp_path / "b").exists()
+
+
+def test_backbone_weights_reach_the_backbone_alone_and_exclude_weights(tmp_path, monkeypatch):
+    config = quick(2)
+    torch.manual_seed(config.train.seed)
+    random = idol.IDOL(config).state_dict()
+
+    def load_imagenet(backbone, source):
+        assert source == "hf://owner/repo/imagenet.safetensors"
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter.fill_(0.5)
+        return []
+
+    stand_in = types.SimpleNamespace(load_imagenet=load_imagenet)
+    monkeypatch.setitem(sys.modules, "idol.imagenet", stand_in)
+    source = "hf://owner/repo/imagenet.safetensors"
+    for name, value in train._initial_model(config, None, source, False).state_dict().items():
+        expected = torch.full_like(value, 0.5) if name.startswith("backbone.") else random[name]
+        assert torch.equal(value, expected), name
+    with pytest.raises(ValueError, match="leave out backbone_weights"):
+        train._initial_model(config, "shipped", source, False)
+
+
 def test_weights_of_another_network_are_refused_before_anything_starts(prepared, tmp_path):
     wide = override(quick(2), ["model.width=32", "model.num_heads=4"])
     weights = str(checkpoint.save(idol.IDOL(wide), tmp_path / "wide.safetensors"))
@@ -135,7 +211,8 @@ def test_unprepared_pairs_and_a_foreign_output_are_refused(prepared, tmp_path):
 
 @pytest.mark.slow
 def test_two_workers_take_the_steps_together(prepared, tmp_path):
-    made = train.run(prepared, tmp_path / "two", quick(4), workers=2)
+    config = quick(4, "losses.identity=1", "train.precision=bf16", "losses.normaliser=global")
+    made = train.run(prepared, tmp_path / "two", config, workers=2)
     assert made.extra["workers"] == 2
     losses = [value for _, value in train.curves(tmp_path / "two")["loss"]]
     assert len(losses) == 2
