@@ -2,20 +2,57 @@
 
 Plain PyTorch on purpose: a library's ResNet would need its batch norms swapped, its keys renamed
 and its import awaited for what is eighty lines here, under the names the released files use.
+Swin is in swin.py; every other backbone comes through library_backbone.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from idol.config import BackboneConfig
 
 _BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+# What None means in BackboneConfig.frozen_stages for a ResNet (detectron2's FREEZE_AT).
+_FROZEN_STAGES = 2
+
+
+class Backbone(nn.Module):
+    """Images (B, 3, H, W) to three feature maps (B, C, h, w) of strides 8, 16 and 32."""
+
+    channels: tuple[int, ...]
+    """Channels of the three maps."""
+    checkpoint_activations: bool = False
+    """Keep only what enters each block while training, and compute the rest again backwards."""
+    folded: bool = False
+    """Whether fold changed the weights: the network is good for inference only."""
+
+    def fold(self) -> bool:
+        """Merge layers that are constant at inference, in place; True where anything changed.
+
+        Outputs stay equal up to rounding. A backbone without such layers stays as it is.
+        Errors: ValueError in training mode.
+        """
+        return False
+
+    def portable(self, config: BackboneConfig) -> BackboneConfig:
+        """The configuration it was built from, for a checkpoint: free of links to other files."""
+        return config
+
+    def run(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        """block(x, *args), with its activations checkpointed where that is asked for and helps."""
+        worth = self.checkpoint_activations and self.training and torch.is_grad_enabled()
+        if worth and (x.requires_grad or any(p.requires_grad for p in block.parameters())):
+            out: Tensor = checkpoint(block, x, *args, use_reentrant=False)
+            return out
+        out = block(x, *args)
+        return out
 
 
 class FrozenBatchNorm(nn.Module):
@@ -47,12 +84,26 @@ class ConvNorm(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-        self.norm = FrozenBatchNorm(outputs)
+        self.norm: FrozenBatchNorm | nn.Identity = FrozenBatchNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) → (B, outputs, H/stride, W/stride)."""
         out: Tensor = self.norm(super().forward(x))
         return out
+
+    def fold(self) -> None:
+        """Make the norm part of the convolution, which thereby gets a bias."""
+        norm = self.norm
+        if isinstance(norm, nn.Identity):
+            return
+        with torch.no_grad():
+            # float64: one rounding, of the result.
+            scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            shift = norm.bias.double() - norm.running_mean.double() * scale
+            weight = self.weight.double() * scale[:, None, None, None]
+            self.weight = nn.Parameter(weight.to(self.weight.dtype), requires_grad=False)
+            self.bias = nn.Parameter(shift.to(self.weight.dtype), requires_grad=False)
+        self.norm = nn.Identity()
 
 
 class Bottleneck(nn.Module):
@@ -72,7 +123,25 @@ class Bottleneck(nn.Module):
         return F.relu(out + residual)
 
 
-class ResNet(nn.Module):
+def _refuse_other_form(
+    module: nn.Module, state: Mapping[str, Any], prefix: str, *_: object
+) -> None:
+    """Before loading into a ResNet: weights with norms and weights without do not mix."""
+    assert isinstance(module, ResNet)
+    norms = f"{prefix}stem.conv1.norm.weight" in state
+    if module.folded and norms:
+        raise ValueError(
+            "this backbone is folded: its frozen norms are part of its convolutions, but the "
+            "weights have norms. Load the weights into a fresh network and fold that."
+        )
+    if not module.folded and f"{prefix}stem.conv1.bias" in state and not norms:
+        raise ValueError(
+            "these weights come from a folded backbone, which has no norms any more. Use the "
+            "checkpoint they were folded from."
+        )
+
+
+class ResNet(Backbone):
     """ResNet-50/101 with detectron2's key names, so that released weights need a prefix only."""
 
     def __init__(self, blocks: Sequence[int], frozen_stages: int) -> None:
@@ -90,15 +159,46 @@ class ResNet(nn.Module):
         self.channels = (512, 1024, 2048)
         for name in ("stem", "res2", "res3", "res4", "res5")[:frozen_stages]:
             self.get_submodule(name).requires_grad_(False)
+        self.register_load_state_dict_pre_hook(_refuse_other_form)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images: (B, 3, H, W) → features of strides 8, 16, 32 with 512, 1024, 2048 channels."""
         x = F.max_pool2d(F.relu(self.stem["conv1"](images)), 3, 2, 1)
         features = []
         for name in ("res2", "res3", "res4", "res5"):
-            x = self.get_submodule(name)(x)
+            for block in self.get_submodule(name).children():
+                x = self.run(block, x)
             features.append(x)
         return features[1:]
+
+    def fold(self) -> bool:
+        """Make every frozen norm part of its convolution, in place, for inference.
+
+        The convolutions get a bias and the norms become identities; a folded backbone neither
+        trains nor takes a checkpoint's weights. Outputs move by about 1e-6 of their size.
+        Errors: ValueError in training mode.
+        """
+        if self.training:
+            raise ValueError("only a backbone in eval mode can be folded; call .eval() first")
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                module.fold()
+        changed = not self.folded
+        self.folded = True
+        return changed
+
+    def train(self, mode: bool = True) -> ResNet:
+        """As nn.Module.train.
+
+        Errors: ValueError where a folded backbone is asked to train.
+        """
+        if mode and self.folded:
+            raise ValueError(
+                "a folded backbone has no norms any more and cannot train. Load the checkpoint "
+                "again and train that."
+            )
+        super().train(mode)
+        return self
 
 
 class BasicBlock(nn.Module):
@@ -118,7 +218,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x))
 
 
-class TinyBackbone(nn.Module):
+class TinyBackbone(Backbone):
     """Five strided stages of one basic block each; learns from scratch in minutes."""
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -134,13 +234,38 @@ class TinyBackbone(nn.Module):
         x = self.stem(images)
         features = []
         for stage in self.stages:
-            x = stage(x)
+            x = self.run(stage, x)
             features.append(x)
         return features[1:]
 
 
-def build(config: BackboneConfig) -> ResNet | TinyBackbone:
-    """The backbone a configuration names; `.channels` tells its three outputs' channels."""
+def build(config: BackboneConfig, checkpoint_activations: bool = False) -> Backbone:
+    """The backbone a configuration names.
+
+    checkpoint_activations: ModelConfig.checkpoint_activations
+    Errors: ValueError where a backbone of the transformers library cannot serve (its message
+            names the rule); ImportError where that library is missing.
+    """
+    # Imported here, because they build on this file.
+    from idol.library_backbone import LibraryBackbone
+    from idol.swin import Swin
+
+    backbone: Backbone
     if config.name == "tiny":
-        return TinyBackbone(config.tiny_channels)
-    return ResNet(_BLOCKS[config.name], config.frozen_stages)
+        backbone = TinyBackbone(config.tiny_channels)
+    elif config.name == "transformers":
+        backbone = LibraryBackbone(config.source)
+    elif config.name == "swin":
+        backbone = Swin(
+            embed=config.swin_embed,
+            depths=config.swin_depths,
+            heads=config.swin_heads,
+            window=config.swin_window,
+            drop_path=config.swin_drop_path,
+            frozen_stages=config.frozen_stages or 0,
+        )
+    else:
+        frozen = _FROZEN_STAGES if config.frozen_stages is None else config.frozen_stages
+        backbone = ResNet(_BLOCKS[config.name], frozen)
+    backbone.checkpoint_activations = checkpoint_activations
+    return backbone

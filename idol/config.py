@@ -34,21 +34,64 @@ def _positive(owner: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
-    """The convolutional network below the transformer (specification 1.2)."""
+    """What turns images into features of strides 8, 16, 32 (specification 1.2)."""
 
-    name: Literal["resnet50", "resnet101", "tiny"] = "resnet50"
-    """resnet50 / resnet101 as released (frozen batch norm); tiny is a small trainable GroupNorm
+    name: Literal["resnet50", "resnet101", "swin", "transformers", "tiny"] = "resnet50"
+    """resnet50 / resnet101 (frozen batch norm) and swin as released; transformers is any
+    hierarchical backbone of that library, named by source; tiny is a small trainable GroupNorm
     residual network that needs no pre-trained weights."""
-    frozen_stages: int = 2
-    """Stem and the first frozen_stages - 1 residual stages get no gradient (released: 2)."""
+    frozen_stages: int | None = None
+    """Stem and the first frozen_stages - 1 stages get no gradient. None, as released: 2 for the
+    ResNets, 0 for the others. Only ResNets and swin can freeze stages."""
+    swin_embed: int = 192
+    """Channels of swin at stride 4, doubled at every stage (the default sizes are Swin-L)."""
+    swin_depths: tuple[int, ...] = (2, 2, 18, 2)
+    """Blocks of each of swin's four stages."""
+    swin_heads: tuple[int, ...] = (6, 12, 24, 48)
+    """Attention heads of each of swin's four stages."""
+    swin_window: int = 12
+    """Side of swin's attention windows in tokens; every second block shifts them by half of it."""
+    swin_drop_path: float = 0.3
+    """Chance of skipping a branch of swin's last block while training; rises linearly from 0."""
+    source: str = ""
+    """Of name transformers: a hub id, a local folder with config.json and weights, or a JSON
+    configuration with a "model_type" for random weights."""
     tiny_channels: tuple[int, ...] = (16, 32, 64, 96, 128)
     """Channels of tiny at strides 2, 4, 8, 16, 32."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.frozen_stages <= 5, f"frozen_stages is 0..5, got {self.frozen_stages}")
+        _require(
+            0 <= (self.frozen_stages or 0) <= 5, f"frozen_stages is 0..5, got {self.frozen_stages}"
+        )
+        _require(
+            not self.frozen_stages or self.name not in ("tiny", "transformers"),
+            f"a {self.name!r} backbone cannot freeze stages, got frozen_stages="
+            f"{self.frozen_stages}. Set it to 0.",
+        )
         _require(
             len(self.tiny_channels) == 5 and all(c % 8 == 0 for c in self.tiny_channels),
             f"tiny_channels needs 5 numbers divisible by 8, got {self.tiny_channels}",
+        )
+        for name in ("swin_depths", "swin_heads"):
+            value = getattr(self, name)
+            _require(
+                len(value) == 4 and min(value) > 0, f"{name} needs 4 positive numbers, got {value}"
+            )
+        _require(
+            self.swin_embed > 0
+            and all(self.swin_embed * 2**i % h == 0 for i, h in enumerate(self.swin_heads)),
+            "swin_embed, doubled at every stage, must be divisible by swin_heads, got "
+            f"{self.swin_embed} and {self.swin_heads}",
+        )
+        _require(self.swin_window >= 2, f"swin_window must be at least 2, got {self.swin_window}")
+        _require(
+            0.0 <= self.swin_drop_path < 1.0,
+            f"swin_drop_path must lie in [0, 1), got {self.swin_drop_path}",
+        )
+        _require(
+            (self.name == "transformers") == bool(self.source),
+            "source names the backbone of the transformers library: give it exactly when name is "
+            f"'transformers', got name={self.name!r} and source={self.source!r}",
         )
 
 
