@@ -1,11 +1,10 @@
 """Multi-scale deformable attention on the CPU: numba kernels, compiled at their first use.
 
-The kernels are serial and release the lock of the interpreter; a few threads of our own take chunks
-of the work. That is for safety, not for speed: the OpenMP layer of numba aborts a forked child, and
-its workqueue aborts when two threads call at once. Measured against the OpenMP layer, on a busy
-machine of two cores: the same with one thread, the rule in Ray workers; with two, 0.7 against
-0.4 ms for the small decoder, and no difference larger than the noise for the encoders. Explicit
-vector instructions gave 0 to 10 % forward and 15 % backward: too little for their code.
+The kernels (`ops.cpu_kernels`) are serial and release the lock of the interpreter; a few threads of
+our own take chunks of the work. That is for safety, not for speed: the OpenMP layer of numba aborts
+a forked child, and its workqueue aborts when two threads call at once. Measured against the OpenMP
+layer, on a busy machine of two cores: the same with one thread, the rule in Ray workers; with two,
+0.7 against 0.4 ms for the small decoder, and no difference larger than the noise for the encoders.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import itertools
 import logging
 import os
 import threading
+import types
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,21 +56,22 @@ def forward(
 
     All three tensors are float32, or all are float64; other strides than contiguous are copied.
     """
-    images, _, heads, channels = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
-    out = value.new_empty((images, queries, heads * channels))
-    tasks = images * queries
-    if out.numel() == 0:
+    images, pixels, heads, channels = value.shape
+    queries, samples = weights.shape[1], weights.shape[3] * weights.shape[4]
+    out = value.new_zeros((images, queries, heads * channels))
+    if out.numel() == 0 or pixels * samples == 0:
         return out
+    tasks = images * queries
     arguments = (
-        _array(value),
-        np.array(shapes, dtype=np.int64).reshape(levels, 2),
-        _array(locations),
-        _array(weights),
-        _array(out).reshape(images, queries, heads, channels),
+        (None,) * channels,
+        _array(value).reshape(images, pixels, heads * channels),
+        np.array(shapes, dtype=np.int64).reshape(-1, 2),
+        _array(locations).reshape(tasks, heads, samples * 2),
+        _array(weights).reshape(tasks, heads, samples),
+        _array(out).reshape(tasks, heads * channels),
     )
-    cost = heads * levels * points * channels * 4
-    _share_out(_compiled("forward", value.dtype), arguments, tasks, tasks * cost)
+    cost = heads * samples * channels * 4
+    _share_out(_compiled("forward", value.dtype, channels), arguments, tasks, tasks * cost)
     return out
 
 
@@ -86,28 +87,29 @@ def backward(
     grad:    (N, Q, M·C) gradient of the result; the rest as in `forward`
     returns: tensors shaped as value, locations and weights
     """
-    images, _, heads, channels = value.shape
-    queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
+    images, pixels, heads, channels = value.shape
+    queries, samples = weights.shape[1], weights.shape[3] * weights.shape[4]
     grad_value = torch.zeros_like(value, memory_format=torch.contiguous_format)
     grad_locations = torch.zeros_like(locations, memory_format=torch.contiguous_format)
     grad_weights = torch.zeros_like(weights, memory_format=torch.contiguous_format)
-    if grad.numel() == 0 or weights.numel() == 0:
+    if grad.numel() == 0 or pixels * samples == 0:
         return grad_value, grad_locations, grad_weights
+    rows = images * queries
     arguments = (
-        _array(value),
-        np.array(shapes, dtype=np.int64).reshape(levels, 2),
-        _array(locations),
-        _array(weights),
-        _array(grad).reshape(images, queries, heads, channels),
-        _array(grad_value),
-        _array(grad_locations),
-        _array(grad_weights),
+        (None,) * channels,
+        _array(value).reshape(images, pixels, heads * channels),
+        np.array(shapes, dtype=np.int64).reshape(-1, 2),
+        _array(locations).reshape(rows, heads, samples * 2),
+        _array(weights).reshape(rows, heads, samples),
+        _array(grad).reshape(rows, heads * channels),
+        _array(grad_value).reshape(images, pixels, heads * channels),
+        _array(grad_locations).reshape(rows, heads, samples * 2),
+        _array(grad_weights).reshape(rows, heads, samples),
     )
-    # One task is one head of one image: it alone adds to its part of the value gradient, in the
-    # order of the queries, so there are no races, no atomics and no dependence on the threads.
-    cost = queries * levels * points * channels * 8
+    # One task is one head of one image, see backward_kernel.
+    cost = queries * samples * channels * 8
     tasks = images * heads
-    _share_out(_compiled("backward", value.dtype), arguments, tasks, tasks * cost)
+    _share_out(_compiled("backward", value.dtype, channels), arguments, tasks, tasks * cost)
     return grad_value, grad_locations, grad_weights
 
 
@@ -176,46 +178,46 @@ if hasattr(os, "register_at_fork"):
 
 
 _compile_lock = threading.Lock()
-_ready: dict[tuple[str, torch.dtype], Kernel] = {}
+_ready: dict[tuple[str, torch.dtype, int], Kernel] = {}
 
 
-def _compiled(name: str, dtype: torch.dtype) -> Kernel:
-    """The kernel of that name and precision, compiled or read from numba's cache the first time."""
-    kernel = _ready.get((name, dtype))
+def _compiled(name: str, dtype: torch.dtype, width: int) -> Kernel:
+    """That kernel for heads of so many channels, compiled or read from numba's cache once."""
+    kernel = _ready.get((name, dtype, width))
     if kernel is None:
         with _compile_lock:
-            kernel = _ready.get((name, dtype)) or _compile(name, dtype)
-            _ready[name, dtype] = kernel
+            kernel = _ready.get((name, dtype, width)) or _compile(name, dtype, width)
+            _ready[name, dtype, width] = kernel
     return kernel
 
 
-def _compile(name: str, dtype: torch.dtype) -> Kernel:
-    import numba
+def _compile(name: str, dtype: torch.dtype, width: int) -> Kernel:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import numba
 
-    real = _REALS[dtype]
-    function = (_forward_kernel if name == "forward" else _backward_kernel)(real)
+        from ops import cpu_kernels
+    source = cpu_kernels.forward_kernel if name == "forward" else cpu_kernels.backward_kernel
     # numba files its cache under this name. One name for two precisions would let two processes
     # that start together write each other's machine code.
-    function.__qualname__ = f"ms_deform_attn_{name}_{real.__name__}"
+    function = types.FunctionType(source.__code__, source.__globals__, source.__name__)
+    function.__qualname__ = f"ms_deform_attn_{name}_{_REALS[dtype].__name__}_{width}"
+    function.__module__ = source.__module__
 
-    scalar = numba.from_dtype(np.dtype(real))
-    tensors = {
-        rank: scalar[(slice(None),) * (rank - 1) + (slice(None, None, 1),)] for rank in (4, 5, 6)
-    }
-    inputs = (tensors[4], numba.int64[:, ::1], tensors[6], tensors[5], tensors[4])
-    outputs = () if name == "forward" else (tensors[4], tensors[6], tensors[5])
-    signature = numba.void(*inputs, *outputs, numba.int64, numba.int64)
+    scalar = numba.from_dtype(np.dtype(_REALS[dtype]))
+    rank2, rank3 = scalar[:, ::1], scalar[:, :, ::1]
+    inputs = (rank3, numba.int64[:, ::1], rank3, rank3)
+    outputs = (rank2,) if name == "forward" else (rank2, rank3, rank3, rank3)
+    signature = numba.void(
+        numba.types.UniTuple(numba.types.none, width), *inputs, *outputs, numba.int64, numba.int64
+    )
 
     def build(cache: bool) -> Kernel:
-        # Contraction and reordering make vector code. The flags that promise there is no NaN and
-        # no infinity stay off: under them the test that keeps a sample inside the picture would
-        # be undefined for a NaN, and the address computed from it anywhere.
-        flags = {"contract", "reassoc", "nsz", "arcp"}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            kernel: Kernel = numba.njit(signature, cache=cache, nogil=True, fastmath=flags)(
-                function
-            )
+            kernel: Kernel = numba.njit(
+                signature, cache=cache, nogil=True, fastmath=cpu_kernels.FLAGS
+            )(function)
         return kernel
 
     try:
@@ -225,163 +227,3 @@ def _compile(name: str, dtype: torch.dtype) -> Kernel:
         # full disk, or a damaged file there: a few seconds in every process, and nothing else.
         logger.warning("deformable attention is compiled anew, numba has no cache: %s", error)
         return build(cache=False)
-
-
-# ---------------------------------------------------------------------------------------------
-# Kernels. Plain functions of numpy arrays; `real` is the precision. Every constant and every level
-# size is cast to it: in numba float32 times int64 is float64, which is slower and, at the exact
-# border of a cell, chooses another cell than the other backends.
-
-
-def _forward_kernel(real: Any) -> Kernel:
-    zero, half, one, nan = real(0), real(0.5), real(1), real(np.nan)
-    largest = real(np.finfo(real).max)
-
-    def kernel(
-        value: Any, shapes: Any, locations: Any, weights: Any, out: Any, first: int, last: int
-    ) -> None:
-        heads, channels = value.shape[2], value.shape[3]
-        queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
-        for task in range(first, last):
-            n = task // queries
-            q = task - n * queries
-            for m in range(heads):
-                result = out[n, q, m]
-                for c in range(channels):
-                    result[c] = zero
-                start = 0
-                for level in range(levels):
-                    height, width = shapes[level, 0], shapes[level, 1]
-                    if height * width == 0:  # its clamped corners would lie in another level
-                        continue
-                    for p in range(points):
-                        x = locations[n, q, m, level, p, 0] * real(width) - half
-                        y = locations[n, q, m, level, p, 1] * real(height) - half
-                        if x >= -one and y >= -one and x < real(width) and y < real(height):
-                            # The floor. numba's math.floor is a call that spills every register,
-                            # a third of the kernel's time; int() alone rounds towards zero.
-                            x0 = int(x) if x >= zero else -1
-                            y0 = int(y) if y >= zero else -1
-                            right, low = x - real(x0), y - real(y0)
-                            left, high = one - right, one - low
-                            x1, y1 = x0 + 1, y0 + 1
-                            # Four corners always, those outside clamped and given weight zero:
-                            # one inner loop without a branch.
-                            if x0 < 0:
-                                x0, left = 0, zero
-                            if x1 == width:
-                                x1, right = x1 - 1, zero
-                            if y0 < 0:
-                                y0, high = 0, zero
-                            if y1 == height:
-                                y1, low = y1 - 1, zero
-                            weight = weights[n, q, m, level, p]
-                            high *= weight
-                            low *= weight
-                            w00, w01, w10, w11 = high * left, high * right, low * left, low * right
-                            row0, row1 = start + y0 * width, start + y1 * width
-                            v00, v01 = value[n, row0 + x0, m], value[n, row0 + x1, m]
-                            v10, v11 = value[n, row1 + x0, m], value[n, row1 + x1, m]
-                            for c in range(channels):
-                                result[c] += (
-                                    w00 * v00[c] + w01 * v01[c] + w10 * v10[c] + w11 * v11[c]
-                                )
-                        elif not (abs(x) <= largest and abs(y) <= largest):
-                            # A broken location must be seen, as it is in plain PyTorch. (Not by
-                            # isfinite: that is x - x, which reordering makes 0 for any x.)
-                            for c in range(channels):
-                                result[c] = nan
-                    start += height * width
-
-    return kernel
-
-
-def _backward_kernel(real: Any) -> Kernel:
-    zero, half, one, nan = real(0), real(0.5), real(1), real(np.nan)
-    largest = real(np.finfo(real).max)
-
-    def kernel(
-        value: Any,
-        shapes: Any,
-        locations: Any,
-        weights: Any,
-        grad: Any,
-        grad_value: Any,
-        grad_locations: Any,
-        grad_weights: Any,
-        first: int,
-        last: int,
-    ) -> None:
-        heads, channels = value.shape[2], value.shape[3]
-        queries, levels, points = locations.shape[1], locations.shape[3], locations.shape[4]
-        for task in range(first, last):
-            n = task // heads
-            m = task - n * heads
-            for q in range(queries):
-                g = grad[n, q, m]
-                start = 0
-                for level in range(levels):
-                    height, width = shapes[level, 0], shapes[level, 1]
-                    if height * width == 0:  # its clamped corners would lie in another level
-                        continue
-                    for p in range(points):
-                        x = locations[n, q, m, level, p, 0] * real(width) - half
-                        y = locations[n, q, m, level, p, 1] * real(height) - half
-                        if x >= -one and y >= -one and x < real(width) and y < real(height):
-                            # The floor. numba's math.floor is a call that spills every register,
-                            # a third of the kernel's time; int() alone rounds towards zero.
-                            x0 = int(x) if x >= zero else -1
-                            y0 = int(y) if y >= zero else -1
-                            right, low = x - real(x0), y - real(y0)
-                            left, high = one - right, one - low
-                            x1, y1 = x0 + 1, y0 + 1
-                            # in_… is 1 where the side lies inside the picture, else 0: outside it
-                            # there is neither a value nor a slope.
-                            in_left = in_right = in_high = in_low = one
-                            if x0 < 0:
-                                x0, left, in_left = 0, zero, zero
-                            if x1 == width:
-                                x1, right, in_right = x1 - 1, zero, zero
-                            if y0 < 0:
-                                y0, high, in_high = 0, zero, zero
-                            if y1 == height:
-                                y1, low, in_low = y1 - 1, zero, zero
-                            row0, row1 = start + y0 * width, start + y1 * width
-                            v00, v01 = value[n, row0 + x0, m], value[n, row0 + x1, m]
-                            v10, v11 = value[n, row1 + x0, m], value[n, row1 + x1, m]
-                            s00 = s01 = s10 = s11 = zero
-                            for c in range(channels):
-                                s00 += g[c] * v00[c]
-                                s01 += g[c] * v01[c]
-                                s10 += g[c] * v10[c]
-                                s11 += g[c] * v11[c]
-                            above = left * s00 + right * s01
-                            below = left * s10 + right * s11
-                            weight = weights[n, q, m, level, p]
-                            grad_weights[n, q, m, level, p] = high * above + low * below
-                            slope_x = high * (in_right * s01 - in_left * s00)
-                            slope_x += low * (in_right * s11 - in_left * s10)
-                            slope_y = in_low * below - in_high * above
-                            grad_locations[n, q, m, level, p, 0] = weight * real(width) * slope_x
-                            grad_locations[n, q, m, level, p, 1] = weight * real(height) * slope_y
-                            high *= weight
-                            low *= weight
-                            w00, w01, w10, w11 = high * left, high * right, low * left, low * right
-                            g00, g01 = grad_value[n, row0 + x0, m], grad_value[n, row0 + x1, m]
-                            g10, g11 = grad_value[n, row1 + x0, m], grad_value[n, row1 + x1, m]
-                            # One loop a corner: clamped corners may be the same row.
-                            for c in range(channels):
-                                g00[c] += w00 * g[c]
-                            for c in range(channels):
-                                g01[c] += w01 * g[c]
-                            for c in range(channels):
-                                g10[c] += w10 * g[c]
-                            for c in range(channels):
-                                g11[c] += w11 * g[c]
-                        elif not (abs(x) <= largest and abs(y) <= largest):
-                            grad_weights[n, q, m, level, p] = nan
-                            grad_locations[n, q, m, level, p, 0] = nan
-                            grad_locations[n, q, m, level, p, 1] = nan
-                    start += height * width
-
-    return kernel

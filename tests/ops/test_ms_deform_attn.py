@@ -76,7 +76,7 @@ def test_every_backend_equals_the_released_code(shared, monkeypatch, backend, ca
     images=st.integers(1, 3),
     queries=st.integers(0, 5),
     heads=st.integers(1, 4),
-    channels=st.integers(1, 40),
+    channels=st.sampled_from([1, 3, 8, 20, 40]),
     points=st.integers(0, 5),
     seed=st.integers(0, 2**16),
 )
