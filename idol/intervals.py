@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
 from idol.config import AnalysisConfig
-from idol.evaluation import RECALL_POINTS
+from idol.evaluation import RECALL_POINTS, summarise
 from idol.matching import IOU_THRESHOLDS, MAX_DETECTIONS, Floats, VideoMatches
 
 STATS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
@@ -193,7 +194,8 @@ def intervals(
     if len(matches) < 2 or not config.resamples:
         return {}, {}
     scores = scores_of_draws(matches, draws(len(matches), config))
-    found = {name: _interval(values, config) for name, values in scores.items()}
+    stats = summarise(matches).stats
+    found = {name: _interval(values, stats[name], config) for name, values in scores.items()}
     return {name: interval for name, interval in found.items() if interval is not None}, scores
 
 
@@ -207,16 +209,24 @@ def difference(first: Floats, second: Floats, value: float, config: AnalysisConf
     if first.shape != second.shape:
         raise ValueError(f"both methods need the same draws, got {first.shape} and {second.shape}")
     gap = (first - second)[np.isfinite(first - second)]
-    interval = _interval(gap, config)
+    interval = _interval(gap, value, config)
     if interval is None:
         raise ValueError("no draw has a score of both methods")
     return Difference(value, interval, float((gap > 0).mean() + (gap == 0).mean() / 2))
 
 
-def _interval(values: Floats, config: AnalysisConfig) -> Interval | None:
+def _interval(values: Floats, value: float, config: AnalysisConfig) -> Interval | None:
+    """Bias-corrected percentiles (Efron 1987, without acceleration) of the draws' scores.
+
+    A draw has fewer different videos than the data set, and AP, which takes the best precision at
+    any higher recall, is the higher for it: plain percentiles would lie too high. So they are moved
+    by how far the score itself is from the median of the draws.
+    """
     known = values[np.isfinite(values)]
     if not len(known):
         return None
-    tail = 50 * (1 - config.confidence)
-    low, high = np.percentile(known, [tail, 100 - tail])
+    below = ((known < value).sum() + (known == value).sum() / 2) / len(known)
+    shift = 2 * ndtri(np.clip(below, 0.5 / len(known), 1 - 0.5 / len(known)))
+    tail = ndtri((1 - config.confidence) / 2)
+    low, high = np.percentile(known, 100 * ndtr([shift + tail, shift - tail]))
     return Interval(float(low), float(high))

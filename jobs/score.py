@@ -1,4 +1,4 @@
-"""Score a results file against the truth, without Ray and without a network.
+"""Score results files against the truth, analyse their errors, check them for submission. No Ray.
 
 python -m jobs.score --truth val/instances.json --results results.json
 """
@@ -6,55 +6,246 @@ python -m jobs.score --truth val/instances.json --results results.json
 from __future__ import annotations
 
 import json
+import logging
+import shlex
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
+from tqdm import tqdm
 
-from idol import evaluation, truth
+from idol import submission, truth
+from idol.config import AnalysisConfig
+from idol.oracles import CLIP_LENGTHS
+from pipelines import score, score_page
+from pipelines.score import Analyses, Scores
+
+_DEFAULTS = AnalysisConfig()
+_ANY_LENGTHS: tuple[int, ...] = (-1,)  # --oracle was not given
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """Average precision and recall of tracks, equal to the official YouTube-VIS and OVIS code.
 
+    Several results files are scored side by side, each after the first also with its difference to
+    the first. Results of clips (entries with a first_frame, see idol/clips.py) are joined first.
+
     The last line of stdout is one JSON object: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100,
     ARs, ARm, ARl, in [0, 1], -1 where there is no such truth; with OVIS truth also AP_so, AP_mo,
     AP_ho (slightly, moderately, heavily occluded) and AR_so, AR_mo, AR_ho; and per_class,
-    missing_videos (scored as empty), num_videos.
+    missing_videos (scored as empty), num_videos, intervals (metric -> [low, high] over draws of the
+    videos), and oracle, errors and tracking where asked for. With several results files these are
+    the first one's, and "results" has such an object for each by its name.
+
+    With --submission nothing is scored: the file is checked entry by entry, and zipped to --out.
     """
 
-    truth: Path
-    """Annotations: YouTube-VIS or OVIS JSON."""
-    results: Path
-    """A JSON list of {video_id, category_id, score, segmentations}."""
+    truth: Path | None = None
+    """Annotations: YouTube-VIS or OVIS JSON. For --submission a list of videos is enough."""
+    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="JSON [JSON ...]")] = ()
+    """JSON lists of {video_id, category_id, score, segmentations}."""
+    oracle: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[FRAMES ...]")] = _ANY_LENGTHS
+    """Oracle experiments of the paper (Sec. 4.3) with clips of these lengths; without a length,
+    1 3 5 10 20 30."""
+    errors: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """What every kind of error costs, and the worst videos and instances."""
+    tracking: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Tracking metrics beside AP: HOTA, DetA, AssA, IDF1, identity switches, MOTSA, sMOTSA."""
+    html: Path | None = None
+    """Write a page with precision-recall curves, and the analyses that were asked for."""
+    frames: Path | None = None
+    """Folder of the frames, for pictures of the worst instances in the page (with --errors).
+    Default: JPEGImages beside the truth, or the truth's own folder."""
+    bootstrap: int = _DEFAULTS.resamples
+    """Draws of the videos, with replacement, behind the intervals; 0: no intervals."""
+    seed: int = _DEFAULTS.seed
+    """Of the draws."""
     compat: bool = False
     """Score malformed input as the official evaluator does, instead of refusing it."""
+    join: Path | None = None
+    """Join the clips of a results file by their overlap, write whole tracks to this file, and score
+    nothing."""
+    submission: Path | None = None
+    """Check this results file and zip it to --out, as evaluation servers take it. With --truth, its
+    ids, sizes and lengths are checked against that list of videos."""
     out: Path | None = None
-    """Also write the JSON object to this file."""
+    """Also write the JSON object to this file. With --submission: the zip."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score, print the metrics as the last line."""
     job = tyro.cli(Score, args=argv, prog="python -m jobs.score")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        known = truth.read(job.truth, compat=job.compat)
-        metrics = evaluation.evaluate(known, job.results, compat=job.compat)
+        if job.submission is not None:
+            line = _submit(job)
+        elif job.join is not None:
+            line = _join(job)
+        else:
+            line = _score(job, argv)
     except (ValueError, OSError, IndexError) as error:
         # The message says what to do; a traceback would bury it.
         sys.exit(f"{type(error).__name__}: {error}")
-    values = metrics.to_dict()
-    for category_id, row in sorted(metrics.per_class.items()):
-        print(
-            f"{known.categories[category_id]:>20}  AP {row['AP']:.4f}  AP50 {row['AP50']:.4f}",
-            file=sys.stderr,
+    text = json.dumps(line, sort_keys=True)
+    if job.out is not None and job.submission is None:
+        job.out.write_text(text + "\n")
+    print(text)
+
+
+def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
+    if job.truth is None or not job.results:
+        raise ValueError(
+            "scoring needs --truth GT.json and --results results.json. To check and zip a file for "
+            "an evaluation server: --submission results.json --out results.zip"
         )
-    line = json.dumps({**values.pop("stats"), **values}, sort_keys=True)
-    if job.out is not None:
-        job.out.write_text(line + "\n")
-    print(line)
+    config = AnalysisConfig(resamples=job.bootstrap, seed=job.seed)
+    lengths = () if job.oracle == _ANY_LENGTHS else job.oracle or CLIP_LENGTHS
+    analyses = Analyses(
+        oracle=lengths,
+        errors=job.errors,
+        tracking=job.tracking,
+        compat=job.compat,
+        config=config,
+    )
+    for out in (job.out, job.html):
+        _check_folder(out)
+    known = truth.read(job.truth, compat=job.compat)
+    paths = dict(zip(score.names_of(job.results), job.results, strict=True))
+    bars: dict[str, Any] = {}
+
+    def progress(name: str, done: int, total: int) -> None:
+        bar = bars.get(name) or bars.setdefault(
+            name, tqdm(total=total, desc=name, unit="videos", disable=None, leave=False)
+        )
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    found = score.run(known, paths, analyses, progress=progress)
+    print(table(found), file=sys.stderr)
+    if job.html is not None:
+        words = sys.argv[1:] if argv is None else argv
+        score.write_page(
+            job.html,
+            found,
+            paths,
+            job.truth,
+            config,
+            frames=job.frames,
+            command=shlex.join(["python", "-m", "jobs.score", *words]),
+            created=time.strftime("%Y-%m-%d %H:%M"),
+        )
+    return found.to_dict()
+
+
+def _join(job: Score) -> dict[str, Any]:
+    if job.truth is None or len(job.results) != 1 or job.join is None:
+        raise ValueError("--join needs --truth GT.json and one file of clips in --results")
+    _check_folder(job.join)
+    count = score.join(truth.read(job.truth), job.results[0], job.join, _DEFAULTS)
+    return {"entries": count, "out": str(job.join)}
+
+
+def _submit(job: Score) -> dict[str, Any]:
+    if job.submission is None or job.out is None:
+        raise ValueError("--submission results.json needs --out results.zip")
+    if job.results or job.html or job.join:
+        raise ValueError(
+            "--submission checks and zips one file and scores nothing; leave --results, --html and "
+            "--join away"
+        )
+    if job.out.resolve() == job.submission.resolve():
+        raise ValueError(f"--out {job.out} would replace the results file; name the zip otherwise")
+    _check_folder(job.out)
+    videos = None if job.truth is None else submission.read_videos(job.truth)
+    done = submission.write(job.submission, job.out, videos)
+    for name, rows in (("missing", done.missing_videos), ("crowded", done.crowded)):
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        meaning = {
+            "missing": "videos have no results and will score as empty",
+            "crowded": "(video, category) have more than 100 entries, of which the best 100 count",
+        }[name]
+        if rows:
+            print(f"{len(rows)} {meaning}: {shown}", file=sys.stderr)
+    size = job.out.stat().st_size
+    return {**asdict(done), "out": str(job.out), "bytes": size}
+
+
+def _check_folder(path: Path | None) -> None:
+    """What cannot be written should be found before an hour of work."""
+    if path is not None and not path.resolve().parent.is_dir():
+        raise FileNotFoundError(
+            f"the folder {path.parent} does not exist; make it, or write elsewhere"
+        )
+
+
+def table(scores: Scores) -> str:
+    """All that was found, in percent, for the terminal."""
+    methods = scores.methods
+    names = [method.name for method in methods]
+    width = max(22, *(len(name) + 2 for name in names))
+    lines = [" " * 20 + "".join(f"{name:>{width}}" for name in names)]
+    for name in dict.fromkeys(name for method in methods for name in method.metrics.stats):
+        cells = []
+        for method in methods:
+            value, interval = method.metrics.stats[name], method.intervals.get(name)
+            around = f" ({_points(interval.low)}–{_points(interval.high)})" if interval else ""
+            cells.append(f"{_points(value):>6}{around:<14}")
+        lines.append(f"{name:<20}" + "".join(f"{cell:>{width}}" for cell in cells))
+    lines += _rows("", {n: [m.tracking.get(n) for m in methods] for n in _tracking(scores)}, width)
+    per_class = {
+        scores.truth.categories[c]: [method.metrics.per_class[c]["AP"] for method in methods]
+        for c in methods[0].metrics.categories
+        if any(method.metrics.per_class[c]["AP"] >= 0 for method in methods)
+    }
+    lines += _rows("AP by class", per_class, width)
+    if methods[0].oracles is not None:
+        experiments = [method.oracles for method in methods if method.oracles is not None]
+        rows: dict[str, list[float | None]] = {
+            "predicted": [done.predicted.stats["AP"] for done in experiments]
+        }
+        for length in sorted(experiments[0].clips, reverse=True):
+            rows[f"clips of {length}"] = [done.clips[length].stats["AP"] for done in experiments]
+        rows["frame oracle"] = [done.frame.stats["AP"] for done in experiments]
+        lines += _rows("AP with true identities", rows, width)
+    if methods[0].errors is not None:
+        shares = [method.errors for method in methods if method.errors is not None]
+        gains: dict[str, list[float | None]] = {
+            cause: [share.regained[cause] for share in shares] for cause in score_page.MEANINGS
+        }
+        lines += _rows("AP regained without", gains, width)
+    for row in scores.differences:
+        gap = row.found
+        lines.append(
+            f"\n{row.first} – {row.second}: AP {100 * gap.value:+.1f} "
+            f"({100 * gap.interval.low:+.1f} to {100 * gap.interval.high:+.1f}), better in "
+            f"{100 * gap.better:.0f} % of draws"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _tracking(scores: Scores) -> list[str]:
+    return list(dict.fromkeys(name for method in scores.methods for name in method.tracking))
+
+
+def _rows(title: str, rows: dict[str, Any], width: int) -> list[str]:
+    """One line for each row, with its values in percent; counts as they are."""
+    if not rows:
+        return []
+    lines = [f"\n{title}"] if title else []
+    for name, values in rows.items():
+        cells = [f"{v if isinstance(v, int) else _points(v):>6}{'':14}" for v in values]
+        lines.append(f"{name:<20}" + "".join(f"{cell:>{width}}" for cell in cells))
+    return lines
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None or value < 0 else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

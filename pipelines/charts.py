@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -26,6 +26,29 @@ class Trial(NamedTuple):
     best: bool
     default: bool
     title: str
+
+
+class Line(NamedTuple):
+    """One line of a chart of several."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    color: int = 0
+    """Place in the page's palette, which has PALETTE colours; further ones come round again."""
+    style: Literal["solid", "dashed", "dotted"] = "solid"
+
+
+PALETTE: Final = 6
+"""Colours of lines: classes c0, c1, ... in the page's style."""
+_STYLE: Final = """
+text{font:11px sans-serif;fill:#5f6b76}.grid{stroke:#dde3e8}polyline{fill:none;stroke-width:1.8}
+.dashed{stroke-dasharray:6 4}.dotted{stroke-dasharray:1.5 4}
+.c0{stroke:#0072b2}.c1{stroke:#c65102}.c2{stroke:#00875f}.c3{stroke:#b0558f}.c4{stroke:#a87400}
+.c5{stroke:#5a6ac4}circle{fill:#fff;stroke-width:1.8}
+@media(prefers-color-scheme:dark){text{fill:#9aa6b2}.grid{stroke:#323b44}circle{fill:#14181c}
+.c0{stroke:#4db8ff}.c1{stroke:#ff9350}.c2{stroke:#3ecf9f}.c3{stroke:#e29bc8}.c4{stroke:#e6b84d}
+.c5{stroke:#9aa8f0}}
+""".replace("\n", "")
 
 
 class _Axes(NamedTuple):
@@ -99,16 +122,74 @@ def sweep(trials: Sequence[Trial], name: str) -> Markup:
     return _frame(axes, x_ticks, "", label, body)
 
 
+def lines(
+    drawn: Sequence[Line],
+    name: str,
+    *,
+    x_label: str,
+    y_span: tuple[float, float] | None = None,
+    x_names: Sequence[str] | None = None,
+    legend: bool = False,
+) -> Markup:
+    """Several lines on the same axes.
+
+    drawn:   their points in order of x; points that are not finite are left out
+    name:    for those who cannot see it
+    x_label: what runs to the right
+    y_span:  lowest and highest value shown; None: as the points need it
+    x_names: names of the places 0, 1, ... that x then stands for; every point gets a dot
+    legend:  write the lines' names below, where the page does not
+    """
+    data = [
+        np.array([(x, y) for x, y in line.points if math.isfinite(y)], np.float64).reshape(-1, 2)
+        for line in drawn
+    ]
+    everything = np.concatenate([np.zeros((0, 2)), *data])
+    if not len(everything):
+        return _nothing(name)
+    y_axis = _span(everything[:, 1], 0.08) if y_span is None else y_span
+    if x_names is None:
+        axes = _Axes(_span(everything[:, 0], 0.0), y_axis)
+        x_ticks = [(tick, _short(tick)) for tick in _ticks(*axes.x, 5)]
+    else:
+        axes = _Axes((-0.25, len(x_names) - 0.75), y_axis)
+        x_ticks = [(float(place), text) for place, text in enumerate(x_names)]
+    body = []
+    for line, points in zip(drawn, data, strict=True):
+        color = f"c{line.color % PALETTE}"
+        body.append(_line(axes, _thinned(points), f"{color} {line.style}"))
+        if x_names is not None and line.style == "solid":
+            for x, y in points.tolist():
+                title = f"{line.name}: {_short(y)}"
+                body.append(_dot(axes.across(x), axes.up(y), color, title))
+    rows = 0
+    if legend:
+        for rows, line in enumerate(drawn, start=1):
+            y = _HEIGHT + 15 * rows - 7
+            kind = f"c{line.color % PALETTE} {line.style}"
+            mark = '<polyline class="{}" points="{},{} {},{}"/>'
+            body.append(Markup(mark).format(kind, _LEFT, y - 3.5, _LEFT + 28, y - 3.5))
+            body.append(_text(_LEFT + 36, y, line.name, "start"))
+    return _frame(axes, x_ticks, x_label, name, body, below=15 * rows)
+
+
+def standalone(chart: Markup) -> str:
+    """A chart of `lines` as the content of an SVG file, with colours of its own."""
+    head, body = str(chart).split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{_STYLE}</style>{body}\n'
+
+
 def _frame(
     axes: _Axes,
     x_ticks: Sequence[tuple[float, str]],
     x_label: str,
     description: str,
     body: Sequence[Markup],
+    below: int = 0,
 ) -> Markup:
     parts = [
         Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            _WIDTH, _HEIGHT, description
+            _WIDTH, _HEIGHT + below, description
         )
     ]
     for tick in _ticks(*axes.y, 4):

@@ -7,7 +7,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -175,7 +175,7 @@ def render(report: Report) -> str:
         report.sweep, key=lambda row: -math.inf if math.isnan(row.ap) else row.ap, reverse=True
     )
     return (
-        _template()
+        template("report.html")
         .render(
             report=report,
             shown=shown,
@@ -248,11 +248,11 @@ def _embedded(strip: Strip) -> dict[str, Any]:
         "caption": strip.caption,
         "labels": list(strip.frame_labels),
         "columns": len(strip.predictions),
-        "rows": [(name, [_data_uri(i) for i in images]) for name, images in rows if len(images)],
+        "rows": [(name, [data_uri(i) for i in images]) for name, images in rows if len(images)],
     }
 
 
-def _data_uri(image: Image) -> str:
+def data_uri(image: Image) -> str:
     """An RGB picture as text that an <img> can show."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
@@ -271,7 +271,7 @@ def _known(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) or value < 0 else value
 
 
-def _points(value: float | None) -> str:
+def as_points(value: float | None) -> str:
     """A metric in [0, 1] as points of 100, one decimal."""
     known = _known(value)
     return "–" if known is None else f"{100 * known:.1f}"
@@ -287,7 +287,8 @@ def _value(value: Any) -> str:
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template(name: str, **filters: Callable[..., str]) -> jinja2.Template:
+    """A page of templates/, with filters of its own beside those that all pages share."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -295,5 +296,5 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"points": _points, "value": _value, "known": _known}
-    return environment.get_template("report.html")
+    environment.filters |= {"points": as_points, "value": _value, "known": _known, **filters}
+    return environment.get_template(name)

@@ -71,7 +71,10 @@ def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     config = AnalysisConfig(resamples=20)
     whole = intervals.intervals(matches, config)[0]
     monkeypatch.setattr(intervals, "_AT_ONCE", 15)
-    assert intervals.intervals(matches, config)[0] == whole
+    in_blocks = intervals.intervals(matches, config)[0]
+    assert in_blocks.keys() == whole.keys()
+    for name, found in in_blocks.items():
+        assert (found.low, found.high) == pytest.approx((whole[name].low, whole[name].high))
 
 
 def test_perfect_results_have_an_interval_of_one_value() -> None:
@@ -118,3 +121,21 @@ def test_a_difference_needs_draws_of_both() -> None:
         intervals.difference(np.zeros(3), np.zeros(4), 0.0, AnalysisConfig())
     with pytest.raises(ValueError, match="no draw has a score of both"):
         intervals.difference(np.full(3, np.nan), np.zeros(3), 0.0, AnalysisConfig())
+
+
+def test_percentiles_are_moved_by_how_far_the_score_is_from_the_median() -> None:
+    # Draws 1 .. 999. At their median nothing moves: 2.5 % and 97.5 %. A score with 30.85 % of the
+    # draws below it is half a standard deviation below the median, so limits move by twice that:
+    # Φ(-1 - 1.96) = 0.15 % and Φ(-1 + 1.96) = 83.1 %.
+    values = np.arange(1.0, 1000.0)
+    centred = intervals._interval(values, 500.0, AnalysisConfig())
+    assert centred == intervals.Interval(pytest.approx(25.95), pytest.approx(974.05))
+    moved = intervals._interval(values, 309.0, AnalysisConfig())
+    assert moved is not None
+    assert (moved.low, moved.high) == (pytest.approx(2.5, abs=0.2), pytest.approx(831, abs=2))
+
+
+def test_a_score_that_every_draw_beats_still_has_an_interval() -> None:
+    found = intervals._interval(np.array([0.5, 0.6]), 0.1, AnalysisConfig())
+    assert found is not None
+    assert 0.5 <= found.low <= found.high <= 0.6

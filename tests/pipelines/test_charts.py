@@ -88,3 +88,57 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert 2 <= len(ticks) <= 6
     assert all(low - 1e-9 * high <= t <= high * (1 + 1e-9) for t in ticks)
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+@given(
+    values=st.lists(st.lists(finite | st.just(math.nan), max_size=5), min_size=1, max_size=8),
+    named=st.booleans(),
+    legend=st.booleans(),
+)
+def test_lines_stay_in_their_frame_whatever_the_numbers(
+    values: list[list[float]], named: bool, legend: bool
+) -> None:
+    drawn = [charts.Line(f"<{k}>", list(enumerate(row)), k) for k, row in enumerate(values)]
+    names = [str(k) for k in range(5)] if named else None
+    svg = charts.lines(drawn, "values", x_label="step", x_names=names, legend=legend)
+    if not any(math.isfinite(v) for row in values for v in row):
+        assert "no finite value" in svg
+        return
+    assert "nan" not in svg
+    root = parsed(svg)
+    width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
+    for line in root.iter("{http://www.w3.org/2000/svg}polyline"):
+        for point in line.attrib["points"].split():
+            x, y = (float(v) for v in point.split(","))
+            assert 0 <= x <= width
+            assert 0 <= y <= height
+
+
+def test_lines_differ_by_colour_and_style_and_name_their_dots() -> None:
+    drawn = [
+        charts.Line("ours", [(0, 1.0), (1, 3.0)], 1),
+        charts.Line("bound", [(0, 4.0), (1, 4.0)], charts.PALETTE + 2, "dashed"),
+    ]
+    svg = charts.lines(drawn, "AP", x_label="length", x_names=["1", "30"], legend=True)
+    assert 'class="c1 solid"' in svg
+    assert 'class="c2 dashed"' in svg
+    assert "<title>ours: 3</title>" in svg
+    assert svg.count("<circle") == 2  # dots of the solid line alone
+    texts = [e.text for e in parsed(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert texts[-2:] == ["ours", "bound"]
+    assert {"1", "30", "length"} <= set(texts)
+
+
+def test_a_span_that_was_asked_for_is_kept() -> None:
+    svg = charts.lines([charts.Line("p", [(0, 0.5), (1, 0.6)])], "p", x_label="r", y_span=(0, 1))
+    line = re.search(r'points="([^"]*)"', svg)
+    assert line is not None
+    first = float(line[1].split()[0].split(",")[1])
+    assert first == pytest.approx((190 - 30 + 12) / 2, abs=0.1)  # half of the frame's height
+
+
+def test_a_chart_can_stand_alone() -> None:
+    chart = charts.lines([charts.Line("p", [(0, 1.0), (1, 2.0)])], "p", x_label="r")
+    root = ET.fromstring(charts.standalone(chart))
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert ".c0{stroke:" in charts.standalone(chart)

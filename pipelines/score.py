@@ -1,0 +1,358 @@
+"""Score results files against the truth, with oracles, error shares and intervals; no Ray.
+
+Every video is read, matched and analysed by itself, so a process holds one video's masks decoded at
+a time, and what is kept of it is small.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from idol import clips, error_causes, error_shares, evaluation, intervals, matching, oracles
+from idol import results as results_file
+from idol import truth as truth_file
+from idol.config import AnalysisConfig
+from idol.error_causes import VideoErrors
+from idol.matching import VideoMatches
+from idol.oracles import VideoOracles
+from idol.results import Entry
+from idol.truth import Truth
+from pipelines import score_page
+from pipelines.score_page import Compared, Method, Picture
+
+WORST_IN_JSON = 20
+"""Worst videos and instances in the JSON line."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analyses:
+    """What is asked for besides scores."""
+
+    oracle: tuple[int, ...] = ()
+    """Clip lengths of oracle experiments; none: no experiments."""
+    errors: bool = False
+    """Error shares and the worst cases."""
+    tracking: bool = False
+    """Tracking metrics."""
+    compat: bool = False
+    """Score malformed input as the official evaluator does."""
+    config: AnalysisConfig = field(default_factory=AnalysisConfig)
+    """Numbers of the analyses."""
+
+    def __post_init__(self) -> None:
+        if any(length < 1 for length in self.oracle):
+            raise ValueError(f"clip lengths are whole numbers from 1, got {min(self.oracle)}")
+        if self.compat and (self.oracle or self.errors or self.tracking):
+            raise ValueError(
+                "--compat scores malformed input as the official evaluator does; analyses need "
+                "well-formed input. Leave --compat away, and what is malformed will be named."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """One results file, its entries by video. With clips: predictions clip by clip.
+
+    path:    of the file
+    entries: of the whole file
+    rows:    video_id -> positions of its entries, for every video of the truth
+    clips:   whether these are clip predictions, to be joined
+    """
+
+    path: Path
+    entries: list[Entry]
+    rows: dict[int, list[int]]
+    clips: bool
+
+    def of(self, video_id: int) -> tuple[list[Entry], list[int]]:
+        """A video's entries and their positions."""
+        rows = self.rows[video_id]
+        return [self.entries[i] for i in rows], rows
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What `run` found.
+
+    truth:       as read
+    methods:     in the order given
+    differences: of every method to the first, in AP
+    """
+
+    truth: Truth
+    methods: list[Method]
+    differences: list[Compared]
+
+    def to_dict(self) -> dict[str, Any]:
+        """One JSON object: the first method's at the top, and with several all under results."""
+        written = [_method_dict(method) for method in self.methods]
+        if len(written) == 1:
+            return written[0]
+        names = [method.name for method in self.methods]
+        return {
+            **written[0],
+            "results": dict(zip(names, written, strict=True)),
+            "differences": [
+                {"first": d.first, "second": d.second, "AP": asdict(d.found)}
+                for d in self.differences
+            ],
+        }
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """A short name for every results file, all different.
+
+    A file called results.json is named by its folder, any other by its own name. Where folders at
+    the end of all paths are the same, the first that differs is the name; where names still are
+    equal, folders above are added, and at last a number.
+    """
+    parts = [
+        list((p.parent if p.stem == "results" else p.with_suffix("")).parts)
+        for p in (path.resolve() for path in paths)
+    ]
+    while len({tuple(p) for p in parts}) > 1 and all(
+        len(p) > 2 and p[-1] == parts[0][-1] for p in parts
+    ):
+        parts = [p[:-1] for p in parts]
+    depth = [1] * len(parts)
+    names = [p[-1] for p in parts]
+    while clash := [
+        k for k, n in enumerate(names) if names.count(n) > 1 and depth[k] < len(parts[k]) - 1
+    ]:
+        for k in clash:
+            depth[k] += 1
+            names[k] = "/".join(parts[k][-depth[k] :])
+    out: list[str] = []
+    for k, base in enumerate(names):
+        # The same file again: its shortest name with a number.
+        again = sum(p == parts[k] for p in parts[:k])
+        short = parts[k][-1] if parts.count(parts[k]) == len(parts) else base
+        out.append(f"{short}-{again + 1}" if again else short)
+    return out
+
+
+def read_results(path: Path, truth: Truth, *, compat: bool = False) -> Results:
+    """Read a results file, or clip predictions, and sort its entries by video.
+
+    Errors: FileNotFoundError; ValueError naming the first malformed entry by its index; in compat
+            mode IndexError for empty results, as the official evaluator
+    """
+    entries = results_file.read(path)
+    if compat and not entries:
+        raise IndexError("list index out of range: the official evaluator refuses empty results")
+    as_clips = not compat and clips.are_clips(entries)
+    rows: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
+    for index, entry in enumerate(entries):
+        results_file.check_ids(entry, index, truth.videos, truth.categories, compat=compat)
+        rows[entry["video_id"]].append(index)
+    return Results(path, entries, rows, as_clips)
+
+
+def run(
+    truth: Truth,
+    paths: Mapping[str, Path],
+    analyses: Analyses,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Scores:
+    """Score every results file, with what is asked for.
+
+    truth:    with masks
+    paths:    name -> results file
+    progress: called with a name, the videos done, and all videos
+    Errors:   as of `read_results`; ValueError where there is no video
+    """
+    methods: list[Method] = []
+    draws: list[dict[str, Any]] = []
+    for name, path in paths.items():
+        try:
+            made, scores = _method(name, path, truth, analyses, progress)
+        except (ValueError, IndexError) as error:
+            if len(paths) == 1:
+                raise
+            raise type(error)(f"{path}: {error}") from error
+        methods.append(made)
+        draws.append(scores)
+    differences = []
+    for k in range(1, len(methods)):
+        first, second = methods[0], methods[k]
+        gap = first.metrics.stats["AP"] - second.metrics.stats["AP"]
+        if "AP" in first.intervals and "AP" in second.intervals:
+            found = intervals.difference(draws[0]["AP"], draws[k]["AP"], gap, analyses.config)
+            differences.append(Compared(first.name, second.name, found))
+    return Scores(truth, methods, differences)
+
+
+def _method(
+    name: str,
+    path: Path,
+    truth: Truth,
+    analyses: Analyses,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[Method, dict[str, Any]]:
+    results = read_results(path, truth, compat=analyses.compat)
+    lengths = analyses.oracle
+    matches: list[VideoMatches] = []
+    in_oracles: list[VideoOracles] = []
+    causes: list[VideoErrors] = []
+    for done, (video_id, known) in enumerate(truth.videos.items()):
+        entries, rows = results.of(video_id)
+        if results.clips:
+            joined = clips.join(entries, rows, known, analyses.config)
+            matches.append(matching.match_video(joined, known))
+        else:
+            matches.append(matching.match_video(entries, known, rows, compat=analyses.compat))
+        if lengths:
+            in_oracles.append(oracles.match_oracles(entries, rows, known, lengths, analyses.config))
+        if analyses.errors:
+            causes.append(error_causes.causes_of_video(entries, rows, known, analyses.config))
+        if progress is not None:
+            progress(name, done + 1, len(truth.videos))
+    metrics = evaluation.summarise(matches)
+    if metrics.missing_videos:
+        shown = ", ".join(map(str, metrics.missing_videos[:10]))
+        logger.warning(
+            "%d of %d videos have no results in %s and are scored as empty: %s%s",
+            len(metrics.missing_videos),
+            metrics.num_videos,
+            path,
+            shown,
+            ", ..." if len(metrics.missing_videos) > 10 else "",
+        )
+    found, scores = intervals.intervals(matches, analyses.config)
+    method = Method(
+        name=name,
+        metrics=metrics,
+        intervals=found,
+        oracles=oracles.summarise(in_oracles) if lengths else None,
+        errors=error_shares.summarise(causes) if analyses.errors else None,
+    )
+    return method, scores
+
+
+def _method_dict(method: Method) -> dict[str, Any]:
+    values = method.metrics.to_dict()
+    out = {**values.pop("stats"), **values}
+    out["intervals"] = {k: [v.low, v.high] for k, v in method.intervals.items()}
+    if method.oracles is not None:
+        out["oracle"] = method.oracles.to_dict()
+    if method.errors is not None:
+        out["errors"] = method.errors.to_dict(WORST_IN_JSON)
+    if method.tracking:
+        out["tracking"] = dict(method.tracking)
+    return out
+
+
+def join(truth: Truth, path: Path, out: Path, config: AnalysisConfig) -> int:
+    """Write clip predictions as whole tracks, joined by clip matching; returns their number.
+
+    Errors: ValueError where path holds no clip predictions, and as of read_results
+    """
+    results = read_results(path, truth)
+    if not results.clips:
+        raise ValueError(
+            f"{path} has no clip predictions to join: no entry has a 'first_frame'. Entries of "
+            "clips say in which frame their clip starts."
+        )
+    joined = [
+        entry
+        for video_id, known in truth.videos.items()
+        for entry in clips.join(*results.of(video_id), known, config)
+    ]
+    results_file.write(out, joined)
+    return len(joined)
+
+
+# ---- the page -----------------------------------------------------------------------------------
+
+
+def write_page(
+    out: Path,
+    scores: Scores,
+    paths: Mapping[str, Path],
+    truth_path: Path,
+    config: AnalysisConfig,
+    *,
+    frames: Path | None = None,
+    command: str = "",
+    created: str = "",
+) -> None:
+    """Write the HTML page; with frames, also pictures of each method's worst instances.
+
+    paths:      name -> results file
+    truth_path: the JSON, for the names of videos and frames
+    frames:     folder of the frames. None: JPEGImages beside the truth, or the truth's folder
+    """
+    listed = {v["id"]: v for v in truth_file.load_json(truth_path, "truth")["videos"]}
+    files = {
+        video_id: [str(f) for f in video["file_names"]]
+        for video_id, video in listed.items()
+        if isinstance(video.get("file_names"), list)
+    }
+    names = {video_id: _video_name(video_id, video) for video_id, video in listed.items()}
+    root = frames if frames is not None else _frames_beside(truth_path)
+    pictures: list[Picture] = []
+    for place, method in enumerate(scores.methods):
+        if method.errors is None:
+            continue
+        results = read_results(paths[method.name], scores.truth)
+        for instance in score_page.chosen_instances(method.errors):
+            known = scores.truth.videos[instance.video_id]
+            entries, rows = results.of(instance.video_id)
+            if results.clips:
+                entries = clips.join(entries, rows, known, config)
+                rows = list(range(len(entries)))
+            drawn = score_page.picture(
+                method.name,
+                place,
+                instance,
+                known,
+                entries,
+                rows,
+                [root / file for file in files.get(instance.video_id, [])],
+                scores.truth.categories,
+                names[instance.video_id],
+            )
+            if drawn is not None:
+                pictures.append(drawn)
+    if frames is not None and not pictures and any(m.errors for m in scores.methods):
+        logger.warning("no frame that the truth names could be read in %s: no pictures", frames)
+    score_page.write(
+        out,
+        score_page.ScorePage(
+            title="Scores of " + _listed([method.name for method in scores.methods]),
+            methods=scores.methods,
+            categories=scores.truth.categories,
+            videos=names,
+            frames=files,
+            config=config,
+            differences=scores.differences,
+            pictures=pictures,
+            command=command,
+            created=created,
+        ),
+    )
+
+
+def _frames_beside(truth_path: Path) -> Path:
+    folder = truth_path.parent / "JPEGImages"
+    return folder if folder.is_dir() else truth_path.parent
+
+
+def _video_name(video_id: int, video: Mapping[str, Any]) -> str:
+    """The id, and the name or folder that a person knows it by."""
+    name = video.get("name")
+    if not name and isinstance(video.get("file_names"), list) and video["file_names"]:
+        name = str(video["file_names"][0]).rpartition("/")[0]
+    return f"{video_id} {re.sub(r'.*/', '', str(name))}" if name else str(video_id)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
