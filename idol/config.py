@@ -568,6 +568,14 @@ class Config:
     category_ids: tuple[int, ...] = ()
     """The dataset's category_id of each label; filled from the dataset when training."""
 
+    def __post_init__(self) -> None:
+        named = len(self.categories)
+        _require(
+            named == len(self.category_ids) and named in (0, self.model.num_classes),
+            "categories and category_ids must name every class of the model or be empty, got "
+            f"{named} and {len(self.category_ids)} for num_classes={self.model.num_classes}",
+        )
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON types (tuples become lists)."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from idol import presets
-from idol.config import Config, TrackerConfig, from_dict, override, to_dict
+from idol.config import Config, ModelConfig, TrackerConfig, from_dict, override, to_dict
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -67,3 +67,14 @@ def test_tracker_presets_carry_the_released_numbers():
     assert TrackerConfig.released("ytvis") == TrackerConfig()
     with pytest.raises(ValueError, match="'ytvis' and 'ovis'"):
         TrackerConfig.released("coco")
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "classes"), [(("a", "b"), (1,), 2), (("a", "b"), (1, 2), 4), ((), (1, 2), 2)]
+)
+def test_categories_name_every_class_or_none(names, ids, classes):
+    model = ModelConfig(num_classes=classes)
+    with pytest.raises(ValueError, match=f"got {len(names)} and {len(ids)} for num_classes="):
+        Config(model=model, categories=names, category_ids=ids)
+    named = Config(model=ModelConfig(num_classes=2), categories=("a", "b"), category_ids=(7, 3))
+    assert from_dict(Config, to_dict(named)) == named
