@@ -82,7 +82,11 @@ def compare(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     model: may be on the meta device: only names, shapes and types are read
     state: tensors by this code's names
     """
-    own = model.state_dict()
+    return differences(model.state_dict(), state)
+
+
+def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> LoadReport:
+    """compare with the state dict of a network in the network's place."""
     reshaped, retyped, not_finite = [], [], []
     for key, tensor in state.items():
         if tensor.is_floating_point() and not tensor.is_meta and not _finite(tensor):
