@@ -103,6 +103,10 @@ def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
             "scoring needs --truth GT.json and --results results.json. To check and zip a file for "
             "an evaluation server: --submission results.json --out results.zip"
         )
+    if job.frames is not None and not (job.html and job.errors):
+        raise ValueError("--frames is for pictures in the page; add --html page.html and --errors")
+    if job.frames is not None and not job.frames.is_dir():
+        raise FileNotFoundError(f"the folder of frames {job.frames} does not exist")
     config = AnalysisConfig(resamples=job.bootstrap, seed=job.seed)
     lengths = () if job.oracle == _ANY_LENGTHS else job.oracle or CLIP_LENGTHS
     analyses = Analyses(

@@ -147,7 +147,12 @@ def read_results(path: Path, truth: Truth, *, compat: bool = False) -> Results:
     entries = results_file.read(path)
     if compat and not entries:
         raise IndexError("list index out of range: the official evaluator refuses empty results")
-    as_clips = not compat and clips.are_clips(entries)
+    as_clips = clips.are_clips(entries)
+    if as_clips and compat:
+        raise ValueError(
+            "the official evaluator knows no clips, so --compat cannot score them. Leave it away, "
+            "or join the clips first with --join joined.json"
+        )
     rows: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
     for index, entry in enumerate(entries):
         results_file.check_ids(entry, index, truth.videos, truth.categories, compat=compat)
@@ -177,7 +182,8 @@ def run(
         except (ValueError, IndexError) as error:
             if len(paths) == 1:
                 raise
-            raise type(error)(f"{path}: {error}") from error
+            kind = IndexError if isinstance(error, IndexError) else ValueError
+            raise kind(f"{path}: {error}") from error
         methods.append(made)
         draws.append(scores)
     differences = []

@@ -136,6 +136,8 @@ def test_clips_are_joined_before_they_are_scored(files: dict[str, Path], tmp_pat
     assert evaluation.evaluate(files["truth"], tmp_path / "joined.json").stats["AP"] == (
         pytest.approx(1)
     )
+    with pytest.raises(ValueError, match="the official evaluator knows no clips"):
+        run(files, "clips", compat=True)
     with pytest.raises(ValueError, match="has no clip predictions to join"):
         score.join(truth.read(files["truth"]), files["good"], tmp_path / "x", AnalysisConfig())
 
