@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from idol.layers import full_precision
+
 
 def num_dynamic_parameters(channels: int) -> int:
     """Parameters of one instance's three 1×1 convolutions: 169 for 8 channels."""
@@ -47,19 +49,20 @@ def aligned_double(x: Tensor) -> Tensor:
     return x[:, 0, : 2 * height, : 2 * width]
 
 
-def dynamic_masks(
-    features: Tensor, images: Tensor, parameters: Tensor, centres: Tensor, scale: float
-) -> Tensor:
+def dynamic_masks(features: Tensor, parameters: Tensor, centres: Tensor, scale: float) -> Tensor:
     """Mask logits of any set of object queries, each with its own small network.
 
-    features:   (B, 8, h, w) F_mask, stride 8
-    images:     (n,) int64, ascending: the image each query belongs to
+    features:   (8, h, w) F_mask at stride 8, where all queries look at one image; or (n, 8, h, w)
     parameters: (n, 169) weights w0 (8×10), w1 (8×8), w2 (1×8), then biases
     centres:    (n, 2) xy of the relative coordinates' origin, pixels of the padded input
     scale:      relative coordinates are pixels / scale (released: 1)
     returns:    (n, 2h, 2w) logits, stride 4
+
+    Computed in at least float32 where autocast is off: coordinates run to more than a thousand
+    pixels, of which 16 bits would keep every fourth or eighth.
     """
-    channels, height, width = features.shape[1:]
+    features, parameters = full_precision(features), full_precision(parameters)
+    channels, height, width = features.shape[-3:]
     count = len(parameters)
     if count == 0:
         return features.new_zeros(0, 2 * height, 2 * width) + parameters.sum()
@@ -67,11 +70,9 @@ def dynamic_masks(
     w0, w1, w2, b0, b1, b2 = torch.split(parameters, sizes, dim=1)
     w0 = w0.view(count, channels, channels + 2)
 
-    # Layer 0 is linear: its share of the features is one matrix product per image, and its share
-    # of the coordinates is a row plus a column, so the (n, 10, h, w) input is never built.
-    per_image = torch.bincount(images, minlength=len(features)).tolist()
-    shares = torch.split(w0[:, :, 2:].flatten(0, 1), [n * channels for n in per_image])
-    mixed = torch.cat([w @ f for w, f in zip(shares, features.flatten(2), strict=True)])
+    # Layer 0 is linear: its share of the features is one matrix product, and its share of the
+    # coordinates is a row plus a column, so the (n, 10, h, w) input is never built.
+    mixed = w0[:, :, 2:] @ features.flatten(-2)
     x = mixed.view(count, channels, height, width)
     columns = torch.arange(width, device=x.device, dtype=x.dtype) * 8 + 4
     rows = torch.arange(height, device=x.device, dtype=x.dtype) * 8 + 4
@@ -79,7 +80,7 @@ def dynamic_masks(
     dy = (centres[:, 1:] - rows) / scale  # (n, h)
     across = w0[:, :, 0, None] * dx[:, None] + b0[..., None]  # (n, 8, w)
     down = w0[:, :, 1, None] * dy[:, None]  # (n, 8, h)
-    x = F.relu(x + across[:, :, None, :] + down[:, :, :, None]).flatten(2)
-    x = F.relu(torch.baddbmm(b1[..., None], w1.view(count, channels, channels), x))
-    x = torch.baddbmm(b2[..., None], w2.view(count, 1, channels), x)
+    x = F.relu(x + across[:, :, None, :] + down[:, :, :, None], inplace=True).flatten(2)
+    x = torch.baddbmm(b1[..., None], w1.view(count, channels, channels), x)
+    x = torch.baddbmm(b2[..., None], w2.view(count, 1, channels), F.relu(x, inplace=True))
     return aligned_double(x.view(count, height, width))

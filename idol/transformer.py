@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from idol.config import ModelConfig
+from idol.geometry import Geometry, Shapes
+from idol.layers import full_precision, linear, without_autocast
 from ops import ms_deform_attn
 
 NUM_LEVELS = 4
 """L: strides 8, 16, 32 of the backbone and one more at 64."""
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int = 3) -> None:
-        super().__init__()
-        sizes = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., inputs) → (..., outputs)."""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        out: Tensor = self.layers[-1](x)
-        return out
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
@@ -64,40 +49,56 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def anchors(self, references: Tensor) -> Tensor:
+        """Reference points (B, Q, L, 2) repeated for every head and point: (B, Q, M, L, P, 2).
+
+        Worth its memory where several layers start from the same points: adding numbers that lie
+        side by side is five times as fast as adding one to its neighbours.
+        """
+        layout = (*references.shape[:2], self.heads, self.levels, self.points, 2)
+        return references[:, :, None, :, None].expand(layout).contiguous()
+
     def forward(
         self,
         query: Tensor,
         references: Tensor,
         tokens: Tensor,
         padding: Tensor,
-        shapes: Sequence[tuple[int, int]],
+        sides: Tensor,
+        shapes: Shapes,
     ) -> Tensor:
         """Attend from every query to the feature maps around its reference.
 
         query:      (B, Q, C)
-        references: (B, Q, L, 2) xy, or (B, Q, L, 4) cxcywh; in units of each padded level
+        references: (B, Q, L, 2) xy, or (B, Q, L, 4) cxcywh, in units of each padded level; or what
+                    anchors made of the former. The first dimension may be 1
         tokens:     (B, S, C) the flattened levels
-        padding:    (B, S) bool, True where padded: value zero
-        shapes:     [(h, w), ...] of the L levels
+        padding:    (B or 1, S) bool, True where padded: value zero
+        sides:      (L, 2) (width, height) of each level
+        shapes:     ((h, w), ...) of the L levels
         returns:    (B, Q, C)
+
+        Sampling locations and weights have at least float32 in any precision.
         """
         batch, count = query.shape[:2]
-        value = self.value_proj(tokens).masked_fill(padding[..., None], 0.0)
-        value = value.unflatten(-1, (self.heads, -1))
+        # In place: neither the product nor its gradient needs the padded values.
+        value = linear(self.value_proj, tokens).masked_fill_(padding[..., None], 0.0)
+        value = value.view(batch, -1, self.heads, value.shape[-1] // self.heads)
         layout = (self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).view(batch, count, *layout, 2)
-        weights = self.attention_weights(query).view(batch, count, self.heads, -1)
-        weights = weights.softmax(-1).view(batch, count, *layout)
-        anchor = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
-        if references.shape[-1] == 2:
-            sides = torch.tensor(
-                [(w, h) for h, w in shapes], dtype=offsets.dtype, device=offsets.device
-            )
-            locations = anchor + offsets / sides[:, None]
-        else:
+        offsets = full_precision(linear(self.sampling_offsets, query))
+        offsets = offsets.view(batch, count, *layout, 2)
+        weights = full_precision(linear(self.attention_weights, query))
+        weights = weights.view(batch, count, self.heads, -1).softmax(-1)
+        weights = weights.view(batch, count, *layout)
+        if references.shape[-1] == 4:
+            anchor = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 4)
             locations = anchor[..., :2] + offsets / self.points * anchor[..., 2:] * 0.5
-        out: Tensor = self.output_proj(ms_deform_attn(value, shapes, locations, weights))
-        return out
+        else:
+            anchor = references if references.ndim == 6 else references[:, :, None, :, None]
+            cells = sides.to(offsets.dtype)[:, None].expand(*layout, 2).contiguous()
+            locations = torch.addcdiv(anchor, offsets, cells)
+        attended = ms_deform_attn(value, shapes, locations, weights)
+        return linear(self.output_proj, attended)
 
 
 class EncoderLayer(nn.Module):
@@ -116,20 +117,21 @@ class EncoderLayer(nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor,
-        references: Tensor,
-        padding: Tensor,
-        shapes: Sequence[tuple[int, int]],
+        anchors: Tensor,
+        geometry: Geometry,
     ) -> Tensor:
         """One round of self-attention over the pyramid.
 
-        tokens, positions: (B, S, C)
-        references:        (B, S, L, 2) every token's centre, see encoder_references
-        padding:           (B, S) bool, True where padded
-        returns:           (B, S, C)
+        tokens:    (B, S, C)
+        positions: (B or 1, S, C)
+        anchors:   (B or 1, S, M, L, P, 2) every token's centre, see DeformableAttention.anchors
+        returns:   (B, S, C)
         """
-        attended = self.self_attn(tokens + positions, references, tokens, padding, shapes)
+        attended = self.self_attn(
+            tokens + positions, anchors, tokens, geometry.padding, geometry.sides, geometry.shapes
+        )
         tokens = self.norm1(tokens + self.dropout(attended))
-        hidden = self.linear2(self.dropout(F.relu(self.linear1(tokens))))
+        hidden = linear(self.linear2, self.dropout(linear(self.linear1, tokens, relu=True)))
         out: Tensor = self.norm2(tokens + self.dropout(hidden))
         return out
 
@@ -156,76 +158,26 @@ class DecoderLayer(nn.Module):
         positions: Tensor,
         references: Tensor,
         tokens: Tensor,
-        padding: Tensor,
-        shapes: Sequence[tuple[int, int]],
+        geometry: Geometry,
     ) -> Tensor:
         """One round: queries look at each other, then at the picture.
 
         states, positions: (B, Q, C)
         references:        (B, Q, L, 2 or 4) where each query looks, in units of each padded level
         tokens:            (B, S, C) encoder output
-        padding:           (B, S) bool, True where padded
         returns:           (B, Q, C)
         """
         query = states + positions
         attended = self.self_attn(query, query, states, need_weights=False)[0]
         states = self.norm2(states + self.dropout(attended))
-        attended = self.cross_attn(states + positions, references, tokens, padding, shapes)
+        attended = self.cross_attn(
+            states + positions, references, tokens, geometry.padding, geometry.sides,
+            geometry.shapes,
+        )  # fmt: skip
         states = self.norm1(states + self.dropout(attended))
-        hidden = self.linear2(self.dropout(F.relu(self.linear1(states))))
+        hidden = linear(self.linear2, self.dropout(linear(self.linear1, states, relu=True)))
         out: Tensor = self.norm3(states + self.dropout(hidden))
         return out
-
-
-@dataclass(frozen=True, slots=True)
-class Pyramid:
-    """The L feature levels, flattened to S tokens.
-
-    tokens:       (B, S, C)
-    positions:    (B, S, C) sine encoding plus level embedding
-    padding:      (B, S) bool
-    valid_ratios: (B, L, 2) un-padded share of each level, (x, y)
-    shapes:       [(h, w), ...]
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    padding: Tensor
-    valid_ratios: Tensor
-    shapes: tuple[tuple[int, int], ...]
-
-
-def valid_ratios(paddings: Sequence[Tensor]) -> Tensor:
-    """Un-padded share of every level, counted on the first column and row.
-
-    paddings: L tensors (B, h, w) bool
-    returns:  (B, L, 2) (x, y)
-    """
-    ratios = []
-    for padding in paddings:
-        height, width = padding.shape[1:]
-        x = (~padding[:, 0, :]).sum(1).float() / width
-        y = (~padding[:, :, 0]).sum(1).float() / height
-        ratios.append(torch.stack([x, y], -1))
-    return torch.stack(ratios, 1)
-
-
-def encoder_references(shapes: Sequence[tuple[int, int]], ratios: Tensor) -> Tensor:
-    """The centre of every token, in units of every level's padded size.
-
-    shapes:  [(h, w), ...]
-    ratios:  (B, L, 2) valid ratios
-    returns: (B, S, L, 2)
-    """
-    centres = []
-    for level, (height, width) in enumerate(shapes):
-        y = torch.arange(height, device=ratios.device) + 0.5
-        x = torch.arange(width, device=ratios.device) + 0.5
-        own = ratios[:, level, None]  # (B, 1, 2)
-        ys = (y[None] / (own[..., 1] * height))[:, :, None].expand(-1, -1, width)
-        xs = (x[None] / (own[..., 0] * width))[:, None, :].expand(-1, height, -1)
-        centres.append(torch.stack([xs, ys], -1).flatten(1, 2))
-    return torch.cat(centres, 1)[:, :, None] * ratios[:, None]
 
 
 def _starts_at_zero(name: str) -> bool:
@@ -237,6 +189,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.checkpoint_activations = config.checkpoint_activations
         self.level_embed = nn.Parameter(torch.randn(NUM_LEVELS, config.width))
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
@@ -250,38 +203,50 @@ class Transformer(nn.Module):
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
-    def encode(self, pyramid: Pyramid) -> Tensor:
-        """The pyramid's tokens after the encoder: (B, S, C)."""
-        references = encoder_references(pyramid.shapes, pyramid.valid_ratios)
-        tokens = pyramid.tokens
+    def encode(self, tokens: Tensor, geometry: Geometry) -> Tensor:
+        """The tokens of all levels after the encoder.
+
+        tokens:  (B, S, C) the projected features, level after level
+        returns: (B, S, C)
+        """
+        counts = [height * width for height, width in geometry.shapes]
+        # In the parameters' precision: under autocast that of the residual stream, float32.
+        dtype = self.level_embed.dtype
+        levels = torch.split(geometry.positions.to(dtype), counts, dim=1)
+        positions = torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)], 1)
+        tokens = tokens.to(dtype)
+        attention = self.encoder[0].self_attn
+        assert isinstance(attention, DeformableAttention)
+        anchors = attention.anchors(geometry.references)
         for layer in self.encoder:
-            tokens = layer(tokens, pyramid.positions, references, pyramid.padding, pyramid.shapes)
+            tokens = self._run(layer, tokens, positions, anchors, geometry)
         return tokens
 
     def decode(
-        self, memory: Tensor, pyramid: Pyramid, bbox_embed: nn.ModuleList
+        self, memory: Tensor, geometry: Geometry, bbox_embed: nn.ModuleList
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Refine every object query through the decoder layers.
 
         memory:     (B, S, C) encoder output
         bbox_embed: one box head per decoder layer
         returns:    states (D, B, Q, C), boxes (D, B, Q, 4) cxcywh, and references (D, B, Q, 2):
-                    the point that entered each layer
+                    the point that entered each layer; the latter two have at least float32
         """
         batch = len(memory)
         positions, states = self.query_embed.weight.chunk(2, dim=1)
-        reference = self.reference_points(positions).sigmoid().expand(batch, -1, -1)
+        with without_autocast(memory):
+            reference = full_precision(self.reference_points(positions)).sigmoid()
+        reference = reference.expand(batch, -1, -1)
         positions, states = positions.expand(batch, -1, -1), states.expand(batch, -1, -1)
+        ratios = geometry.valid_ratios[:, None]  # (B or 1, 1, L, 2)
         all_states, all_boxes, all_references = [], [], []
         for layer, head in zip(self.decoder, bbox_embed, strict=True):
-            ratios = pyramid.valid_ratios[:, None]  # (B, 1, L, 2)
-            if reference.shape[-1] == 4:
-                ratios = torch.cat([ratios, ratios], -1)
-            states = layer(
-                states, positions, reference[:, :, None] * ratios, memory, pyramid.padding,
-                pyramid.shapes,
-            )  # fmt: skip
-            delta = head(states)
+            scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], -1)
+            states = self._run(
+                layer, states, positions, reference[:, :, None] * scale, memory, geometry
+            )
+            with without_autocast(states):
+                delta = full_precision(head(states))
             anchor = inverse_sigmoid(reference)
             if reference.shape[-1] == 2:
                 anchor = F.pad(anchor, (0, 2))
@@ -292,3 +257,12 @@ class Transformer(nn.Module):
             # Each layer corrects the one before without sending gradients into it.
             reference = boxes.detach()
         return torch.stack(all_states), torch.stack(all_boxes), torch.stack(all_references)
+
+    def _run(self, layer: nn.Module, *args: Any) -> Tensor:
+        """layer(*args); with checkpoint_activations, run again for its gradients."""
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            # Remembers the random state, so that dropout drops the same units both times.
+            out: Tensor = checkpoint(layer, *args, use_reentrant=False)
+        else:
+            out = layer(*args)
+        return out
