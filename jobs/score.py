@@ -39,7 +39,7 @@ class Score:
     ARs, ARm, ARl, in [0, 1], -1 where there is no such truth; with OVIS truth also AP_so, AP_mo,
     AP_ho (slightly, moderately, heavily occluded) and AR_so, AR_mo, AR_ho; and per_class,
     missing_videos (scored as empty), num_videos, intervals (metric -> [low, high] over draws of the
-    videos), and oracle, errors and tracking where asked for. With several results files these are
+    videos), and oracle and errors where asked for. With several results files these are
     the first one's, and "results" has such an object for each by its name.
 
     With --submission nothing is scored: the file is checked entry by entry, and zipped to --out.
@@ -54,8 +54,6 @@ class Score:
     1 3 5 10 20 30."""
     errors: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """What every kind of error costs, and the worst videos and instances."""
-    tracking: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Tracking metrics beside AP: HOTA, DetA, AssA, IDF1, identity switches, MOTSA, sMOTSA."""
     html: Path | None = None
     """Write a page with precision-recall curves, and the analyses that were asked for."""
     frames: Path | None = None
@@ -112,7 +110,6 @@ def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
     analyses = Analyses(
         oracle=lengths,
         errors=job.errors,
-        tracking=job.tracking,
         compat=job.compat,
         config=config,
     )

@@ -39,8 +39,6 @@ class Analyses:
     """Clip lengths of oracle experiments; none: no experiments."""
     errors: bool = False
     """Error shares and the worst cases."""
-    tracking: bool = False
-    """Tracking metrics."""
     compat: bool = False
     """Score malformed input as the official evaluator does."""
     config: AnalysisConfig = field(default_factory=AnalysisConfig)
@@ -49,7 +47,7 @@ class Analyses:
     def __post_init__(self) -> None:
         if any(length < 1 for length in self.oracle):
             raise ValueError(f"clip lengths are whole numbers from 1, got {min(self.oracle)}")
-        if self.compat and (self.oracle or self.errors or self.tracking):
+        if self.compat and (self.oracle or self.errors):
             raise ValueError(
                 "--compat scores malformed input as the official evaluator does; analyses need "
                 "well-formed input. Leave --compat away, and what is malformed will be named."

@@ -1,5 +1,6 @@
 """Scoring results files: names, analyses side by side, and a page that needs nothing else."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from idol import evaluation, results, truth
 from idol.config import AnalysisConfig
-from pipelines import score
+from pipelines import score, score_page
 from pipelines.score import Analyses
 from tests.idol.test_clips import SIZE, cut, entry, moving, strip
 
@@ -210,6 +211,16 @@ def test_the_page_leaves_out_what_was_not_asked_for(files: dict[str, Path]) -> N
     text = page(files, "good")
     for section in ("oracles", "errors", "worst", "pictures"):
         assert f'id="{section}"' not in text
+
+
+def test_tracking_metrics_stand_below_the_scores_shares_in_percent(files: dict[str, Path]) -> None:
+    (method,) = run(files, "good").methods
+    method = dataclasses.replace(method, tracking={"HOTA": 0.512, "IDSW": 7})
+    text = score_page.render(
+        score_page.ScorePage(title="t", methods=[method], categories={1: "cat", 2: "dog"})
+    )
+    assert "<td>HOTA</td><td>51.2</td>" in text
+    assert "<td>IDSW</td><td>7</td>" in text
 
 
 def test_the_worst_instances_link_to_their_pictures(files: dict[str, Path]) -> None:
