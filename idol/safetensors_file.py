@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from idol.config import Config, from_dict, to_dict
@@ -28,8 +31,10 @@ def write(path: Path, config: Config, state: Mapping[str, Tensor]) -> Path:
     """
     from safetensors.torch import save_file
 
-    text = json.dumps({"format": FORMAT, "config": to_dict(config)}, sort_keys=True)
     tensors = apart(state)
+    values = to_dict(config)
+    entry = {"format": FORMAT, "config": values, "crc32": _checksum(values, tensors)}
+    text = json.dumps(entry, sort_keys=True)
     return atomically(path, lambda file: save_file(tensors, file, metadata={_METADATA: text}))
 
 
@@ -50,7 +55,15 @@ def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
             f"{path} is truncated, damaged or no safetensors file: {error}. Copy or download it "
             "again."
         ) from error
-    return _stored_config(metadata, path), state
+    entry = _entry(metadata, path)
+    if entry is None:
+        return None, state
+    if "crc32" in entry and entry["crc32"] != _checksum(entry["config"], state):
+        raise CheckpointError(
+            f"{path} is damaged: it has another checksum than when it was written. Copy or "
+            "download it again."
+        )
+    return _config(entry, path), state
 
 
 def atomically(path: Path, write: Callable[[Path], object]) -> Path:
@@ -93,16 +106,25 @@ def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _stored_config(metadata: Mapping[str, str], path: Path) -> Config | None:
-    """The configuration that write put into a file's metadata; None where there is none."""
+def _checksum(config: Any, state: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the configuration and of all tensors, by name; safetensors itself has none."""
+    value = zlib.crc32(json.dumps(config, sort_keys=True).encode())
+    for _, tensor in sorted(state.items()):
+        value = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
+    return value
+
+
+def _entry(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
+    """What write put into a file's metadata; None where there is nothing of the kind."""
     if _METADATA not in metadata and _BARE_CONFIG not in metadata:
         return None
     try:
         if _METADATA in metadata:
             entry = json.loads(metadata[_METADATA])
-            version, values = entry["format"], entry["config"]
+            version, _ = entry["format"], entry["crc32"]
         else:
-            version, values = FORMAT, json.loads(metadata[_BARE_CONFIG])
+            entry, version = {"config": json.loads(metadata[_BARE_CONFIG])}, FORMAT
+        entry["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged configuration: {error!r}") from error
     if not isinstance(version, int) or version > FORMAT:
@@ -110,10 +132,14 @@ def _stored_config(metadata: Mapping[str, str], path: Path) -> Config | None:
             f"{path} has format {version}, but this version of the code reads up to {FORMAT}. "
             "Update idol-vis."
         )
+    return dict(entry)
+
+
+def _config(entry: Mapping[str, Any], path: Path) -> Config:
     try:
         # Fields that the file does not know take today's defaults, which are chosen so that what
         # was saved before they existed stays what it was.
-        return from_dict(Config, values)
+        return from_dict(Config, entry["config"])
     except ValueError as error:
         raise CheckpointError(
             f"{path} has a configuration that this version of the code does not understand: "

@@ -21,10 +21,10 @@ from idol.load_report import CheckpointError
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 # How every file that torch.save wrote before zip archives (torch 1.6) begins.
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-# What the restricted unpickler raises for bytes that are no pickle, or half of one.
+# What torch's unpickler and zipfile raise for bytes that are not theirs, or half of what they were.
 _DAMAGE = (
     RuntimeError, EOFError, ValueError, OSError, KeyError, IndexError, TypeError, AttributeError,
-    AssertionError, struct.error,
+    AssertionError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -101,10 +101,12 @@ def _load(path: Path, zipped: bool) -> Any:
             f"{reason}. Write it anew with torch.save and its default pickle protocol."
         ) from None
     except _DAMAGE as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged: {(str(error) or repr(error)).splitlines()[0]}. Copy "
-            "or download it again."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error) or repr(error)).splitlines()[0]
+    return CheckpointError(f"{path} is truncated or damaged: {reason}. Copy or download it again.")
 
 
 def _foreign_globals(path: Path, zipped: bool, message: str) -> list[str]:
@@ -133,10 +135,10 @@ def _check_archive(path: Path) -> None:
                 )
             stored = [entry for entry in entries if entry.file_size]
             wrong = [entry.filename for entry in stored if not _intact(archive, entry)]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged: {error}. Copy or download it again."
-        ) from error
+    except CheckpointError:
+        raise
+    except _DAMAGE as error:
+        raise _damaged(path, error) from error
     # torch can be told to write no checksums: then not one of them is right.
     if wrong and len(wrong) < len(stored):
         raise CheckpointError(
@@ -151,7 +153,7 @@ def _intact(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
         with archive.open(entry) as record:
             while record.read(1 << 22):
                 pass
-    except (zipfile.BadZipFile, zlib.error):
+    except (zipfile.BadZipFile, zlib.error, EOFError):
         return False
     return True
 

@@ -1,5 +1,6 @@
 """Weights on disk: exact round trips, and damaged or foreign files refused with the reason."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import idol
-from idol import checkpoint, presets
+from idol import checkpoint, presets, safetensors_file
 from idol.checkpoint import CheckpointError
 from idol.config import override, to_dict
 from tests.idol import oracle_recipe as recipe
@@ -121,14 +124,17 @@ def rewrite(path, edit):
 
     with safe_open(path, framework="pt") as file:
         metadata = dict(file.metadata())
-    save_file(load_file(path), path, metadata=edit(metadata))
+    save_file(load_file(path), path, metadata=edit(metadata, load_file(path)))
     return path
 
 
 def edited(field, value):
-    def edit(metadata):
+    """Another value of a configuration's field, and the checksum that belongs to it."""
+
+    def edit(metadata, state):
         entry = json.loads(metadata["idol"])
         entry["config"][field] = value
+        entry["crc32"] = safetensors_file._checksum(entry["config"], state)
         return {"idol": json.dumps(entry)}
 
     return edit
@@ -137,7 +143,7 @@ def edited(field, value):
 def test_files_from_before_the_version_and_before_a_field_take_its_default(saved):
     config = to_dict(presets.by_name("tiny"))
     del config["tracker"]["tau"], config["model"]["class_head"], config["category_ids"]
-    rewrite(saved, lambda _: {"config": json.dumps(config)})
+    rewrite(saved, lambda *_: {"config": json.dumps(config)})
     assert idol.load(saved).config == presets.by_name("tiny")
 
 
@@ -147,9 +153,14 @@ def test_files_from_before_the_version_and_before_a_field_take_its_default(saved
         (edited("modle", {}), r"no field 'modle'.*Did you mean 'model'.*Update idol-vis"),
         (edited("model", {"num_classes": -1}), "num_classes must be positive"),
         (edited("model", {"num_classes": "4"}), "must be int, got '4'"),
-        (lambda m: {"idol": m["idol"][:-9]}, "damaged configuration"),
-        (lambda _: {"idol": "{}"}, "damaged configuration"),
-        (lambda _: {"idol": '{"format": 99, "config": {}}'}, "format 99.* reads up to 1"),
+        (lambda m, _: {"idol": m["idol"][:-9]}, "damaged configuration"),
+        (lambda *_: {"idol": "{}"}, "damaged configuration"),
+        (lambda *_: {"idol": "[]"}, "damaged configuration"),
+        (lambda m, _: {"idol": m["idol"].replace("tiny", "tony")}, "another checksum"),
+        (
+            lambda *_: {"idol": '{"format": 99, "crc32": 0, "config": {}}'},
+            "format 99.* reads up to 1",
+        ),
     ],
 )
 def test_a_configuration_that_is_not_understood_is_refused(saved, edit, reason):
@@ -171,6 +182,36 @@ def test_a_damaged_header_is_refused(saved):
     saved.write_bytes(content)
     with pytest.raises(CheckpointError, match="damaged"):
         idol.load(saved)
+
+
+def test_a_flipped_bit_is_noticed(saved):
+    content = bytearray(saved.read_bytes())
+    content[-4 * 1000] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(CheckpointError, match="another checksum"):
+        idol.load(saved)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=6))
+def test_a_file_with_any_bytes_changed_loads_unchanged_or_is_refused(small_file, changes):
+    path, content, state = small_file
+    changed = bytearray(content)
+    for position, value in changes:
+        changed[position % len(changed)] = value
+    path.write_bytes(changed)
+    with contextlib.suppress(CheckpointError):
+        config, read = checkpoint.read(path)
+        assert config in (presets.by_name("tiny"), None)
+        assert_same(read, state)
+
+
+@pytest.fixture(scope="module")
+def small_file(tmp_path_factory):
+    """A path, the content of a file of ours with three small tensors, and those."""
+    path = tmp_path_factory.mktemp("small") / "x.safetensors"
+    state = {f"mask_branch.{i}": torch.randn(2, i + 1) for i in range(3)}
+    safetensors_file.write(path, presets.by_name("tiny"), state)
+    return path, path.read_bytes(), state
 
 
 def test_nan_weights_are_refused_by_name(saved):
