@@ -1,4 +1,4 @@
-"""YouTube-VIS and OVIS JSON → VideoRecord: facts only, no pixels.
+"""YouTube-VIS, OVIS and COCO JSON → VideoRecord: facts only, no pixels.
 
 The JSON is checked here and nowhere else. What is wrong with one video rejects that video with
 its reason; what makes the whole file meaningless is a DatasetError.
@@ -119,7 +119,7 @@ def read(
     video_ids: Collection[int] | None = None,
     stride: int = 1,
 ) -> Dataset:
-    """Read a YouTube-VIS or OVIS annotation file.
+    """Read a YouTube-VIS, OVIS or COCO annotation file; an image of COCO is a video of one frame.
 
     json_path:   local path or URL
     frames_root: folder the frame references are relative to; default: JPEGImages beside the
@@ -265,7 +265,7 @@ def _default_root(source: str) -> str:
 def _parse(content: Any, source: str, root: str, digest: str) -> Dataset:
     todo = (
         "Expected YouTube-VIS JSON: {videos: [{id, width, height, file_names}], categories: "
-        "[{id, name}], annotations: [{id, video_id, category_id, segmentations}]}."
+        "[{id, name}], annotations: [{id, video_id, category_id, segmentations}]}, or COCO's."
     )
 
     def refuse(reason: str) -> DatasetError:
@@ -274,7 +274,7 @@ def _parse(content: Any, source: str, root: str, digest: str) -> Dataset:
     if not isinstance(content, dict):
         raise refuse(f"is not YouTube-VIS: the top level is a {type(content).__name__}.")
     if "videos" not in content and "images" in content:
-        raise refuse("is not YouTube-VIS: it has 'images', as COCO has, and no 'videos'.")
+        content = _images_as_videos(content, refuse)
     for key in ("videos", "categories"):
         if not isinstance(content.get(key), list):
             raise refuse(f"is not YouTube-VIS: it has no list {key!r}.")
@@ -332,6 +332,35 @@ def _parse(content: Any, source: str, root: str, digest: str) -> Dataset:
         input_hash=digest,
         sources=(source,),
     )
+
+
+def _images_as_videos(content: Mapping[str, Any], refuse: Any) -> dict[str, Any]:
+    """COCO JSON in the form of YouTube-VIS: every image a video of one frame."""
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for key in ("images", "annotations"):
+        items = content.get(key) or []
+        if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+            raise refuse(f"is not COCO: {key!r} is not a list of objects.")
+        listed[key] = items
+    videos = [
+        {**image, "file_names": [image.get("file_name")], "length": 1} for image in listed["images"]
+    ]
+    annotations = [
+        {
+            **item,
+            "video_id": item.get("image_id"),
+            "segmentations": [_without_slivers(item.get("segmentation")) or None],
+        }
+        for item in listed["annotations"]
+    ]
+    return {**content, "videos": videos, "annotations": annotations}
+
+
+def _without_slivers(segmentation: Any) -> Any:
+    """COCO has polygons of fewer than three points: they cover nothing and are dropped."""
+    if not isinstance(segmentation, list):
+        return segmentation
+    return [p for p in segmentation if not isinstance(p, list) or len(p) >= 6]
 
 
 def _check_ids(key: str, items: list[Any], refuse: Any) -> None:

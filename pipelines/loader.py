@@ -82,12 +82,14 @@ def decode(row: Mapping[str, Any], identities: Identities | None = None) -> Pair
     if identities is not None:
         names = [(video_id, instance["instance_id"]) for instance in instances]
         numbers = np.array([identities.get(name, -1) for name in names], np.int64)
+    # A still image is paired with itself and stored once.
+    reference = "key" if row["key_index"] == row["reference_index"] else "reference"
     return Pair(
         key_image=image("key"),
-        reference_image=image("reference"),
+        reference_image=image(reference),
         labels=np.array([instance["label"] for instance in instances], np.int64),
         key_masks=masks("key"),
-        reference_masks=masks("reference"),
+        reference_masks=masks(reference),
         identities=numbers,
     )
 

@@ -65,13 +65,20 @@ def draw(video: VideoRecord, config: PairConfig) -> list[tuple[int, int]]:
     """(key, reference) frame indices of one video, seeded by the video and not by the worker.
 
     One frame after the other, in a random order, gets a partner drawn uniformly from the
-    max_gap frames before and after it.
+    max_gap frames before and after it. With config.pseudo every frame is its own partner, and
+    frames without an object are left out.
     Errors: VideoError for a video of one frame, which has no pair
     """
     length = len(video.frames)
+    if config.pseudo:
+        seen = [any(i.segmentations[t] for i in video.instances if not i.iscrowd)
+                for t in range(length)]  # fmt: skip
+        return [(t, t) for t in range(length) if seen[t]]
     if length < 2:
         raise VideoError(
-            video.video_id, video.frames[0], f"a pair needs 2 frames, the video has {length}"
+            video.video_id,
+            video.frames[0],
+            f"a pair needs 2 frames, the video has {length}; still images want pairs.pseudo=true",
         )
     rng = np.random.default_rng([config.seed % 2**64, video.video_id % 2**64])
     count = config.pairs_per_video or length
@@ -138,7 +145,9 @@ def run(
     _refuse_rejects(dataset, {row["video_id"]: row for row in faults}, config)
     if not plan:
         raise PipelineError(
-            f"{', '.join(dataset.sources)}: no video has two frames, so there is no pair."
+            f"{', '.join(dataset.sources)}: no video has two frames, so there is no pair. Still "
+            "images, as of COCO, are paired with themselves: a coco_* preset, or "
+            "--set pairs.pseudo=true."
         )
     recorded = to_dict(config)
     # No row depends on the limit: whoever raises it keeps the shards that are done.
@@ -261,7 +270,7 @@ def _plan_row(
             "instance_id": instance.instance_id,
             "label": labels[instance.category_id],
             "key_rle": instance.segmentations[key],
-            "reference_rle": instance.segmentations[reference],
+            "reference_rle": instance.segmentations[reference] if reference != key else None,
         }
         for instance in video.instances
         if not instance.iscrowd
@@ -346,9 +355,15 @@ def _stored_row(
         "height": stored[0],
         "width": stored[1],
         "key_jpeg": encoded[row["key_frame"]],
-        "reference_jpeg": encoded[row["reference_frame"]],
+        # A frame paired with itself is stored once.
+        "reference_jpeg": b"" if _is_pseudo(row) else encoded[row["reference_frame"]],
         "instances": instances,
     }
+
+
+def _is_pseudo(row: Mapping[str, Any]) -> bool:
+    """Whether key and reference of a row are one frame."""
+    return bool(row["key_index"] == row["reference_index"])
 
 
 def _stored_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:

@@ -49,7 +49,9 @@ PAIRS = pa.schema(
     ]
 )
 """One key/reference pair. height and width are those of the stored frames and masks; an absent
-instance has a null RLE in that frame; RLEs are COCO compressed counts."""
+instance has a null RLE in that frame; RLEs are COCO compressed counts. Where key_index and
+reference_index are equal (a still image), the frame is stored once: reference_jpeg is empty and
+every reference_rle null, and both stand for the key's."""
 
 DETECTIONS = pa.schema(
     [

@@ -140,3 +140,20 @@ def test_masks_of_another_size_than_the_frame_are_refused():
     with pytest.raises(ValueError, match=r"key_masks must be \(2, 90, 120\)"):
         Pair(pair.key_image, pair.reference_image, pair.labels, pair.key_masks[:, :50],
              pair.reference_masks)  # fmt: skip
+
+
+def test_independent_frames_differ_in_flip_and_size_and_others_do_not():
+    pair = make_pair()
+    still = Pair(pair.key_image, pair.key_image, pair.labels, pair.key_masks, pair.key_masks)
+    sides = TransformConfig(train_short_sides=(40, 50, 60), crop_probability=0.0)
+    free = TransformConfig(
+        train_short_sides=(40, 50, 60),
+        crop_range=(30, 60),
+        crop_short_sides=(60, 70),
+        independent=True,
+    )
+    together = [augment(still, sides, np.random.default_rng(s)) for s in range(10)]
+    assert all(torch.equal(e.key, e.reference) for e in together)
+    apart = [augment(still, free, np.random.default_rng(s)) for s in range(10)]
+    assert any(e.key.shape != e.reference.shape for e in apart)
+    assert all(min(e.key.shape[1:]) in (40, 50, 60) for e in apart)

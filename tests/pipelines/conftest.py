@@ -87,3 +87,35 @@ def make_videos(tmp_path: Path) -> Callable[..., Videos]:
         return videos
 
     return make
+
+
+@pytest.fixture
+def make_images(make_videos: Callable[..., Videos]) -> Callable[..., Videos]:
+    """As make_videos, with every frame an image of its own, as COCO has them."""
+
+    def make(lengths: list[int]) -> Videos:
+        videos = make_videos(lengths)
+        content = videos.content
+        images, annotations = [], []
+        for video in content.pop("videos"):
+            for index, name in enumerate(video["file_names"]):
+                image_id = 100 * video["id"] + index
+                images.append(
+                    {"id": image_id, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
+                )
+                for item in content["annotations"]:
+                    mask = item["segmentations"][index] if item["video_id"] == video["id"] else None
+                    if mask is not None:
+                        annotations.append(
+                            {
+                                "id": 1000 * item["id"] + index,
+                                "image_id": image_id,
+                                "category_id": item["category_id"],
+                                "iscrowd": 0,
+                                "segmentation": mask,
+                            }
+                        )
+        content["images"], content["annotations"] = images, annotations
+        return videos
+
+    return make

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from idol.config import PairConfig
 from idol.masks import decode
-from pipelines import annotations, manifest, pairs
+from pipelines import annotations, loader, manifest, pairs
 from pipelines.annotations import InstanceRecord, VideoRecord
 from pipelines.errors import ManifestError, PipelineError, VideoError
 
@@ -296,3 +296,24 @@ def test_another_runs_directory_is_refused(make_videos, tmp_path):
     (tmp_path / "full" / "a.txt").touch()
     with pytest.raises(ManifestError, match="not an output of this project"):
         pairs.run(dataset, tmp_path / "full", PairConfig())
+
+
+def test_a_still_image_is_paired_with_itself_and_stored_once(make_images):
+    images = make_images([2])
+    dataset = annotations.read(images.write())
+    config = PairConfig(pseudo=True)
+    rows = [r for v in dataset.videos for r in pairs.pairs_of_video(v, config, dataset.labels)]
+    assert [(r["key_index"], r["reference_index"]) for r in rows] == [(0, 0), (0, 0)]
+    for row in rows:
+        assert row["reference_jpeg"] == b""
+        pair = loader.decode(row)
+        np.testing.assert_array_equal(pair.key_image, pair.reference_image)
+        np.testing.assert_array_equal(pair.key_masks, pair.reference_masks)
+        assert pair.key_masks.any((1, 2)).all()
+
+
+def test_an_image_without_an_object_makes_no_pair(make_images):
+    images = make_images([2])
+    images.content["annotations"].clear()
+    dataset = annotations.read(images.write())
+    assert [pairs.draw(v, PairConfig(pseudo=True)) for v in dataset.videos] == [[], []]
