@@ -176,19 +176,10 @@ def check_state(model: IDOL, state: Mapping[str, Tensor], origin: str) -> None:
     report = compare(model, state)
     if report.fits:
         return
-    advice = "Is it the right preset and number of classes?"
-    if not (report.missing or report.unexpected or report.reshaped or report.retyped):
-        advice = "These weights are spoilt: use an earlier checkpoint."
-    elif _only_classes(report):
-        _, had, wanted = report.reshaped[0]
-        advice = (
-            f"The class heads are for {had[0]} classes instead of {wanted[0]}: name a preset with "
-            f"{had[0]} classes, or start the heads anew with reset_classes=True and train them."
-        )
     lines = "\n  ".join(report.lines())
     raise CheckpointError(
-        f"{origin} does not fit the {model.config.name!r} network, {report.count} problems:\n  "
-        f"{lines}\n{advice}",
+        f"{origin} does not fit the {model.config.name!r} network, {report.count} "
+        f"{'problem' if report.count == 1 else 'problems'}:\n  {lines}\n{_advice(report, state)}",
         report,
     )
 
@@ -337,13 +328,27 @@ def _head_kind(state: Mapping[str, Tensor]) -> str | None:
     return ("mlp" if any(".layers." in key for key in keys) else "linear") if keys else None
 
 
-def _only_classes(report: LoadReport) -> bool:
-    """Whether nothing but the number of classes is different."""
-    others = (report.missing, report.unexpected, report.retyped, report.not_finite)
-    return not any(others) and all(
-        key.startswith(_CLASS_HEADS) and had[1:] == wanted[1:]
-        for key, had, wanted in report.reshaped
-    )
+def _advice(report: LoadReport, state: Mapping[str, Tensor]) -> str:
+    """What to do about weights that do not fit, as a sentence."""
+    keys = {*report.missing, *report.unexpected, *(entry[0] for entry in report.reshaped)}
+    if not keys and not report.retyped:
+        return "These weights are spoilt: use an earlier checkpoint."
+    heads = not report.retyped and all(key.startswith(_CLASS_HEADS) for key in keys)
+    if heads and len(keys) == len(report.reshaped):
+        _, had, wanted = report.reshaped[0]
+        return (
+            f"The class heads are for {had[0]} classes instead of {wanted[0]}: name a preset with "
+            f"{had[0]} classes, or start the heads anew with reset_classes=True and train them."
+        )
+    if heads and report.missing and report.unexpected:
+        return (
+            "The class heads are of another kind (model.class_head): start them anew with "
+            "reset_classes=True and train them."
+        )
+    found = provenance.candidates(state)
+    if found.fitting or found.other_classes:
+        return _propose(found)
+    return "Is it the right preset and number of classes?"
 
 
 def _heads(keys: list[str]) -> str:

@@ -121,10 +121,12 @@ def _entry(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
     try:
         if _METADATA in metadata:
             entry = json.loads(metadata[_METADATA])
-            version, _ = entry["format"], entry["crc32"]
+            version = entry["format"]
+            # What a newer version keeps beside its number is not for this one to ask.
+            if version == FORMAT:
+                entry["crc32"], entry["config"]
         else:
             entry, version = {"config": json.loads(metadata[_BARE_CONFIG])}, FORMAT
-        entry["config"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged configuration: {error!r}") from error
     if not isinstance(version, int) or version > FORMAT:
