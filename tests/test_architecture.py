@@ -86,9 +86,11 @@ def test_ray_arrow_and_mlflow_stay_in_pipelines() -> None:
 
 
 def test_every_imported_library_is_declared() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["backbones"]]
     # The last three are required by what is declared, and used to speak with it.
     distribution = {"cv2": "opencv-python-headless", "cuda": "cuda-core"}
+    distribution |= {"huggingface_hub": "huggingface-hub"}
     distribution |= {"aiohttp": "ray", "markupsafe": "jinja2", "llvmlite": "numba"}
     known = {
         requirement.split("[")[0].split(">")[0].split("=")[0].strip() for requirement in declared
