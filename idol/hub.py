@@ -247,7 +247,8 @@ def _short(text: str, limit: int = 200) -> str:
 def _similar(library: Any, reference: _Reference) -> str:
     """Files of the repository with nearly this name, as a sentence; nothing where it has none."""
     try:
-        files = library.list_repo_files(
+        # A new one: the library's own keeps the endpoint of the moment of its import.
+        files = library.HfApi().list_repo_files(
             reference.repository, repo_type=reference.kind, revision=reference.revision
         )
     except (library.errors.HfHubHTTPError, OSError, ValueError):
