@@ -54,8 +54,9 @@ def ms_deform_attn(
     return reference.ms_deform_attn(value, levels, locations, weights).to(dtype)
 
 
+@torch.compiler.assume_constant_result
 def _backend(device: str) -> str:
-    """`cpu` or `torch`, for tensors on that kind of device."""
+    """`cpu` or `torch`, for tensors on that kind of device; a compiled graph keeps the answer."""
     asked = os.environ.get(BACKEND_VARIABLE, "")
     if asked == "torch":
         return "torch"
