@@ -54,7 +54,7 @@ def ms_deform_attn(
     return reference.ms_deform_attn(value, levels, locations, weights).to(dtype)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _backend(device: str) -> str:
     """`cpu` or `torch`, for tensors on that kind of device; a compiled graph keeps the answer."""
     asked = os.environ.get(BACKEND_VARIABLE, "")
