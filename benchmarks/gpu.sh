@@ -30,6 +30,8 @@ else
 fi
 
 echo
-"$PYTHON" -m benchmarks.network --device cuda
+"$PYTHON" -m benchmarks.network --device cuda --seconds 2
+echo
+"$PYTHON" -m benchmarks.criterion --device cuda
 echo
 "$PYTHON" -m benchmarks.tiny_training --device cuda --steps "${STEPS:-5500}"
