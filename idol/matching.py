@@ -5,7 +5,7 @@ The rules are those of `ytvoseval` and `oviseval` (youtubevos/cocoapi, qjy981010
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,6 +101,48 @@ class FrameOverlap:
             )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackOverlaps:
+    """How the N tracks and the G true instances of a video overlap in each of its T frames.
+
+    intersection:  (T, N, G) shared pixels
+    area:          (N, T)    pixels of every track
+    truth_area:    (G, T)    pixels of every true instance
+    present:       (N, T)    bool, whether there is a mask at all; it may be empty
+    truth_present: (G, T)    bool
+    """
+
+    intersection: Floats
+    area: NDArray[np.int64]
+    truth_area: NDArray[np.int64]
+    present: Bools
+    truth_present: Bools
+
+
+def track_overlaps(
+    results: Sequence[Mapping[str, Any]],
+    truth: VideoTruth,
+    indices: Sequence[int] | None = None,
+) -> TrackOverlaps:
+    """Measure one video's result entries against its truth, frame by frame.
+
+    results, truth, indices: as in `match_video`
+    Errors: ValueError with the index of the first malformed entry.
+    """
+    masks, areas = _checked(results, truth, indices, compat=False)
+    intersection = np.zeros((truth.length, len(results), len(truth)))
+    for frame, rows, columns, part in _frame_intersections(masks, areas, truth):
+        intersection[frame, np.array(rows)[:, None], columns] = part
+    shape = (-1, truth.length)
+    return TrackOverlaps(
+        intersection,
+        areas,
+        truth.areas,
+        np.array([[m is not None for m in track] for track in masks], bool).reshape(shape),
+        np.array([[m is not None for m in track] for track in truth.masks], bool).reshape(shape),
+    )
+
+
 def match_video(
     results: Sequence[Mapping[str, Any]],
     truth: VideoTruth,
@@ -116,15 +158,7 @@ def match_video(
     compat:  as in `evaluate`
     Errors: ValueError with the index of the first malformed entry.
     """
-    rows = list(range(len(results))) if indices is None else list(indices)
-    if len(truth.masks) != len(truth):
-        raise ValueError(
-            f"the truth of video {truth.video_id} carries no masks; match_video needs them "
-            "(match_video_from_overlaps does not)"
-        )
-    for entry, index in zip(results, rows, strict=True):
-        results_file.check_ids(entry, index, (truth.video_id,), truth.categories, compat=compat)
-    masks, areas = results_file.check_video(results, rows, truth, compat=compat)
+    masks, areas = _checked(results, truth, indices, compat=compat)
     # IoUs are needed only where truth of the category exists, and of the best 100.
     category_ids = np.array([entry["category_id"] for entry in results], np.int64)
     scores = np.array([entry["score"] for entry in results], np.float64)
@@ -138,6 +172,25 @@ def match_video(
     return _match(
         truth, category_ids, scores, truth_file.average_area(areas), iou, len(results) > 0, compat
     )
+
+
+def _checked(
+    results: Sequence[Mapping[str, Any]],
+    truth: VideoTruth,
+    indices: Sequence[int] | None,
+    *,
+    compat: bool,
+) -> tuple[list[list[Rle | None]], NDArray[np.int64]]:
+    """The masks of every entry and frame, and their areas (N, T); see `match_video`."""
+    rows = list(range(len(results))) if indices is None else list(indices)
+    if len(truth.masks) != len(truth):
+        raise ValueError(
+            f"the truth of video {truth.video_id} carries no masks; matching masks needs them "
+            "(match_video_from_overlaps does not)"
+        )
+    for entry, index in zip(results, rows, strict=True):
+        results_file.check_ids(entry, index, (truth.video_id,), truth.categories, compat=compat)
+    return results_file.check_video(results, rows, truth, compat=compat)
 
 
 def frame_overlap(masks: Sequence[bytes], truth: VideoTruth, frame_index: int) -> FrameOverlap:
@@ -281,9 +334,19 @@ def _mask_iou(masks: list[list[Rle | None]], areas: NDArray[np.int64], truth: Vi
     )
     if not regular:
         return _irregular_iou(masks, truth)
+    for _, rows, columns, part in _frame_intersections(masks, areas, truth):
+        shared[np.ix_(rows, columns)] += part
+    union = areas.sum(axis=1)[:, None] + truth.areas.sum(axis=1) - shared
+    return ratio(shared, union)
+
+
+def _frame_intersections(
+    masks: list[list[Rle | None]], areas: NDArray[np.int64], truth: VideoTruth
+) -> Iterator[tuple[int, list[int], list[int], Floats]]:
+    """Per frame with masks on both sides: frame, rows, columns, and their (r, c) shared pixels."""
     for frame in range(truth.length):
-        columns = [g for g in range(shape[1]) if truth.masks[g][frame] is not None]
-        rows = [n for n in range(shape[0]) if masks[n][frame] is not None]
+        columns = [g for g in range(len(truth)) if truth.masks[g][frame] is not None]
+        rows = [n for n in range(len(masks)) if masks[n][frame] is not None]
         if not rows or not columns:
             continue
         unique: dict[bytes, int] = {}
@@ -301,9 +364,7 @@ def _mask_iou(masks: list[list[Rle | None]], areas: NDArray[np.int64], truth: Vi
             areas[opened, frame],
             [m for g in columns if (m := truth.masks[g][frame]) is not None],
         )
-        shared[np.ix_(rows, columns)] += part[position]
-    union = areas.sum(axis=1)[:, None] + truth.areas.sum(axis=1) - shared
-    return ratio(shared, union)
+        yield frame, rows, columns, part[position]
 
 
 def _irregular_iou(masks: list[list[Rle | None]], truth: VideoTruth) -> Floats:
