@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
 import sys
 import time
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from idol import submission, truth
 from idol.config import AnalysisConfig
 from idol.oracles import CLIP_LENGTHS
+from idol.tracking_metrics import TrackingOptions
 from pipelines import score, score_page
 from pipelines.score import Analyses, Scores
 
@@ -39,7 +41,7 @@ class Score:
     ARs, ARm, ARl, in [0, 1], -1 where there is no such truth; with OVIS truth also AP_so, AP_mo,
     AP_ho (slightly, moderately, heavily occluded) and AR_so, AR_mo, AR_ho; and per_class,
     missing_videos (scored as empty), num_videos, intervals (metric -> [low, high] over draws of the
-    videos), and oracle and errors where asked for. With several results files these are
+    videos), and oracle, errors and tracking where asked for. With several results files these are
     the first one's, and "results" has such an object for each by its name.
 
     With --submission nothing is scored: the file is checked entry by entry, and zipped to --out.
@@ -54,6 +56,14 @@ class Score:
     1 3 5 10 20 30."""
     errors: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """What every kind of error costs, and the worst videos and instances."""
+    tracking: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """HOTA, DetA, AssA, LocA, IDF1, MOTSA, sMOTSA, identity switches, equal to TrackEval: every
+    entry is a track of its class, averages are over the classes that have truth."""
+    min_score: float | None = None
+    """With --tracking: leave out entries of a lower score. These metrics do not rank by score, so
+    results made for AP, with many low scores, need it."""
+    one_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --tracking: of entries with the same masks only the best-scored is a track."""
     html: Path | None = None
     """Write a page with precision-recall curves, and the analyses that were asked for."""
     frames: Path | None = None
@@ -106,10 +116,16 @@ def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
     if job.frames is not None and not job.frames.is_dir():
         raise FileNotFoundError(f"the folder of frames {job.frames} does not exist")
     config = AnalysisConfig(resamples=job.bootstrap, seed=job.seed)
+    if not job.tracking and (job.min_score is not None or job.one_class):
+        raise ValueError("--min-score and --one-class are of the tracking metrics; add --tracking")
+    options = TrackingOptions(
+        min_score=-math.inf if job.min_score is None else job.min_score, one_class=job.one_class
+    )
     lengths = () if job.oracle == _ANY_LENGTHS else job.oracle or CLIP_LENGTHS
     analyses = Analyses(
         oracle=lengths,
         errors=job.errors,
+        tracking=options if job.tracking else None,
         compat=job.compat,
         config=config,
     )
@@ -198,7 +214,9 @@ def table(scores: Scores) -> str:
             around = f" ({_points(interval.low)}–{_points(interval.high)})" if interval else ""
             cells.append(f"{_points(value):>6}{around:<14}")
         lines.append(f"{name:<20}" + "".join(f"{cell:>{width}}" for cell in cells))
-    lines += _rows("", {n: [m.tracking.get(n) for m in methods] for n in _tracking(scores)}, width)
+    lines += _rows(
+        "Tracking", {n: [m.tracking.get(n) for m in methods] for n in _tracking(scores)}, width
+    )
     per_class = {
         scores.truth.categories[c]: [method.metrics.per_class[c]["AP"] for method in methods]
         for c in methods[0].metrics.categories
@@ -234,15 +252,24 @@ def _tracking(scores: Scores) -> list[str]:
     return list(dict.fromkeys(name for method in scores.methods for name in method.tracking))
 
 
-def _rows(title: str, rows: dict[str, Any], width: int) -> list[str]:
-    """One line for each row, with its values in percent; counts as they are."""
+def _rows(title: str, rows: dict[str, Any], width: int, signed: bool = False) -> list[str]:
+    """One line for each row, with its values in percent; counts as they are.
+
+    signed: a negative value is one, as MOTSA may be, and does not say that there is none
+    """
     if not rows:
         return []
     lines = [f"\n{title}"] if title else []
     for name, values in rows.items():
-        cells = [f"{v if isinstance(v, int) else _points(v):>6}{'':14}" for v in values]
+        cells = [f"{_cell(v, signed):>6}{'':14}" for v in values]
         lines.append(f"{name:<20}" + "".join(f"{cell:>{width}}" for cell in cells))
     return lines
+
+
+def _cell(value: float | None, signed: bool) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{100 * value:.1f}" if signed and value is not None else _points(value)
 
 
 def _points(value: float | None) -> str:

@@ -13,7 +13,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from idol import clips, error_causes, error_shares, evaluation, intervals, matching, oracles
+from idol import (
+    clips,
+    error_causes,
+    error_shares,
+    evaluation,
+    intervals,
+    matching,
+    oracles,
+    tracking_metrics,
+)
 from idol import results as results_file
 from idol import truth as truth_file
 from idol.config import AnalysisConfig
@@ -21,10 +30,13 @@ from idol.error_causes import VideoErrors
 from idol.matching import VideoMatches
 from idol.oracles import VideoOracles
 from idol.results import Entry
+from idol.tracking_metrics import TrackingMetrics, TrackingOptions, VideoTracking
 from idol.truth import Truth
 from pipelines import score_page
 from pipelines.score_page import Compared, Method, Picture
 
+TRACKING_SHOWN = ("HOTA", "DetA", "AssA", "LocA", "IDF1", "MOTSA", "sMOTSA", "IDSW", "Frag")
+"""Tracking metrics in the table and the page, averaged over the classes that have truth."""
 WORST_IN_JSON = 20
 """Worst videos and instances in the JSON line."""
 
@@ -39,6 +51,8 @@ class Analyses:
     """Clip lengths of oracle experiments; none: no experiments."""
     errors: bool = False
     """Error shares and the worst cases."""
+    tracking: TrackingOptions | None = None
+    """HOTA, CLEAR and identity metrics of entries as tracks; None: none."""
     compat: bool = False
     """Score malformed input as the official evaluator does."""
     config: AnalysisConfig = field(default_factory=AnalysisConfig)
@@ -47,7 +61,7 @@ class Analyses:
     def __post_init__(self) -> None:
         if any(length < 1 for length in self.oracle):
             raise ValueError(f"clip lengths are whole numbers from 1, got {min(self.oracle)}")
-        if self.compat and (self.oracle or self.errors):
+        if self.compat and (self.oracle or self.errors or self.tracking):
             raise ValueError(
                 "--compat scores malformed input as the official evaluator does; analyses need "
                 "well-formed input. Leave --compat away, and what is malformed will be named."
@@ -206,13 +220,20 @@ def _method(
     matches: list[VideoMatches] = []
     in_oracles: list[VideoOracles] = []
     causes: list[VideoErrors] = []
+    counted: list[VideoTracking] = []
     for done, (video_id, known) in enumerate(truth.videos.items()):
         entries, rows = results.of(video_id)
+        joined: list[Entry] = []
         if results.clips:
             joined = clips.join(entries, rows, known, analyses.config)
             matches.append(matching.match_video(joined, known))
         else:
             matches.append(matching.match_video(entries, known, rows, compat=analyses.compat))
+        if analyses.tracking is not None:
+            tracks = joined if results.clips else entries
+            where = None if results.clips else rows
+            options = analyses.tracking
+            counted.append(tracking_metrics.count_video(tracks, known, where, options))
         if lengths:
             in_oracles.append(oracles.match_oracles(entries, rows, known, lengths, analyses.config))
         if analyses.errors:
@@ -231,14 +252,23 @@ def _method(
             ", ..." if len(metrics.missing_videos) > 10 else "",
         )
     found, scores = intervals.intervals(matches, analyses.config)
+    tracking = tracking_metrics.summarise_tracking(counted) if counted else None
     method = Method(
         name=name,
+        tracking=_shown(tracking),
+        all_tracking={} if tracking is None else tracking.to_dict(),
         metrics=metrics,
         intervals=found,
         oracles=oracles.summarise(in_oracles) if lengths else None,
         errors=error_shares.summarise(causes) if analyses.errors else None,
     )
     return method, scores
+
+
+def _shown(metrics: TrackingMetrics | None) -> dict[str, float]:
+    if metrics is None:
+        return {}
+    return {name: metrics.present_averaged.values[name] for name in TRACKING_SHOWN}
 
 
 def _method_dict(method: Method) -> dict[str, Any]:
@@ -250,7 +280,7 @@ def _method_dict(method: Method) -> dict[str, Any]:
     if method.errors is not None:
         out["errors"] = method.errors.to_dict(WORST_IN_JSON)
     if method.tracking:
-        out["tracking"] = dict(method.tracking)
+        out["tracking"] = {**method.tracking, **method.all_tracking}
     return out
 
 

@@ -59,7 +59,9 @@ class Method:
     errors: ErrorShares | None = None
     """Its error shares, where they were asked for."""
     tracking: Mapping[str, float] = field(default_factory=dict)
-    """Tracking metric -> value."""
+    """Tracking metric -> value, for the table."""
+    all_tracking: Mapping[str, Any] = field(default_factory=dict)
+    """All of them, for the JSON: TrackingMetrics.to_dict."""
 
 
 class Compared(NamedTuple):

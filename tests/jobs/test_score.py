@@ -219,3 +219,19 @@ def test_wrong_flags_are_said(
     with pytest.raises(SystemExit, match=message):
         score.main([word.format(**files) for word in words])
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_tracking_metrics_are_trackevals_and_can_leave_low_scores_out(
+    shared: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str]
+) -> None:
+    case = shared / "reference" / "eval_cases" / "case01_basic"
+    of_case = ("--truth", str(case / "gt.json"), "--results", str(case / "results.json"))
+    found = run(capsys, *of_case, "--tracking", "--bootstrap", "0")["tracking"]
+    expected = json.loads((case / "expected_trackeval.json").read_text())["cls_comb_cls_av"]
+    assert found["class_averaged"]["HOTA"] == pytest.approx(expected["HOTA"]["HOTA"], abs=1e-6)
+    assert found["HOTA"] == found["present_averaged"]["HOTA"]
+    every = ("--truth", files["truth"], "--results", files["good"], "--tracking")
+    assert run(capsys, *every)["tracking"]["HOTA"] == pytest.approx(1.0)
+    assert run(capsys, *every, "--min-score", "2")["tracking"]["HOTA"] == 0.0
+    with pytest.raises(SystemExit, match="add --tracking"):
+        score.main([*every[:4], "--min-score", "0.5"])
