@@ -1,17 +1,19 @@
 """Score results files against the truth, with oracles, error shares and intervals; no Ray.
 
-Every video is read, matched and analysed by itself, so a process holds one video's masks decoded at
-a time, and what is kept of it is small.
+Every video is read, matched and analysed by itself, in one of several processes, so that one holds
+the masks of one video at a time, and what is kept of it is small.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from idol import (
     clips,
@@ -21,6 +23,8 @@ from idol import (
     intervals,
     matching,
     oracles,
+    results_index,
+    rle,
     tracking_metrics,
 )
 from idol import results as results_file
@@ -30,6 +34,7 @@ from idol.error_causes import VideoErrors
 from idol.matching import VideoMatches
 from idol.oracles import VideoOracles
 from idol.results import Entry
+from idol.results_index import ResultsIndex, UnusualLayout
 from idol.tracking_metrics import TrackingMetrics, TrackingOptions, VideoTracking
 from idol.truth import Truth
 from pipelines import score_page
@@ -37,6 +42,8 @@ from pipelines.score_page import Compared, Method, Picture
 
 TRACKING_SHOWN = ("HOTA", "DetA", "AssA", "LocA", "IDF1", "MOTSA", "sMOTSA", "IDSW", "Frag")
 """Tracking metrics in the table and the page, averaged over the classes that have truth."""
+_FORK_BYTES = 8 << 20  # of a results file; for less, starting processes takes longer
+_COMPILE_BYTES = 24 << 20  # of a results file; see rle.compile_kernel
 WORST_IN_JSON = 20
 """Worst videos and instances in the JSON line."""
 
@@ -72,21 +79,31 @@ class Analyses:
 class Results:
     """One results file, its entries by video. With clips: predictions clip by clip.
 
-    path:    of the file
-    entries: of the whole file
-    rows:    video_id -> positions of its entries, for every video of the truth
-    clips:   whether these are clip predictions, to be joined
+    path:  of the file
+    clips: whether these are clip predictions, to be joined
+    truth: whose ids the entries must have
+    index: reads a video's entries from the file when asked; None: entries holds them all
+    entries, rows: of the whole file; video_id -> positions of its entries
     """
 
     path: Path
-    entries: list[Entry]
-    rows: dict[int, list[int]]
     clips: bool
+    truth: Truth
+    index: ResultsIndex | None = None
+    entries: list[Entry] = field(default_factory=list)
+    rows: dict[int, list[int]] = field(default_factory=dict)
 
     def of(self, video_id: int) -> tuple[list[Entry], list[int]]:
-        """A video's entries and their positions."""
-        rows = self.rows[video_id]
-        return [self.entries[i] for i in rows], rows
+        """A video's entries and their positions. Errors: UnusualLayout, ValueError."""
+        if self.index is None:
+            rows = self.rows[video_id]
+            return [self.entries[i] for i in rows], rows
+        entries, rows = self.index.of(video_id)
+        for row, entry in zip(rows, entries, strict=True):
+            results_file.check_ids(
+                entry, row, self.truth.videos, self.truth.categories, compat=False
+            )
+        return entries, rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +167,21 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     return out
 
 
-def read_results(path: Path, truth: Truth, *, compat: bool = False) -> Results:
-    """Read a results file, or clip predictions, and sort its entries by video.
+def read_results(path: Path, truth: Truth, *, compat: bool = False, whole: bool = False) -> Results:
+    """Open a results file, or clip predictions, with its entries sorted by video.
 
+    whole:  read all of it now, as clips and compat need; otherwise each video when asked for
     Errors: FileNotFoundError; ValueError naming the first malformed entry by its index; in compat
             mode IndexError for empty results, as the official evaluator
     """
+    if not (compat or whole or results_index.has_clips(path)):
+        try:
+            index = ResultsIndex(path)
+        except UnusualLayout as error:
+            logger.debug("%s is read as a whole: %s", path, error)
+        else:
+            index.check_videos(truth.videos, truth.categories)
+            return Results(path, clips=False, truth=truth, index=index)
     entries = results_file.read(path)
     if compat and not entries:
         raise IndexError("list index out of range: the official evaluator refuses empty results")
@@ -166,10 +192,10 @@ def read_results(path: Path, truth: Truth, *, compat: bool = False) -> Results:
             "or join the clips first with --join joined.json"
         )
     rows: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
-    for index, entry in enumerate(entries):
-        results_file.check_ids(entry, index, truth.videos, truth.categories, compat=compat)
-        rows[entry["video_id"]].append(index)
-    return Results(path, entries, rows, as_clips)
+    for number, entry in enumerate(entries):
+        results_file.check_ids(entry, number, truth.videos, truth.categories, compat=compat)
+        rows[entry["video_id"]].append(number)
+    return Results(path, as_clips, truth, entries=entries, rows=rows)
 
 
 def run(
@@ -177,20 +203,23 @@ def run(
     paths: Mapping[str, Path],
     analyses: Analyses,
     *,
+    workers: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scores:
     """Score every results file, with what is asked for.
 
     truth:    with masks
     paths:    name -> results file
+    workers:  processes that share the videos of a large file; None: one for every core
     progress: called with a name, the videos done, and all videos
     Errors:   as of `read_results`; ValueError where there is no video
     """
+    cores = len(os.sched_getaffinity(0)) if workers is None else workers
     methods: list[Method] = []
     draws: list[dict[str, Any]] = []
     for name, path in paths.items():
         try:
-            made, scores = _method(name, path, truth, analyses, progress)
+            made, scores = _method(name, path, truth, analyses, cores, progress)
         except (ValueError, IndexError) as error:
             if len(paths) == 1:
                 raise
@@ -208,38 +237,99 @@ def run(
     return Scores(truth, methods, differences)
 
 
+class _Part(NamedTuple):
+    """What is kept of one video."""
+
+    matches: VideoMatches
+    oracles: VideoOracles | None
+    causes: VideoErrors | None
+    tracking: VideoTracking | None
+
+
+class _Work(NamedTuple):
+    """What a process needs for any video."""
+
+    results: Results
+    truth: Truth
+    analyses: Analyses
+
+
+_work: list[_Work] = []
+"""In a forked process what it works on: handed on by being there, which costs nothing."""
+
+
+def _forked(video_id: int) -> _Part:
+    return _part(_work[-1], video_id)
+
+
+def _part(work: _Work, video_id: int) -> _Part:
+    results, truth, analyses = work
+    known = truth.videos[video_id]
+    config = analyses.config
+    entries, rows = results.of(video_id)
+    tracks, where = entries, rows
+    if results.clips:
+        tracks = clips.join(entries, rows, known, config)
+        where = list(range(len(tracks)))
+    return _Part(
+        matching.match_video(tracks, known, where, compat=analyses.compat),
+        oracles.match_oracles(entries, rows, known, analyses.oracle, config)
+        if analyses.oracle
+        else None,
+        error_causes.causes_of_video(entries, rows, known, config) if analyses.errors else None,
+        tracking_metrics.count_video(tracks, known, where, analyses.tracking)
+        if analyses.tracking is not None
+        else None,
+    )
+
+
+def _parts(work: _Work, workers: int) -> Iterator[_Part]:
+    """Every video's part, in order of the truth; with several workers from forked processes."""
+    videos = list(work.truth.videos)
+    size = work.results.path.stat().st_size
+    if size > _COMPILE_BYTES:
+        rle.compile_kernel()
+    heavy = size > _FORK_BYTES or work.analyses.oracle or work.analyses.errors
+    workers = min(workers, len(videos)) if heavy else 1
+    if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        for video_id in videos:
+            yield _part(work, video_id)
+        return
+    _work.append(work)
+    try:
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            # A few at a time keeps both busy to the end; the order is that of the truth.
+            yield from pool.imap(_forked, videos, max(1, len(videos) // (16 * workers)))
+    finally:
+        _work.pop()
+
+
 def _method(
     name: str,
     path: Path,
     truth: Truth,
     analyses: Analyses,
+    workers: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[Method, dict[str, Any]]:
-    results = read_results(path, truth, compat=analyses.compat)
-    lengths = analyses.oracle
-    matches: list[VideoMatches] = []
-    in_oracles: list[VideoOracles] = []
-    causes: list[VideoErrors] = []
-    counted: list[VideoTracking] = []
-    for done, (video_id, known) in enumerate(truth.videos.items()):
-        entries, rows = results.of(video_id)
-        joined: list[Entry] = []
-        if results.clips:
-            joined = clips.join(entries, rows, known, analyses.config)
-            matches.append(matching.match_video(joined, known))
-        else:
-            matches.append(matching.match_video(entries, known, rows, compat=analyses.compat))
-        if analyses.tracking is not None:
-            tracks = joined if results.clips else entries
-            where = None if results.clips else rows
-            options = analyses.tracking
-            counted.append(tracking_metrics.count_video(tracks, known, where, options))
-        if lengths:
-            in_oracles.append(oracles.match_oracles(entries, rows, known, lengths, analyses.config))
-        if analyses.errors:
-            causes.append(error_causes.causes_of_video(entries, rows, known, analyses.config))
-        if progress is not None:
-            progress(name, done + 1, len(truth.videos))
+    def parts(whole: bool) -> list[_Part]:
+        results = read_results(path, truth, compat=analyses.compat, whole=whole)
+        done = []
+        for part in _parts(_Work(results, truth, analyses), workers):
+            done.append(part)
+            if progress is not None:
+                progress(name, len(done), len(truth.videos))
+        return done
+
+    try:
+        done = parts(whole=False)
+    except UnusualLayout as error:
+        logger.debug("%s is read as a whole: %s", path, error)
+        done = parts(whole=True)
+    matches = [part.matches for part in done]
+    in_oracles = [part.oracles for part in done if part.oracles is not None]
+    causes = [part.causes for part in done if part.causes is not None]
+    counted = [part.tracking for part in done if part.tracking is not None]
     metrics = evaluation.summarise(matches)
     if metrics.missing_videos:
         shown = ", ".join(map(str, metrics.missing_videos[:10]))
@@ -259,8 +349,8 @@ def _method(
         all_tracking={} if tracking is None else tracking.to_dict(),
         metrics=metrics,
         intervals=found,
-        oracles=oracles.summarise(in_oracles) if lengths else None,
-        errors=error_shares.summarise(causes) if analyses.errors else None,
+        oracles=oracles.summarise(in_oracles) if in_oracles else None,
+        errors=error_shares.summarise(causes) if causes else None,
     )
     return method, scores
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
@@ -92,3 +92,28 @@ def test_check_names_the_first_mask_that_does_not_fill_its_size():
     )
     assert areas[0] == 12
     assert wrong == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=12) | st.text("0123?@ABOPQo`a", max_size=12), max_size=6))
+def test_the_compiled_reading_says_the_same_of_any_string(strings):
+    rle_kernel = pytest.importorskip("idol.rle_kernel")
+    counts = [s if isinstance(s, bytes) else s.encode() for s in strings]
+    lengths = np.fromiter(map(len, counts), np.int64, len(counts))
+    pixels, areas = rle._measure(counts, lengths)
+    compiled = rle_kernel.measure(b"".join(counts), lengths)
+    np.testing.assert_array_equal(compiled[0], pixels)
+    np.testing.assert_array_equal(compiled[1], areas)
+
+
+def test_a_large_set_is_read_by_compiled_code(monkeypatch):
+    pytest.importorskip("idol.rle_kernel")
+    counts = [encode(m) for m in np.random.default_rng(0).random((20, 30, 40)) < 0.5]
+    expected = rle.measure(counts)
+    monkeypatch.setattr(rle, "_COMPILE_FROM", 100)
+    monkeypatch.setattr(rle, "_Read", type("_Read", (), dict(vars(rle._Read))))
+    rle._Read.asked, rle._Read.kernel = False, None
+    found = rle.measure(counts)
+    assert rle._Read.kernel is not None
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, want)

@@ -1,0 +1,140 @@
+"""Large results files read video by video, without holding more than one video's entries."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idol.results import Entry, check_ids
+
+# Between two entries: the next object does not begin like a mask. What looks like a border and is
+# none leaves pieces that are no JSON objects, which reading notices.
+_BORDER = re.compile(rb'\}\s*,\s*\{(?=\s*"(?!size"|counts"))')
+_VIDEO = re.compile(rb'"video_id"\s*:\s*(-?[0-9]{1,18})\s*[,}]')
+_EDGE = b" \t\r\n"
+
+
+class UnusualLayout(ValueError):
+    """The file is written in a way that this reader does not know; read it as a whole."""
+
+
+class ResultsIndex:
+    """Where the entries of every video stand in a results file.
+
+    The file is looked through once, for borders between entries and their video ids, and each
+    video's entries are parsed when asked for. A list of complete JSON objects with commas between
+    them can be cut in one way only, so a piece that parses is an entry.
+
+    video_ids: (N,) of every entry, in the file's order
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Errors: FileNotFoundError; UnusualLayout."""
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"the results file {self.path} does not exist")
+        self._starts, self._stops, self.video_ids = self._scan()
+        order = np.argsort(self.video_ids, kind="stable")
+        known, first = np.unique(self.video_ids[order], return_index=True)
+        parts = np.split(order, first[1:]) if len(known) else []
+        self._rows = {int(v): rows for v, rows in zip(known, parts, strict=True)}
+
+    def __len__(self) -> int:
+        return len(self.video_ids)
+
+    def rows(self, video_id: int) -> list[int]:
+        """Positions in the file of a video's entries."""
+        rows = self._rows.get(video_id)
+        return [] if rows is None else rows.tolist()
+
+    def of(self, video_id: int) -> tuple[list[Entry], list[int]]:
+        """A video's entries, as in the file, and their positions. Errors: UnusualLayout."""
+        rows = self.rows(video_id)
+        entries = []
+        with self.path.open("rb") as file:
+            for row in rows:
+                start, stop = int(self._starts[row]), int(self._stops[row])
+                file.seek(start)
+                entry = _parse(file.read(stop - start), row)
+                if entry.get("video_id") != video_id:
+                    raise UnusualLayout(f"entry {row} has video_id {entry.get('video_id')!r}")
+                entries.append(entry)
+        return entries, rows
+
+    def check_videos(self, videos: Iterable[int], categories: Mapping[int, str]) -> None:
+        """Raise ValueError with the index of the first entry whose video the truth does not know.
+
+        videos, categories: of the truth
+        """
+        known = np.fromiter(videos, np.int64)
+        unknown = np.flatnonzero(~np.isin(self.video_ids, known))
+        if len(unknown):
+            row = int(unknown[0])
+            entry = self.of(int(self.video_ids[row]))[0][0]
+            check_ids(entry, row, known.tolist(), categories, compat=False)
+
+    def _scan(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        none = np.empty(0, np.int64)
+        if not self.path.stat().st_size:
+            raise UnusualLayout("the file is empty")
+        with (
+            self.path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            first, last = _inside(data)
+            if first == last:
+                return none, none, none
+            starts, stops, ids = [first], [], []
+            for border in _BORDER.finditer(data, first, last):
+                stops.append(border.start() + 1)
+                starts.append(border.end() - 1)
+            stops.append(last)
+            for start, stop in zip(starts, stops, strict=True):
+                # It stands before the masks or after them, which are most of the entry.
+                found = _VIDEO.search(data, start, stop)
+                if found is None:
+                    raise UnusualLayout(f"no video_id between bytes {start} and {stop}")
+                ids.append(int(found[1]))
+        return np.array(starts, np.int64), np.array(stops, np.int64), np.array(ids, np.int64)
+
+
+def _inside(data: mmap.mmap) -> tuple[int, int]:
+    """First byte of the first entry, and the byte after the last one; equal for an empty list."""
+    first, last = 0, len(data)
+    while first < last and data[first] in _EDGE:
+        first += 1
+    while last > first and data[last - 1] in _EDGE:
+        last -= 1
+    if last - first < 2 or data[first] != ord("[") or data[last - 1] != ord("]"):
+        raise UnusualLayout("the file is no JSON list")
+    first, last = first + 1, last - 1
+    while first < last and data[first] in _EDGE:
+        first += 1
+    while last > first and data[last - 1] in _EDGE:
+        last -= 1
+    return first, last
+
+
+def _parse(text: bytes, row: int) -> dict[str, Any]:
+    try:
+        entry = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UnusualLayout(f"entry {row} cannot be read by itself: {error}") from error
+    if not isinstance(entry, dict):
+        raise UnusualLayout(f"entry {row} is no object")
+    return entry
+
+
+def has_clips(path: Path) -> bool:
+    """Whether a results file may hold predictions of clips (entries with a first_frame)."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return data.find(b'"first_frame"') >= 0
