@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from idol.assembler import AssembledTrack, TrackAssembler
 from idol.config import TrackerConfig
 from idol.structures import FrameDetections, Track
 
@@ -449,70 +450,20 @@ def subset(frame: FrameDetections, rows: Tensor) -> FrameDetections:
 
 
 def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> list[Track]:
-    """All tracks of a video (specification 4.4).
-
-    From the position prune_after on, a track seen in fewer than prune_short frames and absent in
-    the last two is dropped. The tracker's memory does not know: if that identity is matched
-    again, it starts a new history, behind the tracks that exist by then, as in the released code.
-    With prune_at_end the same happens once more as though two empty frames followed.
+    """All tracks of a video (specification 4.4); TrackAssembler has the pruning rule.
 
     frames:  in order, one for every frame of the video, also those without detections
     returns: tracks in the order of their creation; rows count in the frames as given
     errors:  as Tracker.update
     """
-    tracker = Tracker(config)
-    histories: dict[int, _History] = {}
-    # Only young tracks can be dropped: the rule must not cost more as the video grows.
-    young: dict[int, _History] = {}
-    clock = -1
-    for clock, frame in enumerate(frames):
+    tracker, assembler = Tracker(config), TrackAssembler(config)
+    tracks: list[AssembledTrack] = []
+    for frame in frames:
         rows = select(frame, config)
         ids = tracker.update(subset(frame, rows)).tolist()
-        class_scores = _numpy(frame.class_scores)
-        for track_id, row in zip(ids, rows.tolist(), strict=True):
-            if track_id < 0:
-                continue
-            if track_id not in histories:
-                histories[track_id] = young[track_id] = _History()
-            history = histories[track_id]
-            history.add(frame.frame_index, row, class_scores[row], clock)
-            if len(history.detections) >= config.prune_short:
-                young.pop(track_id, None)
-        if clock > config.prune_after:
-            _prune(histories, young, clock - 2)
-    if config.prune_at_end and clock > config.prune_after:
-        _prune(histories, young, clock)
-    return [
-        Track(
-            track_id=track_id,
-            detections=history.detections,
-            class_scores=torch.from_numpy(
-                (history.total / len(history.detections)).astype(np.float32)
-            ),
-        )
-        for track_id, history in histories.items()
-    ]
-
-
-@dataclass(slots=True)
-class _History:
-    """One identity so far."""
-
-    detections: dict[int, int] = field(default_factory=dict)
-    total: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
-    last_seen: int = -1
-
-    def add(self, frame_index: int, row: int, class_scores: Floats, clock: int) -> None:
-        self.detections[frame_index] = row
-        # Summed in float64, so that the mean of a long track does not drift.
-        self.total = self.total + class_scores
-        self.last_seen = clock
-
-
-def _prune(histories: dict[int, _History], young: dict[int, _History], clock: int) -> None:
-    """Drop young tracks last seen at clock or before."""
-    for track_id in [i for i, history in young.items() if history.last_seen <= clock]:
-        del young[track_id], histories[track_id]
+        tracks += assembler.add(frame, rows.tolist(), ids, tracker.alive)
+    tracks += assembler.finish()
+    return [one.track for one in sorted(tracks, key=lambda one: one.position)]
 
 
 def _numpy(tensor: Tensor) -> Floats:

@@ -1,0 +1,153 @@
+"""Tracks out of tracked frames, one frame at a time: pruning, mean class scores, masks as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from idol.config import TrackerConfig
+from idol.structures import FrameDetections, Track
+
+__all__ = ["AssembledTrack", "TrackAssembler"]
+
+
+@dataclass(frozen=True, slots=True)
+class AssembledTrack:
+    """A track that can change no more.
+
+    track:    identity, rows by frame, mean class scores
+    position: among the tracks of its video in the order of their creation; positions of dropped
+              tracks are missing. Sorted by it, streamed tracks are those of track_video
+    masks:    frame_index -> compressed RLE counts; empty where frames carry no masks or
+              keep_masks is off
+    """
+
+    track: Track
+    position: int
+    masks: dict[int, bytes]
+
+
+class TrackAssembler:
+    """Gathers tracked detections into tracks (specification 4.4), streaming.
+
+    From the position prune_after on, a track seen in fewer than prune_short frames and absent in
+    the last two is dropped. The tracker's memory does not know: if that identity is matched
+    again, it starts a new history, behind the tracks that exist by then, as in the released code.
+    With prune_at_end the same happens once more as though two empty frames followed.
+
+    Of a live track it keeps which rows are its own, the sum of its class scores and, with
+    keep_masks, its RLE bytes; of a finished or dropped one, nothing. One assembler per video.
+    """
+
+    def __init__(self, config: TrackerConfig, *, keep_masks: bool = False) -> None:
+        self.config = config
+        self.keep_masks = keep_masks
+        self._histories: dict[int, _History] = {}
+        # Only young tracks can be dropped: the rule must not cost more as the video grows.
+        self._young: dict[int, _History] = {}
+        self._created = 0
+        self._clock = -1
+        self._closed = False
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Track ids whose tracks are neither finished nor dropped."""
+        return tuple(self._histories)
+
+    def add(
+        self,
+        frame: FrameDetections,
+        rows: Sequence[int],
+        track_ids: Sequence[int],
+        alive: Collection[int],
+    ) -> list[AssembledTrack]:
+        """Take the next frame, also one without detections.
+
+        frame:     all detections of the frame, which rows count in
+        rows:      (n,) the rows that entered the tracker
+        track_ids: (n,) their identities; -1: none
+        alive:     ids that the tracker can still continue (Tracker.alive after this frame)
+        returns:   the tracks that ended: no longer alive, and too long to be dropped. A young one
+                   is held back until the pruning rule has decided
+        errors:    ValueError, before anything is changed, where rows and track_ids disagree, an
+                   identity comes twice, or finish was called
+        """
+        given = [i for i in track_ids if i >= 0]
+        if self._closed:
+            raise ValueError("this video is finished. Use a new TrackAssembler for each video.")
+        if len(rows) != len(track_ids):
+            raise ValueError(
+                f"rows and track_ids of frame {frame.frame_index} must be as many, got "
+                f"{len(rows)} and {len(track_ids)}"
+            )
+        if len(set(given)) != len(given):
+            twice = sorted({i for i in given if given.count(i) > 1})
+            raise ValueError(
+                f"an identity has one detection per frame, but frame {frame.frame_index} gives "
+                f"{twice[:10]} several"
+            )
+        self._clock += 1
+        class_scores = frame.class_scores.detach().to("cpu", torch.float32).numpy()
+        for track_id, row in zip(track_ids, rows, strict=True):
+            if track_id < 0:
+                continue
+            if track_id not in self._histories:
+                history = _History(position=self._created)
+                self._histories[track_id] = self._young[track_id] = history
+                self._created += 1
+            history = self._histories[track_id]
+            history.detections[frame.frame_index] = row
+            # Summed in float64, so that the mean of a long track does not drift.
+            history.total = history.total + class_scores[row]
+            history.last_seen = self._clock
+            if self.keep_masks and frame.masks:
+                history.masks[frame.frame_index] = frame.masks[row]
+            if len(history.detections) >= self.config.prune_short:
+                self._young.pop(track_id, None)
+        if self._clock > self.config.prune_after:
+            self._prune(self._clock - 2)
+        known = set(alive)
+        ended = [i for i in self._histories if i not in known and i not in self._young]
+        return [self._histories.pop(i).close(i) for i in ended]
+
+    def finish(self) -> list[AssembledTrack]:
+        """End the video: the tracks that are left, in the order of their creation.
+
+        A second call returns nothing.
+        """
+        if self._closed:
+            return []
+        self._closed = True
+        if self.config.prune_at_end and self._clock > self.config.prune_after:
+            self._prune(self._clock)
+        rest = [history.close(i) for i, history in self._histories.items()]
+        self._histories.clear()
+        self._young.clear()
+        return rest
+
+    def _prune(self, clock: int) -> None:
+        """Drop young tracks last seen at clock or before."""
+        for track_id in [i for i, history in self._young.items() if history.last_seen <= clock]:
+            del self._young[track_id], self._histories[track_id]
+
+
+@dataclass(slots=True)
+class _History:
+    """One identity so far."""
+
+    position: int
+    detections: dict[int, int] = field(default_factory=dict)
+    masks: dict[int, bytes] = field(default_factory=dict)
+    total: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    last_seen: int = -1
+
+    def close(self, track_id: int) -> AssembledTrack:
+        mean = (self.total / len(self.detections)).astype(np.float32)
+        track = Track(
+            track_id=track_id, detections=self.detections, class_scores=torch.from_numpy(mean)
+        )
+        return AssembledTrack(track=track, position=self.position, masks=self.masks)
