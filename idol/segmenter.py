@@ -1,0 +1,219 @@
+"""Online segmentation: frames in, identities with masks out, frame by frame, without Ray.
+
+segmenter = OnlineSegmenter.load("shipped")
+for frame in source:                    # (H, W, 3) uint8 RGB
+    instances = segmenter(frame)        # identities, masks, boxes, classes of this frame
+entries = segmenter.finish_ytvis()      # the whole video, as a YouTube-VIS results file has it
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idol import checkpoint, masks, results
+from idol.assembler import AssembledTrack, TrackAssembler
+from idol.config import TrackerConfig
+from idol.model import IDOL
+from idol.postprocess import detections
+from idol.structures import FrameDetections
+from idol.tracker import Tracker, select, subset
+from idol.transforms import collate_images, normalise
+
+__all__ = ["Instances", "OnlineSegmenter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Instances:
+    """The n instances of one frame that have an identity, in descending score.
+
+    frame_index:  position in the stream, from 0
+    size:         (height, width) of the frame
+    track_ids:    (n,)   int64, the same number for the same object in every frame
+    labels:       (n,)   int64, best class in this frame
+    scores:       (n,)   float32, score of that class in this frame
+    class_scores: (n, K) float32
+    boxes:        (n, 4) xyxy, pixels of the frame
+    counts:       n compressed RLE counts; `masks` decodes them
+    names:        (n,)   category names, or the label's number where the model has no names
+    """
+
+    frame_index: int
+    size: tuple[int, int]
+    track_ids: Tensor
+    labels: Tensor
+    scores: Tensor
+    class_scores: Tensor
+    boxes: Tensor
+    counts: tuple[bytes, ...] = field(repr=False)
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.track_ids)
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(n, H, W) bool, at the size of the frame; decoded at every reading."""
+        return masks.decode(self.counts, self.size).astype(np.bool_)
+
+
+class OnlineSegmenter:
+    """Detects and follows the objects of one video or endless stream. One per video.
+
+    With keep_tracks it remembers the tracks (RLE bytes) for finish; without, what it holds is
+    bounded by the tracker's memory, however long the stream.
+
+    model:       in eval mode; frames go to its device, one at a time
+    tracker:     association; None: that of model.config
+    keep_tracks: whether the whole video can be had in the end
+    """
+
+    def __init__(
+        self, model: IDOL, tracker: TrackerConfig | None = None, *, keep_tracks: bool = True
+    ) -> None:
+        self.model = model.eval()
+        self.config = model.config.tracker if tracker is None else tracker
+        floor = model.config.detect.score_floor
+        if self.config.score_threshold < floor:
+            raise ValueError(
+                f"tracker.score_threshold is {self.config.score_threshold}, but detections end at "
+                f"detect.score_floor = {floor}. Lower the floor or raise the threshold."
+            )
+        self._tracker = Tracker(self.config)
+        self._assembler = TrackAssembler(self.config, keep_masks=True) if keep_tracks else None
+        self._ended: list[AssembledTrack] = []
+        self._size: tuple[int, int] | None = None
+        self._frames = 0
+        self._closed = False
+
+    @classmethod
+    def load(
+        cls,
+        weights: str | os.PathLike[str] = "shipped",
+        *,
+        preset: str | None = None,
+        device: str | torch.device = "cpu",
+        tracker: TrackerConfig | None = None,
+        keep_tracks: bool = True,
+    ) -> Self:
+        """From weights; weights, preset, device and errors as idol.load."""
+        model = checkpoint.load(weights, preset=preset, device=device)
+        return cls(model, tracker, keep_tracks=keep_tracks)
+
+    @property
+    def frames(self) -> int:
+        """Frames seen so far."""
+        return self._frames
+
+    @torch.inference_mode()
+    def __call__(self, frame: NDArray[np.uint8]) -> Instances:
+        """The instances of the next frame.
+
+        frame:  (H, W, 3) uint8 RGB, all of one size
+        errors: TypeError for another dtype; ValueError for another shape, a changed size, outputs
+                that are not finite, or after finish. The stream can go on with the next frame
+        """
+        size = self._check(frame)
+        found = self._detect(frame, size)
+        rows = select(found, self.config)
+        ids = self._tracker.update(subset(found, rows)).tolist()
+        if self._assembler is not None:
+            self._ended += self._assembler.add(found, rows.tolist(), ids, self._tracker.alive)
+        self._size = size
+        self._frames += 1
+        named = [(row, i) for row, i in zip(rows.tolist(), ids, strict=True) if i >= 0]
+        return self._instances(found, [row for row, _ in named], [i for _, i in named], size)
+
+    def finish(self) -> list[AssembledTrack]:
+        """End the video: its tracks in the order of their creation, equal to track_video's.
+
+        A second call returns the same. Errors: ValueError without keep_tracks.
+        """
+        if self._assembler is None:
+            raise ValueError("tracks were not kept. Use OnlineSegmenter(..., keep_tracks=True).")
+        self._closed = True
+        self._ended += self._assembler.finish()
+        return sorted(self._ended, key=lambda one: one.position)
+
+    def finish_ytvis(self, video_id: int = 1) -> list[results.Entry]:
+        """End the video: entries for results.write, as jobs.evaluate makes them of a whole video.
+
+        Categories without a data set's ids count from 1. Errors: as finish.
+        """
+        tracks = self.finish()
+        classes = self.model.config.model.num_classes
+        ids = self.model.config.category_ids or tuple(range(1, classes + 1))
+        entries: list[results.Entry] = []
+        for chosen in results.submissions([one.track for one in tracks], self.config):
+            segmentations: list[dict[str, Any] | None] = [None] * self._frames
+            for index, counts in tracks[chosen.track].masks.items():
+                assert self._size is not None, "a mask has come from a frame"
+                segmentations[index] = {"size": [*self._size], "counts": counts.decode("ascii")}
+            entries.append(
+                {
+                    "video_id": video_id,
+                    "category_id": ids[chosen.label],
+                    "score": chosen.score,
+                    "segmentations": segmentations,
+                }
+            )
+        return entries
+
+    def _detect(self, frame: NDArray[np.uint8], size: tuple[int, int]) -> FrameDetections:
+        config = self.model.config
+        image = normalise(frame, config.transforms)
+        images, padding = collate_images([image], config.transforms.size_divisor)
+        device = next(self.model.parameters()).device
+        outputs = self.model(images.to(device), padding.to(device))
+        height, width = image.shape[1:]
+        return detections(
+            outputs, self.model, 0, self._frames, (height, width), size, config.detect
+        )
+
+    def _instances(
+        self, found: FrameDetections, rows: Sequence[int], ids: list[int], size: tuple[int, int]
+    ) -> Instances:
+        chosen = torch.tensor(rows, dtype=torch.int64)
+        class_scores = found.class_scores[chosen]
+        labels = class_scores.argmax(dim=1)
+        names = self.model.config.categories
+        return Instances(
+            frame_index=found.frame_index,
+            size=size,
+            track_ids=torch.tensor(ids, dtype=torch.int64),
+            labels=labels,
+            scores=found.scores[chosen],
+            class_scores=class_scores,
+            boxes=found.boxes[chosen],
+            counts=tuple(found.masks[row] for row in rows),
+            names=tuple(names[i] if names else str(i) for i in labels.tolist()),
+        )
+
+    def _check(self, frame: NDArray[np.uint8]) -> tuple[int, int]:
+        if self._closed:
+            raise ValueError("this video is finished. Use a new OnlineSegmenter for each video.")
+        dtype = getattr(frame, "dtype", type(frame).__name__)
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+            raise TypeError(
+                f"a frame is a numpy array of uint8, 0 to 255, got {dtype}. "
+                "Of floats in [0, 1]: (255 * frame).round().astype(np.uint8)."
+            )
+        if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+            raise ValueError(
+                f"a frame must have shape (height, width, 3), RGB, got {frame.shape}. OpenCV "
+                "reads BGR: cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) turns it round."
+            )
+        size = (frame.shape[0], frame.shape[1])
+        if self._size is not None and size != self._size:
+            raise ValueError(
+                f"frame {self._frames} is {size} (height, width), those before it {self._size}. "
+                "Resize it, or use a new OnlineSegmenter for another video."
+            )
+        return size
