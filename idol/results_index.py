@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import re
@@ -18,6 +19,7 @@ from idol.results import Entry, check_ids
 # none leaves pieces that are no JSON objects, which reading notices.
 _BORDER = re.compile(rb'\}\s*,\s*\{(?=\s*"(?!size"|counts"))')
 _VIDEO = re.compile(rb'"video_id"\s*:\s*(-?[0-9]{1,18})\s*[,}]')
+_WINDOW = 32 << 20  # bytes after which what was looked at is given back to the system
 _EDGE = b" \t\r\n"
 
 
@@ -92,16 +94,18 @@ class ResultsIndex:
             if first == last:
                 return none, none, none
             starts, stops, ids = [first], [], []
-            for border in _BORDER.finditer(data, first, last):
-                stops.append(border.start() + 1)
-                starts.append(border.end() - 1)
-            stops.append(last)
-            for start, stop in zip(starts, stops, strict=True):
-                # It stands before the masks or after them, which are most of the entry.
-                found = _VIDEO.search(data, start, stop)
+            seen = 0
+            for border in itertools.chain(_BORDER.finditer(data, first, last), [None]):
+                stop = last if border is None else border.start() + 1
+                found = _VIDEO.search(data, starts[-1], stop)
                 if found is None:
-                    raise UnusualLayout(f"no video_id between bytes {start} and {stop}")
+                    raise UnusualLayout(f"no video_id between bytes {starts[-1]} and {stop}")
                 ids.append(int(found[1]))
+                stops.append(stop)
+                if border is not None:
+                    starts.append(border.end() - 1)
+                if stop - seen > _WINDOW:
+                    seen = _forget(data, stop)
         return np.array(starts, np.int64), np.array(stops, np.int64), np.array(ids, np.int64)
 
 
@@ -137,4 +141,17 @@ def has_clips(path: Path) -> bool:
     if not path.is_file() or not path.stat().st_size:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return data.find(b'"first_frame"') >= 0
+        word = b'"first_frame"'
+        for start in range(0, len(data), _WINDOW):
+            if data.find(word, start, start + _WINDOW + len(word)) >= 0:
+                return True
+            _forget(data, min(start + _WINDOW, len(data)))
+        return False
+
+
+def _forget(data: mmap.mmap, stop: int) -> int:
+    """Give memory before this place back: a mapped file counts as ours as far as it was read."""
+    pages = stop // mmap.PAGESIZE * mmap.PAGESIZE
+    if pages and hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED, 0, pages)
+    return stop

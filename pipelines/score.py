@@ -177,10 +177,10 @@ def read_results(path: Path, truth: Truth, *, compat: bool = False, whole: bool 
     if not (compat or whole or results_index.has_clips(path)):
         try:
             index = ResultsIndex(path)
+            index.check_videos(truth.videos, truth.categories)
         except UnusualLayout as error:
             logger.debug("%s is read as a whole: %s", path, error)
         else:
-            index.check_videos(truth.videos, truth.categories)
             return Results(path, clips=False, truth=truth, index=index)
     entries = results_file.read(path)
     if compat and not entries:

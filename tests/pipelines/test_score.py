@@ -14,6 +14,7 @@ import pytest
 
 from idol import evaluation, results, truth
 from idol.config import AnalysisConfig
+from idol.tracking_metrics import TrackingOptions
 from pipelines import score, score_page
 from pipelines.score import Analyses
 from tests.idol.test_clips import SIZE, cut, entry, moving, strip
@@ -254,3 +255,39 @@ def test_scoring_needs_no_ray() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_processes_and_ways_of_reading_change_nothing(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = truth.read(files["truth"])
+    analyses = Analyses(oracle=(1, 2), errors=True, tracking=TrackingOptions())
+    # An object beside the masks is read as a whole file.
+    unusual = tmp_path / "unusual.json"
+    unusual.write_text(json.dumps([{**entry, "video": {"name": "x"}} for entry in poor()]))
+    expected = score.run(known, {"poor": files["poor"]}, analyses, workers=1).to_dict()
+    for path, workers in ((files["poor"], 2), (unusual, 1), (unusual, 2)):
+        assert score.run(known, {"poor": path}, analyses, workers=workers).to_dict() == expected
+    monkeypatch.setattr(score, "_FORK_BYTES", 0)
+    plain = score.run(known, {"poor": files["poor"]}, Analyses(), workers=1).to_dict()
+    assert score.run(known, {"poor": files["poor"]}, Analyses(), workers=2).to_dict() == plain
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_entry_that_is_wrong_is_named_whoever_reads_it(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(score, "_FORK_BYTES", 0)
+    known = truth.read(files["truth"])
+    path = tmp_path / "broken.json"
+    for change, reason in (
+        ({"score": float("nan")}, r"results\[1\].score must be finite"),
+        ({"category_id": 77}, r"results\[1\] has category_id 77"),
+        ({"video_id": 77}, r"results\[1\] has video_id 77"),
+        ({"segmentations": [None]}, r"results\[1\].segmentations has 1 entries"),
+    ):
+        entries = poor()
+        entries[1] = {**entries[1], **change}
+        path.write_text(json.dumps(entries))
+        with pytest.raises(ValueError, match=reason):
+            score.run(known, {"broken": path}, Analyses(), workers=workers)
