@@ -14,7 +14,7 @@ import numpy as np
 import idol
 from idol import evaluation, results
 from idol import truth as truth_file
-from idol.config import Config, TrackerConfig, from_dict, override, to_dict
+from idol.config import Config, TrackerConfig, to_dict
 from idol.evaluation import Metrics, VideoMatches
 from idol.matching import ratio
 from idol.model import IDOL
@@ -33,8 +33,8 @@ from pipelines import (
     stored,
     track,
 )
+from pipelines import configuration as configurations
 from pipelines.annotations import Dataset
-from pipelines.errors import PipelineError
 from pipelines.manifest import Manifest
 from pipelines.schemas import FrameOverlap
 from pipelines.stored import StoredDetections
@@ -96,7 +96,7 @@ def run(
     out:             gets detections/, tracks/, results.json, report.json, report.html
     preset:          configuration of a released checkpoint, which carries none
     overrides:       "section.field=value" on the checkpoint's configuration
-    tracker:         see tracker_config; default: the checkpoint's
+    tracker:         see configuration.tracker_config; default: the checkpoint's
     frames_root:     folder of the frames
     video_ids:       only these videos
     stride:          every stride-th frame only
@@ -171,50 +171,7 @@ def configuration(
             would change the network; PipelineError for a threshold below the score floor
     """
     config = with_categories(model.config, dataset)
-    if tracker is not None:
-        config = replace(config, tracker=tracker_config(tracker))
-    config = override(config, overrides)
-    if config.model != model.config.model:
-        raise ValueError(
-            "--set model.... cannot change a trained network; leave the section model as the "
-            "checkpoint has it, or train another one"
-        )
-    if config.tracker.score_threshold < config.detect.score_floor:
-        raise PipelineError(
-            f"tracker.score_threshold ({config.tracker.score_threshold:g}) asks for detections "
-            f"below detect.score_floor ({config.detect.score_floor:g}), which are not stored. Add "
-            f"--set detect.score_floor={config.tracker.score_threshold:g}"
-        )
-    return config
-
-
-def tracker_config(name: str | Path) -> TrackerConfig:
-    """A tracker by name, or from a JSON file such as the best.json of a sweep.
-
-    name:   released, ovis, paper, robust, or a path; the file holds {"tracker": {field: value}}
-    Errors: ValueError for an unknown name, a file that is no such JSON, or an unknown field
-    """
-    named = {
-        "released": TrackerConfig.released,
-        "ovis": lambda: TrackerConfig.released("ovis"),
-        "paper": TrackerConfig.paper,
-        "robust": TrackerConfig.robust,
-    }
-    if str(name) in named:
-        return named[str(name)]()
-    path = Path(name)
-    if not path.is_file():
-        raise ValueError(
-            f"there is no tracker {str(name)!r}: give one of {', '.join(named)}, or a JSON file "
-            "such as the best.json of jobs.sweep"
-        )
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
-    if not isinstance(content, Mapping) or not isinstance(content.get("tracker"), Mapping):
-        raise ValueError(f'{path} is no tracker file: it must hold {{"tracker": {{field: value}}}}')
-    return from_dict(TrackerConfig, content["tracker"])
+    return configurations.changed(config, overrides, tracker)
 
 
 def with_categories(config: Config, dataset: Dataset) -> Config:

@@ -19,7 +19,16 @@ from idol.structures import FrameDetections
 from idol.tracker import track_video
 from idol.truth import VideoTruth
 from pipelines import annotations as annotation_files
-from pipelines import cluster, evaluate, experiment_log, manifest, report, stored, track
+from pipelines import (
+    cluster,
+    configuration,
+    evaluate,
+    experiment_log,
+    manifest,
+    report,
+    stored,
+    track,
+)
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.manifest import Manifest
 from pipelines.schemas import FrameOverlap
@@ -106,13 +115,13 @@ def base_config(
 ) -> TrackerConfig:
     """What a sweep starts from: a named tracker, else that of the evaluation; then overrides.
 
-    tracker:   see evaluate.tracker_config
+    tracker:   see configuration.tracker_config
     overrides: "tracker.field=value"
     Errors:    ManifestError for an unfinished evaluation; ValueError for a bad name or override
     """
     manifest.read(evaluated, "evaluate")
     if tracker is not None:
-        base = evaluate.tracker_config(tracker)
+        base = configuration.tracker_config(tracker)
     else:
         used = json.loads((evaluated / evaluate.REPORT).read_text())["config"]["tracker"]
         base = from_dict(TrackerConfig, used)

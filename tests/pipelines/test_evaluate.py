@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import idol
-from idol.config import Config, TrackerConfig, override, to_dict
+from idol.config import Config, override
 from idol.structures import Track
 from pipelines import annotations, detect, evaluate, experiment_log, manifest
 from pipelines.annotations import Category, Dataset
@@ -133,27 +133,6 @@ def test_other_categories_than_those_trained_on_are_refused(
         evaluate.with_categories(trained, categories(**given))
     with pytest.raises(ValueError, match="4 classes, the dataset 2"):
         evaluate.with_categories(preset, categories(person=3, car=7))
-
-
-def test_trackers_have_names_and_files(tmp_path: Path) -> None:
-    assert evaluate.tracker_config("released") == TrackerConfig.released("ytvis")
-    assert evaluate.tracker_config("ovis") == TrackerConfig.released("ovis")
-    assert evaluate.tracker_config("paper") == TrackerConfig.paper()
-    wanted = replace(TrackerConfig.robust(), tau=0.25)
-    path = tmp_path / "best.json"
-    path.write_text(json.dumps({"tracker": to_dict(wanted), "objective": "AP"}))
-    assert evaluate.tracker_config(path) == wanted
-    path.write_text('{"tracker": {"tua": 1}}')
-    with pytest.raises(ValueError, match="Did you mean 'tau'"):
-        evaluate.tracker_config(path)
-    path.write_text("[1]")
-    with pytest.raises(ValueError, match="is no tracker file"):
-        evaluate.tracker_config(path)
-    path.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
-        evaluate.tracker_config(path)
-    with pytest.raises(ValueError, match="no tracker 'relaesed'"):
-        evaluate.tracker_config("relaesed")
 
 
 def test_the_network_cannot_be_changed_nor_the_floor_be_undercut(tmp_path: Path) -> None:

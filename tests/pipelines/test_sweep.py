@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from idol.config import TrackerConfig
-from pipelines import detect, evaluate, experiment_log, stored, sweep
+from pipelines import configuration, detect, evaluate, experiment_log, stored, sweep
 from pipelines.errors import PipelineError
 from tests.pipelines import perfect
 
@@ -113,7 +113,7 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
     assert best["values"] == {"match_threshold": 0.5, "memory_length": 1}
     # Two of the eight true instances are in the video without frames.
     assert best["metrics"]["AR100"] == pytest.approx(0.75)
-    chosen = evaluate.tracker_config(out / sweep.BEST)
+    chosen = configuration.tracker_config(out / sweep.BEST)
     assert chosen == dataclasses.replace(BASE, match_threshold=0.5, memory_length=1)
     again = evaluate.run(
         tmp_path / "data" / "instances.json",

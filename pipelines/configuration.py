@@ -1,0 +1,64 @@
+"""What a caller changes of a checkpoint's configuration: a tracker by name or file, fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from idol.config import Config, TrackerConfig, from_dict, override
+from pipelines.errors import PipelineError
+
+
+def changed(config: Config, overrides: Iterable[str], tracker: str | Path | None) -> Config:
+    """The configuration of a trained network with what the caller changes.
+
+    overrides: "section.field=value"
+    tracker:   see tracker_config; None: the checkpoint's own
+    Errors: ValueError where an override would change the network, or is a bad one; PipelineError
+            for a threshold below the score floor
+    """
+    wanted = config if tracker is None else replace(config, tracker=tracker_config(tracker))
+    wanted = override(wanted, overrides)
+    if wanted.model != config.model:
+        raise ValueError(
+            "--set model.... cannot change a trained network; leave the section model as the "
+            "checkpoint has it, or train another one"
+        )
+    if wanted.tracker.score_threshold < wanted.detect.score_floor:
+        raise PipelineError(
+            f"tracker.score_threshold ({wanted.tracker.score_threshold:g}) asks for detections "
+            f"below detect.score_floor ({wanted.detect.score_floor:g}), which are not stored. Add "
+            f"--set detect.score_floor={wanted.tracker.score_threshold:g}"
+        )
+    return wanted
+
+
+def tracker_config(name: str | Path) -> TrackerConfig:
+    """A tracker by name, or from a JSON file such as the best.json of a sweep.
+
+    name:   released, ovis, paper, robust, or a path; the file holds {"tracker": {field: value}}
+    Errors: ValueError for an unknown name, a file that is no such JSON, or an unknown field
+    """
+    named = {
+        "released": TrackerConfig.released,
+        "ovis": lambda: TrackerConfig.released("ovis"),
+        "paper": TrackerConfig.paper,
+        "robust": TrackerConfig.robust,
+    }
+    if str(name) in named:
+        return named[str(name)]()
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(
+            f"there is no tracker {str(name)!r}: give one of {', '.join(named)}, or a JSON file "
+            "such as the best.json of jobs.sweep"
+        )
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("tracker"), Mapping):
+        raise ValueError(f'{path} is no tracker file: it must hold {{"tracker": {{field: value}}}}')
+    return from_dict(TrackerConfig, content["tracker"])
