@@ -20,7 +20,7 @@ from torch import Tensor
 
 from idol import checkpoint, masks, results
 from idol.assembler import AssembledTrack, TrackAssembler
-from idol.config import TrackerConfig
+from idol.config import Config, TrackerConfig
 from idol.model import IDOL
 from idol.postprocess import detections
 from idol.structures import FrameDetections
@@ -71,16 +71,29 @@ class OnlineSegmenter:
     bounded by the tracker's memory, however long the stream.
 
     model:       in eval mode; frames go to its device, one at a time
-    tracker:     association; None: that of model.config
+    tracker:     association; None: that of config
+    config:      sizes, detection and categories; its section model is the model's. None:
+                 model.config
     keep_tracks: whether the whole video can be had in the end
     """
 
     def __init__(
-        self, model: IDOL, tracker: TrackerConfig | None = None, *, keep_tracks: bool = True
+        self,
+        model: IDOL,
+        tracker: TrackerConfig | None = None,
+        *,
+        config: Config | None = None,
+        keep_tracks: bool = True,
     ) -> None:
         self.model = model.eval()
-        self.config = model.config.tracker if tracker is None else tracker
-        floor = model.config.detect.score_floor
+        self.settings = model.config if config is None else config
+        if self.settings.model != model.config.model:
+            raise ValueError(
+                "config.model describes another network than model. Change other sections of "
+                "model.config, or load the checkpoint that belongs to it."
+            )
+        self.config = self.settings.tracker if tracker is None else tracker
+        floor = self.settings.detect.score_floor
         if self.config.score_threshold < floor:
             raise ValueError(
                 f"tracker.score_threshold is {self.config.score_threshold}, but detections end at "
@@ -148,8 +161,8 @@ class OnlineSegmenter:
         Categories without a data set's ids count from 1. Errors: as finish.
         """
         tracks = self.finish()
-        classes = self.model.config.model.num_classes
-        ids = self.model.config.category_ids or tuple(range(1, classes + 1))
+        classes = self.settings.model.num_classes
+        ids = self.settings.category_ids or tuple(range(1, classes + 1))
         entries: list[results.Entry] = []
         for chosen in results.submissions([one.track for one in tracks], self.config):
             segmentations: list[dict[str, Any] | None] = [None] * self._frames
@@ -167,7 +180,7 @@ class OnlineSegmenter:
         return entries
 
     def _detect(self, frame: NDArray[np.uint8], size: tuple[int, int]) -> FrameDetections:
-        config = self.model.config
+        config = self.settings
         image = normalise(frame, config.transforms)
         images, padding = collate_images([image], config.transforms.size_divisor)
         device = next(self.model.parameters()).device
@@ -183,7 +196,7 @@ class OnlineSegmenter:
         chosen = torch.tensor(rows, dtype=torch.int64)
         class_scores = found.class_scores[chosen]
         labels = class_scores.argmax(dim=1)
-        names = self.model.config.categories
+        names = self.settings.categories
         return Instances(
             frame_index=found.frame_index,
             size=size,

@@ -246,6 +246,11 @@ class VideoReader:
         """Frames, as the container states them; some state a little too many."""
         return max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
+    @property
+    def rate(self) -> float:
+        """Frames a second, as the container states them; 0 where it states none."""
+        return float(self._capture.get(cv2.CAP_PROP_FPS))
+
     def read(self, number: int) -> Image:
         """Frame `number`, from 0, as (H, W, 3) uint8 RGB."""
         if number < self._next:

@@ -1,0 +1,133 @@
+"""Follow the objects of one video, image folder or camera: a film with identities, and results.
+
+python -m jobs.track video.mp4 --weights shipped --out seen
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from idol import checkpoint
+from idol.segmenter import OnlineSegmenter
+from pipelines import configuration, source, stream
+from pipelines.errors import PipelineError
+
+_INTERRUPTED = 130  # what a shell calls a program ended by Ctrl-C
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """Segment and follow every object, frame by frame as they come, without Ray.
+
+    OUT gets annotated.mp4 (masks, boxes, captions, one colour for each identity throughout) and
+    results.json (the YouTube-VIS form; video_id 1, one mask or null for each frame used). Stopped
+    by Ctrl-C or a broken frame, what was finished is written all the same.
+
+    The last line of stdout is one JSON object: frames, tracks, frames_per_second, and the paths of
+    what was written.
+    """
+
+    source: Annotated[str, tyro.conf.Positional]
+    """A video file, a folder of images, or a camera: camera:0."""
+    weights: str
+    """A .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a released
+    .pth (then name its --preset)."""
+    out: Path
+    """Directory to write, made where it is missing."""
+    preset: str | None = None
+    """Configuration of a released .pth, which carries none."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; repeat for more. For
+    example tracker.memory_lifetime=60 or transforms.test_short_side=360."""
+    tracker: str | None = None
+    """released, ovis, paper, robust, or a JSON file such as the best.json of jobs.sweep. Default:
+    the checkpoint's own."""
+    every: int = 1
+    """Use each n-th frame only."""
+    max_frames: int | None = None
+    """Stop after so many frames (of those used). Default: at the end; a camera by Ctrl-C."""
+    device: str | None = None
+    """Where the network runs: cpu, cuda, cuda:1. Default: a GPU if there is one."""
+    score_threshold: float = 0.3
+    """Instances below this score in a frame are not drawn there. results.json has them all; for
+    what is followed at all see --set tracker.score_threshold."""
+    video: bool = True
+    """Write annotated.mp4. --no-video: results.json alone."""
+    fps: float | None = None
+    """Frames a second of annotated.mp4. Default: those of the video, divided by --every; 10 for
+    an image folder."""
+    overwrite: bool = False
+    """Replace annotated.mp4 and results.json of an earlier run in OUT."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, follow, print what came of it as the last line."""
+    job = tyro.cli(Track, args=argv, prog="python -m jobs.track")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    summary = stream.Summary()
+    try:
+        _follow(job, summary)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {_written(summary)}", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except (PipelineError, ValueError, OSError) as error:
+        # The message says what to do; a traceback would bury it.
+        done = f" {_written(summary)}" if summary.frames else ""
+        sys.exit(f"{type(error).__name__}: {error}{done}")
+    print(json.dumps(_line(job, summary), sort_keys=True))
+
+
+def _follow(job: Track, summary: stream.Summary) -> None:
+    wanted = stream.StreamConfig(
+        max_frames=job.max_frames,
+        film=job.video,
+        rate=job.fps,
+        drawn_score=job.score_threshold,
+    )
+    opened = source.open_source(job.source, job.every)
+    stream.prepare(job.out, overwrite=job.overwrite)
+    device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.zeros(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {device} cannot be used ({reason}). Use cpu, or cuda where there is a GPU."
+        ) from error
+    model = checkpoint.load(job.weights, preset=job.preset, device=place)
+    config = configuration.changed(model.config, job.set, job.tracker)
+    stream.run(opened, OnlineSegmenter(model, config=config), job.out, wanted, summary)
+
+
+def _written(summary: stream.Summary) -> str:
+    """What there is of a run that ended early, as a sentence."""
+    paths = [str(path) for path in (summary.results, summary.film) if path is not None]
+    if not paths:
+        return "Nothing was written."
+    return f"The {summary.frames} frames before are in {' and '.join(paths)}."
+
+
+def _line(job: Track, summary: stream.Summary) -> dict[str, object]:
+    return {
+        "frames": summary.frames,
+        "tracks": summary.tracks,
+        "seconds": round(summary.seconds, 3),
+        "frames_per_second": round(summary.frames_per_second, 3),
+        "out": str(job.out),
+        "results": str(summary.results),
+        "video": None if summary.film is None else str(summary.film),
+    }
+
+
+if __name__ == "__main__":
+    main()

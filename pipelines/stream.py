@@ -1,0 +1,166 @@
+"""One video from its source to results and an annotated film, frame by frame, without Ray."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from idol import results, visualize
+from idol.segmenter import Instances, OnlineSegmenter
+from pipelines.errors import ManifestError, PipelineError
+from pipelines.film import Film
+from pipelines.frames import Image
+from pipelines.source import Source
+
+RESULTS = "results.json"
+FILM = "annotated.mp4"
+_RATE = 10.0  # frames a second of a film whose source names no rate
+_READABLE = 480
+"""Smaller pictures are enlarged in the film, for texts have a least size."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamConfig:
+    """What is made of a stream beside its results."""
+
+    max_frames: int | None = None
+    """Stop after so many frames. None: at the end of the source."""
+    film: bool = True
+    """Write the annotated film."""
+    rate: float | None = None
+    """Frames a second of the film. None: that of the source, of an image folder 10."""
+    drawn_score: float = 0.3
+    """Instances with a lower score in a frame are not drawn there; the results have them."""
+
+    def __post_init__(self) -> None:
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ValueError(f"max_frames must be 1 or more, got {self.max_frames}")
+        if self.rate is not None and not 0 < self.rate <= 1000:
+            raise ValueError(f"rate must lie in (0, 1000] frames a second, got {self.rate}")
+        if not 0.0 <= self.drawn_score <= 1.0:
+            raise ValueError(f"the drawn score must lie in [0, 1], got {self.drawn_score}")
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a stream came to, up to date after every frame.
+
+    frames:  segmented
+    tracks:  in the results; 0 until they are written
+    seconds: from the first frame on
+    results: path, None until it is written
+    film:    path, None until it is written
+    """
+
+    frames: int = 0
+    tracks: int = 0
+    seconds: float = 0.0
+    results: Path | None = None
+    film: Path | None = None
+
+    @property
+    def frames_per_second(self) -> float:
+        """Of everything: decoding, network, association, drawing."""
+        return self.frames / self.seconds if self.seconds > 0 else 0.0
+
+
+def prepare(out: Path, *, overwrite: bool = False) -> None:
+    """Make out, and see that it can be written to, before a network is loaded for nothing.
+
+    Errors: ManifestError where it holds an earlier output, or cannot be written
+    """
+    old = [name for name in (RESULTS, FILM) if (out / name).exists()]
+    if old and not overwrite:
+        raise ManifestError(
+            str(out),
+            f"holds {' and '.join(old)} already",
+            "Use another --out, or --overwrite to replace what is there.",
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ManifestError(
+            str(out), f"cannot be written ({error.strerror})", "Use another --out."
+        ) from error
+    for name in old:
+        (out / name).unlink()
+
+
+def run(
+    source: Source, segmenter: OnlineSegmenter, out: Path, config: StreamConfig, summary: Summary
+) -> None:
+    """Segment the source; write RESULTS and FILM to out, each when it is whole.
+
+    source:    any
+    segmenter: fresh, with keep_tracks
+    out:       as left by prepare
+    summary:   brought up to date, so that the caller knows how far it came whatever happens
+    Errors: what the source, the segmenter and the disk raise, KeyboardInterrupt too; what was
+            segmented until then has been written
+
+    Memory holds one frame, the tracks' compressed masks, and nothing else that grows.
+    """
+    started = time.monotonic()
+    rate = config.rate or source.rate or _RATE
+    with Film(out / FILM, rate) as film:
+        try:
+            images = itertools.islice(source, config.max_frames)
+            total = _expected(source, config)
+            shown = Path(source.name).name
+            for image in tqdm(images, shown, total, unit=" frames", dynamic_ncols=True):
+                instances = segmenter(image)
+                if config.film:
+                    film.add(draw(image, instances, config.drawn_score))
+                summary.frames = segmenter.frames
+                summary.seconds = time.monotonic() - started
+        finally:
+            # Also when it was cut short: hours of work are not thrown away for one bad frame.
+            if segmenter.frames:
+                _write_results(segmenter, out / RESULTS, summary)
+                if config.film:
+                    film.finish()
+                    summary.film = out / FILM
+    if not segmenter.frames:
+        raise PipelineError(f"{source.name} holds no frames.")
+
+
+def draw(image: Image, instances: Instances, drawn_score: float) -> Image:
+    """The frame with masks, boxes and captions, each identity in its colour.
+
+    image:       (H, W, 3) uint8 RGB
+    instances:   of this frame
+    drawn_score: less certain instances are left out
+    returns:     (zoom * H, zoom * W, 3) uint8 RGB; frames below 480 pixels are enlarged
+    """
+    rows = (instances.scores >= drawn_score).nonzero()[:, 0].tolist()
+    rows.reverse()  # the most certain last, on top
+    ids = instances.track_ids.tolist()
+    scores = instances.scores.tolist()
+    return visualize.overlay(
+        image,
+        instances.masks[rows],
+        [ids[row] for row in rows],
+        [visualize.caption(instances.names[row], ids[row], scores[row]) for row in rows],
+        boxes=instances.boxes[rows].numpy().astype(np.float64),
+        zoom=max(1, round(_READABLE / min(image.shape[:2]))),
+    )
+
+
+def _expected(source: Source, config: StreamConfig) -> int | None:
+    known = [n for n in (source.frames, config.max_frames) if n is not None]
+    return min(known, default=None)
+
+
+def _write_results(segmenter: OnlineSegmenter, path: Path, summary: Summary) -> None:
+    entries = segmenter.finish_ytvis()
+    results.write(path, entries)
+    summary.tracks = len(segmenter.finish())
+    summary.results = path

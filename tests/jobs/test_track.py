@@ -1,0 +1,334 @@
+"""jobs.track: a video in, a film and results out, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from idol import checkpoint, results
+from idol.segmenter import OnlineSegmenter
+from jobs import track
+from pipelines import frames, stream
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE, LENGTH = (96, 144), 6
+
+
+def pictures(length: int = LENGTH, size: tuple[int, int] = SIZE) -> list[NDArray[np.uint8]]:
+    """Two bright discs that move over a dark texture, RGB."""
+    rng = np.random.default_rng(0)
+    ground = rng.integers(20, 60, (*size, 3))
+    y, x = np.mgrid[: size[0], : size[1]]
+    found = []
+    for t in range(length):
+        frame = ground.copy()
+        frame[(y - 30) ** 2 + (x - 25 - 5 * t) ** 2 < 200] = (230, 60, 40)
+        frame[(y - 65) ** 2 + (x - 120 + 5 * t) ** 2 < 260] = (40, 90, 230)
+        found.append(frame.astype(np.uint8))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Images named without leading zeros, so that text order is not theirs."""
+    path = tmp_path / "images"
+    path.mkdir()
+    for t, image in enumerate(pictures(12), start=1):
+        cv2.imwrite(str(path / f"{t}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    (path / "notes.txt").write_text("not an image")
+    return path
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    path = tmp_path / "video.mp4"
+    height, width = SIZE
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 12.0, (width, height))
+    for image in pictures():
+        writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], source: Path | str, out: Path, *options: str
+) -> dict[str, Any]:
+    track.main([str(source), "--weights", "shipped", "--out", str(out), *options])
+    line: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return line
+
+
+def test_a_video_becomes_a_film_of_the_same_length_and_rate(
+    capsys: pytest.CaptureFixture[str], video: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "out"
+    line = run(capsys, video, out)
+    assert line["frames"] == LENGTH
+    assert line["frames_per_second"] > 0
+    assert sorted(path.name for path in out.iterdir()) == [stream.FILM, stream.RESULTS]
+    with frames.VideoReader(line["video"], video_id=0) as film:
+        assert len(list(film)) == LENGTH
+        assert film.rate == pytest.approx(12.0)
+    entries = results.read(line["results"])
+    assert entries, "the shipped weights find bright discs"
+    assert {len(entry["segmentations"]) for entry in entries} == {LENGTH}
+    # Both files are as readable as any other.
+    assert (out / stream.FILM).stat().st_mode == (out / stream.RESULTS).stat().st_mode
+
+
+def test_results_are_those_of_the_segmenter(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    line = run(capsys, folder, tmp_path / "out", "--no-video", "--every", "2", "--max-frames", "5")
+    assert line["frames"] == 5
+    assert line["video"] is None
+    assert not (tmp_path / "out" / stream.FILM).exists()
+    segmenter = OnlineSegmenter.load("shipped")
+    for image in pictures(12)[:10:2]:  # natural order: 1, 3, 5, 7, 9, not 1, 11, 3, ...
+        segmenter(image)
+    results.write(tmp_path / "expected.json", segmenter.finish_ytvis())
+    expected = (tmp_path / "expected.json").read_bytes()
+    assert Path(line["results"]).read_bytes() == expected
+    assert line["tracks"] == len(segmenter.finish())
+
+
+def test_a_film_shows_every_identity_in_its_colour(folder: Path) -> None:
+    segmenter = OnlineSegmenter.load("shipped")
+    image = pictures()[0]
+    instances = segmenter(image)
+    assert len(instances) > 0
+    height, width = SIZE
+    plain = stream.draw(image, instances, 1.0)
+    drawn = stream.draw(image, instances, 0.0)
+    assert plain.shape == drawn.shape == (5 * height, 5 * width, 3)  # enlarged to 480
+    changed = (drawn != plain).any(axis=-1)
+    masks = instances.masks.any(axis=0).repeat(5, axis=0).repeat(5, axis=1)
+    assert changed[masks].mean() > 0.9
+
+
+def test_options_reach_the_tracker_and_what_is_drawn(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    nothing = ["--set", "tracker.first_threshold=1", "--set", "tracker.new_threshold=1"]
+    line = run(capsys, folder, tmp_path / "a", "--tracker", "released", *nothing, "--fps", "7.5")
+    assert line["tracks"] == 0
+    assert json.loads(Path(line["results"]).read_text()) == []
+    with frames.VideoReader(line["video"], video_id=0) as film:
+        assert film.rate == pytest.approx(7.5)
+
+
+def test_following_a_video_needs_no_ray(video: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from jobs import track; "
+        f"track.main([{str(video)!r}, '--weights', 'shipped', '--out', {str(tmp_path / 'o')!r}, "
+        "'--max-frames', '1']); "
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'ray'], 'ray'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frames"] == 1
+
+
+# --- what goes wrong on the way ------------------------------------------------------------------
+
+
+def test_a_broken_frame_ends_the_run_and_loses_nothing(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    (folder / "4.png").write_bytes(b"\x89PNG and no more")
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, folder, tmp_path / "out")
+    message = str(stopped.value)
+    assert "4.png" in message
+    assert "\n" not in message
+    assert "The 3 frames before are in" in message
+    entries = results.read(tmp_path / "out" / stream.RESULTS)
+    assert {len(entry["segmentations"]) for entry in entries} == {3}
+    with frames.VideoReader(str(tmp_path / "out" / stream.FILM), video_id=0) as film:
+        assert len(list(film)) == 3
+
+
+def test_images_of_another_size_are_told_with_their_sizes(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(folder / "3.png"), np.zeros((50, 60, 3), np.uint8))
+    with pytest.raises(SystemExit, match=r"frame 2 is \(50, 60\).*\(96, 144\).*2 frames before"):
+        run(capsys, folder, tmp_path / "out")
+
+
+def test_a_video_cut_short_is_told_from_one_that_ended(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "long.avi"
+    height, width = SIZE
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (width, height))
+    for image in pictures(40):
+        writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    writer.release()
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 4])
+    with pytest.raises(SystemExit, match=r"cannot be decoded, though the file states 40 frames"):
+        run(capsys, path, tmp_path / "out", "--no-video")
+    assert results.read(tmp_path / "out" / stream.RESULTS)
+
+
+def test_what_cannot_be_written_in_the_end_leaves_no_half_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "write", full)
+    with pytest.raises(SystemExit, match="No space left on device"):
+        track.main([str(folder), "--weights", "shipped", "--out", str(tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_ctrl_c_writes_what_is_finished_and_exits_130(folder: Path, tmp_path: Path) -> None:
+    for t in range(13, 400):
+        (folder / f"{t}.png").symlink_to(folder / f"{1 + t % 12}.png")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "jobs.track", str(folder), "--weights", "shipped"]
+    process = subprocess.Popen(
+        [*command, "--out", str(out)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".annotated.*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Interrupted. The " in stderr
+    assert "Traceback" not in stderr
+    assert stdout == ""
+    assert sorted(path.name for path in out.iterdir()) == [stream.FILM, stream.RESULTS]
+    (length,) = {len(e["segmentations"]) for e in results.read(out / stream.RESULTS)}
+    assert 0 < length < 399
+
+
+# --- what is wrong from the start ----------------------------------------------------------------
+
+
+def _empty(at: Path) -> Path:
+    (at / "empty").mkdir()
+    return at / "empty"
+
+
+def _without_images(at: Path) -> Path:
+    folder = _empty(at)
+    (folder / "a.txt").write_text("a")
+    return folder
+
+
+def _no_video(at: Path) -> Path:
+    path = at / "text.mp4"
+    path.write_text("this is no video")
+    return path
+
+
+def _no_image(at: Path) -> Path:
+    path = at / "text.jpg"
+    path.write_text("this is no image")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda at: at / "nowhere.mp4", "nowhere.mp4 does not exist. Give a video file"),
+        (_empty, "empty is empty: a folder must hold images"),
+        (_without_images, "empty holds 1 other entries: a folder must hold images"),
+        (_no_video, "text.mp4: the file cannot be opened as a video"),
+        (_no_image, "text.jpg: 16 bytes are not an image"),
+        (lambda at: "camera:91", "camera:91 cannot be opened"),
+        (lambda at: "camera:front", "a camera is named camera:0"),
+    ],
+)
+def test_a_source_that_is_none_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    make: Callable[[Path], Path | str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, make(tmp_path), tmp_path / "out")
+    assert message in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+    assert not (tmp_path / "out" / stream.RESULTS).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--tracker", "relaesed"], "no tracker 'relaesed'"),
+        (["--set", "tracker.tua=1"], "Did you mean 'tau'"),
+        (["--set", "model.width=8"], "cannot change a trained network"),
+        (["--every", "0"], "every must be 1 or more"),
+        (["--max-frames", "0"], "max_frames must be 1 or more"),
+        (["--fps", "0"], "rate must lie in"),
+        (["--score-threshold", "2"], r"drawn score must lie in \[0, 1\]"),
+        (["--device", "toaster"], "--device toaster cannot be used"),
+    ],
+)
+def test_a_bad_option_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit, match=message) as stopped:
+        run(capsys, folder, tmp_path / "out", *options)
+    assert "\n" not in str(stopped.value)
+
+
+def test_earlier_output_is_kept_unless_it_may_be_replaced(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run(capsys, folder, out, "--max-frames", "2")
+    before = (out / stream.RESULTS).read_bytes()
+    with pytest.raises(SystemExit, match=r"holds results.json and annotated.mp4 already.*--overw"):
+        run(capsys, folder, out, "--max-frames", "3")
+    assert (out / stream.RESULTS).read_bytes() == before
+    assert run(capsys, folder, out, "--max-frames", "3", "--overwrite")["frames"] == 3
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_done(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"file/out cannot be written \(Not a directory\)"):
+        run(capsys, folder, tmp_path / "file" / "out")
+
+
+def test_a_configuration_of_another_network_is_refused() -> None:
+    model = checkpoint.load("shipped")
+    other = checkpoint.load("tiny").config
+    smaller = track.configuration.changed(model.config, ["detect.score_floor=0.06"], None)
+    assert OnlineSegmenter(model, config=smaller).settings.detect.score_floor == 0.06
+    changed = type(other)(model=type(other.model)(num_classes=7))
+    with pytest.raises(ValueError, match="another network"):
+        OnlineSegmenter(model, config=changed)
