@@ -6,6 +6,7 @@ Here no data set says how many frames there are and of which size: the source it
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,6 +27,9 @@ CAMERA = "camera:"
 _OVERSTATED = 0.02
 """Containers may state this share of frames, or two, more than they hold. What ends earlier than
 that is cut short or broken."""
+
+_MP4_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
+_MP4_HEADER = 8  # bytes of a box's length and name
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Source:
                     image = reader.read(number)
                 except VideoError as error:
                     stated = len(reader)
-                    if number == 0 or stated - number > max(2, math.ceil(_OVERSTATED * stated)):
+                    if number == 0 or _cut_short(self.name, number, stated):
                         raise PipelineError(
                             f"{self.name}: frame {number} cannot be decoded, though the file "
                             f"states {stated} frames. Is the file complete? "
@@ -103,10 +107,10 @@ def open_source(name: str, every: int = 1) -> Source:
         with closing(_Camera(name)) as camera:
             return Source(name, every, None, _rate(camera.rate, every))
     path = Path(name)
-    if path.is_dir():
+    if not frames.is_remote(name) and path.is_dir():
         images = images_of(path)
         return Source(name, every, -(-len(images) // every), None, images)
-    if not path.exists():
+    if not frames.is_remote(name) and not path.exists():
         raise PipelineError(
             f"{name} does not exist. Give a video file, a folder of images, or camera:0."
         )
@@ -149,6 +153,31 @@ def _open_video(name: str) -> frames.VideoReader:
         raise PipelineError(
             f"{name}: {error.reason}. Give a video file, a folder of images, or camera:0."
         ) from error
+
+
+def _cut_short(name: str, read: int, stated: int) -> bool:
+    """Whether a video that ended after so many frames should have gone on."""
+    if stated - read <= max(2, math.ceil(_OVERSTATED * stated)):
+        return False
+    if frames.is_remote(name) or Path(name).suffix.lower() not in _MP4_SUFFIXES:
+        return True
+    # An mp4 may show a part of the frames that it stores and states: its edit list says so, and
+    # players follow it. Cut short it is where the last box reaches beyond the end of the file.
+    with open(name, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        place = 0
+        while place + _MP4_HEADER <= end:
+            file.seek(place)
+            header = file.read(2 * _MP4_HEADER)
+            length = int.from_bytes(header[:4], "big")
+            if length == 1:  # the length follows in 64 bits
+                length = int.from_bytes(header[8:16], "big")
+            if length == 0:  # to the end of the file, however long it is
+                return False
+            if length < _MP4_HEADER:
+                return True
+            place += length
+    return place != end
 
 
 def _rate(stated: float, every: int) -> float | None:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from idol import checkpoint, results
 from idol.segmenter import OnlineSegmenter
 from jobs import track
-from pipelines import frames, stream
+from pipelines import frames, source, stream
+from pipelines.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, LENGTH = (96, 144), 6
@@ -184,6 +185,22 @@ def test_a_video_cut_short_is_told_from_one_that_ended(
     with pytest.raises(SystemExit, match=r"cannot be decoded, though the file states 40 frames"):
         run(capsys, path, tmp_path / "out", "--no-video")
     assert results.read(tmp_path / "out" / stream.RESULTS)
+
+
+def test_an_mp4_that_shows_a_part_of_what_it_stores_is_whole(shared: Path) -> None:
+    opened = source.open_source(str(shared / "data/videos/snakeboard_trackformer.mp4"))
+    assert opened.frames == 188  # as stated; its edit list shows 109 of them
+    assert sum(1 for _ in opened) == 109
+
+
+def test_an_mp4_cut_short_is_told(tmp_path: Path, shared: Path) -> None:
+    # The index stands in front, as in files made for the web, so that the beginning can be played.
+    data = (shared / "data/videos/juggle_sam2.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    path = tmp_path / "cut.mp4"
+    path.write_bytes(data[: len(data) // 3])
+    with pytest.raises(PipelineError, match=r"cannot be decoded, though the file states 247"):
+        sum(1 for _ in source.open_source(str(path), every=10))
 
 
 def test_what_cannot_be_written_in_the_end_leaves_no_half_file(

@@ -1,0 +1,44 @@
+"""Frame by frame gives what the stages give of a whole data set, byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import idol
+from idol import results, synthetic
+from idol.segmenter import OnlineSegmenter
+from pipelines import annotations, configuration, detect, source, stream, track
+
+
+@pytest.mark.ray
+def test_a_stream_ends_with_the_bytes_of_the_whole_data_set(
+    ray_local: None, tmp_path: Path
+) -> None:
+    drawn = synthetic.SyntheticConfig.crowded()
+    dataset = annotations.read(synthetic.write_dataset(tmp_path / "videos", drawn, 2, 77))
+    model = idol.load("shipped")
+    one_by_one = configuration.changed(model.config, ["detect.batch_frames=1"], None)
+    detect.run(dataset, model, tmp_path / "detections", one_by_one, actors=1)
+    for tracker in ("released", "robust"):
+        config = configuration.changed(one_by_one, [], tracker)
+        at = tmp_path / tracker
+        track.run(tmp_path / "detections", at / "tracks", config.tracker)
+        entries: list[results.Entry] = []
+        for video in dataset.videos:
+            segmenter = OnlineSegmenter(model, config=config)
+            out = at / str(video.video_id)
+            stream.prepare(out)
+            summary = stream.Summary()
+            opened = source.open_source(str(Path(video.frames[0]).parent))
+            stream.run(opened, segmenter, out, stream.StreamConfig(film=False), summary)
+            assert summary.frames == len(video.frames)
+            of_video = segmenter.finish_ytvis(video.video_id)
+            results.write(at / "alone.json", [{**entry, "video_id": 1} for entry in of_video])
+            assert (out / stream.RESULTS).read_bytes() == (at / "alone.json").read_bytes()
+            entries += of_video
+        results.write(at / "streamed.json", entries)
+        assert len(entries) > 3
+        expected = (at / "tracks" / track.RESULTS).read_bytes()
+        assert (at / "streamed.json").read_bytes() == expected
