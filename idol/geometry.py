@@ -27,20 +27,18 @@ class Geometry:
     The first dimension is 1 instead of B where all images have one size: it broadcasts.
 
     sizes:        (B, 2)            int64, un-padded (height, width)
-    padding:      (B or 1, S)       bool, True where padded
+    padding:      (B or 1, S)       bool, True where padded; None where no token is known to be
     positions:    (B or 1, S, C)    float32 sine encoding (specification 1.3)
     valid_ratios: (B or 1, L, 2)    float32, un-padded share of each level, (x, y)
     references:   (B or 1, S, L, 2) float32, every token's centre in units of each padded level
-    sides:        (L, 2)            float32, (width, height) of each level
     shapes:       ((h, w), ...) of the L levels
     """
 
     sizes: Tensor
-    padding: Tensor
+    padding: Tensor | None
     positions: Tensor
     valid_ratios: Tensor
     references: Tensor
-    sides: Tensor
     shapes: Shapes
 
 
@@ -67,7 +65,6 @@ def of_padding(padding: Tensor, channels: int, sizes: Tensor | None = None) -> G
     levels.append(F.interpolate(levels[0][:, None], size=shapes[-1])[:, 0])
     paddings = [level.bool() for level in levels]
     ratios = valid_ratios(paddings)
-    sides = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float32, device=padding.device)
     encodings = [sine_encoding(p, channels).flatten(2).transpose(1, 2) for p in paddings]
     return Geometry(
         sizes=sizes,
@@ -75,7 +72,6 @@ def of_padding(padding: Tensor, channels: int, sizes: Tensor | None = None) -> G
         positions=torch.cat(encodings, 1),
         valid_ratios=ratios,
         references=encoder_references(shapes, ratios),
-        sides=sides,
         shapes=shapes,
     )
 
@@ -110,13 +106,20 @@ def of_sizes(
     each = [_of_size(padded, size, channels, device) for size in plain]
     return Geometry(
         sizes=torch.cat([g.sizes for g in each]),
-        padding=torch.cat([g.padding for g in each]),
+        padding=_cat_paddings(each),
         positions=torch.cat([g.positions for g in each]),
         valid_ratios=torch.cat([g.valid_ratios for g in each]),
         references=torch.cat([g.references for g in each]),
-        sides=each[0].sides,
         shapes=each[0].shapes,
     )
+
+
+def _cat_paddings(each: Sequence[Geometry]) -> Tensor:
+    """(B, S): of images of several sizes, one at least is padded."""
+    nowhere = torch.zeros(
+        each[0].positions.shape[:2], dtype=torch.bool, device=each[0].sizes.device
+    )
+    return torch.cat([nowhere if g.padding is None else g.padding for g in each])
 
 
 def _of_size(
@@ -143,7 +146,9 @@ def _compute(
 ) -> Geometry:
     padding = torch.ones(1, *padded, dtype=torch.bool, device=device)
     padding[:, : size[0], : size[1]] = False
-    return of_padding(padding, channels)
+    geometry = of_padding(padding, channels)
+    # Nothing to set to zero in any layer.
+    return dataclasses.replace(geometry, padding=None) if tuple(padded) == size else geometry
 
 
 class _Recent:

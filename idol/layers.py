@@ -1,4 +1,4 @@
-"""Small layers shared by the transformer and the heads, and where they keep full precision."""
+"""Small layers shared by the transformer and the heads."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-# oneDNN multiplies float32 matrices 1.2 to 1.8 times as fast as the BLAS behind nn.Linear on an AMD
-# EPYC with AVX-512 (5100 tokens of 256 channels, one thread). torch.compile calls the same
-# operator; a build of torch without it goes the usual way.
-_ONEDNN = (
-    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """x in float32 where it has 16 bits, as it is otherwise.
-
-    Eight bits of mantissa move a sampling point or a box's side by whole pixels.
-    """
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+from ops.linear import linear
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -32,30 +16,6 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
-
-
-def linear(layer: nn.Linear, x: Tensor, *, relu: bool = False) -> Tensor:
-    """layer(x), then ReLU if asked, by the fastest product there is for x.
-
-    x: (..., inputs) → (..., outputs)
-    """
-    weight, bias = layer.weight, layer.bias
-    if (
-        _ONEDNN
-        and x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.enabled
-    ):
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, weight, bias, "relu" if relu else "none", [], ""
-        )
-        return out
-    out = layer(x)
-    # In place: the product itself is not needed again, not even by its gradient.
-    return F.relu(out, inplace=True) if relu else out
 
 
 class MLP(nn.Module):

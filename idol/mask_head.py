@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from idol.layers import full_precision
+from ops.linear import full_precision
 
 
 def num_dynamic_parameters(channels: int) -> int:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from idol import backbone
 from idol.config import Config, ModelConfig
 from idol.geometry import Geometry, Shapes, level_shapes, of_padding, of_sizes
-from idol.layers import MLP, full_precision, without_autocast
+from idol.layers import MLP, without_autocast
 from idol.mask_head import MaskBranch, dynamic_masks, num_dynamic_parameters
 from idol.structures import Outputs
 from idol.transformer import NUM_LEVELS, Transformer
+from ops.linear import full_precision
 
 
 def _projection(channels: int, width: int, kernel: int) -> nn.Sequential:

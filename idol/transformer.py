@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from idol.config import ModelConfig
-from idol.geometry import Geometry, Shapes
-from idol.layers import full_precision, linear, without_autocast
-from ops import ms_deform_attn
+from idol.geometry import Geometry
+from idol.layers import without_autocast
+from ops import MSDeformAttn, spread
+from ops.linear import full_precision, linear
 
 NUM_LEVELS = 4
 """L: strides 8, 16, 32 of the backbone and one more at 64."""
@@ -25,88 +25,12 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
     return torch.log(x.clamp(min=1e-5) / (1 - x).clamp(min=1e-5))
 
 
-class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention around reference points (specification 1.5)."""
-
-    def __init__(self, width: int, heads: int, points: int, levels: int = NUM_LEVELS) -> None:
-        super().__init__()
-        self.heads, self.points, self.levels = heads, points, levels
-        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(width, heads * levels * points)
-        self.value_proj = nn.Linear(width, width)
-        self.output_proj = nn.Linear(width, width)
-        # Every head starts looking in its own direction, point p at distance p + 1.
-        angle = torch.arange(heads) * (2 * math.pi / heads)
-        direction = torch.stack([angle.cos(), angle.sin()], -1)
-        direction = direction / direction.abs().max(-1, keepdim=True).values
-        steps = torch.arange(1, points + 1)[:, None] * direction[:, None, None]
-        nn.init.zeros_(self.sampling_offsets.weight)
-        with torch.no_grad():
-            self.sampling_offsets.bias.copy_(steps.expand(-1, levels, -1, -1).flatten())
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.attention_weights.bias)
-        for layer in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def anchors(self, references: Tensor) -> Tensor:
-        """Reference points (B, Q, L, 2) repeated for every head and point: (B, Q, M, L, P, 2).
-
-        Worth its memory where several layers start from the same points: adding numbers that lie
-        side by side is five times as fast as adding one to its neighbours.
-        """
-        layout = (*references.shape[:2], self.heads, self.levels, self.points, 2)
-        return references[:, :, None, :, None].expand(layout).contiguous()
-
-    def forward(
-        self,
-        query: Tensor,
-        references: Tensor,
-        tokens: Tensor,
-        padding: Tensor,
-        sides: Tensor,
-        shapes: Shapes,
-    ) -> Tensor:
-        """Attend from every query to the feature maps around its reference.
-
-        query:      (B, Q, C)
-        references: (B, Q, L, 2) xy, or (B, Q, L, 4) cxcywh, in units of each padded level; or what
-                    anchors made of the former. The first dimension may be 1
-        tokens:     (B, S, C) the flattened levels
-        padding:    (B or 1, S) bool, True where padded: value zero
-        sides:      (L, 2) (width, height) of each level
-        shapes:     ((h, w), ...) of the L levels
-        returns:    (B, Q, C)
-
-        Sampling locations and weights have at least float32 in any precision.
-        """
-        batch, count = query.shape[:2]
-        # In place: neither the product nor its gradient needs the padded values.
-        value = linear(self.value_proj, tokens).masked_fill_(padding[..., None], 0.0)
-        value = value.view(batch, -1, self.heads, value.shape[-1] // self.heads)
-        layout = (self.heads, self.levels, self.points)
-        offsets = full_precision(linear(self.sampling_offsets, query))
-        offsets = offsets.view(batch, count, *layout, 2)
-        weights = full_precision(linear(self.attention_weights, query))
-        weights = weights.view(batch, count, self.heads, -1).softmax(-1)
-        weights = weights.view(batch, count, *layout)
-        if references.shape[-1] == 4:
-            anchor = references[:, :, None, :, None]  # (B, Q, 1, L, 1, 4)
-            locations = anchor[..., :2] + offsets / self.points * anchor[..., 2:] * 0.5
-        else:
-            anchor = references if references.ndim == 6 else references[:, :, None, :, None]
-            cells = sides.to(offsets.dtype)[:, None].expand(*layout, 2).contiguous()
-            locations = torch.addcdiv(anchor, offsets, cells)
-        attended = ms_deform_attn(value, shapes, locations, weights)
-        return linear(self.output_proj, attended)
-
-
 class EncoderLayer(nn.Module):
     """Deformable self-attention and a feed-forward block, each followed by a LayerNorm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.self_attn = DeformableAttention(config.width, config.num_heads, config.num_points)
+        self.self_attn = MSDeformAttn(config.width, config.num_heads, config.num_points, NUM_LEVELS)
         self.norm1 = nn.LayerNorm(config.width)
         self.linear1 = nn.Linear(config.width, config.feedforward)
         self.linear2 = nn.Linear(config.feedforward, config.width)
@@ -124,11 +48,11 @@ class EncoderLayer(nn.Module):
 
         tokens:    (B, S, C)
         positions: (B or 1, S, C)
-        anchors:   (B or 1, S, M, L, P, 2) every token's centre, see DeformableAttention.anchors
+        anchors:   every token's centre, (B or 1, S, L, 2) or as ops.spread repeats it
         returns:   (B, S, C)
         """
         attended = self.self_attn(
-            tokens + positions, anchors, tokens, geometry.padding, geometry.sides, geometry.shapes
+            tokens + positions, anchors, tokens, geometry.shapes, geometry.padding
         )
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = linear(self.linear2, self.dropout(linear(self.linear1, tokens, relu=True)))
@@ -141,7 +65,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.cross_attn = DeformableAttention(config.width, config.num_heads, config.num_points)
+        self.cross_attn = MSDeformAttn(
+            config.width, config.num_heads, config.num_points, NUM_LEVELS
+        )
         self.norm1 = nn.LayerNorm(config.width)
         self.self_attn = nn.MultiheadAttention(
             config.width, config.num_heads, dropout=config.dropout, batch_first=True
@@ -171,9 +97,8 @@ class DecoderLayer(nn.Module):
         attended = self.self_attn(query, query, states, need_weights=False)[0]
         states = self.norm2(states + self.dropout(attended))
         attended = self.cross_attn(
-            states + positions, references, tokens, geometry.padding, geometry.sides,
-            geometry.shapes,
-        )  # fmt: skip
+            states + positions, references, tokens, geometry.shapes, geometry.padding
+        )
         states = self.norm1(states + self.dropout(attended))
         hidden = linear(self.linear2, self.dropout(linear(self.linear1, states, relu=True)))
         out: Tensor = self.norm3(states + self.dropout(hidden))
@@ -190,6 +115,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.checkpoint_activations = config.checkpoint_activations
+        self.heads, self.points = config.num_heads, config.num_points
         self.level_embed = nn.Parameter(torch.randn(NUM_LEVELS, config.width))
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
@@ -215,9 +141,7 @@ class Transformer(nn.Module):
         levels = torch.split(geometry.positions.to(dtype), counts, dim=1)
         positions = torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)], 1)
         tokens = tokens.to(dtype)
-        attention = self.encoder[0].self_attn
-        assert isinstance(attention, DeformableAttention)
-        anchors = attention.anchors(geometry.references)
+        anchors = spread(geometry.references, self.heads, self.points)
         for layer in self.encoder:
             tokens = self._run(layer, tokens, positions, anchors, geometry)
         return tokens

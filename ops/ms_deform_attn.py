@@ -1,25 +1,28 @@
-"""Multi-scale deformable attention: the public function, which checks and picks the backend.
+"""Multi-scale deformable attention: the public function and the module around it.
 
-The environment variable IDOL_MSDA_BACKEND forces one: `cpu` (numba kernels) or `torch` (plain
-PyTorch). Unset, tensors on the CPU take the kernels and all others plain PyTorch.
+Which implementation computes is decided in `ops.backend`; IDOL_MSDA_BACKEND forces one.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-import os
+import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ops import cpu, reference
-
-logger = logging.getLogger(__name__)
-
-BACKEND_VARIABLE = "IDOL_MSDA_BACKEND"
+from ops import operators, reference
+from ops.arguments import (
+    Levels,
+    check_floating,
+    check_padding,
+    check_references,
+    check_samples,
+    check_value,
+    levels_of,
+)
+from ops.backend import Backend, choose
+from ops.linear import linear
 
 
 def ms_deform_attn(
@@ -29,7 +32,8 @@ def ms_deform_attn(
 
     Samples lie at x·w − 0.5, y·h − 0.5 in pixels of the level, and outside its picture there are
     zeros. Half precision is computed in float32, also under autocast. Differentiable once in value,
-    locations and weights.
+    locations and weights. On CUDA the order in which the value's gradient is summed is not fixed;
+    under torch.use_deterministic_algorithms(True) it is summed in integers, the same in every run.
 
     value:     (N, S, M, C) features of all levels, one after the other, S = Σ h·w, M heads
     shapes:    L pairs (h, w); a level may be empty
@@ -39,167 +43,199 @@ def ms_deform_attn(
     raises:    ValueError for shapes that do not fit or an IDOL_MSDA_BACKEND that cannot be had,
                TypeError for tensors that are not floating
     """
-    levels = _levels(shapes)
-    _check(value, levels, locations, weights)
-    dtype = value.dtype
+    levels = levels_of(shapes)
+    check_floating(value=value, locations=locations, weights=weights)
+    check_value(value, levels)
+    check_samples(value, levels, ("locations", locations), ("weights", weights))
     # The finest precision that came in, at least float32: locations of 16 bits would move the
     # samples by whole pixels on large levels.
-    common = torch.promote_types(value.dtype, locations.dtype)
-    common = torch.promote_types(torch.promote_types(common, weights.dtype), torch.float32)
-    value, locations, weights = value.to(common), locations.to(common), weights.to(common)
-    if _backend(value.device.type) == "cpu":
-        sizes = [side for level in levels for side in level]
-        out: Tensor = _kernel(value, sizes, locations, weights)
-        return out.to(dtype)
-    return reference.ms_deform_attn(value, levels, locations, weights).to(dtype)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _backend(device: str) -> str:
-    """`cpu` or `torch`, for tensors on that kind of device; a compiled graph keeps the answer."""
-    asked = os.environ.get(BACKEND_VARIABLE, "")
-    if asked == "torch":
-        return "torch"
-    if asked == "cpu":
-        if device != "cpu":
-            raise ValueError(
-                f"{BACKEND_VARIABLE}=cpu computes on the CPU, but the tensors are on {device}; "
-                f"move them, or unset {BACKEND_VARIABLE}."
-            )
-        if reason := cpu.missing():
-            raise ValueError(
-                f"{BACKEND_VARIABLE}=cpu needs the numba kernels, but {reason}; install numba, or "
-                f"unset {BACKEND_VARIABLE}."
-            )
-        return "cpu"
-    if asked == "cuda":
-        raise ValueError(
-            f"{BACKEND_VARIABLE}=cuda, but this version has no CUDA kernel; set it to torch, which "
-            f"runs on CUDA tensors too, or unset it."
+    common = _common(value, locations, weights)
+    backend = _backend(value, locations, common)
+    if backend == "cuda":
+        # The kernels read halves as they are and compute in float32.
+        kind = value.dtype if common is torch.float32 else common
+        out: Tensor = operators.attend(
+            value.to(kind), _flat(levels), locations.to(common), weights.to(common)
         )
-    if asked:
-        raise ValueError(
-            f"{BACKEND_VARIABLE} must be cpu or torch, got {asked!r}; unset it to let the "
-            f"tensors decide."
+        return out.to(value.dtype)
+    arguments = (value.to(common), locations.to(common), weights.to(common))
+    return _plain(backend, levels, *arguments).to(value.dtype)
+
+
+def ms_deform_attn_fused(
+    value: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    references: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """The same from what a network has: reference points or boxes, offsets, attention logits.
+
+    On CUDA the softmax, the locations and the padding are part of the one kernel. Differentiable
+    once in value, references, offsets and logits.
+
+    value:      (N, S, M, C), and shapes: as in ms_deform_attn
+    references: (N or 1, Q, L, 2) xy, offsets then being pixels of their level; or (N or 1, Q, L, 4)
+                cxcywh, P units of offset then being half of the box; both in units of each level's
+                sides. Or points as `spread` repeats them
+    offsets:    (N, Q, M, L, P, 2)
+    logits:     (N, Q, M, L, P) before the softmax over L·P
+    padding:    (N or 1, S) bool, True where the value counts as zero; None: nowhere
+    returns:    (N, Q, M·C) in the precision of value
+    raises:     as ms_deform_attn
+    """
+    levels = levels_of(shapes)
+    check_floating(value=value, references=references, offsets=offsets, logits=logits)
+    check_value(value, levels)
+    check_samples(value, levels, ("offsets", offsets), ("logits", logits))
+    check_references(references, offsets)
+    if padding is not None:
+        check_padding(padding, value)
+    common = _common(value, references, offsets, logits)
+    backend = _backend(value, offsets, common, references)
+    if backend == "cuda":
+        images, queries = offsets.shape[:2]
+        if references.ndim == 6:
+            references = references[:, :, 0, :, 0]
+        references = references.expand(images, queries, len(levels), -1)
+        if padding is not None:
+            padding = padding.expand(images, -1)
+        if common is torch.float64:
+            value_, references, offsets, logits = (
+                t.double() for t in (value, references, offsets, logits)
+            )
+        else:
+            # One type for what a query brings; references never lose bits they came with.
+            value_, query = value, torch.promote_types(offsets.dtype, logits.dtype)
+            references, offsets, logits = references.float(), offsets.to(query), logits.to(query)
+        out: Tensor = operators.attend_fused(
+            value_, _flat(levels), references, offsets, logits, padding
         )
-    if device != "cpu":
-        _say_once(f"deformable attention runs in plain PyTorch on {device}: it has no kernel there")
-        return "torch"
-    if reason := cpu.missing():
-        _say_once(f"deformable attention runs in plain PyTorch, many times slower: {reason}")
-        return "torch"
-    return "cpu"
+        return out.to(value.dtype)
+    dtype = value.dtype
+    if padding is not None:
+        value = value.masked_fill(padding[..., None, None], 0.0)
+    offsets, logits = offsets.to(common), logits.to(common)
+    locations = reference.places(levels, references.to(common), offsets)
+    weights = logits.flatten(-2).softmax(-1).view(logits.shape)
+    return _plain(backend, levels, value.to(common), locations, weights).to(dtype)
 
 
-@functools.cache
-def _say_once(message: str) -> None:
-    logger.warning(message)
+def spread(references: Tensor, heads: int, points: int) -> Tensor:
+    """References for several layers with the same points, laid out for the backend at hand.
+
+    references: (N or 1, Q, L, 2)
+    returns:    (N or 1, Q, M, L, P, 2), or references as they are where that is no faster
+    """
+    if references.device.type == "cpu":
+        return reference.spread(references, heads, points)
+    return references
 
 
-@torch.library.custom_op("idol::ms_deform_attn", mutates_args=(), device_types="cpu")
-def _kernel(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    return cpu.forward(value, _pairs(sizes), locations, weights)
+class MSDeformAttn(nn.Module):
+    """Multi-scale deformable attention around reference points, with its projections.
+
+    Parameters, their names and how they start are those of Deformable DETR's module: every head
+    first looks in its own direction, point p at distance p + 1, with equal attention.
+
+    width:  C of queries and tokens, a multiple of heads
+    levels: L feature maps; points: P samples on each, for each of the heads
+    """
+
+    def __init__(self, width: int = 256, heads: int = 8, points: int = 4, levels: int = 4) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(
+                f"width must be a multiple of heads, got {width} for {heads} heads; choose for "
+                f"example {-(-width // heads) * heads}."
+            )
+        self.heads, self.points, self.levels = heads, points, levels
+        self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
+        self.attention_weights = nn.Linear(width, heads * levels * points)
+        self.value_proj = nn.Linear(width, width)
+        self.output_proj = nn.Linear(width, width)
+        angle = torch.arange(heads) * (2 * math.pi / heads)
+        direction = torch.stack([angle.cos(), angle.sin()], -1)
+        direction = direction / direction.abs().max(-1, keepdim=True).values
+        steps = torch.arange(1, points + 1)[:, None] * direction[:, None, None]
+        nn.init.zeros_(self.sampling_offsets.weight)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(steps.expand(-1, levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for layer in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        references: Tensor,
+        tokens: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from every query to the feature maps around its reference.
+
+        query:      (N, Q, C)
+        references: (N or 1, Q, L, 2 or 4), or what `spread` made of them: as ms_deform_attn_fused
+        tokens:     (N, S, C) the flattened levels
+        shapes:     ((h, w), ...) of the L levels
+        padding:    (N or 1, S) bool, True where padded: value zero
+        returns:    (N, Q, C)
+
+        Sampling locations and weights have at least float32 in any precision.
+        """
+        value = linear(self.value_proj, tokens)
+        if padding is not None and value.device.type != "cuda":
+            # In place: neither the product nor its gradient needs the padded values.
+            value, padding = value.masked_fill_(padding[..., None], 0.0), None
+        value = value.view(*value.shape[:2], self.heads, -1)
+        layout = (self.heads, self.levels, self.points)
+        rows = query.shape[:2]
+        offsets = linear(self.sampling_offsets, query).view(*rows, *layout, 2)
+        logits = linear(self.attention_weights, query).view(*rows, *layout)
+        attended = ms_deform_attn_fused(value, shapes, references, offsets, logits, padding)
+        return linear(self.output_proj, attended)
 
 
-@torch.library.custom_op("idol::ms_deform_attn_backward", mutates_args=(), device_types="cpu")
-def _kernel_backward(
-    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.backward(grad, value, _pairs(sizes), locations, weights)
+def _common(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
 
 
-@_kernel.register_fake
-def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    images, _, heads, channels = value.shape
-    return value.new_empty((images, locations.shape[1], heads * channels))
-
-
-@_kernel_backward.register_fake
-def _(
-    grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        value.new_empty(value.shape),
-        locations.new_empty(locations.shape),
-        weights.new_empty(weights.shape),
+def _backend(
+    value: Tensor, places: Tensor, common: torch.dtype, references: Tensor | None = None
+) -> Backend:
+    single = common is torch.float32
+    backend: Backend = choose(
+        value.device.type,
+        value.device.index,
+        places.shape[3],
+        places.shape[4],
+        value.shape[3],
+        (
+            value.dtype if single else common,
+            places.dtype if single and references is not None else common,
+            torch.float32 if single else common,
+        ),
+        0 if references is None else references.shape[-1],
     )
+    return backend
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.sizes, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
+def _plain(
+    backend: Backend, levels: Levels, value: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """From tensors of one precision, on the CPU or in plain PyTorch anywhere."""
+    if backend == "cpu":
+        out: Tensor = operators.attend(value, _flat(levels), locations, weights)
+        return out
+    return reference.ms_deform_attn(value, levels, locations, weights)
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-    value, locations, weights = ctx.saved_tensors
-    by_value, by_locations, by_weights = _kernel_backward(
-        grad, value, ctx.sizes, locations, weights
-    )
-    return by_value, None, by_locations, by_weights
-
-
-_kernel.register_autograd(_gradients, setup_context=_remember)
-
-
-def _pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """An operator's schema knows flat lists of integers only."""
-    return list(zip(sizes[::2], sizes[1::2], strict=True))
-
-
-def _levels(shapes: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Plain integers, whatever sequence of pairs came."""
-    levels = tuple(tuple(int(side) for side in shape) for shape in shapes)
-    for index, level in enumerate(levels):
-        if len(level) != 2 or min(level) < 0:
-            raise ValueError(
-                f"shapes must be pairs (height, width) of sizes ≥ 0, but level {index} is {level}; "
-                f"give one pair for each feature level, in the order of value's second dimension."
-            )
-    return tuple((level[0], level[1]) for level in levels)
-
-
-def _check(
-    value: Tensor, levels: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor
-) -> None:
-    """Every rule about sizes, kinds and devices, each with what came instead."""
-    named = {"value": value, "locations": locations, "weights": weights}
-    for name, tensor in named.items():
-        if not tensor.dtype.is_floating_point:
-            raise TypeError(
-                f"{name} must be a floating-point tensor, got {tensor.dtype}; convert it with "
-                f"{name}.float()."
-            )
-        if tensor.device != value.device:
-            raise ValueError(
-                f"value, locations and weights must be on one device, but value is on "
-                f"{value.device} and {name} on {tensor.device}; move them with .to()."
-            )
-    if value.dim() != 4:
-        raise ValueError(
-            f"value must be (N, S, M, C): images, pixels of all levels, heads, channels; got "
-            f"{tuple(value.shape)}. Split the heads with value.unflatten(-1, (heads, -1))."
-        )
-    images, pixels, heads, _ = value.shape
-    total = sum(height * width for height, width in levels)
-    if pixels != total:
-        raise ValueError(
-            f"value must hold the pixels of all levels one after the other: {total} for shapes "
-            f"{list(levels)}, got {pixels} in value {tuple(value.shape)}. Are shapes (height, "
-            f"width), and of the same levels?"
-        )
-    if locations.dim() != 6 or locations.shape[-1] != 2:
-        raise ValueError(
-            f"locations must be (N, Q, M, L, P, 2), got {tuple(locations.shape)}: one (x, y) for "
-            f"every image, query, head, level and point."
-        )
-    if (locations.shape[0], *locations.shape[2:4]) != (images, heads, len(levels)):
-        raise ValueError(
-            f"locations must have N, M, L = {images}, {heads}, {len(levels)} as in value "
-            f"{tuple(value.shape)} and the {len(levels)} shapes, got {tuple(locations.shape)} "
-            f"read as (N, Q, M, L, P, 2)."
-        )
-    if weights.shape != locations.shape[:-1]:
-        raise ValueError(
-            f"weights must be (N, Q, M, L, P) = {tuple(locations.shape[:-1])} as in locations, "
-            f"got {tuple(weights.shape)}."
-        )
+def _flat(levels: Levels) -> list[int]:
+    return [side for level in levels for side in level]

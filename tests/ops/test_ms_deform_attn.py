@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ops
-from ops import cpu, ms_deform_attn, reference
+from ops import backend, cpu, ms_deform_attn, reference
 
 door = sys.modules["ops.ms_deform_attn"]
 
@@ -18,7 +18,7 @@ Sizes = list[tuple[int, int]]
 @pytest.fixture(autouse=True)
 def _no_forced_backend(monkeypatch):
     monkeypatch.delenv("IDOL_MSDA_BACKEND", raising=False)
-    door._say_once.cache_clear()
+    backend.say_once.cache_clear()
 
 
 def arguments(
@@ -274,7 +274,11 @@ def test_wrong_shapes_say_the_rule_and_what_came():
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"), [("cuda", "no CUDA kernel"), ("fast", "must be cpu or torch, got 'fast'")]
+    ("asked", "message"),
+    [
+        ("cuda", "computes on cuda tensors, but these are on cpu; move them"),
+        ("fast", "must be cuda, cpu or torch, got 'fast'"),
+    ],
 )
 def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch, asked, message):
     monkeypatch.setenv("IDOL_MSDA_BACKEND", asked)
@@ -286,7 +290,7 @@ def test_a_backend_that_cannot_be_had_is_an_error(monkeypatch, asked, message):
 def test_the_forced_cpu_kernel_refuses_tensors_elsewhere(monkeypatch):
     monkeypatch.setenv("IDOL_MSDA_BACKEND", "cpu")
     inputs = [t.to("meta") for t in arguments(LEVELS)]
-    with pytest.raises(ValueError, match="the tensors are on meta"):
+    with pytest.raises(ValueError, match="these are on meta"):
         ms_deform_attn(inputs[0], LEVELS, inputs[1], inputs[2])
 
 
@@ -317,7 +321,7 @@ def test_without_numba_plain_pytorch_is_used_and_said_once(monkeypatch, caplog):
     ]
     assert torch.equal(out, reference.ms_deform_attn(value, LEVELS, locations, weights))
     monkeypatch.setenv("IDOL_MSDA_BACKEND", "cpu")
-    with pytest.raises(ValueError, match="install numba"):
+    with pytest.raises(ValueError, match="=cpu is set, but numba cannot be imported"):
         ms_deform_attn(value, LEVELS, locations, weights)
 
 
@@ -328,21 +332,9 @@ def test_other_devices_take_plain_pytorch_and_say_so_once(caplog):
             out = ms_deform_attn(inputs[0], LEVELS, inputs[1], inputs[2])
     assert out.shape == (2, 3, 8)
     assert len(caplog.records) == 1
-    assert "plain PyTorch on meta" in caplog.records[0].message
-
-
-@pytest.mark.gpu
-def test_cuda_tensors_give_the_same_numbers():
-    inputs = arguments(LEVELS)
-    moved = [t.detach().cuda().requires_grad_() for t in inputs]
-    for a, b in zip(
-        with_gradients(ms_deform_attn, LEVELS, inputs),
-        with_gradients(lambda *args: ms_deform_attn(*args).cpu(), LEVELS, moved),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b.cpu(), atol=1e-10, rtol=1e-10)
+    assert caplog.records[0].message.endswith("there is no kernel for meta")
 
 
 def test_the_public_name_is_the_function():
-    assert ops.__all__ == ["ms_deform_attn"]
     assert callable(ops.ms_deform_attn)
+    assert ops.ms_deform_attn is door.ms_deform_attn

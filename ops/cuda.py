@@ -1,0 +1,486 @@
+"""Multi-scale deformable attention on NVIDIA GPUs: kernels compiled at first use, by NVRTC.
+
+No compiler and no CUDA toolkit is needed: `cuda.core` and NVRTC are wheels. The source
+(`csrc/ms_deform_attn.cu`) includes no header, and is compiled for the very levels, points, size of
+heads, types and architecture at hand (under a second), once for all processes of the user.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import logging
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ops.kernel_cache import KernelCache, default_folder
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).parent / "csrc" / "ms_deform_attn.cu"
+
+_KINDS = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float64: "F64",
+}
+_LOAD_BYTES = 16  # the widest load of a thread
+_WARP = 32
+_SHARED_BYTES = 48 * 1024  # of a block, on every architecture, without asking for more
+_OLDEST = 60  # atomicAdd of doubles and fp16 arithmetic
+_MOST_BLOCKS = 2**31 - 1
+_MOST_PIXELS = 2**27  # a row times 16 is an integer of 32 bits
+
+
+class CannotCompile(RuntimeError):
+    """These kernels cannot be had here; the message says why, in one line."""
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why the kernels cannot be used in this environment, in one line; None when they can."""
+    if torch.version.hip is not None:
+        return "this is a build of torch for AMD"
+    try:
+        _compiler_version()
+    except ImportError as error:
+        return f"cuda.core cannot be imported ({error}); pip install cuda-core"
+    except (RuntimeError, OSError) as error:
+        return (
+            f"NVRTC cannot be loaded ({str(error).splitlines()[0]}); pip install nvidia-cuda-nvrtc"
+        )
+    return None
+
+
+@functools.cache
+def _compiler_version() -> tuple[int, int]:
+    import cuda.core  # type: ignore[import-untyped]  # noqa: F401  (to know that it is there)
+    from cuda.bindings import nvrtc  # type: ignore[import-untyped]
+
+    status, major, minor = nvrtc.nvrtcVersion()
+    if int(status) != 0:
+        raise RuntimeError(f"nvrtcVersion returned {status}")
+    return int(major), int(minor)
+
+
+@functools.cache
+def _known_architectures() -> tuple[int, ...]:
+    from cuda.bindings import nvrtc
+
+    status, architectures = nvrtc.nvrtcGetSupportedArchs()
+    if int(status) != 0:
+        raise CannotCompile(f"NVRTC does not name its architectures ({status})")
+    return tuple(int(number) for number in architectures)
+
+
+# ---------------------------------------------------------------------------------------------
+# Compilation
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Specialisation:
+    """What one compilation is for: all that the kernels know before they run."""
+
+    levels: int
+    """L."""
+    points: int
+    """P."""
+    channels: int
+    """C, of one head."""
+    value: torch.dtype
+    """Of the value and the result."""
+    query: torch.dtype
+    """Of offsets and logits, or of locations and weights."""
+    anchor: torch.dtype = torch.float32
+    """Of the references."""
+    reference: int = 0
+    """Numbers of a reference, 2 or 4; 0: locations and weights come in."""
+    fixed_point: bool = False
+    """Whether the value's gradient is summed in integers: the same bits in every run."""
+    warps: int = 4
+    """Warps of a block."""
+    unroll: int | None = None
+    """Samples in flight; None takes what was chosen for the type."""
+    blocks: int | None = None
+    """Blocks of a multiprocessor that the registers must allow; None as for unroll."""
+    heads_together: bool = False
+    """Whether neighbours in a block are heads of one query, or queries of one head.
+
+    The latter read neighbouring pixels, which the first cache then holds.
+    """
+
+    @property
+    def real(self) -> torch.dtype:
+        """The precision of sums: double as soon as one argument is."""
+        used = (self.value, self.query, *((self.anchor,) if self.reference else ()))
+        return torch.float64 if torch.float64 in used else torch.float32
+
+    def layout(self) -> tuple[int, int, int, int]:
+        """(channels of a load, lanes of an item, items of a warp, warps of a block).
+
+        raises: CannotCompile if one item's samples do not fit into shared memory
+        """
+        size = self.value.itemsize
+        vector = _LOAD_BYTES // size
+        while self.channels % vector:
+            vector //= 2
+        lanes = min(self.channels // vector, _WARP)
+        # Two records for a sample in the backward, and the sizes of the levels.
+        record = 2 * 4 * self.real.itemsize * self.levels * self.points
+        room = (_SHARED_BYTES - 12 * self.levels) // record
+        if room == 0:
+            raise CannotCompile(
+                f"{self.levels} levels of {self.points} points do not fit into shared memory"
+            )
+        items = min(_WARP // lanes, room)
+        return vector, lanes, items, max(min(self.warps, room // items), 1)
+
+    def source(self) -> str:
+        """The text to compile: these numbers as macros, then the kernels."""
+        vector, lanes, items, warps = self.layout()
+        # Chosen from NVRTC's reports: no spills on any architecture. Half precision converts
+        # eight channels a load, and has no registers left for four samples at once; nor has a
+        # lane that makes the records of many samples, or has channels in several pieces.
+        half = self.value.itemsize == 2
+        usual = (
+            self.levels * self.points <= 2 * lanes
+            and self.channels <= vector * lanes
+            and lanes & (lanes - 1) == 0
+        )
+        blocks = 6 if half else 8 if usual else 4
+        levels = range(self.levels)
+        macros = {
+            "LEVELS": self.levels,
+            "POINTS": self.points,
+            "CHANNELS": self.channels,
+            "VALUE": _KINDS[self.value],
+            "QUERY": _KINDS[self.query],
+            "ANCHOR": _KINDS[self.anchor],
+            "REFERENCE": self.reference,
+            "VECTOR": vector,
+            "LANES": lanes,
+            "ITEMS": items,
+            "WARPS": warps,
+            "UNROLL": self.unroll or (2 if half else 4),
+            "BLOCKS": self.blocks or blocks,
+            "HEADS_TOGETHER": int(self.heads_together),
+            "FIXED_POINT": int(self.fixed_point),
+            "LEVEL_PARAMETERS": ", ".join(f"int h{i}, int w{i}" for i in levels),
+            "LEVEL_SIZES": ", ".join(f"h{i}, w{i}" for i in levels),
+        }
+        lines = [f"#define {name} {meaning}" for name, meaning in macros.items()]
+        return "\n".join([*lines, "#line 1", SOURCE.read_text()])
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What the compiler says a kernel takes of a multiprocessor."""
+
+    registers: int
+    stack: int
+    """Bytes of local memory a thread."""
+    spilled: int
+    """Bytes written and read because the registers did not suffice."""
+
+
+_REPORT = re.compile(
+    r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
+    r"(\d+) bytes spill loads.*?Used (\d+) registers",
+    re.DOTALL,
+)
+
+
+def compile_source(text: str, architecture: str, target: str = "cubin") -> tuple[bytes, str]:
+    """(machine code, the compiler's report) of that source; needs no GPU.
+
+    architecture: sm_90 for a cubin, compute_90 for ptx
+    raises:       CannotCompile with the compiler's own words
+    """
+    from cuda.core import Program, ProgramOptions
+
+    log = io.StringIO()
+    options = ProgramOptions(
+        name="ms_deform_attn", arch=architecture, std="c++17", ptxas_options=["-v"]
+    )
+    try:
+        program = Program(text, "c++", options)
+        code = program.compile(target, logs=log).code
+    except Exception as error:
+        # cuda.core raises errors of its own and of NVRTC, whose classes move between versions.
+        raise CannotCompile(
+            f"NVRTC failed for {architecture}: {error}\n{log.getvalue()}"
+        ) from error
+    return bytes(code), log.getvalue().replace("\0", "")
+
+
+def resources(report: str) -> dict[str, Resources]:
+    """By kernel, from the report of compile_source."""
+    return {
+        name: Resources(int(registers), int(stack), int(stores) + int(loads))
+        for name, stack, stores, loads, registers in _REPORT.findall(report)
+    }
+
+
+def _target(capability: tuple[int, int]) -> tuple[str, str]:
+    """(architecture, cubin or ptx) for a device; ptx for one that is newer than the compiler."""
+    device = 10 * capability[0] + capability[1]
+    known = _known_architectures()
+    if device in known:
+        return f"sm_{device}", "cubin"
+    older = [number for number in known if _OLDEST <= number <= device]
+    if not older:
+        raise CannotCompile(
+            f"the device has compute capability {capability[0]}.{capability[1]}, and this NVRTC "
+            f"begins at {min(known) / 10}"
+        )
+    return f"compute_{max(older)}", "ptx"
+
+
+_cache_lock = threading.Lock()
+_cache: KernelCache | None = None
+
+
+def _kernel_cache() -> KernelCache:
+    global _cache
+    with _cache_lock:
+        if _cache is None:
+            _cache = KernelCache(default_folder())
+        return _cache
+
+
+def machine_code(
+    specialisation: Specialisation, capability: tuple[int, int], cache: KernelCache | None = None
+) -> tuple[bytes, str]:
+    """(code, cubin or ptx) for a device of that compute capability, compiled or from the cache."""
+    architecture, kind = _target(capability)
+    text = specialisation.source()
+    version = ".".join(map(str, _compiler_version()))
+    digest = hashlib.sha256(f"{version} {architecture} {kind}\n{text}".encode()).hexdigest()
+    key = f"ms_deform_attn-{architecture}-{digest[:32]}.{kind}"
+    cache = cache or _kernel_cache()
+    return cache.get(key, lambda: compile_source(text, architecture, kind)[0]), kind
+
+
+_kernels: dict[tuple[Specialisation, int], tuple[Any, Any]] = {}
+_kernels_lock = threading.Lock()
+
+
+def _loaded(specialisation: Specialisation, device: int) -> tuple[Any, Any]:
+    """(forward, backward) on that device."""
+    key = (specialisation, device)
+    kernels = _kernels.get(key)
+    if kernels is None:
+        with _kernels_lock:
+            if key not in _kernels:
+                _kernels[key] = _load(specialisation, device)
+            kernels = _kernels[key]
+    return kernels
+
+
+def _load(specialisation: Specialisation, device: int) -> tuple[Any, Any]:
+    from cuda.core import Device, ObjectCode
+
+    capability = torch.cuda.get_device_capability(device)
+    code, kind = machine_code(specialisation, capability)
+    # The device's primary context, which is torch's own.
+    Device(device).set_current()
+    try:
+        module = ObjectCode.from_cubin(code) if kind == "cubin" else ObjectCode.from_ptx(code)
+        return module.get_kernel("forward"), module.get_kernel("backward")
+    except Exception as error:
+        # As above: the driver's errors have no class that all versions share.
+        raise CannotCompile(f"the driver does not load the kernels: {error}") from error
+
+
+@functools.cache
+def unusable(specialisation: Specialisation, device: int) -> str | None:
+    """Why these kernels cannot run on that device, in one line; None when they can.
+
+    The first question compiles them, or reads them from the cache.
+    """
+    try:
+        specialisation.layout()
+        _loaded(specialisation, device)
+    except CannotCompile as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+# ---------------------------------------------------------------------------------------------
+# Calls
+
+
+class _Stream:
+    """torch's current stream, as cuda.core asks for one."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, device: int) -> None:
+        self.handle = torch.cuda.current_stream(device).cuda_stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, and beginning where a wide load may begin."""
+    tensor = tensor.detach().contiguous()
+    return tensor.clone() if tensor.data_ptr() % _LOAD_BYTES else tensor
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _specialisation(
+    value: Tensor, places: Tensor, references: Tensor | None, fixed_point: bool
+) -> Specialisation:
+    levels, points = places.shape[3:5]
+    return Specialisation(
+        levels=levels,
+        points=points,
+        channels=value.shape[3],
+        value=value.dtype,
+        query=places.dtype,
+        anchor=torch.float32 if references is None else references.dtype,
+        reference=0 if references is None else references.shape[-1],
+        fixed_point=fixed_point,
+    )
+
+
+def _launch(
+    which: int,
+    specialisation: Specialisation,
+    tensors: Sequence[Tensor | None],
+    value: Tensor,
+    queries: int,
+    shapes: Sequence[tuple[int, int]],
+) -> None:
+    import numpy as np
+    from cuda.core import LaunchConfig, launch
+
+    images, pixels, heads, _ = value.shape
+    _, _, items, warps = specialisation.layout()
+    blocks = -(-images * queries * heads // (items * warps))
+    if blocks > _MOST_BLOCKS or pixels >= _MOST_PIXELS:
+        raise CannotCompile(f"{pixels} pixels and {blocks} blocks are more than the kernels count")
+    sides = [np.int32(side) for level in shapes for side in level]
+    numbers = [np.int32(number) for number in (images, pixels, heads, queries)]
+    device = value.device.index
+    with torch.cuda.device(device):
+        launch(
+            _Stream(device),
+            LaunchConfig(grid=blocks, block=warps * _WARP),
+            _loaded(specialisation, device)[which],
+            *map(_pointer, tensors),
+            *numbers,
+            *sides,
+        )
+
+
+def forward(
+    value: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    places: Tensor,
+    weights: Tensor,
+    references: Tensor | None = None,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """The attention without gradient, in one kernel.
+
+    value:      (N, S, M, C); the result has its type
+    shapes:     L pairs (h, w)
+    places:     (N, Q, M, L, P, 2) locations; with references, offsets
+    weights:    (N, Q, M, L, P) of the type of places; with references, logits
+    references: (N, Q, L, 2 or 4)
+    padding:    (N, S) bool, True where the value counts as zero
+    returns:    (N, Q, M·C)
+    raises:     CannotCompile
+    """
+    images, pixels, heads, channels = value.shape
+    queries = places.shape[1]
+    out = value.new_empty((images, queries, heads * channels))
+    if out.numel() == 0 or pixels * weights.shape[3] * weights.shape[4] == 0:
+        return out.zero_()
+    specialisation = _specialisation(value, places, references, fixed_point=False)
+    value, places, weights = _aligned(value), _aligned(places), _aligned(weights)
+    references = None if references is None else _aligned(references)
+    padding = None if padding is None else _aligned(padding)
+    tensors = (value, places, weights, references, padding, out)
+    _launch(0, specialisation, tensors, value, queries, shapes)
+    return out
+
+
+def backward(
+    grad: Tensor,
+    value: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    places: Tensor,
+    weights: Tensor,
+    references: Tensor | None = None,
+    padding: Tensor | None = None,
+    *,
+    by_references: bool = False,
+    deterministic: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of value, places, weights and, if asked for, references.
+
+    grad:          (N, Q, M·C) of the type of value; the rest as in `forward`
+    deterministic: sum the value's gradient in 64-bit integers, whose sum does not depend on the
+                   order: about 40 bits below the largest possible sum, slower, twice the memory
+    raises:        CannotCompile
+    """
+    images, pixels, heads, _ = value.shape
+    queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
+    fixed = _specialisation(value, places, references, fixed_point=deterministic)
+    sums = torch.zeros(
+        value.shape, dtype=torch.int64 if deterministic else fixed.real, device=value.device
+    )
+    grad_places = torch.empty_like(places, memory_format=torch.contiguous_format)
+    grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+    grad_references = None
+    if references is not None and by_references:
+        size = (images, queries, heads, levels, references.shape[-1])
+        grad_references = torch.empty(size, dtype=fixed.real, device=value.device)
+    if grad.numel() == 0 or pixels * levels * points == 0:
+        for tensor in (grad_places, grad_weights, grad_references):
+            if tensor is not None:
+                tensor.zero_()
+    else:
+        scale = _units(grad, weights, references, queries * points) if deterministic else None
+        scale = None if scale is None else scale.to(fixed.real)
+        value, grad = _aligned(value), _aligned(grad)
+        places, weights = _aligned(places), _aligned(weights)
+        references = None if references is None else _aligned(references)
+        padding = None if padding is None else _aligned(padding)
+        tensors = (
+            grad, value, places, weights, references, padding, scale, sums, grad_places,
+            grad_weights, grad_references,
+        )  # fmt: skip
+        _launch(1, fixed, tensors, value, queries, shapes)
+        if scale is not None:
+            sums = sums.to(torch.float64) / scale
+    total = None if grad_references is None else grad_references.sum(2)
+    if total is not None and references is not None:
+        total = total.to(references.dtype)
+    return sums.to(value.dtype), grad_places, grad_weights, total
+
+
+def _units(grad: Tensor, weights: Tensor, references: Tensor | None, adds: int) -> Tensor:
+    """The power of two by which a sum of so many parts of the gradient fills 62 bits at most."""
+    largest = grad.abs().amax().to(torch.float64)
+    if references is None:  # else they come from a softmax
+        largest = largest * weights.abs().amax().to(torch.float64)
+    # A gradient that is not finite makes the unit, and so every sum, NaN. One of zeros makes it
+    # infinite, which must not be multiplied.
+    power = torch.floor(62 - torch.log2(largest * adds)).clamp(max=100)
+    return torch.exp2(torch.where(largest.isfinite(), power, torch.nan))
