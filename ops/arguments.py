@@ -80,7 +80,11 @@ def check_samples(
 
 
 def check_references(references: Tensor, offsets: Tensor) -> None:
-    """References (N or 1, Q, L, 2 or 4), or one for every offset (N or 1, Q, M, L, P, 2)."""
+    """There is a reference for every query and level.
+
+    references: (N or 1, Q, L, 2 or 4), or one for every offset (N or 1, Q, M, L, P, 2)
+    offsets:    (N, Q, M, L, P, 2)
+    """
     images, queries, _, levels, _, _ = offsets.shape
     shape = tuple(references.shape)
     if references.dim() == 6:
@@ -101,7 +105,11 @@ def check_references(references: Tensor, offsets: Tensor) -> None:
 
 
 def check_padding(padding: Tensor, value: Tensor) -> None:
-    """Boolean, (N or 1, S)."""
+    """Padding says of every pixel whether it counts.
+
+    padding: (N or 1, S) bool
+    value:   (N, S, M, C)
+    """
     images, pixels = value.shape[:2]
     if padding.dtype != torch.bool:
         raise TypeError(

@@ -32,7 +32,7 @@ def _deterministic() -> bool:
 
 @torch.library.custom_op("idol::ms_deform_attn", mutates_args=(), device_types=_DEVICES)
 def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
-    """As ops.ms_deform_attn; sizes: h0, w0, h1, w1, ... The result has the type of value."""
+    """Arguments as in ops.ms_deform_attn, but sizes: h0, w0, h1, w1, ...; returns value's type."""
     shapes = _pairs(sizes)
     if value.device.type == "cuda":
         return cuda.forward(value, shapes, locations, weights)
@@ -43,7 +43,10 @@ def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tens
 def attend_backward(
     grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights."""
+    """Gradients of value, locations and weights.
+
+    grad: (N, Q, M·C), of what `attend` returned; the others as in `attend`
+    """
     shapes = _pairs(sizes)
     if value.device.type == "cuda":
         by_value, by_locations, by_weights, _ = cuda.backward(
@@ -105,7 +108,7 @@ def attend_fused(
     logits: Tensor,
     padding: Tensor | None,
 ) -> Tensor:
-    """As ops.ms_deform_attn_fused, references and padding with their first dimension in full."""
+    """Arguments as in ops.ms_deform_attn_fused, but references and padding have all N images."""
     shapes = _pairs(sizes)
     if value.device.type == "cuda":
         return cuda.forward(value, shapes, offsets, logits, references, padding)
@@ -126,7 +129,10 @@ def attend_fused_backward(
     padding: Tensor | None,
     by_references: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of value, references (empty unless asked for), offsets and logits."""
+    """Gradients of value, references (empty unless asked for), offsets and logits.
+
+    grad: (N, Q, M·C), of what `attend_fused` returned; the others as in `attend_fused`
+    """
     shapes = _pairs(sizes)
     if value.device.type == "cuda":
         of_value, of_offsets, of_logits, of_references = cuda.backward(

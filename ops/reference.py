@@ -81,7 +81,10 @@ def spread(references: Tensor, heads: int, points: int) -> Tensor:
 def places_backward(
     grad: Tensor, shapes: Sequence[tuple[int, int]], references: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of offsets and references (N, Q, L, 2 or 4) from that of `places`."""
+    """Gradients of offsets and references (N, Q, L, 2 or 4) from that of `places`.
+
+    grad: (N, Q, M, L, P, 2), of what `places` returned; the others as in `places`
+    """
     by_centre = grad.sum((2, 4))  # (N, Q, L, 2)
     if references.shape[-1] == 2:
         return grad / _sides(shapes, offsets), by_centre
