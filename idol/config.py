@@ -11,25 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from idol.checks import positive, require, unit
+from idol.tracker_config import TrackerConfig as TrackerConfig
+
 T = TypeVar("T")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _unit(owner: object, *names: str) -> None:
-    """Check that the named fields of a configuration lie in [0, 1]."""
-    for name in names:
-        value = getattr(owner, name)
-        _require(0.0 <= value <= 1.0, f"{name} must lie in [0, 1], got {value}")
-
-
-def _positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        _require(value > 0, f"{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,35 +45,35 @@ class BackboneConfig:
     """Channels of tiny at strides 2, 4, 8, 16, 32."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= (self.frozen_stages or 0) <= 5, f"frozen_stages is 0..5, got {self.frozen_stages}"
         )
-        _require(
+        require(
             not self.frozen_stages or self.name not in ("tiny", "transformers"),
             f"a {self.name!r} backbone cannot freeze stages, got frozen_stages="
             f"{self.frozen_stages}. Set it to 0.",
         )
-        _require(
+        require(
             len(self.tiny_channels) == 5 and all(c % 8 == 0 for c in self.tiny_channels),
             f"tiny_channels needs 5 numbers divisible by 8, got {self.tiny_channels}",
         )
         for name in ("swin_depths", "swin_heads"):
             value = getattr(self, name)
-            _require(
+            require(
                 len(value) == 4 and min(value) > 0, f"{name} needs 4 positive numbers, got {value}"
             )
-        _require(
+        require(
             self.swin_embed > 0
             and all(self.swin_embed * 2**i % h == 0 for i, h in enumerate(self.swin_heads)),
             "swin_embed, doubled at every stage, must be divisible by swin_heads, got "
             f"{self.swin_embed} and {self.swin_heads}",
         )
-        _require(self.swin_window >= 2, f"swin_window must be at least 2, got {self.swin_window}")
-        _require(
+        require(self.swin_window >= 2, f"swin_window must be at least 2, got {self.swin_window}")
+        require(
             0.0 <= self.swin_drop_path < 1.0,
             f"swin_drop_path must lie in [0, 1), got {self.swin_drop_path}",
         )
-        _require(
+        require(
             (self.name == "transformers") == bool(self.source),
             "source names the backbone of the transformers library: give it exactly when name is "
             f"'transformers', got name={self.name!r} and source={self.source!r}",
@@ -139,14 +124,14 @@ class ModelConfig:
     the block again in the backward pass: same gradients, less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        _positive(self, "num_classes", "num_queries", "width", "num_heads", "num_points")
-        _positive(self, "encoder_layers", "decoder_layers", "feedforward", "embedding_size")
-        _positive(self, "mask_channels", "mask_coordinate_scale")
-        _require(
+        positive(self, "num_classes", "num_queries", "width", "num_heads", "num_points")
+        positive(self, "encoder_layers", "decoder_layers", "feedforward", "embedding_size")
+        positive(self, "mask_channels", "mask_coordinate_scale")
+        require(
             self.num_identities >= 0, f"num_identities must be 0 or more, got {self.num_identities}"
         )
-        _unit(self, "dropout")
-        _require(
+        unit(self, "dropout")
+        require(
             self.width % self.num_heads == 0 and self.width % 4 == 0,
             f"width must be divisible by num_heads and by 4, got {self.width} / {self.num_heads}",
         )
@@ -189,10 +174,10 @@ class TransformConfig:
     """Padded sides are multiples of this."""
 
     def __post_init__(self) -> None:
-        _unit(self, "flip_probability", "crop_probability", "color_jitter", "scale_jitter")
-        _positive(self, "train_max_side", "test_short_side", "test_max_side", "size_divisor")
-        _require(len(self.train_short_sides) > 0, "train_short_sides must not be empty")
-        _require(
+        unit(self, "flip_probability", "crop_probability", "color_jitter", "scale_jitter")
+        positive(self, "train_max_side", "test_short_side", "test_max_side", "size_divisor")
+        require(len(self.train_short_sides) > 0, "train_short_sides must not be empty")
+        require(
             0 < self.crop_range[0] <= self.crop_range[1],
             f"crop_range must be (smallest, largest), got {self.crop_range}",
         )
@@ -223,11 +208,11 @@ class PairConfig:
     """The stage fails where a larger fraction of the videos has a fault."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_gap", "rows_per_shard")
-        _require(self.pairs_per_video >= 0, f"pairs_per_video >= 0, got {self.pairs_per_video}")
-        _require(self.max_side >= 0, f"max_side must be >= 0, got {self.max_side}")
-        _require(0 <= self.jpeg_quality <= 100, f"jpeg_quality is 0..100, got {self.jpeg_quality}")
-        _unit(self, "max_reject_fraction")
+        positive(self, "max_gap", "rows_per_shard")
+        require(self.pairs_per_video >= 0, f"pairs_per_video >= 0, got {self.pairs_per_video}")
+        require(self.max_side >= 0, f"max_side must be >= 0, got {self.max_side}")
+        require(0 <= self.jpeg_quality <= 100, f"jpeg_quality is 0..100, got {self.jpeg_quality}")
+        unit(self, "max_reject_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,14 +257,14 @@ class AssignmentConfig:
     """With selection "iou": queries whose box has a smaller one are negatives."""
 
     def __post_init__(self) -> None:
-        _positive(self, "center_radius", "candidates", "negative_candidates")
-        _unit(self, "iou_positive", "iou_negative")
-        _require(
+        positive(self, "center_radius", "candidates", "negative_candidates")
+        unit(self, "iou_positive", "iou_negative")
+        require(
             self.iou_negative <= self.iou_positive,
             "iou_negative must not exceed iou_positive, or a query were both: got "
             f"{self.iou_negative} and {self.iou_positive}",
         )
-        _require(
+        require(
             min(self.paper_weights) >= 0 and max(self.paper_weights) > 0,
             f"paper_weights must be >= 0 and not all 0, got {self.paper_weights}",
         )
@@ -328,11 +313,11 @@ class LossConfig:
     the whole batch, however it is cut)."""
 
     def __post_init__(self) -> None:
-        _unit(self, "focal_alpha")
+        unit(self, "focal_alpha")
         for name in (
             "ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux", "identity", "dense",
         ):  # fmt: skip
-            _require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
+            require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -374,9 +359,9 @@ class TrainConfig:
     """Seeds weights, data order and augmentation."""
 
     def __post_init__(self) -> None:
-        _positive(self, "pairs_per_batch", "steps", "learning_rate", "clip_norm")
-        _positive(self, "report_every", "checkpoint_every", "shuffle_rows")
-        _unit(self, "backbone_rate", "final_rate", "ema_decay")
+        positive(self, "pairs_per_batch", "steps", "learning_rate", "clip_norm")
+        positive(self, "report_every", "checkpoint_every", "shuffle_rows")
+        unit(self, "backbone_rate", "final_rate", "ema_decay")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -403,111 +388,8 @@ class DetectConfig:
     """Share of the videos that may be unreadable before the whole job fails."""
 
     def __post_init__(self) -> None:
-        _unit(self, "score_floor", "box_nms", "reject_limit")
-        _positive(self, "max_detections", "batch_frames", "frames_per_shard")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrackerConfig:
-    """Online association, paper Sec. 3.3. All fields can be swept without a GPU."""
-
-    weighting: Literal["paper", "released", "momentum"] = "released"
-    """Memory embedding of an instance. paper, Eq. 5: weights τ + T/t with t = 1 the most recent.
-    released: weights score + rank/L over its last L <= memory_length matched frames.
-    momentum: moving average, the baseline of the paper's ablation."""
-    temporal_weight: bool = True
-    """False drops the recency term: released weighs by score alone, paper evenly."""
-    momentum: float = 0.8
-    """Share of the newest embedding in the moving average (weighting momentum)."""
-    frame_weight: bool = True
-    """Similarity released: among several passing memories the longest-lived weighs more."""
-    tau: float = 0.5
-    """τ of Eq. 5: weight floor of old embeddings; larger means a longer memory."""
-    memory_length: int = 3
-    """T of Eq. 5: embeddings remembered per instance."""
-    similarity: Literal["paper", "released", "cosine"] = "released"
-    """f(i, j). paper, Eq. 6: σ_j, the existence time, added inside the softmax over memory.
-    released: plain bi-softmax; existence time multiplies candidates when several pass.
-    cosine: cosine of detection and memory embedding."""
-    position_weight: float = 0.0
-    """Ours: add this times exp(-d) to the similarity, d the distance from where the instance is
-    expected (its last box, moved on by its last motion) in units of the boxes' mean side, divided
-    by the frames since it was seen; 0: off. Among look-alikes the place tells them apart."""
-    assignment: Literal["greedy", "argmax", "hungarian"] = "greedy"
-    """greedy: in descending detection score, a memory column used once (released); argmax: each
-    detection's best memory, the most similar detection winning a conflict (Eq. 7); hungarian: the
-    largest sum of similarities over all pairs that pass the threshold."""
-    match_threshold: float = 0.5
-    """f(i, j) above which detection i continues instance j (Eq. 7)."""
-    min_cosine: float = -1.0
-    """Detections less alike than this (cosine with the memory embedding) never match; -1: off."""
-    same_class: bool = False
-    """Only match detections whose label equals the label last seen of the instance."""
-    score_threshold: float = 0.1
-    """Detections at or below this are not considered (released: INFERENCE_SELECT_THRES)."""
-    keep_best: bool = True
-    """Where no detection passes score_threshold, consider the best one (released)."""
-    new_threshold: float = 0.2
-    """An unmatched detection above this score starts a new identity."""
-    first_threshold: float = 0.2
-    """The same while the memory is empty."""
-    mask_nms: float = 0.5
-    """Mask IoU above which the lower-scored detection is removed, regardless of class."""
-    memory_lifetime: int = 10
-    """An instance not seen for this many frames is forgotten."""
-    class_score_threshold: float = 0.05
-    """A track is submitted once for every class whose mean score exceeds this."""
-    multi_class: bool = True
-    """Submit a track under every class that passes; otherwise under its best class only."""
-    prune_short: int = 3
-    """Tracks seen in fewer frames than this and absent for two frames are dropped."""
-    prune_after: int = 8
-    """Frame index after which pruning starts (released: 8)."""
-    prune_at_end: bool = False
-    """Prune once more when the video ends (released: no)."""
-
-    def __post_init__(self) -> None:
-        _unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms")
-        _unit(self, "class_score_threshold", "momentum")
-        _require(
-            -1.0 <= self.match_threshold <= 1.0,
-            f"match_threshold must lie in [-1, 1], got {self.match_threshold}",
-        )
-        _require(-1.0 <= self.min_cosine <= 1.0, f"min_cosine in [-1, 1], got {self.min_cosine}")
-        _require(self.tau >= 0, f"tau must be >= 0, got {self.tau}")
-        _require(self.position_weight >= 0, f"position_weight >= 0, got {self.position_weight}")
-        _positive(self, "memory_length", "memory_lifetime")
-        _require(self.prune_short >= 0, f"prune_short must be >= 0, got {self.prune_short}")
-
-    @classmethod
-    def released(cls, dataset: Literal["ytvis", "ovis"] = "ytvis") -> TrackerConfig:
-        """The released code's tracker with the settings of its YouTube-VIS or OVIS files."""
-        if dataset == "ytvis":
-            return cls()
-        if dataset == "ovis":
-            return cls(mask_nms=0.3, new_threshold=0.3)
-        raise ValueError(f"TrackerConfig.released knows 'ytvis' and 'ovis', got {dataset!r}")
-
-    @classmethod
-    def paper(cls) -> TrackerConfig:
-        """The equations of the paper as written (Eq. 5, 6, 7)."""
-        return cls(weighting="paper", similarity="paper", assignment="argmax")
-
-    @classmethod
-    def robust(cls) -> TrackerConfig:
-        """Ours: absolute likeness to a quickly moving average of embeddings, and the place where
-        the instance is expected, instead of softmax scores that are relative to whatever else is
-        in the frame; a longer memory."""
-        return cls(
-            weighting="momentum",
-            similarity="cosine",
-            position_weight=1.0,
-            assignment="hungarian",
-            match_threshold=0.5,
-            memory_lifetime=30,
-            keep_best=False,
-            prune_at_end=True,
-        )
+        unit(self, "score_floor", "box_nms", "reject_limit")
+        positive(self, "max_detections", "batch_frames", "frames_per_shard")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -528,17 +410,17 @@ class AnalysisConfig:
     """Of the draws."""
 
     def __post_init__(self) -> None:
-        _unit(self, "identity_iou", "background_iou", "clip_match_iou", "confidence")
-        _require(self.identity_iou > 0, "identity_iou must be > 0: an overlap of 0 shows nothing")
-        _require(self.clip_match_iou > 0, "clip_match_iou must be > 0, or strangers are joined")
-        _require(
+        unit(self, "identity_iou", "background_iou", "clip_match_iou", "confidence")
+        require(self.identity_iou > 0, "identity_iou must be > 0: an overlap of 0 shows nothing")
+        require(self.clip_match_iou > 0, "clip_match_iou must be > 0, or strangers are joined")
+        require(
             self.background_iou < 0.5,
             f"background_iou must be below 0.5, got {self.background_iou}: from there on a track "
             "can count as found",
         )
-        _require(0 < self.confidence < 1, f"confidence must be < 1 and > 0, got {self.confidence}")
-        _require(self.resamples >= 0, f"resamples must be >= 0, got {self.resamples}")
-        _require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        require(0 < self.confidence < 1, f"confidence must be < 1 and > 0, got {self.confidence}")
+        require(self.resamples >= 0, f"resamples must be >= 0, got {self.resamples}")
+        require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -570,7 +452,7 @@ class Config:
 
     def __post_init__(self) -> None:
         named = len(self.categories)
-        _require(
+        require(
             named == len(self.category_ids) and named in (0, self.model.num_classes),
             "categories and category_ids must name every class of the model or be empty, got "
             f"{named} and {len(self.category_ids)} for num_classes={self.model.num_classes}",

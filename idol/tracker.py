@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from idol import association
 from idol.assembler import AssembledTrack, TrackAssembler
 from idol.config import TrackerConfig
+from idol.memory_bank import MemoryBank
 from idol.structures import FrameDetections, Track
 
 __all__ = ["Tracker", "TrackerConfig", "select", "subset", "track_video"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Similarity = npt.NDArray[np.floating[Any]]
 
 
 class Tracker:
@@ -38,7 +38,7 @@ class Tracker:
         self._clock = 0
         self._last_index: int | None = None
         self._next_id = 0
-        self._memory: _Memory | None = None  # made when the embedding size is known
+        self._memory: MemoryBank | None = None  # made when the embedding size is known
 
     @property
     def alive(self) -> tuple[int, ...]:
@@ -58,42 +58,36 @@ class Tracker:
                  numbers that are not finite, scores outside [0, 1], another embedding size
         """
         config = self.config
-        arrays = self._read(frame)
-        order = np.argsort(-arrays.scores, kind="stable")
-        rows = order[_suppress(arrays.overlaps[np.ix_(order, order)], config.mask_nms)]
-        scores, labels = arrays.scores[rows], arrays.labels[rows]
-        embeddings, boxes = arrays.embeddings[rows], arrays.boxes[rows]
-
-        known = self._memory is not None and len(self._memory.ids) > 0
+        now = self._read(frame)
+        rows = _survivors(now.scores, now.overlaps, config.mask_nms)
+        if rows is None:
+            rows = np.arange(len(frame))
+        else:
+            now = now.of(rows)
+        memory = self._memory
+        known = memory is not None and len(memory) > 0
         matches = np.full(len(rows), -1)
-        if self._memory is not None and known and len(rows):
-            similarity = _similarity(embeddings, boxes, labels, self._memory, self._clock, config)
-            matches = _assign(similarity, self._memory.existence, config)
+        if memory is not None and known and len(rows):
+            found, bar = association.similarity(
+                now.embeddings, now.boxes, now.scores, now.labels, memory, self._clock, config
+            )
+            matches = association.assign(found, bar, memory.existence, config)
         # Float32 comparisons on purpose: a threshold is rounded like the scores it meets.
         threshold = np.float32(config.new_threshold if known else config.first_threshold)
-        born = np.flatnonzero((matches < 0) & (scores > threshold))
+        born = ((matches < 0) & (now.scores > threshold)).nonzero()[0]
 
         # From here on nothing can fail: a refused frame leaves the tracker as it was.
         ids = np.full(len(rows), -1)
-        continued = np.flatnonzero(matches >= 0)
         new_ids = np.arange(self._next_id, self._next_id + len(born))
-        if self._memory is None and len(frame):
-            self._memory = _Memory.empty(embeddings.shape[1], config)
-        if self._memory is not None:
-            ids[continued] = self._memory.ids[matches[continued]]
-            self._memory.append(
-                matches[continued],
-                embeddings[continued],
-                boxes[continued],
-                scores[continued],
-                labels[continued],
-                self._clock,
-            )
-            self._memory.add(
-                new_ids, embeddings[born], boxes[born], scores[born], labels[born], self._clock
-            )
-            self._memory.forget(self._clock - config.memory_lifetime)
         ids[born] = new_ids
+        if memory is None and len(frame):
+            memory = self._memory = MemoryBank(now.embeddings.shape[1], config)
+        if memory is not None:
+            continued = (matches >= 0).nonzero()[0]
+            ids[continued] = memory.ids[matches[continued]]
+            memory.see(matches[continued], *now.rows(continued), self._clock)
+            memory.add(new_ids, *now.rows(born), self._clock)
+            memory.forget(self._clock - config.memory_lifetime)
         self._next_id += len(born)
         self._clock += 1
         self._last_index = frame.frame_index
@@ -150,274 +144,37 @@ class _Arrays:
     boxes: Floats  # (N, 4) xyxy
     labels: Ints  # (N,)
 
+    def rows(self, rows: Ints) -> tuple[Floats, Floats, Floats, Ints]:
+        """Embeddings, boxes, scores and labels of these rows, (n,)."""
+        return self.embeddings[rows], self.boxes[rows], self.scores[rows], self.labels[rows]
 
-@dataclass(slots=True)
-class _Memory:
-    """M instances in the order of their creation, as arrays."""
-
-    config: TrackerConfig
-    ids: Ints  # (M,)
-    embeddings: Floats  # (M, C) ê_j of Eq. 5, brought up to date when an instance is seen
-    boxes: Floats  # (M, 4) xyxy, where each was last seen
-    motion: Floats  # (M, 4) change of the box per frame, from the last two sightings
-    history: Floats  # (M, T, C) the last embeddings, newest last, zeros before the first
-    history_scores: Floats  # (M, T)
-    existence: Floats  # (M,) frames in which the instance was seen
-    born: Ints  # (M,) clock of its first frame
-    last_seen: Ints  # (M,)
-    labels: Ints  # (M,) class of its last detection
-    weights: Floats  # (T + 1, T) the part of the weights that depends on the count only
-
-    @classmethod
-    def empty(cls, size: int, config: TrackerConfig) -> _Memory:
-        # A moving average has no use for the past.
-        length = 0 if config.weighting == "momentum" else config.memory_length
-        return cls(
-            config=config,
-            ids=np.zeros(0, np.int64),
-            embeddings=np.zeros((0, size), np.float32),
-            boxes=np.zeros((0, 4), np.float32),
-            motion=np.zeros((0, 4), np.float32),
-            history=np.zeros((0, length, size), np.float32),
-            history_scores=np.zeros((0, length), np.float32),
-            existence=np.zeros(0, np.float32),
-            born=np.zeros(0, np.int64),
-            last_seen=np.zeros(0, np.int64),
-            labels=np.zeros(0, np.int64),
-            weights=_recency(length, config),
-        )
-
-    def append(
-        self,
-        rows: Ints,
-        embeddings: Floats,
-        boxes: Floats,
-        scores: Floats,
-        labels: Ints,
-        clock: int,
-    ) -> None:
-        """Instances rows (n,) were seen again, with these embeddings (n, C), boxes (n, 4)."""
-        if len(rows) == 0:
-            return
-        self.existence[rows] += 1
-        elapsed = (clock - self.last_seen[rows])[:, None]
-        self.motion[rows] = (boxes - self.boxes[rows]) / elapsed
-        self.last_seen[rows] = clock
-        self.boxes[rows] = boxes
-        self.labels[rows] = labels
-        if self.config.weighting == "momentum":
-            share = self.config.momentum
-            self.embeddings[rows] = (1 - share) * self.embeddings[rows] + share * embeddings
-            return
-        history = np.concatenate([self.history[rows, 1:], embeddings[:, None]], axis=1)
-        past = np.concatenate([self.history_scores[rows, 1:], scores[:, None]], axis=1)
-        self.history[rows], self.history_scores[rows] = history, past
-        self.embeddings[rows] = self._summarise(history, past, self.existence[rows])
-
-    def add(
-        self,
-        ids: Ints,
-        embeddings: Floats,
-        boxes: Floats,
-        scores: Floats,
-        labels: Ints,
-        clock: int,
-    ) -> None:
-        """New instances with these ids (n,)."""
-        count = len(ids)
-        if count == 0:
-            return
-        history = np.zeros((count, *self.history.shape[1:]), np.float32)
-        past = np.zeros((count, self.history.shape[1]), np.float32)
-        summary = embeddings
-        if self.config.weighting != "momentum":
-            history[:, -1], past[:, -1] = embeddings, scores
-            summary = self._summarise(history, past, np.ones(count, np.float32))
-        now = np.full(count, clock)
-        self.ids = np.concatenate([self.ids, ids])
-        self.embeddings = np.concatenate([self.embeddings, summary])
-        self.boxes = np.concatenate([self.boxes, boxes])
-        self.motion = np.concatenate([self.motion, np.zeros_like(boxes)])
-        self.history = np.concatenate([self.history, history])
-        self.history_scores = np.concatenate([self.history_scores, past])
-        self.existence = np.concatenate([self.existence, np.ones(count, np.float32)])
-        self.born = np.concatenate([self.born, now])
-        self.last_seen = np.concatenate([self.last_seen, now])
-        self.labels = np.concatenate([self.labels, labels])
-
-    def forget(self, clock: int) -> None:
-        """Drop the instances last seen at clock or before."""
-        keep = self.last_seen > clock
-        if keep.all():
-            return
-        for name in (
-            "ids",
-            "embeddings",
-            "boxes",
-            "motion",
-            "history",
-            "history_scores",
-            "existence",
-            "born",
-            "last_seen",
-            "labels",
-        ):
-            setattr(self, name, getattr(self, name)[keep])
-
-    def _summarise(self, history: Floats, scores: Floats, existence: Floats) -> Floats:
-        """Weighted mean of remembered embeddings, (n, T, C), (n, T) → (n, C)."""
-        length = history.shape[1]
-        weights = self.weights[np.minimum(existence, length).astype(np.int64)]
-        if self.config.weighting == "released":
-            weights = weights + scores  # absent entries have score 0 and recency 0
-        total = weights.sum(axis=1, keepdims=True)
-        # Scores of exactly 0 without a recency term weigh nothing: the newest stands for all.
-        empty = total[:, 0] <= 0
-        mean = (history * weights[:, :, None]).sum(axis=1) / np.where(total > 0, total, 1)
-        mean[empty] = history[empty, -1]
-        result: Floats = mean
-        return result
+    def of(self, rows: Ints) -> _Arrays:
+        """These rows, (n,), in this order, without overlaps: they have been settled."""
+        embeddings, boxes, scores, labels = self.rows(rows)
+        return _Arrays(scores, embeddings, self.overlaps[:0], boxes, labels)
 
 
-def _recency(length: int, config: TrackerConfig) -> Floats:
-    """Row L holds the weights of L remembered embeddings, newest last, zeros before."""
-    table = np.zeros((length + 1, length), np.float32)
-    for count in range(1, length + 1):
-        age = np.arange(count, 0, -1)  # t of Eq. 5: 1 is the most recent
-        if config.weighting == "paper":
-            table[count, length - count :] = config.tau + (
-                length / age if config.temporal_weight else 1.0
-            )
-        elif config.temporal_weight:
-            # k · (1/L) in float64 and rounded once, as torch.range makes it in the released code.
-            table[count, length - count :] = np.arange(1, count + 1) * (1.0 / count)
-    return table
+def _survivors(scores: Floats, overlaps: Floats, threshold: float) -> Ints | None:
+    """Greedy mask NMS, regardless of class.
 
-
-def _suppress(overlaps: Floats, threshold: float) -> Ints:
-    """Greedy mask NMS, regardless of class: (N, N) in descending score → kept rows."""
-    conflict = np.triu(overlaps > np.float32(threshold), k=1)
-    alive = np.ones(len(overlaps), np.bool_)
+    scores:   (N,)
+    overlaps: (N, N)
+    returns:  (n,) the rows that are left, in descending score; None: all, as they stand
+    """
+    conflict = overlaps > np.float32(threshold)
+    ordered = bool((scores[1:] <= scores[:-1]).all())
+    # Nothing but the diagonal, and that only where the threshold is below 1: nobody is in another's
+    # way.
+    if np.count_nonzero(conflict) == np.count_nonzero(conflict.diagonal()):
+        return None if ordered else np.argsort(-scores, kind="stable")
+    order = np.arange(len(scores)) if ordered else np.argsort(-scores, kind="stable")
+    conflict = np.triu(conflict if ordered else conflict[np.ix_(order, order)], k=1)
+    alive = np.ones(len(scores), np.bool_)
     for i in np.flatnonzero(conflict.any(axis=1)):
         if alive[i]:
             alive &= ~conflict[i]
-    return np.flatnonzero(alive)
-
-
-def _similarity(
-    embeddings: Floats,
-    boxes: Floats,
-    labels: Ints,
-    memory: _Memory,
-    clock: int,
-    config: TrackerConfig,
-) -> Similarity:
-    """f(i, j) of detection i and instance j, (n, C) → (n, M); -inf where a gate forbids."""
-    if config.similarity == "cosine":
-        similarity: Similarity = _cosine(embeddings, memory.embeddings)
-    else:
-        # torch, not numpy, for product and softmax: the released decision can hang on the last
-        # bit (with one instance in memory f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up).
-        products = torch.mm(torch.from_numpy(embeddings), torch.from_numpy(memory.embeddings).T)
-        if not np.isfinite(products.numpy()).all():
-            raise ValueError(
-                "products of embeddings overflow float32: their largest entry is "
-                f"{max(np.abs(embeddings).max(), np.abs(memory.embeddings).max()):.3g}. "
-                "Check the checkpoint that made them."
-            )
-        if config.similarity == "released":
-            similarity = ((products.softmax(dim=1) + products.softmax(dim=0)) / 2).numpy()
-        else:
-            similarity = _paper_similarity(products, clock - memory.born)
-    if config.position_weight > 0:
-        similarity = similarity + np.float32(config.position_weight) * _proximity(
-            boxes, memory.boxes + memory.motion, clock - memory.last_seen
-        )
-    if config.min_cosine > -1.0:
-        alike = _cosine(embeddings, memory.embeddings) >= np.float32(config.min_cosine)
-        similarity = np.where(alike, similarity, -np.inf)
-    if config.same_class:
-        similarity = np.where(labels[:, None] == memory.labels, similarity, -np.inf)
-    return similarity
-
-
-def _paper_similarity(products: Tensor, existence: Ints) -> Similarity:
-    """Eq. 6: σ_j, the frames since instance j entered the memory, inside the softmax over memory.
-
-    products:  (n, M) ê_j · d_i
-    existence: (M,)   σ_j
-    """
-    exact = products.double()
-    sigma = torch.from_numpy(existence).double()
-    # (e^F + σ) / Σ(e^F + σ), both sides divided by e^s. s = max(F, 0) keeps every exponent at or
-    # below 0, and one of the terms at 1 or above: nothing overflows, nothing vanishes.
-    scale = exact.amax(dim=1, keepdim=True).clamp(min=0)
-    terms = (exact - scale).exp() + sigma * (-scale).exp()
-    over_memory = terms / terms.sum(dim=1, keepdim=True)
-    similarity: Similarity = ((over_memory + exact.softmax(dim=0)) / 2).numpy()
-    return similarity
-
-
-def _cosine(a: Floats, b: Floats) -> Floats:
-    """(n, C), (M, C) → (n, M); 0 with an embedding of length 0."""
-    exact_a, exact_b = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(exact_a, axis=1)[:, None] * np.linalg.norm(exact_b, axis=1)[None]
-    cosine: Floats = (exact_a @ exact_b.T / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return cosine
-
-
-def _proximity(boxes: Floats, expected: Floats, absent: Ints) -> Floats:
-    """How near each detection is to where each instance is expected: 1 at the place, towards 0.
-
-    boxes:      (n, 4) xyxy
-    expected:   (M, 4) xyxy, the last box moved on as it moved last
-    absent:     (M,) frames since the instance was seen, 1 for the last frame
-    returns:    (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
-    """
-    centre, there = (boxes[:, :2] + boxes[:, 2:]) / 2, (expected[:, :2] + expected[:, 2:]) / 2
-    side, other = (
-        np.sqrt(np.prod(np.maximum(b[:, 2:] - b[:, :2], 1.0), axis=1)) for b in (boxes, expected)
-    )
-    distance = np.linalg.norm(centre[:, None] - there[None], axis=-1)
-    near: Floats = np.exp(-2 * distance / (side[:, None] + other[None])) / absent
-    return near.astype(np.float32)
-
-
-def _assign(similarity: Similarity, existence: Floats, config: TrackerConfig) -> Ints:
-    """The memory row of every detection, each row at most once: (n, M) → (n,), -1 for none."""
-    threshold = similarity.dtype.type(config.match_threshold)
-    ranking = similarity
-    if config.similarity == "released" and config.frame_weight:
-        # The released code multiplies candidates by their existence time, and the others by the
-        # candidates' mean, where several pass. The largest product is always a candidate's, so
-        # ranking the candidates is the same, and with a single one the factor changes nothing.
-        ranking = similarity * existence.astype(similarity.dtype)
-    ranking = np.where(similarity > threshold, ranking, -np.inf)
-    matches = np.full(len(similarity), -1)
-    passing = np.flatnonzero((ranking > -np.inf).any(axis=1))
-    if config.assignment == "argmax":
-        best = ranking[passing].argmax(axis=1)
-        # Of the detections that want one instance the most similar has it; a tie goes to the
-        # higher score, which comes first.
-        order = np.argsort(-similarity[passing, best], kind="stable")
-        wanted, first = np.unique(best[order], return_index=True)
-        matches[passing[order[first]]] = wanted
-        return matches
-    if config.assignment == "hungarian":
-        from scipy.optimize import linear_sum_assignment
-
-        # Leaving a detection unmatched costs nothing, a pair below the threshold is never worth it.
-        gain = np.where(ranking > -np.inf, ranking - threshold, 0.0)
-        for i, j in zip(*linear_sum_assignment(gain, maximize=True), strict=True):
-            if ranking[i, j] > -np.inf:
-                matches[i] = j
-        return matches
-    for i in passing:
-        j = int(ranking[i].argmax())
-        if ranking[i, j] > -np.inf:
-            matches[i] = j
-            ranking[:, j] = -np.inf
-    return matches
+    survivors: Ints = order[alive]
+    return survivors
 
 
 def select(frame: FrameDetections, config: TrackerConfig) -> Tensor:
@@ -467,7 +224,9 @@ def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> lis
 
 
 def _numpy(tensor: Tensor) -> Floats:
-    array: Floats = tensor.detach().to("cpu", torch.float32).numpy()
+    if tensor.dtype != torch.float32 or tensor.requires_grad or tensor.device.type != "cpu":
+        tensor = tensor.detach().to("cpu", torch.float32)
+    array: Floats = tensor.numpy()
     return array
 
 

@@ -48,8 +48,8 @@ class Evaluate:
     """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; repeat for more. For
     example tracker.match_threshold=0.6 or transforms.test_short_side=360."""
     tracker: str | None = None
-    """released, ovis, paper, robust, or a JSON file such as the best.json of jobs.sweep. Default:
-    the checkpoint's own."""
+    """released, ovis, paper, multi_cue, robust, or a JSON file such as the best.json of jobs.sweep.
+    Default: the checkpoint's own."""
     frames: str | None = None
     """Folder (or URL) that the frame paths are relative to. Default: JPEGImages beside each
     annotation file where that exists, else the file's own folder."""

@@ -49,8 +49,8 @@ class Track:
     """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; repeat for more. For
     example tracker.memory_lifetime=60 or transforms.test_short_side=360."""
     tracker: str | None = None
-    """released, ovis, paper, robust, or a JSON file such as the best.json of jobs.sweep. Default:
-    the checkpoint's own."""
+    """released, ovis, paper, multi_cue, robust, or a JSON file such as the best.json of jobs.sweep.
+    Default: the checkpoint's own."""
     every: int = 1
     """Use each n-th frame only."""
     max_frames: int | None = None

@@ -38,13 +38,15 @@ def changed(config: Config, overrides: Iterable[str], tracker: str | Path | None
 def tracker_config(name: str | Path) -> TrackerConfig:
     """A tracker by name, or from a JSON file such as the best.json of a sweep.
 
-    name:   released, ovis, paper, robust, or a path; the file holds {"tracker": {field: value}}
+    name:   released, ovis, paper, multi_cue, robust, or a path; the file holds
+            {"tracker": {field: value}}
     Errors: ValueError for an unknown name, a file that is no such JSON, or an unknown field
     """
     named = {
         "released": TrackerConfig.released,
         "ovis": lambda: TrackerConfig.released("ovis"),
         "paper": TrackerConfig.paper,
+        "multi_cue": TrackerConfig.multi_cue,
         "robust": TrackerConfig.robust,
     }
     if str(name) in named:

@@ -27,6 +27,9 @@ EVERY_CONFIG = {
     "gated": TrackerConfig(min_cosine=0.3, same_class=True, temporal_weight=False),
     "argmax": TrackerConfig(assignment="argmax"),
     "hungarian": TrackerConfig(assignment="hungarian"),
+    "last": TrackerConfig(weighting="last"),
+    "similarity_guided": TrackerConfig(weighting="similarity_guided", similarity="cosine"),
+    "multi_cue": TrackerConfig.multi_cue(),
 }
 TRACE_CONFIGS = {
     "ytvis": TrackerConfig.released("ytvis"),

@@ -1,0 +1,185 @@
+"""What the tracker remembers of the instances it has seen lately: arrays of a bounded size."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from idol.config import TrackerConfig
+
+__all__ = ["MemoryBank"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+_ARRAYS: Final = (
+    "ids", "embeddings", "boxes", "motion", "history", "history_scores", "existence", "born",
+    "last_seen", "labels",
+)  # fmt: skip
+
+
+class MemoryBank:
+    """M instances in the order of their creation, as arrays (paper Sec. 3.3).
+
+    ids:            (M,)
+    embeddings:     (M, C) ê_j of Eq. 5 or what config.weighting says, brought up to date whenever
+                    an instance is seen
+    boxes:          (M, 4) xyxy, where each was last seen
+    motion:         (M, 4) change of the box per frame, from the last two sightings; zeros without
+                    position_weight
+    history:        (M, T, C) the last embeddings, newest last, zeros before the first; T is 0
+                    where the weighting has no use for the past
+    history_scores: (M, T)
+    existence:      (M,)   frames in which the instance was seen
+    born:           (M,)   clock of its first frame
+    last_seen:      (M,)
+    labels:         (M,)   class of its last detection
+    """
+
+    def __init__(self, size: int, config: TrackerConfig) -> None:
+        past = config.weighting in ("paper", "released", "similarity_guided")
+        length = config.memory_length if past else 0
+        self.config = config
+        self.ids: Ints = np.zeros(0, np.int64)
+        self.embeddings: Floats = np.zeros((0, size), np.float32)
+        self.boxes: Floats = np.zeros((0, 4), np.float32)
+        self.motion: Floats = np.zeros((0, 4), np.float32)
+        self.history: Floats = np.zeros((0, length, size), np.float32)
+        self.history_scores: Floats = np.zeros((0, length), np.float32)
+        self.existence: Floats = np.zeros(0, np.float32)
+        self.born: Ints = np.zeros(0, np.int64)
+        self.last_seen: Ints = np.zeros(0, np.int64)
+        self.labels: Ints = np.zeros(0, np.int64)
+        self._weights = _recency(length, config)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def see(
+        self,
+        rows: Ints,
+        embeddings: Floats,
+        boxes: Floats,
+        scores: Floats,
+        labels: Ints,
+        clock: int,
+    ) -> None:
+        """Instances rows (n,), each once, were seen again: (n, C), (n, 4), (n,), (n,)."""
+        if len(rows) == 0:
+            return
+        config = self.config
+        if config.position_weight > 0:
+            elapsed = (clock - self.last_seen[rows])[:, None]
+            self.motion[rows] = (boxes - self.boxes[rows]) / elapsed
+        self.existence[rows] += 1
+        self.last_seen[rows] = clock
+        self.boxes[rows] = boxes
+        self.labels[rows] = labels
+        if config.weighting == "last":
+            self.embeddings[rows] = embeddings
+            return
+        if config.weighting == "momentum":
+            self._mix(rows, embeddings, np.float32(config.momentum))
+            return
+        if config.weighting == "similarity_guided":
+            self._mix(rows, embeddings, self._likeness(rows, embeddings)[:, None])
+        history = np.empty((len(rows), *self.history.shape[1:]), np.float32)
+        history[:, :-1], history[:, -1] = self.history[rows, 1:], embeddings
+        past = np.empty((len(rows), self.history.shape[1]), np.float32)
+        past[:, :-1], past[:, -1] = self.history_scores[rows, 1:], scores
+        self.history[rows], self.history_scores[rows] = history, past
+        if config.weighting != "similarity_guided":
+            self.embeddings[rows] = self._summarise(history, past, self.existence[rows])
+
+    def add(
+        self,
+        ids: Ints,
+        embeddings: Floats,
+        boxes: Floats,
+        scores: Floats,
+        labels: Ints,
+        clock: int,
+    ) -> None:
+        """New instances with these ids (n,); the rest as of see."""
+        count = len(ids)
+        if count == 0:
+            return
+        history = np.zeros((count, *self.history.shape[1:]), np.float32)
+        past = np.zeros((count, self.history.shape[1]), np.float32)
+        if self.history.shape[1]:
+            history[:, -1], past[:, -1] = embeddings, scores
+        summary = embeddings
+        if self.config.weighting in ("paper", "released"):
+            summary = self._summarise(history, past, np.ones(count, np.float32))
+        now = np.full(count, clock)
+        new: dict[str, npt.NDArray[Any]] = {
+            "ids": ids,
+            "embeddings": summary,
+            "boxes": boxes,
+            "motion": np.zeros_like(boxes),
+            "history": history,
+            "history_scores": past,
+            "existence": np.ones(count, np.float32),
+            "born": now,
+            "last_seen": now,
+            "labels": labels,
+        }
+        for name in _ARRAYS:
+            setattr(self, name, np.concatenate([getattr(self, name), new[name]]))
+
+    def forget(self, clock: int) -> None:
+        """Drop the instances last seen at clock or before."""
+        keep = self.last_seen > clock
+        if keep.all():
+            return
+        for name in _ARRAYS:
+            setattr(self, name, getattr(self, name)[keep])
+
+    def _mix(self, rows: Ints, embeddings: Floats, share: Floats | np.float32) -> None:
+        self.embeddings[rows] = (1 - share) * self.embeddings[rows] + share * embeddings
+
+    def _likeness(self, rows: Ints, embeddings: Floats) -> Floats:
+        """Mean cosine of new embeddings (n, C) with those remembered, at least 0: (n,)."""
+        known = self.history[rows].astype(np.float64)
+        exact = embeddings.astype(np.float64)
+        lengths = np.linalg.norm(known, axis=2) * np.linalg.norm(exact, axis=1)[:, None]
+        products = np.einsum("ntc,nc->nt", known, exact)
+        # Absent entries are zeros and count for nothing. existence includes the frame of now.
+        cosines = (products / np.where(lengths > 0, lengths, 1)).sum(axis=1)
+        count = np.minimum(self.existence[rows] - 1, known.shape[1])
+        likeness: Floats = np.clip(cosines / count, 0, 1).astype(np.float32)
+        return likeness
+
+    def _summarise(self, history: Floats, scores: Floats, existence: Floats) -> Floats:
+        """Weighted mean of remembered embeddings, (n, T, C), (n, T) → (n, C)."""
+        length = history.shape[1]
+        weights = self._weights[np.minimum(existence, length).astype(np.int64)]
+        if self.config.weighting == "released":
+            weights = weights + scores  # absent entries have score 0 and recency 0
+        total = weights.sum(axis=1, keepdims=True)
+        mean: Floats = (history * weights[:, :, None]).sum(axis=1)
+        if total.min() > 0:
+            mean /= total
+            return mean
+        # Scores of exactly 0 without a recency term weigh nothing: the newest stands for all.
+        empty = total[:, 0] <= 0
+        mean /= np.where(total > 0, total, 1)
+        mean[empty] = history[empty, -1]
+        return mean
+
+
+def _recency(length: int, config: TrackerConfig) -> Floats:
+    """Row L holds the weights of L remembered embeddings, newest last, zeros before."""
+    table = np.zeros((length + 1, length), np.float32)
+    for count in range(1, length + 1):
+        age = np.arange(count, 0, -1)  # t of Eq. 5: 1 is the most recent
+        if config.weighting == "paper":
+            table[count, length - count :] = config.tau + (
+                length / age if config.temporal_weight else 1.0
+            )
+        elif config.temporal_weight:
+            # k · (1/L) in float64 and rounded once, as torch.range makes it in the released code.
+            table[count, length - count :] = np.arange(1, count + 1) * (1.0 / count)
+    return table
