@@ -341,9 +341,10 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _specialisation(
-    value: Tensor, places: Tensor, references: Tensor | None, fixed_point: bool
+def specialisation_of(
+    value: Tensor, places: Tensor, references: Tensor | None, fixed_point: bool = False
 ) -> Specialisation:
+    """The compilation that arguments as in `forward` need."""
     levels, points = places.shape[3:5]
     return Specialisation(
         levels=levels,
@@ -357,7 +358,7 @@ def _specialisation(
     )
 
 
-def _launch(
+def launch(
     which: int,
     specialisation: Specialisation,
     tensors: Sequence[Tensor | None],
@@ -365,8 +366,15 @@ def _launch(
     queries: int,
     shapes: Sequence[tuple[int, int]],
 ) -> None:
+    """Start the forward (which 0) or backward (1) kernel on torch's current stream.
+
+    tensors: its pointers in the order of the source, contiguous, None for null
+    value:   (N, S, M, C) as in `forward`; it names sizes and device
+    raises:  CannotCompile
+    """
     import numpy as np
-    from cuda.core import LaunchConfig, launch
+    from cuda.core import LaunchConfig
+    from cuda.core import launch as start
 
     images, pixels, heads, _ = value.shape
     _, _, items, warps = specialisation.layout()
@@ -377,7 +385,7 @@ def _launch(
     numbers = [np.int32(number) for number in (images, pixels, heads, queries)]
     device = value.device.index
     with torch.cuda.device(device):
-        launch(
+        start(
             _Stream(device),
             LaunchConfig(grid=blocks, block=warps * _WARP),
             _loaded(specialisation, device)[which],
@@ -411,12 +419,12 @@ def forward(
     out = value.new_empty((images, queries, heads * channels))
     if out.numel() == 0 or pixels * weights.shape[3] * weights.shape[4] == 0:
         return out.zero_()
-    specialisation = _specialisation(value, places, references, fixed_point=False)
+    specialisation = specialisation_of(value, places, references, fixed_point=False)
     value, places, weights = _aligned(value), _aligned(places), _aligned(weights)
     references = None if references is None else _aligned(references)
     padding = None if padding is None else _aligned(padding)
     tensors = (value, places, weights, references, padding, out)
-    _launch(0, specialisation, tensors, value, queries, shapes)
+    launch(0, specialisation, tensors, value, queries, shapes)
     return out
 
 
@@ -441,7 +449,7 @@ def backward(
     """
     images, pixels, heads, _ = value.shape
     queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
-    fixed = _specialisation(value, places, references, fixed_point=deterministic)
+    fixed = specialisation_of(value, places, references, fixed_point=deterministic)
     sums = torch.zeros(
         value.shape, dtype=torch.int64 if deterministic else fixed.real, device=value.device
     )
@@ -466,7 +474,7 @@ def backward(
             grad, value, places, weights, references, padding, scale, sums, grad_places,
             grad_weights, grad_references,
         )  # fmt: skip
-        _launch(1, fixed, tensors, value, queries, shapes)
+        launch(1, fixed, tensors, value, queries, shapes)
         if scale is not None:
             sums = sums.to(torch.float64) / scale
     total = None if grad_references is None else grad_references.sum(2)

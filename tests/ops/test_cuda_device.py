@@ -197,9 +197,9 @@ def test_every_variant_that_is_measured_gives_the_same_numbers():
     tensors = on_device(arguments(ENCODER, 2, channels=32, queries=318, heads=8), torch.float32)
     value, references, offsets, logits, _ = (t.detach() for t in tensors)
     right = cuda.forward(value, ENCODER, offsets, logits, references)
-    plain = cuda._specialisation(value, offsets, references, fixed_point=False)
+    plain = cuda.specialisation_of(value, offsets, references)
     for changes in ({"heads_together": True}, {"warps": 2}, {"warps": 8}, {"unroll": 1}):
         out = torch.empty_like(right)
         spec = dataclasses.replace(plain, **changes)
-        cuda._launch(0, spec, (value, offsets, logits, references, None, out), value, 318, ENCODER)
+        cuda.launch(0, spec, (value, offsets, logits, references, None, out), value, 318, ENCODER)
         torch.testing.assert_close(out, right, atol=1e-5, rtol=1e-5)

@@ -278,7 +278,7 @@ def test_the_calls_around_the_kernels_equal_plain_pytorch(
         numbers = [images, pixels, heads, queries, *(side for level in shapes for side in level)]
         call(function, spec, images * queries * heads, tensors, numbers)
 
-    monkeypatch.setattr(cuda, "_launch", launch)
+    monkeypatch.setattr(cuda, "launch", launch)
     spec = dataclasses.replace(SINGLE, reference=kind)
     value, places, weights, references, padding = inputs(SHAPES, spec)
     # Other strides than contiguous ones must not matter.
@@ -306,7 +306,7 @@ def test_nothing_to_attend_launches_nothing(monkeypatch):
     def never(*args):
         raise AssertionError("there is nothing to compute")
 
-    monkeypatch.setattr(cuda, "_launch", never)
+    monkeypatch.setattr(cuda, "launch", never)
     value, weights = torch.ones(2, 0, 3, 8), torch.ones(2, 5, 3, 1, 4)
     places = torch.ones(2, 5, 3, 1, 4, 2)
     assert not cuda.forward(value, [(0, 4)], places, weights).any()
