@@ -271,7 +271,7 @@ def on_cuda(options: argparse.Namespace) -> None:
             print(f"not measured: {name}: {found}")
     print(
         "| layer | type | implementation | forward, µs | backward, µs | share of the limit | "
-        "largest error | MiB, forward / backward |"
+        "largest error | MiB, forward / both |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for title, numbers in GPU_CASES.items():
@@ -285,11 +285,11 @@ def on_cuda(options: argparse.Namespace) -> None:
             ours["plain PyTorch"] = _forced("torch")
             rows = [(name, _separate(attend, arguments, dtype)) for name, attend in ours.items()]
             rows.insert(0, ("ours, fused", _fused(arguments, dtype)))
-            for name, (run, back) in rows:
+            for name, (run, both) in rows:
                 if name == "original kernel" and dtype != torch.float32:
                     continue
                 try:
-                    cells = _cells(run, back, exact, numbers, dtype)
+                    cells = _cells(run, both, exact, numbers, dtype)
                 except Exception as error:  # of somebody else's kernel: it is told, and no more
                     cells = f"failed: {str(error).splitlines()[0][:80]} | | | | "
                 print(f"| {title} | {str(dtype)[6:]} | {name} | {cells} |", flush=True)
@@ -308,7 +308,7 @@ def _separate(attend: rivals.Attention, arguments: Arguments, dtype: torch.dtype
         with torch.no_grad():
             return attend(inputs[0], levels, inputs[1], inputs[2])
 
-    return run, _backward(lambda: attend(leaves[0], levels, leaves[1], leaves[2]), leaves)
+    return run, _both(lambda: attend(leaves[0], levels, leaves[1], leaves[2]), leaves)
 
 
 def _fused(arguments: Arguments, dtype: torch.dtype) -> Pair:
@@ -327,32 +327,26 @@ def _fused(arguments: Arguments, dtype: torch.dtype) -> Pair:
         os.environ["IDOL_MSDA_BACKEND"] = "cuda"
         return ms_deform_attn_fused(leaves[0], levels, references, leaves[1], leaves[2])
 
-    return run, _backward(again, leaves)
+    return run, _both(again, leaves)
 
 
-def _backward(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
-    """The backward alone; its graph is made at the first call, in whatever stream is current."""
-    kept: list[tuple[Tensor, Tensor]] = []
-
-    def run() -> object:
-        if not kept:
-            out = forward()
-            kept.append((out, torch.randn_like(out)))
-        return torch.autograd.grad(kept[0][0], leaves, kept[0][1], retain_graph=True)
-
-    return run
+def _both(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], object]:
+    """Forward and backward; a graph can capture the two only together."""
+    grad = torch.randn_like(forward())
+    return lambda: torch.autograd.grad(forward(), leaves, grad)
 
 
 def _cells(
     run: Callable[[], Tensor],
-    back: Callable[[], object],
+    both: Callable[[], object],
     exact: Tensor,
     numbers: tuple[Levels, int, int, int, int | None],
     dtype: torch.dtype,
 ) -> str:
     error = float((run().double().cpu() - exact).abs().max())
-    sizes = (_peak(run), _peak(back))
-    forward, backward = microseconds(run), microseconds(back)
+    sizes = (_peak(run), _peak(both))
+    forward = microseconds(run)
+    backward = microseconds(both) - forward
     levels, images, heads, channels, queries = numbers
     pixels = sum(h * w for h, w in levels)
     size = 4 if dtype == torch.float32 else 2
@@ -366,8 +360,8 @@ def _cells(
 
 def variants(options: argparse.Namespace) -> None:
     """The table of our kernels' variants: what was chosen, and what did not help."""
-    print("| layer | type | warps | heads together | in flight | blocks | forward, µs |")
-    print("|---|---|---|---|---|---|---|")
+    print("| layer | type | warps | in flight | blocks | forward, µs |")
+    print("|---|---|---|---|---|---|")
     for title in ("360p encoder", "720p encoder"):
         arguments = case(*GPU_CASES[title])
         for dtype in (torch.float32, torch.bfloat16):
@@ -378,7 +372,7 @@ def variants(options: argparse.Namespace) -> None:
                 took = _variant(one, inputs, arguments[1])
                 print(
                     f"| {title} | {str(dtype)[6:]} | {one.warps} "
-                    f"| {'yes' if one.heads_together else 'no'} | {one.unroll or 'usual'} "
+                    f"| {one.unroll or 'usual'} "
                     f"| {one.blocks or 'usual'} | {took:.1f} |",
                     flush=True,
                 )
@@ -392,16 +386,15 @@ def _variant(one: cuda.Specialisation, inputs: list[Tensor], levels: Levels) -> 
 
 VARIANTS: list[dict[str, Any]] = [
     {},
-    {"heads_together": True},
     {"warps": 2},
     {"warps": 8},
-    {"warps": 8, "heads_together": True},
     {"unroll": 1},
     {"unroll": 2},
     {"unroll": 4},
-    {"unroll": 4, "blocks": 4},
-    {"unroll": 4, "blocks": 2},
-    {"blocks": 4},
+    {"unroll": 1, "blocks": 4},
+    {"unroll": 1, "blocks": 10},
+    {"unroll": 2, "blocks": 8},
+    {"unroll": 2, "blocks": 10},
 ]
 
 

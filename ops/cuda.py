@@ -37,7 +37,7 @@ _LOAD_BYTES = 16  # the widest load of a thread
 _WARP = 32
 _SHARED_BYTES = 48 * 1024  # of a block, on every architecture, without asking for more
 _OLDEST = 60  # atomicAdd of doubles and fp16 arithmetic
-_MOST_BLOCKS = 2**31 - 1
+_MOST_HEADS_OR_IMAGES = 2**16 - 1  # of a grid's second and third side
 _MOST_PIXELS = 2**27  # a row times 16 is an integer of 32 bits
 
 
@@ -112,11 +112,6 @@ class Specialisation:
     """Samples in flight; None takes what was chosen for the type."""
     blocks: int | None = None
     """Blocks of a multiprocessor that the registers must allow; None as for unroll."""
-    heads_together: bool = False
-    """Whether neighbours in a block are heads of one query, or queries of one head.
-
-    The latter read neighbouring pixels, which the first cache then holds.
-    """
 
     @property
     def real(self) -> torch.dtype:
@@ -144,12 +139,27 @@ class Specialisation:
         items = min(_WARP // lanes, room)
         return vector, lanes, items, max(min(self.warps, room // items), 1)
 
+    def shares(self) -> tuple[int, int]:
+        """(samples for which a lane makes the records, how many of them it reads at once)."""
+        samples, lanes = self.levels * self.points, self.layout()[1]
+        share = -(-samples // lanes)
+        # A pair of coordinates for each; a load begins at a multiple of its own size.
+        chunk = 1
+        while (
+            share % (2 * chunk) == 0
+            and samples % (2 * chunk) == 0
+            and 4 * chunk * self.query.itemsize <= _LOAD_BYTES
+        ):
+            chunk *= 2
+        return share, chunk
+
     def source(self) -> str:
         """The text to compile: these numbers as macros, then the kernels."""
         vector, lanes, items, warps = self.layout()
         # Chosen from NVRTC's reports: no spills on any architecture. Half precision converts
         # eight channels a load, and has no registers left for four samples at once; nor has a
         # lane that makes the records of many samples, or has channels in several pieces.
+        share, chunk = self.shares()
         half = self.value.itemsize == 2
         usual = (
             self.levels * self.points <= 2 * lanes
@@ -170,9 +180,10 @@ class Specialisation:
             "LANES": lanes,
             "ITEMS": items,
             "WARPS": warps,
+            "SHARE": share,
+            "CHUNK": chunk,
             "UNROLL": self.unroll or (2 if half else 4),
             "BLOCKS": self.blocks or blocks,
-            "HEADS_TOGETHER": int(self.heads_together),
             "FIXED_POINT": int(self.fixed_point),
             "LEVEL_PARAMETERS": ", ".join(f"int h{i}, int w{i}" for i in levels),
             "LEVEL_SIZES": ", ".join(f"h{i}, w{i}" for i in levels),
@@ -319,16 +330,12 @@ def unusable(specialisation: Specialisation, device: int) -> str | None:
 # Calls
 
 
-class _Stream:
-    """torch's current stream, as cuda.core asks for one."""
+@functools.lru_cache(maxsize=256)
+def _stream(handle: int) -> Any:
+    """One of torch's streams, as cuda.core wants it; it stays torch's."""
+    from cuda.core import Stream
 
-    __slots__ = ("handle",)
-
-    def __init__(self, device: int) -> None:
-        self.handle = torch.cuda.current_stream(device).cuda_stream
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
+    return Stream.from_handle(handle)
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -378,15 +385,17 @@ def launch(
 
     images, pixels, heads, _ = value.shape
     _, _, items, warps = specialisation.layout()
-    blocks = -(-images * queries * heads // (items * warps))
-    if blocks > _MOST_BLOCKS or pixels >= _MOST_PIXELS:
-        raise CannotCompile(f"{pixels} pixels and {blocks} blocks are more than the kernels count")
+    blocks = (-(-queries // (items * warps)), heads, images)
+    if max(heads, images) > _MOST_HEADS_OR_IMAGES or pixels >= _MOST_PIXELS:
+        raise CannotCompile(
+            f"{images} images of {pixels} pixels and {heads} heads are more than the kernels count"
+        )
     sides = [np.int32(side) for level in shapes for side in level]
     numbers = [np.int32(number) for number in (images, pixels, heads, queries)]
     device = value.device.index
     with torch.cuda.device(device):
         start(
-            _Stream(device),
+            _stream(torch.cuda.current_stream(device).cuda_stream),
             LaunchConfig(grid=blocks, block=warps * _WARP),
             _loaded(specialisation, device)[which],
             *map(_pointer, tensors),

@@ -10,9 +10,14 @@
 //                             0: locations and weights come in
 //   VECTOR LANES ITEMS WARPS  channels a load; lanes of a warp that share an item, which is a
 //                             query and a head; items a warp; warps a block
-//   UNROLL HEADS_TOGETHER     samples in flight; whether the heads of a query are neighbours
+//   SHARE CHUNK               samples of an item for which a lane makes records, one after the
+//                             other; how many of them it reads in one load
+//   UNROLL                    samples in flight
 //   FIXED_POINT               whether the value's gradient is summed in integers
 //   LEVEL_PARAMETERS          int h0, int w0, int h1, ...      LEVEL_SIZES: h0, w0, h1, ...
+//
+// The grid is (queries by ITEMS · WARPS, heads, images): a block has neighbouring queries of one
+// head, which read neighbouring pixels, and finds them without a division.
 //
 // An item is done by LANES neighbouring lanes, each with VECTOR (or several times VECTOR) of the
 // head's channels. In turn: each lane makes the records of some of the item's samples (softmax,
@@ -26,7 +31,6 @@
 #define F64 3
 
 #define SAMPLES (LEVELS * POINTS)
-#define SHARE ((SAMPLES + LANES - 1) / LANES)
 #define PIECES ((CHANNELS + VECTOR * LANES - 1) / (VECTOR * LANES))
 
 struct Half { unsigned short bits; };
@@ -91,8 +95,39 @@ __device__ __forceinline__ double exponential(double x) { return exp(x); }
 __device__ __forceinline__ long long rounded(float x) { return __float2ll_rn(x); }
 __device__ __forceinline__ long long rounded(double x) { return __double2ll_rn(x); }
 
-// So many channels as one load or store; all bits zero, which is zero in every type, if made by Packed().
+// So many channels as one load or store; all bits zero, which is zero in every type, if made by
+// Packed().
 struct __align__(VECTOR * sizeof(Value)) Packed { Value channel[VECTOR]; };
+
+// The same as numbers. Pairs of bfloat16 are taken apart as the words they lie in: two
+// instructions, where taking out one half and shifting it are five.
+__device__ __forceinline__ void unpack(Real (&to)[VECTOR], const Packed& packed) {
+#if VALUE == BF16 && VECTOR % 2 == 0 && !defined(EMULATED)
+  if (SINGLE) {
+    const unsigned* words = reinterpret_cast<const unsigned*>(&packed);
+#pragma unroll
+    for (int c = 0; c < VECTOR; c += 2) {
+      to[c] = __uint_as_float(words[c / 2] << 16);
+      to[c + 1] = __uint_as_float(words[c / 2] & 0xffff0000u);
+    }
+    return;
+  }
+#endif
+#pragma unroll
+  for (int c = 0; c < VECTOR; ++c) to[c] = real(packed.channel[c]);
+}
+
+// Neighbours in memory, read by as few loads as their place allows: count is a multiple of chunk.
+template <int chunk, int count>
+__device__ __forceinline__ void read(Real (&to)[count], const Query* from) {
+  struct __align__(chunk * sizeof(Query)) Chunk { Query number[chunk]; };
+#pragma unroll
+  for (int i = 0; i < count; i += chunk) {
+    const Chunk one = *reinterpret_cast<const Chunk*>(from + i);
+#pragma unroll
+    for (int k = 0; k < chunk; ++k) to[i + k] = real(one.number[k]);
+  }
+}
 
 // The sum over the lanes of an item, in all of them; every lane of the warp takes part.
 template <typename Combine>
@@ -123,23 +158,17 @@ struct Larger {
 // below, both.
 struct __align__(4 * sizeof(Real)) Record { Real right, low, weight; int code; };
 
-struct Item { int image, query, head; bool exists; };
+// The query and head of this lane. Lanes beyond the last one stand idle at query 0, for sums over
+// lanes need the whole warp.
+struct Item { int number, query; bool working; };
 
-__device__ __forceinline__ Item item_of(long long index, int images, int queries, int heads) {
+__device__ __forceinline__ Item this_item(int lane, int warp, int queries) {
   Item item;
-  item.exists = index < (long long)images * queries * heads;
-  if (!item.exists) index = 0;
-#if HEADS_TOGETHER
-  item.head = (int)(index % heads);
-  const long long rest = index / heads;
-  item.query = (int)(rest % queries);
-  item.image = (int)(rest / queries);
-#else
-  item.query = (int)(index % queries);
-  const long long rest = index / queries;
-  item.head = (int)(rest % heads);
-  item.image = (int)(rest / heads);
-#endif
+  item.number = lane / LANES;
+  const long long query = ((long long)blockIdx.x * WARPS + warp) * ITEMS + item.number;
+  item.working = item.number < ITEMS && query < queries;
+  item.query = item.working ? (int)query : 0;
+  if (item.number >= ITEMS) item.number = 0;
   return item;
 }
 
@@ -165,36 +194,37 @@ __device__ __forceinline__ void write_sizes(Sizes& sizes, LEVEL_PARAMETERS) {
 __device__ __forceinline__ void attend(
     Real (&weight)[SHARE], const Query* weights, int place, int lane, bool working) {
 #pragma unroll
-  for (int i = 0; i < SHARE; ++i) {
-    const int s = place + i * LANES;
-    weight[i] = working && s < SAMPLES ? real(weights[s]) : (Real)0;
+  for (int i = 0; i < SHARE; i += CHUNK) {
+    Real chunk[CHUNK] = {0};
+    if (working && place * SHARE + i < SAMPLES) read<CHUNK>(chunk, weights + place * SHARE + i);
+#pragma unroll
+    for (int k = 0; k < CHUNK; ++k) weight[i + k] = chunk[k];
   }
 #if REFERENCE
   Real largest = weight[0];
 #pragma unroll
   for (int i = 1; i < SHARE; ++i)
-    if (place + i * LANES < SAMPLES) largest = Larger()(weight[i], largest);
+    if (place * SHARE + i < SAMPLES) largest = Larger()(weight[i], largest);
   // A lane without samples holds 0, which may be larger than every logit: it borrows the first's.
   const Real borrowed = __shfl_sync(~0u, largest, lane / LANES * LANES & 31);
-  if (place >= SAMPLES) largest = borrowed;
+  if (place * SHARE >= SAMPLES) largest = borrowed;
   largest = over_item(largest, lane, Larger());
   Real sum = 0;
 #pragma unroll
   for (int i = 0; i < SHARE; ++i) {
-    weight[i] = place + i * LANES < SAMPLES ? exponential(weight[i] - largest) : (Real)0;
+    weight[i] = place * SHARE + i < SAMPLES ? exponential(weight[i] - largest) : (Real)0;
     sum += weight[i];
   }
-  sum = over_item(sum, lane, Plus());
+  const Real part = 1 / over_item(sum, lane, Plus());
 #pragma unroll
-  for (int i = 0; i < SHARE; ++i) weight[i] /= sum;
+  for (int i = 0; i < SHARE; ++i) weight[i] *= part;
 #endif
 }
 
 __device__ __forceinline__ Record record_of(
-    const Sizes& sizes, int s, const Query* places, const Anchor* references, Real weight,
+    const Sizes& sizes, int level, Real x, Real y, const Anchor* references, Real weight,
     const unsigned char* padding) {
-  const int level = s / POINTS, height = sizes.height[level], width = sizes.width[level];
-  Real x = real(places[2 * s]), y = real(places[2 * s + 1]);
+  const int height = sizes.height[level], width = sizes.width[level];
 #if REFERENCE == 0
   x = x * width - (Real)0.5;
   y = y * height - (Real)0.5;
@@ -235,6 +265,26 @@ __device__ __forceinline__ Record record_of(
   return record;
 }
 
+// Hand the record of every sample that this lane makes to take(sample, record).
+template <typename Take>
+__device__ __forceinline__ void each_record(
+    const Sizes& sizes, const Query* places, const Anchor* references, const Real (&weight)[SHARE],
+    const unsigned char* padding, int place, Take take) {
+#pragma unroll
+  for (int i = 0; i < SHARE; i += CHUNK) {
+    const int first = place * SHARE + i;
+    if (first >= SAMPLES) break;
+    Real xy[2 * CHUNK];
+    read<2 * CHUNK>(xy, places + 2 * first);
+#pragma unroll
+    for (int k = 0; k < CHUNK; ++k) {
+      const int s = first + k;
+      take(s, record_of(
+                  sizes, s / POINTS, xy[2 * k], xy[2 * k + 1], references, weight[i + k], padding));
+    }
+  }
+}
+
 // The four corners of a sample, of this lane's channels; zeros where there is none.
 struct Corners { Packed corner[4]; };
 
@@ -256,6 +306,37 @@ __device__ __forceinline__ Corners load_corners(
 // ------------------------------------------------------------------------------------------------
 // Forward
 
+// What the forward needs of a sample, made once so that its lanes have nothing left to decide: each
+// corner's share with the attention in it, and its row. A corner without a value has share 0 and
+// the row of one that has (which is read anyway: a NaN elsewhere must not leak in). Rows are -1
+// where no corner has a value.
+struct __align__(4 * sizeof(Real)) Shares { Real corner[4]; };
+struct __align__(16) Rows { int corner[4]; };
+
+__device__ __forceinline__ void write_sample(
+    Shares& shares, Rows& rows, const Record& record, int width) {
+  const Real low = record.low * record.weight, high = record.weight - low;
+  const Real below = low * record.right, above = high * record.right;
+  Shares mixed = {{high - above, above, low - below, below}};
+  const int first = record.code >> 4;
+  int there = -1;
+#pragma unroll
+  for (int k = 3; k >= 0; --k)
+    if (record.code >> k & 1) there = first + (k & 1) + (k >> 1) * width;
+  // A broken place or attention has to be seen, also where there is no corner.
+  const bool broken = !(record.right - record.right == 0 && record.weight - record.weight == 0);
+  if (broken) there = 0;
+  Rows found;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const bool has = record.code >> k & 1;
+    found.corner[k] = has ? first + (k & 1) + (k >> 1) * width : there;
+    if (!has && !broken) mixed.corner[k] = 0;
+  }
+  shares = mixed;
+  rows = found;
+}
+
 // value (N, S, M, C); places (N, Q, M, L, P, 2); weights (N, Q, M, L, P); references (N, Q, L, 2
 // or 4); padding (N, S) bytes, or null; out (N, Q, M, C)
 extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) forward(
@@ -264,58 +345,57 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) forward(
     const unsigned char* __restrict__ padding, Value* __restrict__ out, int images, int pixels,
     int heads, int queries, LEVEL_PARAMETERS) {
   __shared__ Sizes sizes;
-  __shared__ Record records[WARPS][SAMPLES][ITEMS];
+  __shared__ Shares shares[WARPS][SAMPLES][ITEMS];
+  __shared__ Rows rows[WARPS][SAMPLES][ITEMS];
   write_sizes(sizes, LEVEL_SIZES);
 
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int number = lane / LANES, place = lane % LANES;
-  const Item item = item_of(
-      ((long long)blockIdx.x * WARPS + warp) * ITEMS + (number < ITEMS ? number : 0), images,
-      queries, heads);
-  const bool working = item.exists && number < ITEMS;
-  const long long row = ((long long)item.image * queries + item.query) * heads + item.head;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, place = lane % LANES;
+  const Item item = this_item(lane, warp, queries);
+  const int number = item.number, head = blockIdx.y, image = blockIdx.z;
+  const long long query = (long long)image * queries + item.query;
+  const long long row = query * heads + head;
 
   Real weight[SHARE];
-  attend(weight, weights + row * SAMPLES, place, lane, working);
-  if (working) {
-#pragma unroll
-    for (int i = 0; i < SHARE; ++i) {
-      const int s = place + i * LANES;
-      if (s < SAMPLES) {
-        records[warp][s][number] = record_of(
-            sizes, s, places + row * SAMPLES * 2,
-            references + ((long long)item.image * queries + item.query) * LEVELS * REFERENCE,
-            weight[i], padding ? padding + (long long)item.image * pixels : padding);
-      }
-    }
+  attend(weight, weights + row * SAMPLES, place, lane, item.working);
+  if (item.working) {
+    each_record(
+        sizes, places + row * SAMPLES * 2, references + query * LEVELS * REFERENCE, weight,
+        padding ? padding + (long long)image * pixels : padding, place,
+        [&](int s, const Record& record) {
+          write_sample(
+              shares[warp][s][number], rows[warp][s][number], record, sizes.width[s / POINTS]);
+        });
   }
   __syncwarp();
-  if (!working) return;
+  if (!item.working) return;
 
-  const long long stride = (long long)heads * CHANNELS;
+  // Bytes. A row times the stride needs 64 bits, which without signs is one instruction.
+  const unsigned stride = (unsigned)heads * CHANNELS * (unsigned)sizeof(Value);
 #pragma unroll
   for (int piece = 0; piece < PIECES; ++piece) {
     const int channel = (piece * LANES + place) * VECTOR;
     if (channel >= CHANNELS) break;
-    const Value* image = value + (long long)item.image * pixels * stride + item.head * CHANNELS + channel;
+    const char* begin = reinterpret_cast<const char*>(
+        value + ((long long)image * pixels * heads + head) * CHANNELS + channel);
     Real sum[VECTOR];
 #pragma unroll
     for (int c = 0; c < VECTOR; ++c) sum[c] = 0;
-#pragma unroll 1
-    for (int level = 0; level < LEVELS; ++level) {
-      const int width = sizes.width[level];
 #pragma unroll UNROLL
-      for (int p = 0; p < POINTS; ++p) {
-        const Record record = records[warp][level * POINTS + p][number];
-        const Corners corners = load_corners(image, record.code, width, stride);
-        const Real low = record.low * record.weight, high = record.weight - low;
-        const Real below = low * record.right, above = high * record.right;
-        const Real mixed[4] = {high - above, above, low - below, below};
+    for (int s = 0; s < SAMPLES; ++s) {
+      const Rows row_of = rows[warp][s][number];
+      if (row_of.corner[0] < 0) continue;
+      const Shares share = shares[warp][s][number];
+      Packed corner[4];
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
+      for (int k = 0; k < 4; ++k)
+        corner[k] = *reinterpret_cast<const Packed*>(
+            begin + (unsigned long long)(unsigned)row_of.corner[k] * stride);
 #pragma unroll
-          for (int c = 0; c < VECTOR; ++c) sum[c] += mixed[k] * real(corners.corner[k].channel[c]);
-        }
+      for (int k = 0; k < 4; ++k) {
+        Real numbers[VECTOR];
+        unpack(numbers, corner[k]);
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c) sum[c] += share.corner[k] * numbers[c];
       }
     }
     Packed packed;
@@ -369,34 +449,26 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) backward(
   __shared__ Record slopes[WARPS][SAMPLES][ITEMS];
   write_sizes(sizes, LEVEL_SIZES);
 
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int number = lane / LANES, place = lane % LANES;
-  const Item item = item_of(
-      ((long long)blockIdx.x * WARPS + warp) * ITEMS + (number < ITEMS ? number : 0), images,
-      queries, heads);
-  const bool working = item.exists && number < ITEMS;
-  const int mine = number < ITEMS ? number : 0;
-  const long long query = (long long)item.image * queries + item.query;
-  const long long row = query * heads + item.head;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, place = lane % LANES;
+  const Item item = this_item(lane, warp, queries);
+  const int number = item.number, head = blockIdx.y, image = blockIdx.z;
+  const bool working = item.working;
+  const long long query = (long long)image * queries + item.query;
+  const long long row = query * heads + head;
   const Real units = FIXED_POINT ? *scale : (Real)1;
 
   Real weight[SHARE];
   attend(weight, weights + row * SAMPLES, place, lane, working);
   if (working) {
-#pragma unroll
-    for (int i = 0; i < SHARE; ++i) {
-      const int s = place + i * LANES;
-      if (s < SAMPLES) {
-        records[warp][s][number] = record_of(
-            sizes, s, places + row * SAMPLES * 2, references + query * LEVELS * REFERENCE,
-            weight[i], padding ? padding + (long long)item.image * pixels : padding);
-      }
-    }
+    each_record(
+        sizes, places + row * SAMPLES * 2, references + query * LEVELS * REFERENCE, weight,
+        padding ? padding + (long long)image * pixels : padding, place,
+        [&](int s, const Record& record) { records[warp][s][number] = record; });
   }
   __syncwarp();
 
   const long long stride = (long long)heads * CHANNELS;
-  const long long begin = (long long)item.image * pixels * stride + item.head * CHANNELS;
+  const long long begin = (long long)image * pixels * stride + head * CHANNELS;
   Real g[PIECES][VECTOR];
 #pragma unroll
   for (int piece = 0; piece < PIECES; ++piece) {
@@ -404,8 +476,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) backward(
     Packed packed = Packed();
     if (working && channel < CHANNELS)
       packed = *reinterpret_cast<const Packed*>(grad + row * CHANNELS + channel);
-#pragma unroll
-    for (int c = 0; c < VECTOR; ++c) g[piece][c] = real(packed.channel[c]);
+    unpack(g[piece], packed);
   }
 
   // No lane leaves early or skips a turn: the sums over lanes need the whole warp.
@@ -415,7 +486,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) backward(
 #pragma unroll 1
     for (int p = 0; p < POINTS; ++p) {
       const int s = level * POINTS + p;
-      Record record = records[warp][s][mine];
+      Record record = records[warp][s][number];
       if (!working) record.code = 0;
       const Real right = record.right, low = record.low, left = 1 - right, high = 1 - low;
       const Real area[4] = {high * left, high * right, low * left, low * right};
@@ -427,9 +498,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) backward(
         const Corners corners = load_corners(value + begin + channel, code, width, stride);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
+          Real numbers[VECTOR];
+          unpack(numbers, corners.corner[k]);
 #pragma unroll
-          for (int c = 0; c < VECTOR; ++c)
-            dot[k] += g[piece][c] * real(corners.corner[k].channel[c]);
+          for (int c = 0; c < VECTOR; ++c) dot[k] += g[piece][c] * numbers[c];
           if (code >> k & 1) {
             Real part[VECTOR];
 #pragma unroll
@@ -455,7 +527,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) backward(
   Real mean = 0;
 #pragma unroll
   for (int i = 0; i < SHARE; ++i) {
-    const int s = place + i * LANES;
+    const int s = place * SHARE + i;
     if (working && s < SAMPLES) mean += weight[i] * slopes[warp][s][number].weight;
   }
   mean = over_item(mean, lane, Plus());
@@ -463,7 +535,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) backward(
   if (working) {
 #pragma unroll
     for (int i = 0; i < SHARE; ++i) {
-      const int s = place + i * LANES;
+      const int s = place * SHARE + i;
       if (s < SAMPLES) {
         const int level = s / POINTS;
         Record slope = slopes[warp][s][number];

@@ -17,7 +17,7 @@
 #define __align__(bytes) alignas(bytes)
 #define __launch_bounds__(...)
 
-struct Index { int x; };
+struct Index { int x, y, z; };
 static Index threadIdx, blockIdx;
 
 namespace emulation {
@@ -50,30 +50,34 @@ void enter() {
   finished[threadIdx.x] = true;
 }
 
-// Shared memory is static, so it holds what the last block left: as bad as on a GPU.
-void run(int blocks, int threads, void (*kernel)()) {
+void run_block(int threads) {
   static char* stacks = (char*)malloc(most_threads * stack_bytes);
-  body = kernel;
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+  for (int t = 0; t < threads; ++t) {
+    getcontext(&fibres[t]);
+    fibres[t].uc_stack.ss_sp = stacks + t * stack_bytes;
+    fibres[t].uc_stack.ss_size = stack_bytes;
+    fibres[t].uc_link = &scheduler;
+    makecontext(&fibres[t], enter, 0);
+    finished[t] = false;
+    turns[t] = 0;
+  }
+  for (int left = threads; left;) {
+    left = 0;
     for (int t = 0; t < threads; ++t) {
-      getcontext(&fibres[t]);
-      fibres[t].uc_stack.ss_sp = stacks + t * stack_bytes;
-      fibres[t].uc_stack.ss_size = stack_bytes;
-      fibres[t].uc_link = &scheduler;
-      makecontext(&fibres[t], enter, 0);
-      finished[t] = false;
-      turns[t] = 0;
-    }
-    for (int left = threads; left;) {
-      left = 0;
-      for (int t = 0; t < threads; ++t) {
-        if (finished[t]) continue;
-        threadIdx.x = t;
-        swapcontext(&scheduler, &fibres[t]);
-        left += !finished[t];
-      }
+      if (finished[t]) continue;
+      threadIdx.x = t;
+      swapcontext(&scheduler, &fibres[t]);
+      left += !finished[t];
     }
   }
+}
+
+// Shared memory is static, so it holds what the last block left: as bad as on a GPU.
+void run(const int* blocks, int threads, void (*kernel)()) {
+  body = kernel;
+  for (blockIdx.z = 0; blockIdx.z < blocks[2]; ++blockIdx.z)
+    for (blockIdx.y = 0; blockIdx.y < blocks[1]; ++blockIdx.y)
+      for (blockIdx.x = 0; blockIdx.x < blocks[0]; ++blockIdx.x) run_block(threads);
 }
 }  // namespace emulation
 

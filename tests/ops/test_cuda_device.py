@@ -198,7 +198,7 @@ def test_every_variant_that_is_measured_gives_the_same_numbers():
     value, references, offsets, logits, _ = (t.detach() for t in tensors)
     right = cuda.forward(value, ENCODER, offsets, logits, references)
     plain = cuda.specialisation_of(value, offsets, references)
-    for changes in ({"heads_together": True}, {"warps": 2}, {"warps": 8}, {"unroll": 1}):
+    for changes in ({"blocks": 4}, {"warps": 2}, {"warps": 8}, {"unroll": 1}):
         out = torch.empty_like(right)
         spec = dataclasses.replace(plain, **changes)
         cuda.launch(0, spec, (value, offsets, logits, references, None, out), value, 318, ENCODER)

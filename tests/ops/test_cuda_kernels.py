@@ -21,7 +21,7 @@ ENTRY = """
 static void** given;
 template <typename T> T* pointer(int k) { return (T*)given[k]; }
 static int number(int k) { return *(int*)given[k]; }
-extern "C" void emulate_forward(int blocks, void** arguments) {
+extern "C" void emulate_forward(const int* blocks, void** arguments) {
   given = arguments;
   emulation::run(blocks, WARPS * 32, [] {
     forward(pointer<Value>(0), pointer<Query>(1), pointer<Query>(2), pointer<Anchor>(3),
@@ -29,7 +29,7 @@ extern "C" void emulate_forward(int blocks, void** arguments) {
             number(9), NUMBERS_10);
   });
 }
-extern "C" void emulate_backward(int blocks, void** arguments) {
+extern "C" void emulate_backward(const int* blocks, void** arguments) {
   given = arguments;
   emulation::run(blocks, WARPS * 32, [] {
     backward(pointer<Value>(0), pointer<Value>(1), pointer<Query>(2), pointer<Query>(3),
@@ -70,9 +70,10 @@ def compiled(tmp_path_factory):
     return build
 
 
-def call(function, specialisation: Specialisation, items: int, tensors, numbers) -> None:
+def call(function, specialisation: Specialisation, tensors, numbers) -> None:
     _, _, of_a_warp, warps = specialisation.layout()
-    blocks = -(-items // (of_a_warp * warps))
+    images, _, heads, queries = numbers[:4]
+    blocks = (ctypes.c_int * 3)(-(-queries // (of_a_warp * warps)), heads, images)
     integers = [ctypes.c_int(number) for number in numbers]
     pointers = [None if t is None else t.data_ptr() for t in tensors]
     pointers += [ctypes.addressof(integer) for integer in integers]
@@ -119,11 +120,10 @@ def emulate(library, shapes, spec: Specialisation, arguments, grad):
     value, places, weights, references, padding = arguments
     images, pixels, heads, channels = value.shape
     queries = places.shape[1]
-    items = images * queries * heads
     out = torch.full((images, queries, heads * channels), torch.nan, dtype=value.dtype)
     numbers = [images, pixels, heads, queries, *(side for level in shapes for side in level)]
     tensors = (value, places, weights, references, padding, out)
-    call(library.emulate_forward, spec, items, tensors, numbers)
+    call(library.emulate_forward, spec, tensors, numbers)
     scale = torch.full((1,), 2.0**30, dtype=spec.real)
     sums = torch.zeros(value.shape, dtype=torch.int64 if spec.fixed_point else spec.real)
     by_places, by_weights = torch.full_like(places, torch.nan), torch.full_like(weights, torch.nan)
@@ -135,7 +135,7 @@ def emulate(library, shapes, spec: Specialisation, arguments, grad):
         grad, value, places, weights, references, padding, scale, sums, by_places, by_weights,
         by_references,
     )  # fmt: skip
-    call(library.emulate_backward, spec, items, tensors, numbers)
+    call(library.emulate_backward, spec, tensors, numbers)
     if spec.fixed_point:
         sums = sums.double() / scale
     by = [sums, by_places, by_weights]
@@ -158,7 +158,7 @@ SINGLE = dataclasses.replace(DOUBLE, value=torch.float32, query=torch.float32, a
 @pytest.mark.parametrize(
     "changes",
     [
-        {"reference": 2, "heads_together": True},
+        {"reference": 2},
         {"reference": 4, "channels": 16, "points": 3},
         {"reference": 0, "channels": 24},  # twelve lanes an item: not a power of two
         {"reference": 4, "channels": 80, "points": 1},  # one item a warp, two pieces, a part idle
@@ -276,7 +276,7 @@ def test_the_calls_around_the_kernels_equal_plain_pytorch(
         library = compiled(spec)
         function = library.emulate_backward if which else library.emulate_forward
         numbers = [images, pixels, heads, queries, *(side for level in shapes for side in level)]
-        call(function, spec, images * queries * heads, tensors, numbers)
+        call(function, spec, tensors, numbers)
 
     monkeypatch.setattr(cuda, "launch", launch)
     spec = dataclasses.replace(SINGLE, reference=kind)
