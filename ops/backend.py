@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from ops import cpu, cuda
+from ops import cpu, cuda, nvrtc
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def choose(
             f"them, or unset {VARIABLE}."
         )
     if device == "cuda":
-        reason = cuda.missing()
+        reason = nvrtc.missing()
         if reason is None and index is not None:
             value, query, anchor = dtypes
             reason = cuda.unusable(

@@ -1,17 +1,13 @@
 """Multi-scale deformable attention on NVIDIA GPUs: kernels compiled at first use, by NVRTC.
 
-No compiler and no CUDA toolkit is needed: `cuda.core` and NVRTC are wheels. The source
-(`csrc/ms_deform_attn.cu`) includes no header, and is compiled for the very levels, points, size of
-heads, types and architecture at hand (under a second), once for all processes of the user.
+The source (`csrc/ms_deform_attn.cu`) includes no header, and is compiled for the very levels,
+points, size of heads, types and architecture at hand (under a second), once for all processes of
+the user.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
-import logging
-import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops.kernel_cache import KernelCache, default_folder
+from ops import nvrtc
+from ops.nvrtc import CannotCompile
 
-logger = logging.getLogger(__name__)
-
+NAME = "ms_deform_attn"
 SOURCE = Path(__file__).parent / "csrc" / "ms_deform_attn.cu"
 
 _KINDS = {
@@ -36,50 +32,8 @@ _KINDS = {
 _LOAD_BYTES = 16  # the widest load of a thread
 _WARP = 32
 _SHARED_BYTES = 48 * 1024  # of a block, on every architecture, without asking for more
-_OLDEST = 60  # atomicAdd of doubles and fp16 arithmetic
 _MOST_HEADS_OR_IMAGES = 2**16 - 1  # of a grid's second and third side
 _MOST_PIXELS = 2**27  # a row times 16 is an integer of 32 bits
-
-
-class CannotCompile(RuntimeError):
-    """These kernels cannot be had here; the message says why, in one line."""
-
-
-@functools.cache
-def missing() -> str | None:
-    """Why the kernels cannot be used in this environment, in one line; None when they can."""
-    if torch.version.hip is not None:
-        return "this is a build of torch for AMD"
-    try:
-        _compiler_version()
-    except ImportError as error:
-        return f"cuda.core cannot be imported ({error}); pip install cuda-core"
-    except (RuntimeError, OSError) as error:
-        return (
-            f"NVRTC cannot be loaded ({str(error).splitlines()[0]}); pip install nvidia-cuda-nvrtc"
-        )
-    return None
-
-
-@functools.cache
-def _compiler_version() -> tuple[int, int]:
-    import cuda.core  # type: ignore[import-untyped]  # noqa: F401  (to know that it is there)
-    from cuda.bindings import nvrtc  # type: ignore[import-untyped]
-
-    status, major, minor = nvrtc.nvrtcVersion()
-    if int(status) != 0:
-        raise RuntimeError(f"nvrtcVersion returned {status}")
-    return int(major), int(minor)
-
-
-@functools.cache
-def _known_architectures() -> tuple[int, ...]:
-    from cuda.bindings import nvrtc
-
-    status, architectures = nvrtc.nvrtcGetSupportedArchs()
-    if int(status) != 0:
-        raise CannotCompile(f"NVRTC does not name its architectures ({status})")
-    return tuple(int(number) for number in architectures)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -192,95 +146,6 @@ class Specialisation:
         return "\n".join([*lines, "#line 1", SOURCE.read_text()])
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the compiler says a kernel takes of a multiprocessor."""
-
-    registers: int
-    stack: int
-    """Bytes of local memory a thread."""
-    spilled: int
-    """Bytes written and read because the registers did not suffice."""
-
-
-_REPORT = re.compile(
-    r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-    r"(\d+) bytes spill loads.*?Used (\d+) registers",
-    re.DOTALL,
-)
-
-
-def compile_source(text: str, architecture: str, target: str = "cubin") -> tuple[bytes, str]:
-    """(machine code, the compiler's report) of that source; needs no GPU.
-
-    architecture: sm_90 for a cubin, compute_90 for ptx
-    raises:       CannotCompile with the compiler's own words
-    """
-    from cuda.core import Program, ProgramOptions
-
-    log = io.StringIO()
-    options = ProgramOptions(
-        name="ms_deform_attn", arch=architecture, std="c++17", ptxas_options=["-v"]
-    )
-    try:
-        program = Program(text, "c++", options)
-        code = program.compile(target, logs=log).code
-    except Exception as error:
-        # cuda.core raises errors of its own and of NVRTC, whose classes move between versions.
-        raise CannotCompile(
-            f"NVRTC failed for {architecture}: {error}\n{log.getvalue()}"
-        ) from error
-    return bytes(code), log.getvalue().replace("\0", "")
-
-
-def resources(report: str) -> dict[str, Resources]:
-    """By kernel, from the report of compile_source."""
-    return {
-        name: Resources(int(registers), int(stack), int(stores) + int(loads))
-        for name, stack, stores, loads, registers in _REPORT.findall(report)
-    }
-
-
-def _target(capability: tuple[int, int]) -> tuple[str, str]:
-    """(architecture, cubin or ptx) for a device; ptx for one that is newer than the compiler."""
-    device = 10 * capability[0] + capability[1]
-    known = _known_architectures()
-    if device in known:
-        return f"sm_{device}", "cubin"
-    older = [number for number in known if _OLDEST <= number <= device]
-    if not older:
-        raise CannotCompile(
-            f"the device has compute capability {capability[0]}.{capability[1]}, and this NVRTC "
-            f"begins at {min(known) / 10}"
-        )
-    return f"compute_{max(older)}", "ptx"
-
-
-_cache_lock = threading.Lock()
-_cache: KernelCache | None = None
-
-
-def _kernel_cache() -> KernelCache:
-    global _cache
-    with _cache_lock:
-        if _cache is None:
-            _cache = KernelCache(default_folder())
-        return _cache
-
-
-def machine_code(
-    specialisation: Specialisation, capability: tuple[int, int], cache: KernelCache | None = None
-) -> tuple[bytes, str]:
-    """(code, cubin or ptx) for a device of that compute capability, compiled or from the cache."""
-    architecture, kind = _target(capability)
-    text = specialisation.source()
-    version = ".".join(map(str, _compiler_version()))
-    digest = hashlib.sha256(f"{version} {architecture} {kind}\n{text}".encode()).hexdigest()
-    key = f"ms_deform_attn-{architecture}-{digest[:32]}.{kind}"
-    cache = cache or _kernel_cache()
-    return cache.get(key, lambda: compile_source(text, architecture, kind)[0]), kind
-
-
 _kernels: dict[tuple[Specialisation, int], tuple[Any, Any]] = {}
 _kernels_lock = threading.Lock()
 
@@ -292,24 +157,11 @@ def _loaded(specialisation: Specialisation, device: int) -> tuple[Any, Any]:
     if kernels is None:
         with _kernels_lock:
             if key not in _kernels:
-                _kernels[key] = _load(specialisation, device)
+                _kernels[key] = nvrtc.load(
+                    NAME, specialisation.source(), device, ("forward", "backward")
+                )
             kernels = _kernels[key]
     return kernels
-
-
-def _load(specialisation: Specialisation, device: int) -> tuple[Any, Any]:
-    from cuda.core import Device, ObjectCode
-
-    capability = torch.cuda.get_device_capability(device)
-    code, kind = machine_code(specialisation, capability)
-    # The device's primary context, which is torch's own.
-    Device(device).set_current()
-    try:
-        module = ObjectCode.from_cubin(code) if kind == "cubin" else ObjectCode.from_ptx(code)
-        return module.get_kernel("forward"), module.get_kernel("backward")
-    except Exception as error:
-        # As above: the driver's errors have no class that all versions share.
-        raise CannotCompile(f"the driver does not load the kernels: {error}") from error
 
 
 @functools.cache
@@ -328,14 +180,6 @@ def unusable(specialisation: Specialisation, device: int) -> str | None:
 
 # ---------------------------------------------------------------------------------------------
 # Calls
-
-
-@functools.lru_cache(maxsize=256)
-def _stream(handle: int) -> Any:
-    """One of torch's streams, as cuda.core wants it; it stays torch's."""
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
 
 
 def _aligned(tensor: Tensor) -> Tensor:
@@ -380,8 +224,6 @@ def launch(
     raises:  CannotCompile
     """
     import numpy as np
-    from cuda.core import LaunchConfig
-    from cuda.core import launch as start
 
     images, pixels, heads, _ = value.shape
     _, _, items, warps = specialisation.layout()
@@ -393,15 +235,15 @@ def launch(
     sides = [np.int32(side) for level in shapes for side in level]
     numbers = [np.int32(number) for number in (images, pixels, heads, queries)]
     device = value.device.index
-    with torch.cuda.device(device):
-        start(
-            _stream(torch.cuda.current_stream(device).cuda_stream),
-            LaunchConfig(grid=blocks, block=warps * _WARP),
-            _loaded(specialisation, device)[which],
-            *map(_pointer, tensors),
-            *numbers,
-            *sides,
-        )
+    nvrtc.launch(
+        _loaded(specialisation, device)[which],
+        device,
+        blocks,
+        warps * _WARP,
+        *map(_pointer, tensors),
+        *numbers,
+        *sides,
+    )
 
 
 def forward(

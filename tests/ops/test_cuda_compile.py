@@ -7,11 +7,11 @@ import os
 import pytest
 import torch
 
-from ops import cuda
+from ops import cuda, nvrtc
 from ops.cuda import Specialisation
 from ops.kernel_cache import KernelCache
 
-pytestmark = pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
+pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
 ARCHITECTURES = (80, 90, 100, 120)
 HALVES = (torch.bfloat16, torch.float16)
@@ -21,10 +21,10 @@ BASE = Specialisation(
 )
 
 
-def compiled(specialisation: Specialisation, architecture: int) -> dict[str, cuda.Resources]:
-    code, report = cuda.compile_source(specialisation.source(), f"sm_{architecture}")
+def compiled(specialisation: Specialisation, architecture: int) -> dict[str, nvrtc.Resources]:
+    code, report = nvrtc.compile_source(specialisation.source(), f"sm_{architecture}")
     assert code[:4] == b"\x7fELF"
-    found = cuda.resources(report)
+    found = nvrtc.resources(report)
     assert set(found) == {"forward", "backward"}, report
     return found
 
@@ -76,25 +76,25 @@ def test_other_sizes_and_types_compile_without_spills(changes, architecture):
 
 
 def test_an_architecture_that_the_compiler_does_not_know_takes_the_next_older_ones_code():
-    architecture, kind = cuda._target((9, 0))
+    architecture, kind = nvrtc.target_of((9, 0))
     assert (architecture, kind) == ("sm_90", "cubin")
-    newest = max(cuda._known_architectures())
-    assert cuda._target((99, 0)) == (f"compute_{newest}", "ptx")
+    newest = max(nvrtc.known_architectures())
+    assert nvrtc.target_of((99, 0)) == (f"compute_{newest}", "ptx")
 
 
 def test_a_device_older_than_the_kernels_is_said_in_one_line():
-    with pytest.raises(cuda.CannotCompile, match=r"capability 3\.5"):
-        cuda._target((3, 5))
+    with pytest.raises(nvrtc.CannotCompile, match=r"capability 3\.5"):
+        nvrtc.target_of((3, 5))
 
 
 def test_more_samples_than_shared_memory_holds_is_said():
-    with pytest.raises(cuda.CannotCompile, match="do not fit into shared memory"):
+    with pytest.raises(nvrtc.CannotCompile, match="do not fit into shared memory"):
         dataclasses.replace(BASE, levels=40, points=50).layout()
 
 
 def test_what_the_compiler_says_of_broken_source_is_in_the_error():
-    with pytest.raises(cuda.CannotCompile, match=r"identifier .*nonsense.* is undefined"):
-        cuda.compile_source('extern "C" __global__ void f() { nonsense(); }', "sm_90")
+    with pytest.raises(nvrtc.CannotCompile, match=r"identifier .*nonsense.* is undefined"):
+        nvrtc.compile_source('extern "C" __global__ void f() { nonsense(); }', "sm_90")
 
 
 def test_layouts_use_whole_wide_loads_and_whole_warps():
@@ -104,16 +104,16 @@ def test_layouts_use_whole_wide_loads_and_whole_warps():
 
 
 def ask_for_code(folder, log, barrier) -> None:
-    compile_source = cuda.compile_source
+    compile_source = nvrtc.compile_source
 
     def noted(*args):
         with open(log, "a") as file:
             file.write(f"{os.getpid()}\n")
         return compile_source(*args)
 
-    cuda.compile_source = noted
+    nvrtc.compile_source = noted
     barrier.wait()
-    code, kind = cuda.machine_code(BASE, (9, 0), KernelCache(folder))
+    code, kind = nvrtc.machine_code(cuda.NAME, BASE.source(), (9, 0), KernelCache(folder))
     assert (code[:4], kind) == (b"\x7fELF", "cubin")
 
 
@@ -137,8 +137,8 @@ def test_the_cache_knows_kernels_apart_by_source_architecture_and_specialisation
     cache = KernelCache(tmp_path)
     for capability in ((8, 0), (9, 0)):
         for spec in (BASE, dataclasses.replace(BASE, fixed_point=True)):
-            cuda.machine_code(spec, capability, cache)
-            cuda.machine_code(spec, capability, KernelCache(tmp_path))
+            nvrtc.machine_code(cuda.NAME, spec.source(), capability, cache)
+            nvrtc.machine_code(cuda.NAME, spec.source(), capability, KernelCache(tmp_path))
     names = [path.name for path in tmp_path.glob("*.cubin")]
     assert len(names) == 4
     assert sum("sm_80" in name for name in names) == 2

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from ops import MSDeformAttn, backend, cuda, ms_deform_attn, ms_deform_attn_fused, reference
+from ops import (
+    MSDeformAttn,
+    backend,
+    cuda,
+    ms_deform_attn,
+    ms_deform_attn_fused,
+    nvrtc,
+    reference,
+)
 from tests.ops.test_fused import LEVELS, arguments
 
 pytestmark = pytest.mark.gpu
@@ -184,7 +192,7 @@ def test_the_operator_keeps_the_rules_of_torch_library_on_the_device():
 
 def test_without_the_compiler_plain_pytorch_is_used_and_said(monkeypatch, caplog):
     monkeypatch.delenv("IDOL_MSDA_BACKEND")
-    monkeypatch.setattr(cuda, "missing", lambda: "NVRTC cannot be loaded")
+    monkeypatch.setattr(nvrtc, "missing", lambda: "NVRTC cannot be loaded")
     inputs = on_device(arguments(LEVELS, 2, channels=8), torch.float32)
     value, references, offsets, logits, padding = inputs
     out = ms_deform_attn_fused(value, LEVELS, references, offsets, logits, padding)
