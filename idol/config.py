@@ -16,6 +16,9 @@ from idol.tracker_config import TrackerConfig as TrackerConfig
 
 T = TypeVar("T")
 
+Speed = Literal["exact", "fast"]
+"""See DetectConfig.speed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
@@ -381,6 +384,10 @@ class DetectConfig:
     """At most this many per frame are stored, best first."""
     batch_frames: int = 8
     """Frames in one forward pass."""
+    speed: Speed = "exact"
+    """exact: in the precision of the weights, as released. fast: in 16 bits where the device has
+    units for them, on a GPU also as graphs and with masks made there; for its price in accuracy
+    see docs/performance.md."""
     frames_per_shard: int = 64
     """Frames of one shard: short videos together, or a part of a long one. What is lost at most
     when a worker dies, and what is dealt out to the workers."""

@@ -200,7 +200,7 @@ def _resized_columns(
     if method == "smooth":
         yield from _smooth_columns(maps, input_size, size)
         return
-    rows, columns = (_nearest(i, o) for i, o in zip(input_size, size, strict=True))
+    rows, columns = (nearest(i, o) for i, o in zip(input_size, size, strict=True))
     mask = np.empty((size[1], size[0]), np.uint8)
     for logit in maps:
         mask.fill(0)
@@ -277,8 +277,8 @@ def _upsample_positive(logit: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 
 
 @functools.lru_cache(maxsize=64)
-def _nearest(input_length: int, output_length: int) -> npt.NDArray[np.int64]:
-    """Source index of every output pixel of torch's nearest interpolation, (output_length,)."""
+def nearest(input_length: int, output_length: int) -> npt.NDArray[np.int64]:
+    """Source index of every output pixel of torch's nearest interpolation: (output_length,)."""
     # Asking torch itself keeps its float32 rounding of floor(i * in / out).
     ramp = torch.arange(input_length, dtype=torch.float32)[None, None, :, None]
     index = F.interpolate(ramp, size=(output_length, 1), mode="nearest")[0, 0, :, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +70,33 @@ def finish(
     returns:     FrameDetections on the CPU; boxes are clipped to the frame
     errors:      ValueError for embeddings that are not finite, or sizes beyond the padded input
     """
+    # Overlaps include the padded border, as in the released tracker, and are counted where the
+    # logits are.
+    return frame_detections(
+        frame_index,
+        logits,
+        boxes,
+        embeddings,
+        masks.overlaps(mask_logits > 0).cpu(),
+        masks.resize_and_encode(mask_logits, input_size, size, mask_resize),
+        size,
+    )
+
+
+def frame_detections(
+    frame_index: int,
+    logits: Tensor,
+    boxes: Tensor,
+    embeddings: Tensor,
+    overlaps: Tensor,
+    encoded: Sequence[bytes],
+    size: tuple[int, int],
+) -> FrameDetections:
+    """Selected queries whose masks are made already; arguments as in `finish`, and
+
+    overlaps: (N, N) mask IoU
+    encoded:  N run-length masks at the original size
+    """
     broken = ~embeddings.isfinite().all(dim=1)
     if broken.any():
         bad = broken.nonzero()[:, 0]
@@ -76,9 +104,6 @@ def finish(
             f"embeddings must be finite, but {len(bad)} of {len(embeddings)} detections of frame "
             f"{frame_index} are not; the first is row {int(bad[0])}. Check the weights."
         )
-    # Overlaps include the padded border, as in the released tracker, and are counted where the
-    # logits are.
-    pairwise = masks.overlaps(mask_logits > 0).cpu()
     class_scores = logits.float().sigmoid().cpu()
     height, width = size
     bounds = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -88,9 +113,9 @@ def finish(
         scores=class_scores.amax(dim=1),
         class_scores=class_scores,
         embeddings=embeddings.float().cpu(),
-        overlaps=pairwise,
+        overlaps=overlaps,
         boxes=torch.minimum(corners.clamp(min=0), bounds),
-        masks=tuple(masks.resize_and_encode(mask_logits, input_size, size, mask_resize)),
+        masks=tuple(encoded),
     )
 
 

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from idol import checkpoint, masks, results
 from idol.assembler import AssembledTrack, TrackAssembler
-from idol.config import Config, TrackerConfig
+from idol.config import Config, Speed, TrackerConfig
+from idol.detector import Detector
 from idol.model import IDOL
-from idol.postprocess import detections
 from idol.structures import FrameDetections
 from idol.tracker import Tracker, select, subset
-from idol.transforms import collate_images, normalise
 
 __all__ = ["Instances", "OnlineSegmenter"]
 
@@ -75,6 +74,7 @@ class OnlineSegmenter:
     config:      sizes, detection and categories; its section model is the model's. None:
                  model.config
     keep_tracks: whether the whole video can be had in the end
+    speed:       exact or fast, see idol.detector.Detector. None: config.detect.speed
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class OnlineSegmenter:
         *,
         config: Config | None = None,
         keep_tracks: bool = True,
+        speed: Speed | None = None,
     ) -> None:
         self.model = model.eval()
         self.settings = model.config if config is None else config
@@ -99,6 +100,7 @@ class OnlineSegmenter:
                 f"tracker.score_threshold is {self.config.score_threshold}, but detections end at "
                 f"detect.score_floor = {floor}. Lower the floor or raise the threshold."
             )
+        self._detector = Detector(self.model, self.settings, speed=speed)
         self._tracker = Tracker(self.config)
         self._assembler = TrackAssembler(self.config, keep_masks=True) if keep_tracks else None
         self._ended: list[AssembledTrack] = []
@@ -115,10 +117,11 @@ class OnlineSegmenter:
         device: str | torch.device = "cpu",
         tracker: TrackerConfig | None = None,
         keep_tracks: bool = True,
+        speed: Speed | None = None,
     ) -> Self:
         """From weights; weights, preset, device and errors as idol.load."""
         model = checkpoint.load(weights, preset=preset, device=device)
-        return cls(model, tracker, keep_tracks=keep_tracks)
+        return cls(model, tracker, keep_tracks=keep_tracks, speed=speed)
 
     @property
     def frames(self) -> int:
@@ -134,7 +137,7 @@ class OnlineSegmenter:
                 that are not finite, or after finish. The stream can go on with the next frame
         """
         size = self._check(frame)
-        found = self._detect(frame, size)
+        (found,) = self._detector.detect([self._detector.prepare(frame)], [self._frames])
         rows = select(found, self.config)
         ids = self._tracker.update(subset(found, rows)).tolist()
         if self._assembler is not None:
@@ -178,17 +181,6 @@ class OnlineSegmenter:
                 }
             )
         return entries
-
-    def _detect(self, frame: NDArray[np.uint8], size: tuple[int, int]) -> FrameDetections:
-        config = self.settings
-        image = normalise(frame, config.transforms)
-        images, padding = collate_images([image], config.transforms.size_divisor)
-        device = next(self.model.parameters()).device
-        outputs = self.model(images.to(device), padding.to(device))
-        height, width = image.shape[1:]
-        return detections(
-            outputs, self.model, 0, self._frames, (height, width), size, config.detect
-        )
 
     def _instances(
         self, found: FrameDetections, rows: Sequence[int], ids: list[int], size: tuple[int, int]

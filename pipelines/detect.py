@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,9 @@ from pipelines.errors import PipelineError, VideoError
 from pipelines.manifest import Manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the driver's --help never needs it
-    from torch import Tensor
-
+    from idol.detector import Detector, Prepared
     from idol.model import IDOL
+    from idol.structures import FrameDetections
 
 STAGE = "detect"
 _NETWORK = "_network.safetensors"
@@ -85,24 +85,25 @@ def plan(videos: Iterable[VideoRecord], frames_per_shard: int) -> list[list[Piec
 
 
 def detect_pieces(
-    model: IDOL, pieces: Sequence[Piece], config: Config, *, truth: bool
+    detector: Detector, pieces: Sequence[Piece], config: Config, *, truth: bool
 ) -> ShardRows:
     """Run the network over the frames of a shard.
 
     Frames of one shape share a batch, also across videos: the network keeps nothing from frame to
     frame. Batches never cross shards, so the numbers do not depend on how shards are dealt out.
 
-    model:  in eval mode
     truth:  also make OVERLAP rows
     A video of which any frame cannot be read has no rows, but a reject with the reason.
     """
     detections: list[dict[str, Any]] = []
     overlaps: list[dict[str, Any]] = []
     rejects: dict[int, VideoError] = {}
-    waiting: dict[tuple[int, ...], list[_Frame]] = {}
+    waiting: dict[object, list[_Frame]] = {}
+    begun: deque[tuple[list[_Frame], Callable[[], list[FrameDetections]]]] = deque()
 
-    def flush(batch: list[_Frame]) -> None:
-        for frame, found in zip(batch, _forward(model, batch, config), strict=True):
+    def finish() -> None:
+        frames, result = begun.popleft()
+        for frame, found in zip(frames, result(), strict=True):
             piece = frame.piece
             detections.append(schemas.detections_to_row(found, piece.video_id, piece.size))
             if truth:
@@ -116,19 +117,28 @@ def detect_pieces(
                         schemas.FrameOverlap(piece.video_id, found.frame_index, *overlap)
                     )
                 )
-        batch.clear()
 
-    for frame in _read_ahead(pieces, config):
+    def flush(batch: list[_Frame]) -> None:
+        indices = [frame.piece.start + frame.offset for frame in batch]
+        begun.append((batch.copy(), detector.start([frame.prepared for frame in batch], indices)))
+        batch.clear()
+        # A GPU computes the batch just begun while the one before is put into rows.
+        if len(begun) > 1:
+            finish()
+
+    for frame in _read_ahead(pieces, detector, config):
         if isinstance(frame, VideoError):
             rejects.setdefault(frame.video_id, frame)
             continue
-        batch = waiting.setdefault(tuple(frame.tensor.shape), [])
+        batch = waiting.setdefault(frame.prepared.shape, [])
         batch.append(frame)
         if len(batch) == config.detect.batch_frames:
             flush(batch)
     for batch in waiting.values():
         if batch:
             flush(batch)
+    while begun:
+        finish()
 
     def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rows = [row for row in rows if row["video_id"] not in rejects]
@@ -220,7 +230,7 @@ def run(
     )
 
 
-class Detector:
+class DetectActor:
     """One copy of the network, in an actor: shards in, finished parquet files out."""
 
     def __init__(self, config: Config, out: str, truth: bool) -> None:
@@ -228,12 +238,15 @@ class Detector:
         import torch
 
         import idol
+        from idol.detector import Detector
 
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         if not gpu:
             torch.set_num_threads(1)
         self.output = manifest.Output(Path(out), STAGE, {}, "", "")
-        self.model = idol.load(self.output.path / _NETWORK, device="cuda" if gpu else "cpu")
+        model = idol.load(self.output.path / _NETWORK, device="cuda" if gpu else "cpu")
+        # On a GPU many frames of few shapes: compiling pays.
+        self.detector = Detector(model, config, batch=config.detect.batch_frames, compiled=gpu)
         self.config = config
         self.truth = truth
 
@@ -242,7 +255,7 @@ class Detector:
         counts = []
         for index, text in zip(batch["shard"], batch["pieces"], strict=True):
             pieces = [_piece_from_json(values) for values in json.loads(text)]
-            rows = detect_pieces(self.model, pieces, self.config, truth=self.truth)
+            rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
             if self.truth:
                 # First, for a shard counts as done once its detections are there.
                 manifest.commit_table(
@@ -294,7 +307,7 @@ def _detect(
             {"shard": i, "pieces": json.dumps([_piece_to_json(p) for p in shards[i]])} for i in todo
         ]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            Detector,
+            DetectActor,
             batch_size=1,
             compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
             num_cpus=1,
@@ -318,21 +331,19 @@ class _Frame:
 
     piece: Piece
     offset: int
-    tensor: Tensor
+    prepared: Prepared
 
 
 class _Reader:
-    """Reads and normalises frames. A video file stays open, for walking forwards is cheap and
+    """Reads and prepares frames. A video file stays open, for walking forwards is cheap and
     opening it anew for every frame is not; so one thread at a time may read from video files."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
         self._open: frames.VideoReader | None = None
 
     def load(self, piece: Piece, offset: int) -> _Frame | VideoError:
         """One frame. A fault is returned: it must not stop the frames that are read beside it."""
-        from idol.transforms import normalise
-
         reference = piece.frames[offset]
         path, number = frames.split(reference)
         try:
@@ -347,7 +358,7 @@ class _Reader:
         except VideoError as fault:
             # Named after this piece: two videos of a dataset may be cut from one file.
             return VideoError(piece.video_id, fault.path, fault.reason)
-        return _Frame(piece, offset, normalise(image, self._config.transforms))
+        return _Frame(piece, offset, self._detector.prepare(image))
 
     def close(self) -> None:
         """Give the open file back."""
@@ -356,12 +367,14 @@ class _Reader:
             self._open = None
 
 
-def _read_ahead(pieces: Sequence[Piece], config: Config) -> Iterator[_Frame | VideoError]:
+def _read_ahead(
+    pieces: Sequence[Piece], detector: Detector, config: Config
+) -> Iterator[_Frame | VideoError]:
     """All frames of the pieces in order, decoded by threads while the network is busy.
 
     The first fault of a video is the last that is heard of it.
     """
-    reader = _Reader(config)
+    reader = _Reader(detector)
     queue: deque[Future[_Frame | VideoError]] = deque()
     depth = _READ_AHEAD * config.detect.batch_frames
     faulty: set[int] = set()
@@ -386,32 +399,6 @@ def _read_ahead(pieces: Sequence[Piece], config: Config) -> Iterator[_Frame | Vi
         while queue:
             yield from take()
     reader.close()
-
-
-def _forward(model: IDOL, batch: Sequence[_Frame], config: Config) -> list[Any]:
-    """FrameDetections of every frame of a batch of one shape."""
-    import torch
-
-    from idol.postprocess import detections
-    from idol.transforms import collate_images
-
-    device = next(model.parameters()).device
-    tensors = [frame.tensor for frame in batch]
-    images, padding = collate_images(tensors, config.transforms.size_divisor)
-    with torch.inference_mode():
-        outputs = model(images.to(device), padding.to(device))
-        return [
-            detections(
-                outputs,
-                model,
-                image,
-                frame.piece.start + frame.offset,
-                (frame.tensor.shape[1], frame.tensor.shape[2]),
-                frame.piece.size,
-                config.detect,
-            )
-            for image, frame in enumerate(batch)
-        ]
 
 
 def _piece(video: VideoRecord, start: int, stop: int) -> Piece:

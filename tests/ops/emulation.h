@@ -18,7 +18,7 @@
 #define __launch_bounds__(...)
 
 struct Index { int x, y, z; };
-static Index threadIdx, blockIdx;
+static Index threadIdx, blockIdx, blockDim;
 
 namespace emulation {
 const int most_threads = 1024;
@@ -75,6 +75,7 @@ void run_block(int threads) {
 // Shared memory is static, so it holds what the last block left: as bad as on a GPU.
 void run(const int* blocks, int threads, void (*kernel)()) {
   body = kernel;
+  blockDim = {threads, 1, 1};
   for (blockIdx.z = 0; blockIdx.z < blocks[2]; ++blockIdx.z)
     for (blockIdx.y = 0; blockIdx.y < blocks[1]; ++blockIdx.y)
       for (blockIdx.x = 0; blockIdx.x < blocks[0]; ++blockIdx.x) run_block(threads);
@@ -87,6 +88,13 @@ template <typename T> T __shfl_sync(unsigned, T x, int lane) { return emulation:
 template <typename T> T __shfl_xor_sync(unsigned, T x, int mask) {
   return emulation::exchange(x, (threadIdx.x & 31) ^ mask);
 }
+inline unsigned __ballot_sync(unsigned, bool mine) {
+  unsigned all = 0;
+  for (int lane = 0; lane < 32; ++lane)
+    all |= (unsigned)emulation::exchange((int)mine, lane) << lane;
+  return all;
+}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <typename T> void atomicAdd(T* to, T x) { *to += x; }
 
 inline long long __float2ll_rn(float x) { return llrintf(x); }

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import idol
 from idol import masks
 from idol.config import Config, ModelConfig, TransformConfig, override
+from idol.detector import Detector
 from pipelines import annotations, detect, manifest, stored
 from pipelines.annotations import Dataset, VideoRecord
 from pipelines.errors import ManifestError, PipelineError
@@ -98,12 +99,14 @@ def test_frames_of_many_videos_share_a_batch_and_each_comes_back_as_if_alone(
     together = detect.plan(dataset.videos, 8)
     alone = detect.plan(dataset.videos, 1)
     config = tiny_config()
-    rows = detect.detect_pieces(model, together[0], config, truth=True)
+    rows = detect.detect_pieces(Detector(model, config), together[0], config, truth=True)
     assert [(r["video_id"], r["frame_index"]) for r in rows.detections] == [
         (1, 0), (1, 1), (2, 0), (2, 1), (2, 2)
     ]  # fmt: skip
     for row, shard in zip(rows.detections, alone, strict=True):
-        (single,) = detect.detect_pieces(model, shard, config, truth=True).detections
+        (single,) = detect.detect_pieces(
+            Detector(model, config), shard, config, truth=True
+        ).detections
         for name in ("scores", "embeddings", "boxes"):
             np.testing.assert_allclose(row[name], single[name], rtol=1e-4, atol=1e-4)
     # The truth of video 1, frame 1: a car of 6 x 8 pixels and a person of the same size.
@@ -117,7 +120,7 @@ def test_a_broken_frame_rejects_its_video_and_no_other(
     videos = make_videos([2, 3])
     videos.frame(2, 1).write_bytes(b"not a picture")
     (pieces,) = detect.plan(annotations.read(videos.write()).videos, 8)
-    rows = detect.detect_pieces(model, pieces, tiny_config(), truth=True)
+    rows = detect.detect_pieces(Detector(model, tiny_config()), pieces, tiny_config(), truth=True)
     assert {r["video_id"] for r in rows.detections} == {1} == {r["video_id"] for r in rows.overlaps}
     (reject,) = rows.rejects
     assert reject["video_id"] == 2
@@ -130,7 +133,7 @@ def test_frames_of_a_video_file_are_read_like_any_others(tmp_path: Path, model: 
     config = synthetic.SyntheticConfig(size=(32, 64), length=(5, 5), num_objects=(1, 2))
     path = synthetic.write_dataset(tmp_path / "mp4", config, 2, 0, format="mp4")
     pieces = [p for shard in detect.plan(annotations.read(path).videos, 3) for p in shard]
-    rows = detect.detect_pieces(model, pieces, tiny_config(), truth=True)
+    rows = detect.detect_pieces(Detector(model, tiny_config()), pieces, tiny_config(), truth=True)
     assert [(r["video_id"], r["frame_index"]) for r in rows.detections] == [
         (v, i) for v in (1, 2) for i in range(5)
     ]
@@ -252,5 +255,8 @@ def test_the_transforms_of_the_configuration_decide_the_input(
         replace(tiny_config(), transforms=TransformConfig(stretch=size))
         for size in ((32, 64), (64, 96))
     )
-    rows = [detect.detect_pieces(model, pieces, c, truth=False).detections for c in (small, large)]
+    rows = [
+        detect.detect_pieces(Detector(model, c), pieces, c, truth=False).detections
+        for c in (small, large)
+    ]
     assert not np.array_equal(rows[0][0]["scores"], rows[1][0]["scores"])

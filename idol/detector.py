@@ -1,0 +1,230 @@
+"""Frames in, detections out: the network with all that stands before and after it.
+
+detector = Detector(model, speed="fast")
+frames = [detector.prepare(frame) for frame in batch]         # (H, W, 3) uint8 RGB
+detections = detector.detect(frames, [0, 1, 2])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from idol.config import Config, Speed
+from idol.device_masks import from_logits
+from idol.fast_network import FastNetwork
+from idol.model import IDOL
+from idol.postprocess import detections, frame_detections, select_queries
+from idol.structures import FrameDetections, Outputs
+from idol.transforms import MEAN, STD, collate_images, inference_size, normalise
+
+__all__ = ["Detector", "Prepared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One frame as the detector wants it.
+
+    pixels:     (3, h, w) float32 normalised; or (H, W, 3) uint8 where the device does that
+    input_size: (h, w) at which it enters the network
+    size:       (H, W) of the frame
+    """
+
+    pixels: Tensor
+    input_size: tuple[int, int]
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], tuple[int, int]]:
+        """Frames that share it can share a batch."""
+        return tuple(self.pixels.shape), self.input_size
+
+
+class Detector:
+    """Detections of single frames, of one or of many videos; it remembers nothing of them.
+
+    exact computes as the released code does, in the model's own precision. fast takes 16 bits where
+    the device has units for them, graphs on a GPU, and makes masks on the device; its price in
+    accuracy is in docs/performance.md.
+
+    model:    in eval mode; stays as it is. Its device is where the work is done
+    config:   transforms and detect count here. None: model.config
+    speed:    None: config.detect.speed
+    batch:    frames that will usually come together
+    compiled: with fast, also torch.compile, see FastNetwork
+    """
+
+    def __init__(
+        self,
+        model: IDOL,
+        config: Config | None = None,
+        *,
+        speed: Speed | None = None,
+        batch: int = 1,
+        compiled: bool = False,
+    ) -> None:
+        self.model = model.eval()
+        self.config = model.config if config is None else config
+        self.speed: Speed = self.config.detect.speed if speed is None else speed
+        self.device = next(model.parameters()).device
+        self._fast = (
+            FastNetwork(model, batch=batch, compiled=compiled) if self.speed == "fast" else None
+        )
+        self._on_device = self._fast is not None and self.device.type == "cuda"
+
+    def prepare(self, frame: NDArray[np.uint8]) -> Prepared:
+        """What of the work can be done beforehand, by any thread.
+
+        frame: (H, W, 3) uint8 RGB
+        """
+        size = (frame.shape[0], frame.shape[1])
+        input_size = inference_size(size, self.config.transforms)
+        if self._on_device:
+            return Prepared(torch.from_numpy(np.ascontiguousarray(frame)), input_size, size)
+        return Prepared(normalise(frame, self.config.transforms), input_size, size)
+
+    def detect(self, frames: Sequence[Prepared], indices: Sequence[int]) -> list[FrameDetections]:
+        """The detections of every frame.
+
+        frames:  B frames of one shape
+        indices: position of each in its video, from 0
+        errors:  ValueError for outputs that are not finite
+        """
+        return self.start(frames, indices)()
+
+    @torch.inference_mode()
+    def start(
+        self, frames: Sequence[Prepared], indices: Sequence[int]
+    ) -> Callable[[], list[FrameDetections]]:
+        """As detect, but a GPU only begins: call what comes back for the detections.
+
+        Start the next batch before that, and the device never waits for the host. Of several
+        started batches the first has to be finished first.
+        """
+        if len({frame.shape for frame in frames}) != 1 or len(frames) != len(indices):
+            raise ValueError(
+                f"frames must be of one shape and have an index each, got {len(frames)} of shapes "
+                f"{sorted({frame.shape for frame in frames})} and {len(indices)} indices"
+            )
+        if self._fast is None:
+            found = self._exact(frames, indices)
+            return lambda: found
+        outputs = self._fast(self._images(frames), frames[0].input_size)
+        chosen = _Chosen(outputs)
+        return lambda: self._finish(frames, indices, outputs, chosen)
+
+    def _exact(self, frames: Sequence[Prepared], indices: Sequence[int]) -> list[FrameDetections]:
+        divisor = self.config.transforms.size_divisor
+        images, padding = collate_images([frame.pixels for frame in frames], divisor)
+        outputs = self.model(images.to(self.device), padding.to(self.device))
+        return [
+            detections(
+                outputs, self.model, image, index, frame.input_size, frame.size, self.config.detect
+            )
+            for image, (frame, index) in enumerate(zip(frames, indices, strict=True))
+        ]
+
+    def _images(self, frames: Sequence[Prepared]) -> Tensor:
+        """(B, 3, H, W) on the device, normalised and padded."""
+        divisor = self.config.transforms.size_divisor
+        if not self._on_device:
+            return collate_images([frame.pixels for frame in frames], divisor)[0].to(self.device)
+        pixels = torch.empty((len(frames), *frames[0].pixels.shape), dtype=torch.uint8).pin_memory()
+        torch.stack([frame.pixels for frame in frames], out=pixels)
+        return on_device(pixels.to(self.device, non_blocking=True), frames[0].input_size, divisor)
+
+    @torch.inference_mode()
+    def _finish(
+        self,
+        frames: Sequence[Prepared],
+        indices: Sequence[int],
+        outputs: Outputs,
+        chosen: _Chosen,
+    ) -> list[FrameDetections]:
+        assert self._fast is not None
+        detect = self.config.detect
+        logits, boxes = chosen.wait()
+        rows = [select_queries(a, b, detect) for a, b in zip(logits, boxes, strict=True)]
+        counts = [len(r) for r in rows]
+        with chosen.stream():
+            queries = [r.to(self.device, non_blocking=True) for r in rows]
+            found = torch.cat(self._fast.model.masks_of_batch(outputs, queries)).float()
+            embeddings = torch.cat([outputs.embeddings[b, q] for b, q in enumerate(queries)]).cpu()
+            sizes = [(frame.input_size, frame.size) for frame in frames]
+            overlaps, strings = from_logits(found, counts, sizes, detect.mask_resize)
+        parts = zip(torch.split(embeddings, counts), overlaps, strings, strict=True)
+        return [
+            frame_detections(
+                index, logits[b][rows[b]], boxes[b][rows[b]], vectors, pairwise, encoded,
+                frames[b].size,
+            )
+            for b, (index, (vectors, pairwise, encoded)) in enumerate(
+                zip(indices, parts, strict=True)
+            )
+        ]  # fmt: skip
+
+
+class _Chosen:
+    """Logits and boxes of the last layer, on their way to the host while the device goes on."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        device = outputs.logits.device
+        self._pair = (outputs.logits[-1].float(), outputs.boxes[-1].float())
+        self._ready: torch.cuda.Event | None = None
+        self._side: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in self._pair]
+            for to, source in zip(host, self._pair, strict=True):
+                to.copy_(source, non_blocking=True)
+            self._kept = self._pair
+            self._pair = (host[0], host[1])
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._ready.record()
+            self._side = _side_stream(device)
+
+    def wait(self) -> tuple[Tensor, Tensor]:
+        """(B, Q, K) and (B, Q, 4), float32 on the CPU."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        return self._pair
+
+    def stream(self) -> AbstractContextManager[object]:
+        """Where to compute with the outputs: beside the next batch, not behind it."""
+        return nullcontext() if self._side is None else torch.cuda.stream(self._side)
+
+
+_sides: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    if device not in _sides:
+        _sides[device] = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    return _sides[device]
+
+
+def on_device(pixels: Tensor, input_size: tuple[int, int], divisor: int) -> Tensor:
+    """Resize, normalise and pad where the pixels are; at most 1 of 255 apart from normalise.
+
+    pixels:     (B, H, W, 3) uint8
+    input_size: (h, w)
+    returns:    (B, 3, H', W') float32, H' and W' multiples of divisor, zero where padded
+    """
+    images = pixels.permute(0, 3, 1, 2).float()
+    if images.shape[2:] != input_size:
+        images = F.interpolate(
+            images, input_size, mode="bilinear", align_corners=False, antialias=True
+        )
+        images = images.round_().clamp_(0, 255)
+    mean, std = (
+        torch.as_tensor(v, dtype=torch.float32, device=pixels.device)[:, None, None]
+        for v in (MEAN, STD)
+    )
+    height, width = (-(-side // divisor) * divisor for side in input_size)
+    return F.pad((images - mean) / std, (0, width - input_size[1], 0, height - input_size[0]))
