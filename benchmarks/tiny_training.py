@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +21,15 @@ import torch
 from benchmarks import machine
 from idol import checkpoint, masks, presets
 from idol.config import Config, override
+from idol.detector import Detector
 from idol.evaluation import Metrics, evaluate
 from idol.model import IDOL
-from idol.postprocess import detections
 from idol.results import to_ytvis
 from idol.structures import PairBatch
 from idol.synthetic import SyntheticConfig, SyntheticVideo, make_video
 from idol.tracker import track_video
 from idol.training import Trainer
-from idol.transforms import Pair, augment, collate, collate_images, normalise
+from idol.transforms import Pair, augment, collate
 
 DIALS = {"easy": SyntheticConfig.easy(), "crowded": SyntheticConfig.crowded()}
 TRAINING_SEED, HELD_OUT_SEED = 1, 1001
@@ -53,30 +54,13 @@ def batch_of(
     return collate(examples)
 
 
-@torch.no_grad()
-def score(model: IDOL, videos: Sequence[SyntheticVideo], device: str) -> Metrics:
-    """Detect, track and score every video."""
-    config = model.config
-    entries: list[dict] = []
-    truth: dict[str, list] = {"videos": [], "annotations": []}
-    truth["categories"] = [{"id": k + 1, "name": str(k)} for k in range(config.model.num_classes)]
+def truth_of(videos: Sequence[SyntheticVideo], classes: int) -> dict[str, Any]:
+    """YouTube-VIS truth of the videos, numbered from 1."""
+    truth: dict[str, Any] = {"videos": [], "annotations": []}
+    truth["categories"] = [{"id": k + 1, "name": str(k)} for k in range(classes)]
     for video_id, video in enumerate(videos, start=1):
-        size = video.frames.shape[1:3]
-        inputs = [normalise(frame, config.transforms) for frame in video.frames]
-        images, padding = collate_images(inputs, config.transforms.size_divisor)
-        outputs = model(images.to(device), padding.to(device))
-        frames = [
-            detections(outputs, model, i, i, tuple(inputs[i].shape[1:]), size, config.detect)
-            for i in range(len(inputs))
-        ]
-        tracks = track_video(frames, config.tracker)
-        entries += to_ytvis(
-            tracks, frames, video_id=video_id, size=size, length=len(frames),
-            category_ids=[c["id"] for c in truth["categories"]], config=config.tracker,
-        )  # fmt: skip
-        truth["videos"].append(
-            {"id": video_id, "height": size[0], "width": size[1], "length": len(frames)}
-        )
+        length, height, width, _ = video.frames.shape
+        truth["videos"].append({"id": video_id, "height": height, "width": width, "length": length})
         for g, label in enumerate(video.labels):
             shown = video.masks[:, g]
             areas = [int(mask.sum()) for mask in shown]
@@ -85,11 +69,28 @@ def score(model: IDOL, videos: Sequence[SyntheticVideo], device: str) -> Metrics
                     "id": len(truth["annotations"]) + 1, "video_id": video_id, "iscrowd": 0,
                     "category_id": int(label) + 1, "areas": [a or None for a in areas],
                     "segmentations": [
-                        {"size": list(size), "counts": counts.decode()} if area else None
+                        {"size": [height, width], "counts": counts.decode()} if area else None
                         for counts, area in zip(masks.encode(shown), areas, strict=True)
                     ],
                 }
             )  # fmt: skip
+    return truth
+
+
+def score(model: IDOL, videos: Sequence[SyntheticVideo]) -> Metrics:
+    """Detect, track and score every video."""
+    config = model.config
+    detector = Detector(model)
+    truth = truth_of(videos, config.model.num_classes)
+    entries: list[dict] = []
+    for video_id, video in enumerate(videos, start=1):
+        prepared = [detector.prepare(frame) for frame in video.frames]
+        frames = detector.detect(prepared, range(len(prepared)))
+        entries += to_ytvis(
+            track_video(frames, config.tracker), frames, video_id=video_id,
+            size=video.frames.shape[1:3], length=len(frames),
+            category_ids=[c["id"] for c in truth["categories"]], config=config.tracker,
+        )  # fmt: skip
     return evaluate(truth, entries)
 
 
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| held-out videos | AP | AP50 | AP75 | AR1 | AR10 |\n|---|---|---|---|---|---|")
     for name, dial in DIALS.items():
         videos = [make_video(dial, (HELD_OUT_SEED, i)) for i in range(options.held_out)]
-        stats = score(model, videos, options.device).stats
+        stats = score(model, videos).stats
         cells = [f"{100 * stats[key]:.1f}" for key in ("AP", "AP50", "AP75", "AR1", "AR10")]
         print(f"| {name}, {len(videos)} | {' | '.join(cells)} |")
 

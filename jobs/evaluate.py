@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from idol.config import Speed
 from pipelines import cluster, evaluate
 from pipelines.errors import PipelineError
 
@@ -61,6 +62,9 @@ class Evaluate:
     """Copies of the network. Default: one per GPU, else half the logical CPUs."""
     batch_frames: int | None = None
     """Frames in one forward pass; short for --set detect.batch_frames=N."""
+    speed: Speed | None = None
+    """exact, or fast: 16 bits where the machine has units for them, on a GPU compiled as well;
+    docs/performance.md has what it costs. Short for --set detect.speed=..."""
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
     log_to: Path | None = None
@@ -91,6 +95,8 @@ def _evaluate(job: Evaluate, annotation_file: str, out: Path) -> dict[str, Any]:
     overrides = list(job.set)
     if job.batch_frames is not None:
         overrides.append(f"detect.batch_frames={job.batch_frames}")
+    if job.speed is not None:
+        overrides.append(f"detect.speed={job.speed}")
     manifest = evaluate.run(
         annotation_file,
         job.checkpoint,

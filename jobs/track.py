@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from idol import checkpoint
+from idol.config import Speed
 from idol.segmenter import OnlineSegmenter
 from pipelines import configuration, source, stream
 from pipelines.errors import PipelineError
@@ -57,6 +58,9 @@ class Track:
     """Stop after so many frames (of those used). Default: at the end; a camera by Ctrl-C."""
     device: str | None = None
     """Where the network runs: cpu, cuda, cuda:1. Default: a GPU if there is one."""
+    speed: Speed | None = None
+    """exact, or fast: 16 bits where the machine has units for them; docs/performance.md has what it
+    costs. Short for --set detect.speed=..."""
     score_threshold: float = 0.3
     """Instances below this score in a frame are not drawn there. results.json has them all; for
     what is followed at all see --set tracker.score_threshold."""
@@ -105,7 +109,8 @@ def _follow(job: Track, summary: stream.Summary) -> None:
             f"--device {device} cannot be used ({reason}). Use cpu, or cuda where there is a GPU."
         ) from error
     model = checkpoint.load(job.weights, preset=job.preset, device=place)
-    config = configuration.changed(model.config, job.set, job.tracker)
+    changes = [*job.set, *([] if job.speed is None else [f"detect.speed={job.speed}"])]
+    config = configuration.changed(model.config, changes, job.tracker)
     stream.run(opened, OnlineSegmenter(model, config=config), job.out, wanted, summary)
 
 
