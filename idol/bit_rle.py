@@ -15,11 +15,32 @@ _WORD = 32
 _MAX_CHARACTERS = 7  # of a number: 35 bits
 
 
+@numba.njit(inline="always")  # type: ignore[untyped-decorator]
+def _lowest(word: Any) -> int:
+    """Number of the lowest bit that is set; one is."""
+    place = 0
+    if word & np.uint32(0xFFFF) == 0:
+        word >>= np.uint32(16)
+        place += 16
+    if word & np.uint32(0xFF) == 0:
+        word >>= np.uint32(8)
+        place += 8
+    if word & np.uint32(0xF) == 0:
+        word >>= np.uint32(4)
+        place += 4
+    if word & np.uint32(0x3) == 0:
+        word >>= np.uint32(2)
+        place += 2
+    if word & np.uint32(0x1) == 0:
+        place += 1
+    return place
+
+
 def _encode(
     bits: NDArray[np.uint32], height: int, runs: NDArray[np.int64], text: NDArray[np.uint8]
 ) -> int:
     """One mask (W, words) into text; returns its length. runs has a place for every change."""
-    full = np.uint32(0xFFFFFFFF)
+    full, one = np.uint32(0xFFFFFFFF), np.uint32(1)
     number, run = 0, 0
     value = np.uint32(0)  # of the run at hand, in every bit
     for x in range(bits.shape[0]):
@@ -37,13 +58,21 @@ def _encode(
                 value ^= full
                 run = _WORD
                 continue
-            for i in range(count):
-                if (word >> np.uint32(i)) & np.uint32(1) != value & np.uint32(1):
-                    runs[number] = run
-                    number += 1
-                    value ^= full
-                    run = 0
-                run += 1
+            # Ones where the bit differs from the run's; each step ends a run at the lowest.
+            done = 0
+            rest = (word ^ value) & (full if count == _WORD else (one << np.uint32(count)) - one)
+            while rest != 0:
+                place = _lowest(rest)
+                runs[number] = run + place - done
+                number += 1
+                value ^= full
+                run, done = 0, place
+                # What differed agrees now and the other way round; bits before it are over.
+                keep = full << np.uint32(place)
+                if count < _WORD:
+                    keep &= (one << np.uint32(count)) - one
+                rest = (word ^ value) & keep
+            run += count - done
     runs[number] = run
     number += 1
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -67,22 +71,26 @@ def elementwise_giou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
     return inter / (union + eps) - (hull - union) / (hull + eps)
 
 
-def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression within each label.
+def nms(
+    boxes: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.int64], threshold: float
+) -> npt.NDArray[np.int64]:
+    """Greedy non-maximum suppression within each label, on the CPU: it is sequential by nature.
 
-    boxes:     (N, 4) xyxy
-    scores:    (N,)   equal scores keep their order
+    boxes:     (N, 4) xyxy, in descending score
     labels:    (N,)   boxes of different labels never suppress each other
     threshold: IoU strictly above this suppresses
-    returns:   (n,)   kept rows, in descending score
+    returns:   (n,)   kept rows, ascending
     """
-    order = torch.argsort(scores, descending=True, stable=True)
-    # The loop is sequential by nature and N is small: one transfer, then plain numpy.
-    overlaps = box_iou(boxes[order], boxes[order]) > threshold
-    same = labels[order][:, None] == labels[order][None]
-    conflict = (overlaps & same).cpu().numpy()
-    alive = torch.ones(len(order), dtype=torch.bool).numpy()
-    for i in range(len(order)):
+    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    sides = np.maximum(high - low, 0)
+    inter = sides[..., 0] * sides[..., 1]
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 is NaN, which suppresses nothing
+        iou = inter / (areas[:, None] + areas[None] - inter)
+    conflict = np.triu((iou > threshold) & (labels[:, None] == labels[None]), k=1)
+    alive = np.ones(len(boxes), np.bool_)
+    for i in np.flatnonzero(conflict.any(axis=1)):
         if alive[i]:
-            alive[i + 1 :] &= ~conflict[i, i + 1 :]
-    return order[torch.from_numpy(alive).to(order.device)]
+            alive &= ~conflict[i]
+    return np.flatnonzero(alive)

@@ -7,6 +7,7 @@ detections = detector.detect(frames, [0, 1, 2])
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from idol.config import Config, Speed
-from idol.device_masks import from_logits
+from idol.device_masks import from_logits, to_host
 from idol.fast_network import FastNetwork
 from idol.model import IDOL
-from idol.postprocess import detections, frame_detections, select_queries
+from idol.postprocess import detections, frame_detections, keep
 from idol.structures import FrameDetections, Outputs
 from idol.transforms import MEAN, STD, collate_images, inference_size, normalise
 
@@ -116,9 +117,8 @@ class Detector:
         if self._fast is None:
             found = self._exact(frames, indices)
             return lambda: found
-        outputs = self._fast(self._images(frames), frames[0].input_size)
-        chosen = _Chosen(outputs)
-        return lambda: self._finish(frames, indices, outputs, chosen)
+        begun = _Begun(self._fast(self._images(frames), frames[0].input_size))
+        return lambda: self._finish(frames, indices, begun)
 
     def _exact(self, frames: Sequence[Prepared], indices: Sequence[int]) -> list[FrameDetections]:
         divisor = self.config.transforms.size_divisor
@@ -136,77 +136,110 @@ class Detector:
         divisor = self.config.transforms.size_divisor
         if not self._on_device:
             return collate_images([frame.pixels for frame in frames], divisor)[0].to(self.device)
-        pixels = torch.empty((len(frames), *frames[0].pixels.shape), dtype=torch.uint8).pin_memory()
+        shape = (len(frames), *frames[0].pixels.shape)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         torch.stack([frame.pixels for frame in frames], out=pixels)
         return on_device(pixels.to(self.device, non_blocking=True), frames[0].input_size, divisor)
 
     @torch.inference_mode()
     def _finish(
-        self,
-        frames: Sequence[Prepared],
-        indices: Sequence[int],
-        outputs: Outputs,
-        chosen: _Chosen,
+        self, frames: Sequence[Prepared], indices: Sequence[int], begun: _Begun
     ) -> list[FrameDetections]:
         assert self._fast is not None
-        detect = self.config.detect
-        logits, boxes = chosen.wait()
-        rows = [select_queries(a, b, detect) for a, b in zip(logits, boxes, strict=True)]
+        detect, outputs = self.config.detect, begun.outputs
+        scores, labels, boxes = begun.wait()
+        rows = [keep(*each, detect) for each in zip(scores, labels, boxes, strict=True)]
         counts = [len(r) for r in rows]
-        with chosen.stream():
-            queries = [r.to(self.device, non_blocking=True) for r in rows]
-            found = torch.cat(self._fast.model.masks_of_batch(outputs, queries)).float()
-            embeddings = torch.cat([outputs.embeddings[b, q] for b, q in enumerate(queries)]).cpu()
+        queries = np.concatenate(rows)
+        images = np.repeat(np.arange(len(rows)), counts)
+        with begun.stream():
+            # One upload for all: image and query of every detection.
+            where = _to_device(np.stack([images, queries]), self.device)
+            last = torch.zeros_like(where[0])
+            logits = self._fast.model.mask_logits(outputs, where[0], last, where[1]).float()
+            of_classes = to_host(begun.class_scores[where[0], where[1]])
+            embeddings = to_host(outputs.embeddings[where[0], where[1]])
             sizes = [(frame.input_size, frame.size) for frame in frames]
-            overlaps, strings = from_logits(found, counts, sizes, detect.mask_resize)
-        parts = zip(torch.split(embeddings, counts), overlaps, strings, strict=True)
+            overlaps, strings = from_logits(logits, counts, sizes, detect.mask_resize)
+            begun.synchronise()
+        ends = np.cumsum(counts)
+        # Copies: a view of one frame would keep the memory of them all.
         return [
             frame_detections(
-                index, logits[b][rows[b]], boxes[b][rows[b]], vectors, pairwise, encoded,
+                index,
+                of_classes[end - count : end].clone(),
+                torch.from_numpy(boxes[b, rows[b]]),
+                embeddings[end - count : end].clone(),
+                overlaps[b],
+                strings[b],
                 frames[b].size,
             )
-            for b, (index, (vectors, pairwise, encoded)) in enumerate(
-                zip(indices, parts, strict=True)
-            )
-        ]  # fmt: skip
+            for b, (index, end, count) in enumerate(zip(indices, ends, counts, strict=True))
+        ]
 
 
-class _Chosen:
-    """Logits and boxes of the last layer, on their way to the host while the device goes on."""
+class _Begun:
+    """A pass whose scores and boxes are on their way to the host, while the device goes on."""
 
     def __init__(self, outputs: Outputs) -> None:
-        device = outputs.logits.device
-        self._pair = (outputs.logits[-1].float(), outputs.boxes[-1].float())
+        self.outputs = outputs
+        self.class_scores = outputs.logits[-1].sigmoid()  # (B, Q, K)
+        boxes = outputs.boxes[-1].float()
+        scores, labels = self.class_scores.max(-1)
+        # A score that is not finite marks a query whose numbers are broken.
+        whole = outputs.logits[-1].isfinite().all(-1) & boxes.isfinite().all(-1)
+        scores = torch.where(whole, scores, torch.nan)
+        self._device = outputs.logits.device
+        self._host = [to_host(tensor) for tensor in (scores, labels, boxes)]
         self._ready: torch.cuda.Event | None = None
-        self._side: torch.cuda.Stream | None = None
-        if device.type == "cuda":
-            host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in self._pair]
-            for to, source in zip(host, self._pair, strict=True):
-                to.copy_(source, non_blocking=True)
-            self._kept = self._pair
-            self._pair = (host[0], host[1])
+        if self._device.type == "cuda":
             self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._ready.record()
-            self._side = _side_stream(device)
 
-    def wait(self) -> tuple[Tensor, Tensor]:
-        """(B, Q, K) and (B, Q, 4), float32 on the CPU."""
+    def wait(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+        """Best scores and their classes (B, Q), boxes (B, Q, 4) cxcywh.
+
+        Errors: ValueError for outputs that are not finite
+        """
         if self._ready is not None:
             self._ready.synchronize()
-        return self._pair
+        scores, labels, boxes = (tensor.numpy() for tensor in self._host)
+        if np.isnan(scores).any():
+            image, query = np.argwhere(np.isnan(scores))[0]
+            raise ValueError(
+                f"class logits and boxes must be finite, but {int(np.isnan(scores).sum())} of "
+                f"{scores.size} object queries are not; the first is query {query} of image "
+                f"{image}. Check the weights and the input, or use speed exact."
+            )
+        return scores, labels, boxes
 
     def stream(self) -> AbstractContextManager[object]:
         """Where to compute with the outputs: beside the next batch, not behind it."""
-        return nullcontext() if self._side is None else torch.cuda.stream(self._side)
+        if self._device.type != "cuda":
+            return nullcontext()
+        return torch.cuda.stream(_side_stream(self._device))
+
+    def synchronise(self) -> None:
+        """Wait for what was asked for in that stream."""
+        if self._device.type == "cuda":
+            _side_stream(self._device).synchronize()
 
 
-_sides: dict[torch.device, torch.cuda.Stream] = {}
-
-
+@functools.lru_cache(maxsize=16)
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    if device not in _sides:
-        _sides[device] = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
-    return _sides[device]
+    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+
+
+@functools.lru_cache(maxsize=16)
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels, (3, 1, 1) each."""
+    mean, std = (torch.from_numpy(v)[:, None, None].to(device) for v in (MEAN, STD))
+    return mean, std
+
+
+def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def on_device(pixels: Tensor, input_size: tuple[int, int], divisor: int) -> Tensor:
@@ -222,9 +255,6 @@ def on_device(pixels: Tensor, input_size: tuple[int, int], divisor: int) -> Tens
             images, input_size, mode="bilinear", align_corners=False, antialias=True
         )
         images = images.round_().clamp_(0, 255)
-    mean, std = (
-        torch.as_tensor(v, dtype=torch.float32, device=pixels.device)[:, None, None]
-        for v in (MEAN, STD)
-    )
+    mean, std = _statistics(pixels.device)
     height, width = (-(-side // divisor) * divisor for side in input_size)
     return F.pad((images - mean) / std, (0, width - input_size[1], 0, height - input_size[0]))

@@ -39,18 +39,25 @@ def from_logits(
                 for part, size in zip(parts, sizes, strict=True)
             ],
         )
+    return _by_bits(logits.contiguous(), counts, sizes, method)
+
+
+def _by_bits(
+    logits: Tensor, counts: Sequence[int], sizes: Sequence[tuple[Size, Size]], method: masks.Method
+) -> tuple[list[Tensor], list[list[bytes]]]:
+    """As from_logits, by the kernels of ops.mask_bits."""
     from idol import bit_rle
 
-    logits = logits.contiguous()
-    shared = _to_host(mask_bits.shared_pixels(logits, counts))
+    shared = to_host(mask_bits.shared_pixels(logits, counts))
     bits = []
     for begin, end, (input_size, size) in _runs(counts, sizes):
         rows, columns = (
             _reads(length, i, o, method, logits.device)
             for length, i, o in zip(logits.shape[1:], input_size, size, strict=True)
         )
-        bits.append((_to_host(mask_bits.resize(logits[begin:end], rows, columns)), size[0]))
-    torch.cuda.current_stream(logits.device).synchronize()
+        bits.append((to_host(mask_bits.resize(logits[begin:end], rows, columns)), size[0]))
+    if logits.is_cuda:
+        torch.cuda.current_stream(logits.device).synchronize()
     strings: list[bytes] = []
     for part, height in bits:
         strings += bit_rle.encode(part.numpy().view(np.uint32), height)
@@ -88,8 +95,13 @@ def _runs(
     return runs
 
 
-def _to_host(tensor: Tensor) -> Tensor:
-    """On its way to the host; there once the stream has come so far."""
+def to_host(tensor: Tensor) -> Tensor:
+    """The same on the host: on its way there, and arrived once the stream has come so far.
+
+    tensor: (...) anything; of the CPU it is returned itself
+    """
+    if not tensor.is_cuda:
+        return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 
@@ -121,4 +133,4 @@ def reads(
         pixels = (np.arange(output_length) + 0.5) * (input_length / output_length) - 0.5
     places = np.clip((pixels + 0.5) / masks.STRIDE - 0.5, 0, length - 1).astype(np.float32)
     low = places.astype(np.int32)
-    return torch.from_numpy(low), torch.from_numpy(places - low)
+    return torch.from_numpy(low), torch.from_numpy(places - low.astype(np.float32))

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from idol import masks
-from idol.boxes import batched_nms, cxcywh_to_xyxy
+from idol.boxes import cxcywh_to_xyxy, nms
 from idol.config import DetectConfig
 from idol.structures import FrameDetections, Outputs
 
 if TYPE_CHECKING:
     from idol.model import IDOL
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 
 def select_queries(logits: Tensor, boxes: Tensor, config: DetectConfig) -> Tensor:
@@ -38,13 +43,33 @@ def select_queries(logits: Tensor, boxes: Tensor, config: DetectConfig) -> Tenso
             f"queries are not; the first is query {int(bad[0])}. Check the weights and the input."
         )
     scores, labels = logits.float().sigmoid().max(dim=1)
-    rows = (scores > config.score_floor).nonzero()[:, 0]
+    rows = keep(
+        scores.cpu().numpy(), labels.cpu().numpy(), boxes.detach().float().cpu().numpy(), config
+    )
+    return torch.from_numpy(rows).to(logits.device)
+
+
+def keep(scores: Floats, labels: Ints, boxes: Floats, config: DetectConfig) -> Ints:
+    """As select_queries, from scores; its numbers are checked already.
+
+    scores:  (Q,) best class score of every query
+    labels:  (Q,) that class
+    boxes:   (Q, 4) cxcywh
+    returns: (N,) queries in descending score, N >= 1
+    """
+    rows: Ints = np.flatnonzero(scores > np.float32(config.score_floor))
     if len(rows) == 0:
-        return scores.argmax()[None]
-    corners = cxcywh_to_xyxy(boxes[rows].float())
-    return rows[batched_nms(corners, scores[rows], labels[rows], config.box_nms)][
-        : config.max_detections
-    ]
+        return np.array([scores.argmax()])
+    order = rows[np.argsort(-scores[rows], kind="stable")]
+    corners = np.concatenate(
+        [
+            boxes[order, :2] - np.float32(0.5) * boxes[order, 2:],
+            boxes[order, :2] + np.float32(0.5) * boxes[order, 2:],
+        ],
+        axis=1,
+    )
+    kept = order[nms(corners, labels[order], config.box_nms)]
+    return kept[: config.max_detections]
 
 
 def finish(
@@ -74,7 +99,7 @@ def finish(
     # logits are.
     return frame_detections(
         frame_index,
-        logits,
+        logits.float().sigmoid().cpu(),
         boxes,
         embeddings,
         masks.overlaps(mask_logits > 0).cpu(),
@@ -85,17 +110,18 @@ def finish(
 
 def frame_detections(
     frame_index: int,
-    logits: Tensor,
+    class_scores: Tensor,
     boxes: Tensor,
     embeddings: Tensor,
     overlaps: Tensor,
     encoded: Sequence[bytes],
     size: tuple[int, int],
 ) -> FrameDetections:
-    """Selected queries whose masks are made already; arguments as in `finish`, and
+    """Selected queries whose masks are made already; arguments as in `finish`, but
 
-    overlaps: (N, N) mask IoU
-    encoded:  N run-length masks at the original size
+    class_scores: (N, K) on the CPU
+    overlaps:     (N, N) mask IoU
+    encoded:      N run-length masks at the original size
     """
     broken = ~embeddings.isfinite().all(dim=1)
     if broken.any():
@@ -104,7 +130,6 @@ def frame_detections(
             f"embeddings must be finite, but {len(bad)} of {len(embeddings)} detections of frame "
             f"{frame_index} are not; the first is row {int(bad[0])}. Check the weights."
         )
-    class_scores = logits.float().sigmoid().cpu()
     height, width = size
     bounds = torch.tensor([width, height, width, height], dtype=torch.float32)
     corners = cxcywh_to_xyxy(boxes.float().cpu()) * bounds

@@ -90,6 +90,11 @@ def resize(logits: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, T
     out = torch.empty((masks, width, words), dtype=torch.int32, device=logits.device)
     if out.numel():
         _check(logits, max(masks, words))
+        for low, share in (rows, columns):
+            if low.dtype != torch.int32 or share.dtype != torch.float32:
+                raise TypeError(
+                    f"rows and columns must be int32 and float32, got {low.dtype} and {share.dtype}"
+                )
         tensors = [logits, *rows, *columns, out]
         grid = (-(-width // _WARPS), words, masks)
         _launch("resize", grid, logits, tensors, [h, w, height, width, words])

@@ -1,5 +1,6 @@
 """Formats, overlaps and suppression of boxes."""
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,4 +48,11 @@ def test_nms_is_the_greedy_loop_written_out(count, seed, threshold):
         rivals = [j for j in kept if labels[j] == labels[i]]
         if all(boxes.box_iou(xyxy[[i]], xyxy[[j]]).item() <= threshold for j in rivals):
             kept.append(i)
-    assert boxes.batched_nms(xyxy, scores, labels, threshold).tolist() == kept
+    order = torch.argsort(scores, descending=True, stable=True)
+    rows = boxes.nms(xyxy[order].numpy(), labels[order].numpy(), threshold)
+    assert order[rows].tolist() == kept
+
+
+def test_boxes_without_an_area_suppress_nothing():
+    empty = np.zeros((3, 4), np.float32)
+    assert boxes.nms(empty, np.zeros(3, np.int64), 0.5).tolist() == [0, 1, 2]

@@ -215,6 +215,7 @@ def test_where_a_mask_reads_its_logits_gives_the_same_mask(method, input_size, s
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_fast_on_a_device_finds_what_the_processor_finds(model, compiled):
     if compiled and (reason := fast_network.cannot_compile("cuda")):
