@@ -356,44 +356,40 @@ def _cells(
 
 def variants(options: argparse.Namespace) -> None:
     """The table of our kernels' variants: what was chosen, and what did not help."""
-    print("| layer | type | warps | in flight | blocks | neighbours | forward, µs |")
-    print("|---|---|---|---|---|---|---|")
+    print("| layer | type | warps | in flight | blocks | forward, µs |")
+    print("|---|---|---|---|---|---|")
     for title in ("360p encoder", "720p encoder"):
         arguments = case(*GPU_CASES[title])
         for dtype in (torch.float32, torch.bfloat16):
             inputs = fused_case(arguments, dtype)
             usual = cuda.specialisation_of(inputs[0], inputs[2], inputs[1])
-            for changes, across in VARIANTS:
+            for changes in VARIANTS:
                 one = dataclasses.replace(usual, **changes)
-                took = _variant(one, inputs, arguments[1], across)
+                took = _variant(one, inputs, arguments[1])
                 print(
                     f"| {title} | {str(dtype)[6:]} | {one.warps} "
                     f"| {one.unroll or 'usual'} "
-                    f"| {one.blocks or 'usual'} "
-                    f"| {'spread' if across else 'on one multiprocessor'} | {took:.1f} |",
+                    f"| {one.blocks or 'usual'} | {took:.1f} |",
                     flush=True,
                 )
 
 
-def _variant(
-    one: cuda.Specialisation, inputs: list[Tensor], levels: Levels, across: int | None
-) -> float:
+def _variant(one: cuda.Specialisation, inputs: list[Tensor], levels: Levels) -> float:
     value, references, offsets, logits = inputs
     tensors = (value, offsets, logits, references, None, torch.empty_like(value))
     queries = offsets.shape[1]
-    return microseconds(lambda: cuda.launch(0, one, tensors, value, queries, levels, across))
+    return microseconds(lambda: cuda.launch(0, one, tensors, value, queries, levels))
 
 
-VARIANTS: list[tuple[dict[str, Any], int | None]] = [
-    ({}, None),
-    ({}, 1),
-    ({"warps": 2}, None),
-    ({"warps": 8}, None),
-    ({"unroll": 1}, None),
-    ({"unroll": 2}, None),
-    ({"unroll": 4}, None),
-    ({"unroll": 2, "blocks": 4}, None),
-    ({"unroll": 2, "blocks": 10}, None),
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"warps": 2},
+    {"warps": 8},
+    {"unroll": 1},
+    {"unroll": 2},
+    {"unroll": 4},
+    {"unroll": 2, "blocks": 4},
+    {"unroll": 2, "blocks": 10},
 ]
 
 

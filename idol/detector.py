@@ -20,10 +20,10 @@ from torch import Tensor
 
 from idol.config import Config, Speed
 from idol.device_masks import from_logits, to_host
-from idol.fast_network import FastNetwork
+from idol.fast_network import FastNetwork, Found
 from idol.model import IDOL
 from idol.postprocess import detections, frame_detections, keep
-from idol.structures import FrameDetections, Outputs
+from idol.structures import FrameDetections
 from idol.transforms import MEAN, STD, collate_images, inference_size, normalise
 
 __all__ = ["Detector", "Prepared"]
@@ -138,7 +138,8 @@ class Detector:
             return collate_images([frame.pixels for frame in frames], divisor)[0].to(self.device)
         shape = (len(frames), *frames[0].pixels.shape)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        torch.stack([frame.pixels for frame in frames], out=pixels)
+        for place, frame in zip(pixels, frames, strict=True):
+            place.copy_(frame.pixels)
         return on_device(pixels.to(self.device, non_blocking=True), frames[0].input_size, divisor)
 
     @torch.inference_mode()
@@ -146,7 +147,7 @@ class Detector:
         self, frames: Sequence[Prepared], indices: Sequence[int], begun: _Begun
     ) -> list[FrameDetections]:
         assert self._fast is not None
-        detect, outputs = self.config.detect, begun.outputs
+        detect, found = self.config.detect, begun.found
         scores, labels, boxes = begun.wait()
         rows = [keep(*each, detect) for each in zip(scores, labels, boxes, strict=True)]
         counts = [len(r) for r in rows]
@@ -155,10 +156,9 @@ class Detector:
         with begun.stream():
             # One upload for all: image and query of every detection.
             where = _to_device(np.stack([images, queries]), self.device)
-            last = torch.zeros_like(where[0])
-            logits = self._fast.model.mask_logits(outputs, where[0], last, where[1]).float()
-            of_classes = to_host(begun.class_scores[where[0], where[1]])
-            embeddings = to_host(outputs.embeddings[where[0], where[1]])
+            logits = self._fast.mask_logits(found, where[0], where[1])
+            of_classes = to_host(found.class_scores[where[0], where[1]])
+            embeddings = to_host(found.embeddings[where[0], where[1]])
             sizes = [(frame.input_size, frame.size) for frame in frames]
             overlaps, strings = from_logits(logits, counts, sizes, detect.mask_resize)
             begun.synchronise()
@@ -181,16 +181,10 @@ class Detector:
 class _Begun:
     """A pass whose scores and boxes are on their way to the host, while the device goes on."""
 
-    def __init__(self, outputs: Outputs) -> None:
-        self.outputs = outputs
-        self.class_scores = outputs.logits[-1].sigmoid()  # (B, Q, K)
-        boxes = outputs.boxes[-1].float()
-        scores, labels = self.class_scores.max(-1)
-        # A score that is not finite marks a query whose numbers are broken.
-        whole = outputs.logits[-1].isfinite().all(-1) & boxes.isfinite().all(-1)
-        scores = torch.where(whole, scores, torch.nan)
-        self._device = outputs.logits.device
-        self._host = [to_host(tensor) for tensor in (scores, labels, boxes)]
+    def __init__(self, found: Found) -> None:
+        self.found = found
+        self._device = found.scores.device
+        self._host = [to_host(tensor) for tensor in (found.scores, found.labels, found.boxes)]
         self._ready: torch.cuda.Event | None = None
         if self._device.type == "cuda":
             self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]

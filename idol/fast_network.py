@@ -11,9 +11,9 @@ import functools
 import importlib.util
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +24,13 @@ from idol.structures import Outputs
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 MOST_SHAPES = 8
 """Padded shapes that are compiled or captured; frames of others run as the network is."""
 
+_MOST_MASKS = 128  # of one frame; more are many enough to keep the device busy
+_MOST_MASK_GRAPHS = 32
 _WARM_UP = 3  # passes before a capture: algorithms are chosen, kernels compiled and loaded
 _TENSORS: Final = ("sizes", "padding", "positions", "valid_ratios", "references")
 
@@ -64,6 +68,49 @@ class _Captured:
     outputs: Sequence[Tensor]
 
 
+_CapturedMasks = tuple["Found", Tensor, torch.cuda.CUDAGraph, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What inference asks of a pass over B images: the last decoder layer alone.
+
+    class_scores: (B, Q, K)          float32
+    scores:       (B, Q)             float32, the best of them; NaN where anything is not finite
+    labels:       (B, Q)             int64, its class
+    boxes:        (B, Q, 4)          float32 cxcywh in [0, 1]
+    embeddings:   (B, Q, C)          float32
+    references:   (1, B, Q, 2)       as in Outputs, and the following
+    features:     (B, 8, H/8, W/8)
+    states:       (1, B, Q, C)
+    sizes:        (B, 2)
+    """
+
+    class_scores: Tensor
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+    embeddings: Tensor
+    references: Tensor
+    features: Tensor
+    states: Tensor
+    sizes: Tensor
+
+    def outputs(self, model: IDOL) -> Outputs:
+        """As far as masks need them."""
+        return Outputs(
+            logits=self.class_scores[None],
+            boxes=self.boxes[None],
+            references=self.references,
+            refined=self.boxes,
+            embeddings=self.embeddings,
+            mask_features=self.features,
+            states=self.states,
+            sizes=self.sizes,
+            controller=model.controller,
+        )
+
+
 class FastNetwork:
     """A copy of a network that answers faster, and about the same. Not for several threads.
 
@@ -94,14 +141,15 @@ class FastNetwork:
         self._graphs: dict[tuple[int, int, int, bool], _Captured] = {}
         self._shapes: set[Shape] = set()
         self._pool: Any = None
+        self._mask_graphs: dict[tuple[int, int, int], _CapturedMasks] = {}
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, size: tuple[int, int]) -> Outputs:
+    def __call__(self, images: Tensor, size: tuple[int, int]) -> Found:
         """One pass over images of one size.
 
         images:  (B, 3, H, W) normalised, zero where padded, of any precision
         size:    (height, width) of the un-padded images
-        returns: Outputs, the caller's own; logits, boxes and embeddings in float32
+        returns: the caller's own
         """
         images = images.to(self.dtype, memory_format=torch.channels_last)
         count, _, height, width = images.shape
@@ -116,7 +164,7 @@ class FastNetwork:
             tensors = self._replay(images, geometry)
         else:
             tensors = (self._forward if known else self._pass)(images, geometry)
-        return self._outputs(tensors, geometry, count)
+        return self._found(tensors, geometry, count)
 
     def _know(self, shape: Shape) -> bool:
         """Whether that padded shape is one of the few that are worth a graph."""
@@ -147,43 +195,92 @@ class FastNetwork:
         tensors = {name: getattr(geometry, name) for name in _TENSORS}
         own: dict[str, Any] = {k: None if t is None else t.clone() for k, t in tensors.items()}
         still = dataclasses.replace(geometry, **own)
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._forward(images, still)
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=side):
-            outputs = self._forward(images, still)
-        self._pool = graph.pool()  # one memory for all: only one graph runs at a time
+        graph, outputs = self._graph_of(lambda: self._forward(images, still), self._pool)
+        self._pool = graph.pool()
         return _Captured(graph, images, still, geometry.positions, outputs)
 
     def _pass(self, images: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
         """What inference asks for, of the decoder's layers the last alone."""
         outputs = self.model(images, geometry=geometry)
+        logits, boxes = outputs.logits[-1].float(), outputs.boxes[-1].float()
+        class_scores = logits.sigmoid()
+        scores, labels = class_scores.max(-1)
+        whole = logits.isfinite().all(-1) & boxes.isfinite().all(-1)
         return (
-            outputs.logits[-1:].float(),
-            outputs.boxes[-1:],
-            outputs.references[-1:],
+            class_scores,
+            torch.where(whole, scores, torch.nan),
+            labels,
+            boxes,
             outputs.embeddings.float(),
+            outputs.references[-1:],
             outputs.mask_features,
             outputs.states[-1:],
         )
 
-    def _outputs(self, tensors: Sequence[Tensor], geometry: Geometry, count: int) -> Outputs:
+    def _found(self, tensors: Sequence[Tensor], geometry: Geometry, count: int) -> Found:
         """Of the first so many images; the others were there to fill the batch."""
-        logits, boxes, references, states = (tensors[k][:, :count] for k in (0, 1, 2, 5))
-        embeddings, features = (tensors[k][:count] for k in (3, 4))
-        return Outputs(
-            logits=logits,
-            boxes=boxes,
-            references=references,
-            refined=boxes[-1],
-            embeddings=embeddings,
-            mask_features=features,
-            states=states,
-            sizes=geometry.sizes[:count],
-            controller=self.model.controller,
-            level_shapes=geometry.shapes,
+        class_scores, scores, labels, boxes, embeddings = (t[:count] for t in tensors[:5])
+        references, features, states = tensors[5][:, :count], tensors[6][:count], tensors[7]
+        return Found(
+            class_scores, scores, labels, boxes, embeddings, references, features,
+            states[:, :count], geometry.sizes[:count],
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def mask_logits(self, found: Found, images: Tensor, queries: Tensor) -> Tensor:
+        """Dynamic masks of some queries.
+
+        images, queries: (n,) int64
+        returns:         (n, H/4, W/4) float32 logits over the padded input, the caller's own
+        """
+        count = len(queries)
+        if self.device.type != "cuda" or len(found.features) != 1 or count > _MOST_MASKS:
+            return self._masks(found, images, queries)
+        # A frame by itself: some twenty small kernels, which take longer to launch than to run.
+        size = max(8, 1 << (count - 1).bit_length())
+        key = (found.features.shape[2], found.features.shape[3], size)
+        if key not in self._mask_graphs:
+            if len(self._mask_graphs) >= _MOST_MASK_GRAPHS:
+                return self._masks(found, images, queries)
+            self._mask_graphs[key] = self._capture_masks(found, size)
+        still, asked, graph, out = self._mask_graphs[key]
+        for name in ("references", "features", "states", "sizes"):
+            getattr(still, name).copy_(getattr(found, name))
+        asked[:count].copy_(queries)
+        graph.replay()
+        return out[:count].clone()
+
+    def _masks(self, found: Found, images: Tensor, queries: Tensor) -> Tensor:
+        layers = torch.zeros_like(queries)
+        return self.model.mask_logits(found.outputs(self.model), images, layers, queries).float()
+
+    def _capture_masks(self, found: Found, size: int) -> _CapturedMasks:
+        still = dataclasses.replace(
+            found,
+            references=found.references.clone(),
+            features=found.features.clone(),
+            states=found.states.clone(),
+            sizes=found.sizes.clone(),
         )
+        asked = torch.zeros(size, dtype=torch.int64, device=self.device)
+        images = torch.zeros_like(asked)
+        graph, out = self._graph_of(lambda: self._masks(still, images, asked))
+        return still, asked, graph, out
+
+    def _graph_of(
+        self, function: Callable[[], T], pool: Any = None
+    ) -> tuple[torch.cuda.CUDAGraph, T]:
+        """What the function asks of the device, as a graph, and what it then returns.
+
+        pool: memory that graphs share which never run at the same time
+        """
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                function()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=side):
+            out = function()
+        return graph, out

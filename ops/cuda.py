@@ -32,7 +32,7 @@ _KINDS = {
 _LOAD_BYTES = 16  # the widest load of a thread
 _WARP = 32
 _SHARED_BYTES = 48 * 1024  # of a block, on every architecture, without asking for more
-_MOST_BLOCKS = 2**30  # with those that fill up the last round over the multiprocessors
+_MOST_HEADS_OR_IMAGES = 2**16 - 1  # of a grid's second and third side
 _MOST_PIXELS = 2**27  # a row times 16 is an integer of 32 bits
 
 
@@ -182,11 +182,6 @@ def unusable(specialisation: Specialisation, device: int) -> str | None:
 # Calls
 
 
-@functools.cache
-def _multiprocessors(device: int) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
-
-
 def _aligned(tensor: Tensor) -> Tensor:
     """Contiguous, and beginning where a wide load may begin."""
     tensor = tensor.detach().contiguous()
@@ -221,32 +216,29 @@ def launch(
     value: Tensor,
     queries: int,
     shapes: Sequence[tuple[int, int]],
-    across: int | None = None,
 ) -> None:
     """Start the forward (which 0) or backward (1) kernel on torch's current stream.
 
     tensors: its pointers in the order of the source, contiguous, None for null
     value:   (N, S, M, C) as in `forward`; it names sizes and device
-    across:  so many blocks later comes a neighbour; None: the device's multiprocessors
     raises:  CannotCompile
     """
     import numpy as np
 
     images, pixels, heads, _ = value.shape
     _, _, items, warps = specialisation.layout()
-    blocks = -(-queries // (items * warps)) * heads * images
-    if blocks > _MOST_BLOCKS or pixels >= _MOST_PIXELS:
-        raise CannotCompile(f"{pixels} pixels and {blocks} blocks are more than the kernels count")
-    if across is None:
-        across = _multiprocessors(value.device.index)
-    each = -(-blocks // across)
+    blocks = (-(-queries // (items * warps)), heads, images)
+    if max(heads, images) > _MOST_HEADS_OR_IMAGES or pixels >= _MOST_PIXELS:
+        raise CannotCompile(
+            f"{images} images of {pixels} pixels and {heads} heads are more than the kernels count"
+        )
     sides = [np.int32(side) for level in shapes for side in level]
-    numbers = [np.int32(n) for n in (images, pixels, heads, queries, across, each)]
+    numbers = [np.int32(number) for number in (images, pixels, heads, queries)]
     device = value.device.index
     nvrtc.launch(
         _loaded(specialisation, device)[which],
         device,
-        (across * each, 1, 1),
+        blocks,
         warps * _WARP,
         *map(_pointer, tensors),
         *numbers,

@@ -16,10 +16,8 @@
 //   FIXED_POINT               whether the value's gradient is summed in integers
 //   LEVEL_PARAMETERS          int h0, int w0, int h1, ...      LEVEL_SIZES: h0, w0, h1, ...
 //
-// A block has neighbouring queries of one head, which read neighbouring pixels. So do neighbouring
-// blocks, and the hardware deals blocks out one by one over its multiprocessors: so block b takes
-// the place that makes b, b + across, b + 2 across, ... neighbours, and a multiprocessor's first
-// cache holds what they share.
+// The grid is (queries by ITEMS · WARPS, heads, images): a block has neighbouring queries of one
+// head, which read neighbouring pixels, and finds them without a division.
 //
 // An item is done by LANES neighbouring lanes, each with VECTOR (or several times VECTOR) of the
 // head's channels. In turn: each lane makes the records of some of the item's samples (softmax,
@@ -160,30 +158,16 @@ struct Larger {
 // below, both.
 struct __align__(4 * sizeof(Real)) Record { Real right, low, weight; int code; };
 
-struct Place { int first_query, head, image; bool exists; };
-
-__device__ __forceinline__ Place this_place(
-    int images, int heads, int queries, int across, int each) {
-  const int blocks = (queries + ITEMS * WARPS - 1) / (ITEMS * WARPS);
-  const int number = (int)(blockIdx.x % across) * each + (int)(blockIdx.x / across);
-  Place place;
-  place.first_query = number % blocks * (ITEMS * WARPS);
-  place.head = number / blocks % heads;
-  place.image = number / blocks / heads;
-  place.exists = place.image < images;
-  return place;
-}
-
-// The query of this lane. Lanes beyond the last one stand idle at query 0, for sums over lanes need
-// the whole warp.
+// The query and head of this lane. Lanes beyond the last one stand idle at query 0, for sums over
+// lanes need the whole warp.
 struct Item { int number, query; bool working; };
 
-__device__ __forceinline__ Item this_item(int lane, int warp, int first_query, int queries) {
+__device__ __forceinline__ Item this_item(int lane, int warp, int queries) {
   Item item;
   item.number = lane / LANES;
-  const int query = first_query + warp * ITEMS + item.number;
+  const long long query = ((long long)blockIdx.x * WARPS + warp) * ITEMS + item.number;
   item.working = item.number < ITEMS && query < queries;
-  item.query = item.working ? query : 0;
+  item.query = item.working ? (int)query : 0;
   if (item.number >= ITEMS) item.number = 0;
   return item;
 }
@@ -359,17 +343,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) forward(
     const Value* __restrict__ value, const Query* __restrict__ places,
     const Query* __restrict__ weights, const Anchor* __restrict__ references,
     const unsigned char* __restrict__ padding, Value* __restrict__ out, int images, int pixels,
-    int heads, int queries, int across, int each, LEVEL_PARAMETERS) {
+    int heads, int queries, LEVEL_PARAMETERS) {
   __shared__ Sizes sizes;
   __shared__ Shares shares[WARPS][SAMPLES][ITEMS];
   __shared__ Rows rows[WARPS][SAMPLES][ITEMS];
-  const Place here = this_place(images, heads, queries, across, each);
-  if (!here.exists) return;
   write_sizes(sizes, LEVEL_SIZES);
 
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, place = lane % LANES;
-  const Item item = this_item(lane, warp, here.first_query, queries);
-  const int number = item.number, head = here.head, image = here.image;
+  const Item item = this_item(lane, warp, queries);
+  const int number = item.number, head = blockIdx.y, image = blockIdx.z;
   const long long query = (long long)image * queries + item.query;
   const long long row = query * heads + head;
 
@@ -460,18 +442,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) backward(
     const Anchor* __restrict__ references, const unsigned char* __restrict__ padding,
     const Real* __restrict__ scale, Sum* __restrict__ by_value, Query* __restrict__ by_places,
     Query* __restrict__ by_weights, Real* __restrict__ by_references, int images, int pixels,
-    int heads, int queries, int across, int each, LEVEL_PARAMETERS) {
+    int heads, int queries, LEVEL_PARAMETERS) {
   __shared__ Sizes sizes;
   __shared__ Record records[WARPS][SAMPLES][ITEMS];
   // Of the sample: the gradients by its x and y in pixels, without attention, and by attention.
   __shared__ Record slopes[WARPS][SAMPLES][ITEMS];
-  const Place here = this_place(images, heads, queries, across, each);
-  if (!here.exists) return;
   write_sizes(sizes, LEVEL_SIZES);
 
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, place = lane % LANES;
-  const Item item = this_item(lane, warp, here.first_query, queries);
-  const int number = item.number, head = here.head, image = here.image;
+  const Item item = this_item(lane, warp, queries);
+  const int number = item.number, head = blockIdx.y, image = blockIdx.z;
   const bool working = item.working;
   const long long query = (long long)image * queries + item.query;
   const long long row = query * heads + head;

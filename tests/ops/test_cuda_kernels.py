@@ -26,7 +26,7 @@ extern "C" void emulate_forward(const int* blocks, void** arguments) {
   emulation::run(blocks, WARPS * 32, [] {
     forward(pointer<Value>(0), pointer<Query>(1), pointer<Query>(2), pointer<Anchor>(3),
             pointer<unsigned char>(4), pointer<Value>(5), number(6), number(7), number(8),
-            number(9), number(10), number(11), NUMBERS_12);
+            number(9), NUMBERS_10);
   });
 }
 extern "C" void emulate_backward(const int* blocks, void** arguments) {
@@ -35,7 +35,7 @@ extern "C" void emulate_backward(const int* blocks, void** arguments) {
     backward(pointer<Value>(0), pointer<Value>(1), pointer<Query>(2), pointer<Query>(3),
              pointer<Anchor>(4), pointer<unsigned char>(5), pointer<Real>(6), pointer<Sum>(7),
              pointer<Query>(8), pointer<Query>(9), pointer<Real>(10), number(11), number(12),
-             number(13), number(14), number(15), number(16), NUMBERS_17);
+             number(13), number(14), NUMBERS_15);
   });
 }
 """
@@ -50,7 +50,7 @@ def compiled(tmp_path_factory):
     def build(specialisation: Specialisation) -> ctypes.CDLL:
         if specialisation not in libraries:
             entry = ENTRY
-            for first in (12, 17):
+            for first in (10, 15):
                 sides = (f"number({first + k})" for k in range(2 * specialisation.levels))
                 entry = entry.replace(f"NUMBERS_{first}", ", ".join(sides))
             source = folder / f"{len(libraries)}.cpp"
@@ -73,10 +73,7 @@ def compiled(tmp_path_factory):
 def call(function, specialisation: Specialisation, tensors, numbers) -> None:
     _, _, of_a_warp, warps = specialisation.layout()
     images, _, heads, queries = numbers[:4]
-    # Three multiprocessors: the last round over them is not full.
-    each = -(-(-(-queries // (of_a_warp * warps)) * heads * images) // 3)
-    blocks = (ctypes.c_int * 3)(3 * each, 1, 1)
-    numbers = [*numbers[:4], 3, each, *numbers[4:]]
+    blocks = (ctypes.c_int * 3)(-(-queries // (of_a_warp * warps)), heads, images)
     integers = [ctypes.c_int(number) for number in numbers]
     pointers = [None if t is None else t.data_ptr() for t in tensors]
     pointers += [ctypes.addressof(integer) for integer in integers]
@@ -274,7 +271,7 @@ def test_the_integers_do_not_depend_on_the_order_of_additions(compiled):
 def test_the_calls_around_the_kernels_equal_plain_pytorch(
     compiled, monkeypatch, kind, deterministic
 ):
-    def launch(which, spec, tensors, value, queries, shapes, across=None):
+    def launch(which, spec, tensors, value, queries, shapes):
         images, pixels, heads, _ = value.shape
         library = compiled(spec)
         function = library.emulate_backward if which else library.emulate_forward
