@@ -5,6 +5,10 @@
 #
 #   make gpu                                  with the repository's environment
 #   PYTHON=python3 benchmarks/gpu.sh          with another one
+#   ORIGINAL=path                             also time the kernel of Deformable DETR, see rivals.py
+#   STEPS=5500                                also train the tiny network, see tiny_training.py
+#
+# About five minutes on an H200; `python -m benchmarks.network --device cuda` has more modes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -29,9 +33,15 @@ else
   echo "No test is marked gpu yet."
 fi
 
-echo
-"$PYTHON" -m benchmarks.network --device cuda --seconds 2
-echo
-"$PYTHON" -m benchmarks.criterion --device cuda
-echo
-"$PYTHON" -m benchmarks.tiny_training --device cuda --steps "${STEPS:-5500}"
+run() {
+  echo
+  "$PYTHON" -m "$@"
+}
+
+run benchmarks.ms_deform_attn --device cuda ${ORIGINAL:+--original "$ORIGINAL"}
+run benchmarks.speed --device cuda --preset ytvis19_r50 --batch 32 --seconds 2
+run benchmarks.speed --device cuda --videos 5 --batch 32 --seconds 1 --no-compiled
+run benchmarks.network --device cuda --seconds 1 --batches 1 32 --types bfloat16 --modes eager
+run benchmarks.criterion --device cuda
+# Half an hour and more, so only when it is asked for.
+if [[ -n "${STEPS:-}" ]]; then run benchmarks.tiny_training --device cuda --steps "$STEPS"; fi

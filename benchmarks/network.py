@@ -180,9 +180,9 @@ def on_cuda(options: argparse.Namespace) -> None:
     """The table of a GPU."""
     print("| batch | arithmetic | mode | way | ms a batch | frames/s | peak GPU MiB |")
     print("|---|---|---|---|---|---|---|")
-    for batch in (1, 8, 32):
-        for dtype in ("float32", "bfloat16"):
-            for compiled in (False, True):
+    for batch in options.batches:
+        for dtype in options.types:
+            for compiled in [mode == "compiled" for mode in options.modes]:
                 for way in ("ours", "ours-300", "hf"):
                     got = _apart(options, way=way, batch=batch, dtype=dtype, compiled=compiled)
                     row = f"| {batch} | {dtype} | {'compiled' if compiled else 'eager'} "
@@ -206,6 +206,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="timed seconds of each run")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way on the CPU")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="on a GPU")
+    kinds = ("float32", "bfloat16")
+    parser.add_argument("--types", nargs="+", choices=kinds, default=kinds, help="on a GPU")
+    modes = ("eager", "compiled")
+    parser.add_argument("--modes", nargs="+", choices=modes, default=modes, help="on a GPU")
     parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.case:
