@@ -6,6 +6,7 @@
 #   make gpu                                  with the repository's environment
 #   PYTHON=python3 benchmarks/gpu.sh          with another one
 #   ORIGINAL=path                             also time the kernel of Deformable DETR, see rivals.py
+#   COMMIT=...                                what stands in the tables where there is no git
 #   STEPS=5500                                also train the tiny network, see tiny_training.py
 #
 # About five minutes on an H200; `python -m benchmarks.network --device cuda` has more modes.
@@ -25,17 +26,19 @@ if not torch.cuda.is_available():
 
 # Only the files that have a gpu test, and none of pipelines/: the others import what may be absent.
 # The options of pyproject.toml that belong to plugins are left out for the same reason.
+# What fails is told at the end: the others' time on such a machine is not thrown away.
+failed=0
 mapfile -t files < <(grep -rlE 'mark\.gpu' tests/ops tests/idol --include='test_*.py' | sort)
 if [[ ${#files[@]} -gt 0 ]]; then
   "$PYTHON" -m pytest -m gpu -o addopts="--import-mode=importlib --strict-markers -ra" \
-    -p no:cacheprovider "${files[@]}"
+    --show-capture=no -p no:cacheprovider "${files[@]}" || failed=1
 else
   echo "No test is marked gpu yet."
 fi
 
 run() {
   echo
-  "$PYTHON" -m "$@"
+  "$PYTHON" -m "$@" || failed=1
 }
 
 run benchmarks.ms_deform_attn --device cuda ${ORIGINAL:+--original "$ORIGINAL"}
@@ -45,3 +48,4 @@ run benchmarks.network --device cuda --seconds 1 --batches 1 32 --types bfloat16
 run benchmarks.criterion --device cuda
 # Half an hour and more, so only when it is asked for.
 if [[ -n "${STEPS:-}" ]]; then run benchmarks.tiny_training --device cuda --steps "$STEPS"; fi
+exit "$failed"

@@ -17,13 +17,16 @@ def header(command: str, device: str = "cpu") -> str:
     device:  cpu or cuda
     """
     where = torch.cuda.get_device_name() if device == "cuda" else _cpu()
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    commit = (
+        os.environ.get("COMMIT")
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
+    )
     return (
         f"machine: {where}\n"
         f"versions: Python {platform.python_version()}, torch {torch.__version__}, "
