@@ -29,8 +29,6 @@ T = TypeVar("T")
 MOST_SHAPES = 8
 """Padded shapes that are compiled or captured; frames of others run as the network is."""
 
-_MOST_MASKS = 128  # of one frame; more are many enough to keep the device busy
-_MOST_MASK_GRAPHS = 32
 _WARM_UP = 3  # passes before a capture: algorithms are chosen, kernels compiled and loaded
 _TENSORS: Final = ("sizes", "padding", "positions", "valid_ratios", "references")
 
@@ -66,9 +64,6 @@ class _Captured:
     geometry: Geometry
     source: Tensor  # positions of the geometry that was copied last
     outputs: Sequence[Tensor]
-
-
-_CapturedMasks = tuple["Found", Tensor, torch.cuda.CUDAGraph, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +136,6 @@ class FastNetwork:
         self._graphs: dict[tuple[int, int, int, bool], _Captured] = {}
         self._shapes: set[Shape] = set()
         self._pool: Any = None
-        self._mask_graphs: dict[tuple[int, int, int], _CapturedMasks] = {}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Found:
@@ -195,8 +189,7 @@ class FastNetwork:
         tensors = {name: getattr(geometry, name) for name in _TENSORS}
         own: dict[str, Any] = {k: None if t is None else t.clone() for k, t in tensors.items()}
         still = dataclasses.replace(geometry, **own)
-        graph, outputs = self._graph_of(lambda: self._forward(images, still), self._pool)
-        self._pool = graph.pool()
+        graph, outputs = self._graph_of(lambda: self._forward(images, still))
         return _Captured(graph, images, still, geometry.positions, outputs)
 
     def _pass(self, images: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
@@ -231,48 +224,15 @@ class FastNetwork:
         """Dynamic masks of some queries.
 
         images, queries: (n,) int64
-        returns:         (n, H/4, W/4) float32 logits over the padded input, the caller's own
+        returns:         (n, H/4, W/4) float32 logits over the padded input
         """
-        count = len(queries)
-        if self.device.type != "cuda" or len(found.features) != 1 or count > _MOST_MASKS:
-            return self._masks(found, images, queries)
-        # A frame by itself: some twenty small kernels, which take longer to launch than to run.
-        size = max(8, 1 << (count - 1).bit_length())
-        key = (found.features.shape[2], found.features.shape[3], size)
-        if key not in self._mask_graphs:
-            if len(self._mask_graphs) >= _MOST_MASK_GRAPHS:
-                return self._masks(found, images, queries)
-            self._mask_graphs[key] = self._capture_masks(found, size)
-        still, asked, graph, out = self._mask_graphs[key]
-        for name in ("references", "features", "states", "sizes"):
-            getattr(still, name).copy_(getattr(found, name))
-        asked[:count].copy_(queries)
-        graph.replay()
-        return out[:count].clone()
-
-    def _masks(self, found: Found, images: Tensor, queries: Tensor) -> Tensor:
         layers = torch.zeros_like(queries)
         return self.model.mask_logits(found.outputs(self.model), images, layers, queries).float()
 
-    def _capture_masks(self, found: Found, size: int) -> _CapturedMasks:
-        still = dataclasses.replace(
-            found,
-            references=found.references.clone(),
-            features=found.features.clone(),
-            states=found.states.clone(),
-            sizes=found.sizes.clone(),
-        )
-        asked = torch.zeros(size, dtype=torch.int64, device=self.device)
-        images = torch.zeros_like(asked)
-        graph, out = self._graph_of(lambda: self._masks(still, images, asked))
-        return still, asked, graph, out
-
-    def _graph_of(
-        self, function: Callable[[], T], pool: Any = None
-    ) -> tuple[torch.cuda.CUDAGraph, T]:
+    def _graph_of(self, function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
         """What the function asks of the device, as a graph, and what it then returns.
 
-        pool: memory that graphs share which never run at the same time
+        Whatever it reads has to be kept alive: a graph knows addresses, and no tensors.
         """
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
@@ -281,6 +241,7 @@ class FastNetwork:
                 function()
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=side):
+        with torch.cuda.graph(graph, pool=self._pool, stream=side):
             out = function()
+        self._pool = graph.pool()  # one memory for all: only one graph runs at a time
         return graph, out

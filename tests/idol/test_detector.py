@@ -216,8 +216,8 @@ def test_where_a_mask_reads_its_logits_gives_the_same_mask(method, input_size, s
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_fast_on_a_device_finds_what_the_processor_finds(model, compiled):
+@pytest.mark.parametrize(("batch", "compiled"), [(1, False), (4, False), (4, True)])
+def test_fast_on_a_device_finds_what_the_processor_finds(model, batch, compiled):
     if compiled and (reason := fast_network.cannot_compile("cuda")):
         pytest.skip(reason)
     pictures = frames(5)

@@ -29,6 +29,10 @@ def compiled(specialisation: Specialisation, architecture: int) -> dict[str, nvr
     return found
 
 
+def of_backward(forward: Specialisation) -> Specialisation:
+    return dataclasses.replace(forward, load=min(4 * forward.value.itemsize, 16))
+
+
 def usual(value: torch.dtype, reference: int, channels: int = 32) -> Specialisation:
     """As the network calls: what a query brings has the type of the value, references float32."""
     query = torch.float32 if reference == 0 else value
@@ -41,7 +45,11 @@ def usual(value: torch.dtype, reference: int, channels: int = 32) -> Specialisat
 @pytest.mark.parametrize("reference", [0, 2, 4])
 @pytest.mark.parametrize("value", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_networks_kernels_keep_everything_in_registers(value, reference, architecture):
-    found = compiled(usual(value, reference), architecture)
+    usually = usual(value, reference)
+    found = compiled(usually, architecture) | {
+        f"{name}, of the backward": one
+        for name, one in compiled(of_backward(usually), architecture).items()
+    }
     for resources in found.values():
         assert (resources.stack, resources.spilled) == (0, 0)
     # Of the 65,536 registers of a multiprocessor: eight blocks of four warps, or five where half

@@ -187,9 +187,10 @@ def test_the_source_in_double_precision_equals_plain_pytorch(compiled, changes):
         (torch.bfloat16, torch.bfloat16),
     ],
 )
+@pytest.mark.parametrize("load", [16, 8])
 @pytest.mark.parametrize("kind", [0, 2])
-def test_lower_precisions_round_inputs_and_results_only(compiled, value, query, kind):
-    spec = dataclasses.replace(SINGLE, value=value, query=query, reference=kind)
+def test_lower_precisions_round_inputs_and_results_only(compiled, value, query, kind, load):
+    spec = dataclasses.replace(SINGLE, value=value, query=query, reference=kind, load=load)
     arguments = inputs(SHAPES, spec)
     grad = torch.randn(2, 5, 3 * spec.channels).to(value)
     out, by = emulate(compiled(spec), SHAPES, spec, arguments, grad)
