@@ -87,7 +87,8 @@ def test_ray_arrow_and_mlflow_stay_in_pipelines() -> None:
 
 def test_every_imported_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["backbones"]]
+    optional = project["optional-dependencies"]
+    declared = [*project["dependencies"], *optional["backbones"], *optional["export"]]
     # The last three are required by what is declared, and used to speak with it.
     distribution = {"cv2": "opencv-python-headless", "cuda": "cuda-core"}
     distribution |= {"huggingface_hub": "huggingface-hub"}

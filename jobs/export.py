@@ -1,0 +1,140 @@
+"""Export the network of one frame to ONNX or to an AOTInductor package, and check what was written.
+
+python -m jobs.export --weights runs/train/checkpoint.safetensors --out network.onnx --frame a.jpg
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+
+from idol import checkpoint, export
+from idol.synthetic import SyntheticConfig, make_video
+from idol.transforms import collate_images, normalise
+from pipelines import configuration, frames
+from pipelines.errors import PipelineError
+
+_TOLERANCE = 1e-3  # of each output, relative to its largest value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Export the network of one frame: images in; class logits, boxes, embeddings and the masks of
+    the best queries out (idol.export.PerFrame has the shapes). Association is not part of it.
+
+    What was written is run on a frame (by onnxruntime, or by torch) and compared with the network
+    before this ends. The last line of stdout is one JSON object: the path, the input's size, the
+    largest difference of each output, seconds.
+    """
+
+    weights: str
+    """A .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a released
+    .pth (then name its --preset)."""
+    out: Path
+    """File to write: .onnx, or .pt2 for an AOTInductor package."""
+    preset: str | None = None
+    """Configuration of a released .pth, which carries none."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; for example
+    transforms.test_short_side=360."""
+    frame: str | None = None
+    """An image: its size decides the input's (resized as at inference, padded to multiples of 32),
+    and the exported network is checked on it. Default: a drawn frame of 360x640."""
+    batch: int = 1
+    """Images of one pass; an exported network takes exactly as many."""
+    masks: int = 20
+    """Queries whose masks are made, those with the best scores."""
+    fold: bool = True
+    """Make frozen norms part of the convolutions: faster, equal up to rounding."""
+    overwrite: bool = False
+    """Replace OUT where it exists."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse, export, check, print the JSON line."""
+    job = tyro.cli(Export, args=argv, prog="python -m jobs.export")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        print(json.dumps(_export(job), sort_keys=True))
+    except (PipelineError, ValueError, OSError) as error:
+        # The message says what to do; a traceback would bury it.
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _export(job: Export) -> dict[str, object]:
+    started = time.monotonic()
+    form = _form(job)
+    model = checkpoint.load(job.weights, preset=job.preset)
+    config = configuration.changed(model.config, job.set, None)
+    image = normalise(_frame(job), config.transforms)
+    images, _ = collate_images([image] * job.batch, config.transforms.size_divisor)
+    if job.fold:
+        model.fold()
+    size, shown = tuple(images.shape[2:]), tuple(image.shape[1:])
+    network = export.PerFrame(
+        model, (size[0], size[1]), (shown[0], shown[1]), job.batch, job.masks
+    ).eval()
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    export.write(network, job.out, form)
+    with torch.inference_mode():
+        right = list(network(images))
+    try:
+        found = export.differences(export.run(job.out, form, images), right)
+    except ImportError as error:
+        raise ValueError(
+            f"{job.out} was written but not checked: {error}. pip install 'idol-vis[export]'"
+        ) from error
+    # Queries of equal score may change places; a few are no fault, most of them are.
+    worst = max(value for name, value in found.items() if name != "queries")
+    if found["queries"] > 0.5:
+        worst = 1.0
+    line = {
+        "out": str(job.out), "format": form, "input": list(images.shape), "shown": list(shown),
+        "differences": found, "bytes": job.out.stat().st_size,
+        "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
+    if worst > _TOLERANCE:
+        raise ValueError(
+            f"{job.out} was written, but answers differently: {found} (at most "
+            f"{_TOLERANCE} is expected). Do not use it; report the versions of torch and "
+            f"{'onnxruntime' if form == 'onnx' else 'the compiler'}."
+        )
+    return line
+
+
+def _form(job: Export) -> export.Format:
+    forms: dict[str, export.Format] = {".onnx": "onnx", ".pt2": "aoti"}
+    if job.out.suffix not in forms:
+        raise ValueError(f"--out must end in .onnx or .pt2, got {job.out}")
+    if job.out.exists() and not job.overwrite:
+        raise ValueError(f"{job.out} exists. Use another --out, or --overwrite to replace it.")
+    if job.batch < 1 or job.masks < 1:
+        raise ValueError(f"--batch and --masks must be at least 1, got {job.batch} and {job.masks}")
+    if reason := export.missing(forms[job.out.suffix]):
+        raise ValueError(f"{job.out.suffix} cannot be written: {reason}.")
+    return forms[job.out.suffix]
+
+
+def _frame(job: Export) -> NDArray[np.uint8]:
+    if job.frame is None:
+        drawn: NDArray[np.uint8] = make_video(SyntheticConfig(size=(360, 640)), 0).frames[0]
+        return drawn
+    path = Path(job.frame)
+    if not path.is_file():
+        raise FileNotFoundError(f"--frame {path} is not there; name an image file.")
+    return frames.read(str(path), video_id=0)
+
+
+if __name__ == "__main__":
+    main()
