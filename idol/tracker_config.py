@@ -47,6 +47,12 @@ class TrackerConfig:
     """Ours: add this times exp(-d) to the similarity, d the distance from where the instance is
     expected (its last box, moved on by its last motion) in units of the boxes' mean side, divided
     by the frames since it was seen; 0: off. Among look-alikes the place tells them apart."""
+    softmax_weight: float = 0.0
+    """Ours: add this times the released bi-softmax to the similarity (for cosine), so that an
+    instance that only one detection is like counts more than one that several are; 0: off."""
+    class_weight: float = 0.0
+    """Ours: subtract this times 1 - c, c the cosine of the detection's class scores with the mean
+    ones of the instance: a gate that a wavering class does not shut; 0: off."""
     assignment: Literal["greedy", "argmax", "hungarian"] = "greedy"
     """greedy: in descending detection score, a memory column used once (released); argmax: each
     detection's best memory, the most similar detection winning a conflict (Eq. 7); hungarian: the
@@ -65,6 +71,9 @@ class TrackerConfig:
     """An unmatched detection above this score starts a new identity."""
     first_threshold: float = 0.2
     """The same while the memory is empty."""
+    new_overlap: float = 1.0
+    """Ours: an unmatched detection whose mask IoU with one that has an identity exceeds this is its
+    duplicate, and starts none; 1: off."""
     mask_nms: float = 0.5
     """Mask IoU above which the lower-scored detection is removed, regardless of class."""
     memory_lifetime: int = 10
@@ -81,7 +90,7 @@ class TrackerConfig:
     """Prune once more when the video ends (released: no)."""
 
     def __post_init__(self) -> None:
-        unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms")
+        unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms", "new_overlap")
         unit(self, "class_score_threshold", "momentum")
         require(
             -1.0 <= self.match_threshold <= 1.0,
@@ -89,8 +98,10 @@ class TrackerConfig:
         )
         require(-1.0 <= self.min_cosine <= 1.0, f"min_cosine in [-1, 1], got {self.min_cosine}")
         require(self.tau >= 0, f"tau must be >= 0, got {self.tau}")
-        require(self.position_weight >= 0, f"position_weight >= 0, got {self.position_weight}")
-        for name in ("cue_score", "cue_overlap", "cue_class"):
+        for name in (
+            "position_weight", "softmax_weight", "class_weight", "cue_score", "cue_overlap",
+            "cue_class",
+        ):  # fmt: skip
             require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
         positive(self, "memory_length", "memory_lifetime")
         require(self.prune_short >= 0, f"prune_short must be >= 0, got {self.prune_short}")
