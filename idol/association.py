@@ -34,6 +34,8 @@ def similarity(
     bar: Similarity | None = None
     if config.similarity == "cosine":
         found: Similarity = _cosine(embeddings, memory.embeddings)
+        if config.newest_too:
+            found = np.maximum(found, _cosine(embeddings, memory.newest))
     else:
         products = _products(embeddings, memory.embeddings)
         if config.similarity == "released":
@@ -47,7 +49,7 @@ def similarity(
         found = found + np.float32(config.softmax_weight) * relative
     if config.position_weight > 0:
         found = found + np.float32(config.position_weight) * _proximity(
-            now.boxes, memory.boxes + memory.motion, clock - memory.last_seen
+            now.boxes, memory.boxes + memory.motion, clock - memory.last_seen, config.size_weight
         )
     if config.class_weight > 0:
         agreement = _cosine(now.class_scores, memory.class_scores)
@@ -201,18 +203,22 @@ def _cosine(a: Floats, b: Floats) -> Floats:
     return cosine
 
 
-def _proximity(boxes: Floats, expected: Floats, absent: Ints) -> Floats:
+def _proximity(boxes: Floats, expected: Floats, absent: Ints, size_weight: float) -> Floats:
     """How near each detection is to where each instance is expected: 1 at the place, towards 0.
 
-    boxes:      (n, 4) xyxy
-    expected:   (M, 4) xyxy, the last box moved on as it moved last
-    absent:     (M,) frames since the instance was seen, 1 for the last frame
-    returns:    (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
+    boxes:       (n, 4) xyxy
+    expected:    (M, 4) xyxy, the last box moved on as it moved last
+    absent:      (M,) frames since the instance was seen, 1 for the last frame
+    size_weight: of the logarithm of the sides' ratio
+    returns:     (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
     """
     centre, there = (boxes[:, :2] + boxes[:, 2:]) / 2, (expected[:, :2] + expected[:, 2:]) / 2
     side, other = (
         np.sqrt(np.prod(np.maximum(b[:, 2:] - b[:, :2], 1.0), axis=1)) for b in (boxes, expected)
     )
     distance = np.linalg.norm(centre[:, None] - there[None], axis=-1)
-    near: Floats = np.exp(-2 * distance / (side[:, None] + other[None])) / absent
+    distance = 2 * distance / (side[:, None] + other[None])
+    if size_weight > 0:
+        distance += size_weight * np.abs(np.log(side[:, None] / other[None]))
+    near: Floats = np.exp(-distance) / absent
     return near.astype(np.float32)

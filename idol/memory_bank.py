@@ -17,7 +17,7 @@ Ints = npt.NDArray[np.int64]
 
 _ARRAYS: Final = (
     "ids", "embeddings", "boxes", "motion", "history", "history_scores", "existence", "born",
-    "last_seen", "labels", "class_scores",
+    "last_seen", "labels", "class_scores", "newest",
 )  # fmt: skip
 
 
@@ -58,6 +58,7 @@ class MemoryBank:
     ids:            (M,)
     embeddings:     (M, C) ê_j of Eq. 5 or what config.weighting says, brought up to date whenever
                     an instance is seen
+    newest:         (M, C) the last embedding; C is 0 without newest_too
     boxes:          (M, 4) xyxy, where each was last seen
     motion:         (M, 4) change of the box per frame, from the last two sightings; zeros without
                     position_weight
@@ -78,6 +79,7 @@ class MemoryBank:
         self.config = config
         self.ids: Ints = np.zeros(0, np.int64)
         self.embeddings: Floats = np.zeros((0, size), np.float32)
+        self.newest: Floats = np.zeros((0, size if config.newest_too else 0), np.float32)
         self.boxes: Floats = np.zeros((0, 4), np.float32)
         self.motion: Floats = np.zeros((0, 4), np.float32)
         self.history: Floats = np.zeros((0, length, size), np.float32)
@@ -108,6 +110,8 @@ class MemoryBank:
         if config.class_weight > 0:
             share = 1 / self.existence[rows][:, None]
             self.class_scores[rows] += share * (now.class_scores - self.class_scores[rows])
+        if config.newest_too:
+            self.newest[rows] = embeddings
         if config.weighting == "last":
             self.embeddings[rows] = embeddings
             return
@@ -148,6 +152,7 @@ class MemoryBank:
             "born": now,
             "last_seen": now,
             "labels": new.labels,
+            "newest": embeddings[:, : self.newest.shape[1]],
             "class_scores": new.class_scores[:, : self.class_scores.shape[1]],
         }
         for name in _ARRAYS:

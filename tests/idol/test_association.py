@@ -128,6 +128,18 @@ def test_of_two_equal_cues_the_more_certain_detection_has_the_instance() -> None
     assert tracker.update(frame(2, [0.0], [[1.0, 0.0]], [HERE], [0])).tolist() == [0]
 
 
+def test_a_rival_for_the_same_instance_lowers_what_the_bi_softmax_adds() -> None:
+    config = TrackerConfig(similarity="cosine", softmax_weight=0.5)
+    known = bank([[4.0, 0.0]], [HERE], [0], config)
+    one = arrays([0.9], [[4.0, 0.0]], [HERE], [0])
+    alone, _ = association.similarity(one, known, 1, config)
+    assert alone.tolist() == [[pytest.approx(1 + 0.5)]]
+    two = arrays([0.9, 0.8], [[4.0, 0.0]] * 2, [HERE, THERE], [0, 0])
+    shared, _ = association.similarity(two, known, 1, config)
+    # Over memory each has it for certain, over detections half.
+    assert shared.tolist() == [[pytest.approx(1 + 0.5 * 0.75)]] * 2
+
+
 def plain_greedy(found: Any, threshold: float, existence: Any) -> list[int]:
     taken: set[int] = set()
     matches = []
