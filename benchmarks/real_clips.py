@@ -23,7 +23,7 @@ SETTINGS = ("train.steps=2600", "train.learning_rate=0.0015", "transforms.stretc
 GRID = (
     "tracker.position_weight=0,0.5,1",
     "tracker.match_threshold=0.5,0.6,0.7,0.8",
-    "tracker.memory_length=1,3",
+    "tracker.momentum=0.3,0.8",
 )
 
 
@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for number, path in enumerate(files):
         # Named by its folder, as jobs.evaluate names them; frames of all sizes are read.
         folder = out / f"{number}-{Path(path).resolve().parent.name}"
-        job("evaluate", "--annotations", path, "--checkpoint", weights, "--out", str(folder),
-            "--log-to", str(out))  # fmt: skip
+        job("evaluate", "--annotations", path, "--checkpoint", weights, "--tracker", "robust",
+            "--out", str(folder), "--log-to", str(out))  # fmt: skip
         job("evaluate", "--annotations", path, "--checkpoint", weights, "--tracker", "released",
             "--out", f"{folder}-released", "--log-to", str(out))  # fmt: skip
         folders.append(folder)
