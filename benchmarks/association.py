@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -152,7 +151,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 30, 100], help="detections")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print(machine.header(f"python -m benchmarks.association {' '.join(sys.argv[1:])}".rstrip()))
+    print(machine.header(machine.command("benchmarks.association")))
     print(
         "| detections | overlaps, ms | update, ms | both | robust: update, ms | "
         "pair by pair (both), ms | ratio | same ids |"

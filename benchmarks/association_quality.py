@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -137,7 +136,7 @@ def sets(options: argparse.Namespace) -> Iterator[tuple[str, list[list[Clip]]]]:
     }
     for name in [*options.dials, *files]:
         for alike in options.alike:
-            noise = NoiseConfig(alike=alike)
+            noise = NoiseConfig(alike=alike, length=options.length)
             clips = [
                 simulated(drawn[name][i] if name in drawn else files[name], noise, seed)
                 for i, seed in enumerate(tqdm(seeds, f"{name} {alike}", leave=False))
@@ -171,6 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotations", nargs="*", default=[], help="YouTube-VIS JSON, real clips")
     parser.add_argument("--dials", nargs="*", default=["easy", "crowded"], choices=[*DIALS, []])
     parser.add_argument("--alike", nargs="+", type=float, default=[0.3, 0.7, 0.9])
+    parser.add_argument(
+        "--length", type=float, default=NoiseConfig().length, help="of simulated embeddings"
+    )
     parser.add_argument("--videos", type=int, default=15, help="synthetic videos a seed and dial")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="the first")
@@ -178,8 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", metavar="WEIGHTS", help="detect with these (or shipped)")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    command = f"python -m benchmarks.association_quality {' '.join(sys.argv[1:])}".strip()
-    print(machine.header(command))
+    print(machine.header(machine.command("benchmarks.association_quality")))
     configs = ablation() if options.ablation else trackers()
     base = "robust" if options.ablation else BASE
     print(replay.heading(base), flush=True)

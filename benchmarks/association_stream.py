@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,7 +130,7 @@ def main() -> None:
     parser.add_argument("--chart", type=Path, help=f"SVG to write, such as {CHART}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(machine.header(f"python -m benchmarks.association_stream {' '.join(sys.argv[1:])}"))
+    print(machine.header(machine.command("benchmarks.association_stream")))
     print("| tracker | frames | at | MiB | ms a frame | instances in memory |")
     print("|---|---|---|---|---|---|")
     panels: dict[str, list[float]] = {}
