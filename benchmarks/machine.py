@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -33,6 +34,16 @@ def header(command: str, device: str = "cpu") -> str:
         f"commit {commit or 'unknown'}\n"
         f"command: {command}\n"
     )
+
+
+def command(module: str) -> str:
+    """How this program was started, absolute paths cut to their last two parts: where a machine
+    keeps its data says nothing about a figure."""
+    words = [
+        "/".join(Path(word).parts[-2:]) if Path(word).is_absolute() else word
+        for word in sys.argv[1:]
+    ]
+    return " ".join(["python -m", module, *words])
 
 
 def _cpu() -> str:

@@ -23,7 +23,7 @@ SETTINGS = ("train.steps=2600", "train.learning_rate=0.0015", "transforms.stretc
 GRID = (
     "tracker.position_weight=0,0.5,1",
     "tracker.match_threshold=0.5,0.6,0.7,0.8",
-    "tracker.memory_length=1,3",
+    "tracker.momentum=0.3,0.8",
 )
 
 
@@ -33,36 +33,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--annotations", nargs="+", required=True, help="YouTube-VIS JSON")
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
     parser.add_argument("--workers", default="2", help="training processes")
+    parser.add_argument("--score", metavar="WEIGHTS", help="train nothing, score these")
     options = parser.parse_args(argv)
     out: Path = options.out
     files = options.annotations
-    settings = [word for entry in SETTINGS for word in ("--set", entry)]
-    job(
-        "prepare", "--annotations", *files, "--out", str(out / "pairs"), "--preset", "tiny",
-        "--set", "pairs.max_side=320",
-    )  # fmt: skip
-    job(
-        "train", "--pairs", str(out / "pairs"), "--out", str(out / "train"), "--preset", "tiny",
-        "--weights", "shipped", "--reset-classes", "--workers", options.workers, *settings,
-    )  # fmt: skip
-    weights = str(out / "train" / train.WEIGHTS)
+    weights = options.score or training(options)
     folders = []
     for number, path in enumerate(files):
         # Named by its folder, as jobs.evaluate names them; frames of all sizes are read.
         folder = out / f"{number}-{Path(path).resolve().parent.name}"
-        job("evaluate", "--annotations", path, "--checkpoint", weights, "--out", str(folder),
-            "--log-to", str(out))  # fmt: skip
+        job("evaluate", "--annotations", path, "--checkpoint", weights, "--tracker", "robust",
+            "--out", str(folder), "--log-to", str(out))  # fmt: skip
         job("evaluate", "--annotations", path, "--checkpoint", weights, "--tracker", "released",
             "--out", f"{folder}-released", "--log-to", str(out))  # fmt: skip
         folders.append(folder)
     grid = [word for entry in GRID for word in ("--grid", entry)]
     job("sweep", "--evaluation", str(folders[-1]), "--out", str(out / "sweep"), *grid,
         "--log-to", str(out))  # fmt: skip
-    job("report", "--train", str(out / "train"), "--evaluate", *map(str, folders),
+    trained = [] if options.score else ["--train", str(out / "train")]
+    job("report", *trained, "--evaluate", *map(str, folders),
         "--sweep", str(out / "sweep"), "--out", str(out / "report.html"))  # fmt: skip
-    made = manifest.read(out / "train", train.STAGE)
-    print(machine.header(f"python -m benchmarks.real_clips --out {out}"))
-    print(f"{made.extra['steps']} steps in {made.extra['seconds_training'] / 60:.1f} minutes\n")
+    print(machine.header(machine.command("benchmarks.real_clips")))
+    if trained:
+        made = manifest.read(out / "train", train.STAGE)
+        minutes = made.extra["seconds_training"] / 60
+        print(f"{made.extra['steps']} steps in {minutes:.1f} minutes\n")
     print(f"| clips | tracker | {' | '.join(METRICS)} | identity switches |")
     print("|---" * (len(METRICS) + 3) + "|")
     for folder in folders:
@@ -76,6 +71,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     best = swept["best"]
     value = 100 * best["metrics"]["AP"]
     print(f"\nSweep on {folders[-1].name[2:]}: best AP {value:.1f} with {best['values']}")
+
+
+def training(options: argparse.Namespace) -> str:
+    """Prepare and train; the checkpoint."""
+    out: Path = options.out
+    settings = [word for entry in SETTINGS for word in ("--set", entry)]
+    job(
+        "prepare", "--annotations", *options.annotations, "--out", str(out / "pairs"),
+        "--preset", "tiny", "--set", "pairs.max_side=320",
+    )  # fmt: skip
+    job(
+        "train", "--pairs", str(out / "pairs"), "--out", str(out / "train"), "--preset", "tiny",
+        "--weights", "shipped", "--reset-classes", "--workers", options.workers, *settings,
+    )  # fmt: skip
+    return str(out / "train" / train.WEIGHTS)
 
 
 if __name__ == "__main__":

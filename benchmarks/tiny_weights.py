@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--score", metavar="WEIGHTS", help="train nothing, score these (or shipped)"
     )
+    parser.add_argument("--trackers", nargs="+", default=TRACKERS, help="rows of the table")
     options = parser.parse_args(argv)
     out: Path = options.out
     held_out = datasets(out, "held-out", options.held_out, HELD_OUT_SEED)
@@ -68,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = options.score
     if weights is None:
         weights, trained = training(options)
-    for tracker in TRACKERS:
+    for tracker in options.trackers:
         job(
             "evaluate", "--annotations", *held_out, "--checkpoint", weights,
             "--tracker", tracker, "--out", str(out / f"evaluate-{tracker}"), "--overwrite",
         )  # fmt: skip
     print(machine.header(f"python -m benchmarks.tiny_weights {' '.join(sys.argv[1:])}".strip()))
     print(trained)
-    print(table(out))
+    print(table(out, options.trackers))
     # Only where asked for, so that a trial of the recipe does not replace them.
     if options.install and options.score is None:
         shipped = checkpoint.shipped()
@@ -103,12 +104,12 @@ def training(options: argparse.Namespace) -> tuple[str, str]:
     return str(trained["checkpoint"]), line
 
 
-def table(out: Path) -> str:
+def table(out: Path, trackers: Sequence[str]) -> str:
     """The scores of every held-out set and tracker, in percent, as a Markdown table."""
     lines = [f"| held-out videos | tracker | {' | '.join(METRICS)} | identity switches |"]
     lines.append("|---" * (len(METRICS) + 3) + "|")
     for dial in DIALS:
-        for tracker in TRACKERS:
+        for tracker in trackers:
             folder = out / f"evaluate-{tracker}" / f"held-out-{dial}"
             summary = json.loads((folder / evaluate.REPORT).read_text())
             switches = sum(row["switches"] for row in summary["per_video"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from idol.config import TrackerConfig
-from idol.memory_bank import MemoryBank
+from idol.memory_bank import FrameArrays, MemoryBank
 
 __all__ = ["assign", "similarity"]
 
@@ -20,51 +20,48 @@ Similarity = npt.NDArray[np.floating[Any]]
 
 
 def similarity(
-    embeddings: Floats,
-    boxes: Floats,
-    scores: Floats,
-    labels: Ints,
-    memory: MemoryBank,
-    clock: int,
-    config: TrackerConfig,
+    now: FrameArrays, memory: MemoryBank, clock: int, config: TrackerConfig
 ) -> tuple[Similarity, Similarity]:
     """f(i, j) of detection i and instance j, and the value it has to exceed.
 
-    embeddings: (n, C)
-    boxes:      (n, 4) xyxy
-    scores:     (n,)
-    labels:     (n,)
-    memory:     of M instances
-    clock:      of this frame
-    returns:    (n, M) f, -inf where a gate forbids; (n, 1) or (1, 1) the bar
+    now:     n detections
+    memory:  of M instances
+    clock:   of this frame
+    returns: (n, M) f, -inf where a gate forbids; (n, 1) or (1, 1) the bar
     Errors: ValueError where products of embeddings overflow
     """
+    embeddings = now.embeddings
     bar: Similarity | None = None
     if config.similarity == "cosine":
         found: Similarity = _cosine(embeddings, memory.embeddings)
+        if config.newest_too:
+            found = np.maximum(found, _cosine(embeddings, memory.newest))
     else:
         products = _products(embeddings, memory.embeddings)
         if config.similarity == "released":
-            likely = products.softmax(dim=1)
-            likely += products.softmax(dim=0)
-            likely /= 2
-            found = likely.numpy()
+            found = _bi_softmax(products)
         elif config.similarity == "paper":
             found = _paper(products, clock - memory.born)
         else:
-            found, bar = _multi_cue(products, boxes, scores, labels, memory, config)
+            found, bar = _multi_cue(products, now, memory, config)
+    if config.softmax_weight > 0:
+        relative = _bi_softmax(_products(embeddings, memory.embeddings))
+        found = found + np.float32(config.softmax_weight) * relative
     if config.position_weight > 0:
         found = found + np.float32(config.position_weight) * _proximity(
-            boxes, memory.boxes + memory.motion, clock - memory.last_seen
+            now.boxes, memory.boxes + memory.motion, clock - memory.last_seen, config.size_weight
         )
+    if config.class_weight > 0:
+        agreement = _cosine(now.class_scores, memory.class_scores)
+        found = found - np.float32(config.class_weight) * (1 - agreement)
     if config.min_cosine > -1.0:
         alike = _cosine(embeddings, memory.embeddings) >= np.float32(config.min_cosine)
         found = np.where(alike, found, -np.inf)
     if config.same_class:
-        found = np.where(labels[:, None] == memory.labels, found, -np.inf)
+        found = np.where(now.labels[:, None] == memory.labels, found, -np.inf)
     if bar is None:
         # A threshold is rounded like the values it meets.
-        bar = np.full((1, 1), config.match_threshold, found.dtype)
+        bar = np.array([[config.match_threshold]], found.dtype)
     return found, bar
 
 
@@ -76,30 +73,31 @@ def assign(found: Similarity, bar: Similarity, existence: Floats, config: Tracke
     returns:    (n,) rows of the memory, -1 for none
     """
     ranking = found
+    passing = found > bar
     if config.similarity == "released" and config.frame_weight:
         # The released code multiplies candidates by their existence time, and the others by the
         # candidates' mean, where several pass. The largest product is always a candidate's, so
         # ranking the candidates is the same, and with a single one the factor changes nothing.
         ranking = found * existence.astype(found.dtype, copy=False)
-    ranking = np.where(found > bar, ranking, -np.inf)
+    ranking = np.where(passing, ranking, -np.inf)
     if config.assignment == "hungarian":
         return _hungarian(ranking, bar)
     best = ranking.argmax(axis=1)
-    rows = np.arange(len(best))
-    matches: Ints = np.where(ranking[rows, best] > -np.inf, best, -1)
-    passing = np.flatnonzero(matches >= 0)
-    if len(set(matches[passing].tolist())) == len(passing):
+    matches: Ints = np.where(passing.any(axis=1), best, -1)
+    wanted = [j for j in matches.tolist() if j >= 0]
+    if len(set(wanted)) == len(wanted):
         return matches  # nobody wants what another wants: whatever the order, each gets it
-    matches[:] = -1
+    rows = (matches >= 0).nonzero()[0]
+    matches.fill(-1)
     if config.assignment == "argmax":
         # Of the detections that want one instance the most similar has it; a tie goes to the
         # higher score, which comes first.
-        order = np.argsort(-found[passing, best[passing]], kind="stable")
-        wanted, first = np.unique(best[passing][order], return_index=True)
-        matches[passing[order[first]]] = wanted
+        order = np.argsort(-found[rows, best[rows]], kind="stable")
+        served, first = np.unique(best[rows][order], return_index=True)
+        matches[rows[order[first]]] = served
         return matches
     taken: set[int] = set()
-    for i, j in zip(passing.tolist(), best[passing].tolist(), strict=True):
+    for i, j in zip(rows.tolist(), wanted, strict=True):
         if j in taken:  # its best column has gone to a higher score: look again
             j = int(ranking[i].argmax())
             if not ranking[i, j] > -np.inf:
@@ -127,7 +125,8 @@ def _products(embeddings: Floats, memory: Floats) -> Tensor:
     # torch, not numpy, for product and softmax: the released decision can hang on the last bit
     # (with one instance in memory f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up).
     products = torch.mm(torch.from_numpy(embeddings), torch.from_numpy(memory).T)
-    if not np.isfinite(products.numpy()).all():
+    finite = np.isfinite(products.numpy())
+    if np.count_nonzero(finite) < finite.size:
         raise ValueError(
             "products of embeddings overflow float32: their largest entry is "
             f"{max(np.abs(embeddings).max(), np.abs(memory).max()):.3g}. "
@@ -153,13 +152,16 @@ def _paper(products: Tensor, existence: Ints) -> Similarity:
     return likely
 
 
+def _bi_softmax(products: Tensor) -> Floats:
+    """Mean of the softmax over memory and that over detections, (n, M) → (n, M)."""
+    likely: Floats = products.softmax(dim=1).numpy()
+    likely += products.softmax(dim=0).numpy()
+    likely /= np.float32(2)
+    return likely
+
+
 def _multi_cue(
-    products: Tensor,
-    boxes: Floats,
-    scores: Floats,
-    labels: Ints,
-    memory: MemoryBank,
-    config: TrackerConfig,
+    products: Tensor, now: FrameArrays, memory: MemoryBank, config: TrackerConfig
 ) -> tuple[Similarity, Similarity]:
     """MaskTrack R-CNN (ICCV 2019), Eq. 1 and 3: log p + α log s + β IoU + γ [same class].
 
@@ -169,15 +171,15 @@ def _multi_cue(
     products: (n, M)
     returns:  (n, M) values, (n, 1) those of "new"
     """
-    logits = np.concatenate([np.zeros((len(boxes), 1)), products.numpy()], axis=1)
+    logits = np.concatenate([np.zeros((len(now), 1)), products.numpy()], axis=1)
     logits -= logits.max(axis=1, keepdims=True)
     values = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     # It is the same for all instances, and so decides between detections alone. A score of 0
     # must not turn into -inf, which means forbidden.
-    certain = np.log(np.maximum(scores.astype(np.float64), np.finfo(np.float32).tiny))
+    certain = np.log(np.maximum(now.scores.astype(np.float64), np.finfo(np.float32).tiny))
     values += config.cue_score * certain[:, None]
-    values[:, 1:] += config.cue_overlap * _box_iou(boxes, memory.boxes)
-    values[:, 1:] += config.cue_class * (labels[:, None] == memory.labels)
+    values[:, 1:] += config.cue_overlap * _box_iou(now.boxes, memory.boxes)
+    values[:, 1:] += config.cue_class * (now.labels[:, None] == memory.labels)
     values[:, 0] += config.cue_class
     return values[:, 1:], values[:, :1]
 
@@ -201,18 +203,22 @@ def _cosine(a: Floats, b: Floats) -> Floats:
     return cosine
 
 
-def _proximity(boxes: Floats, expected: Floats, absent: Ints) -> Floats:
+def _proximity(boxes: Floats, expected: Floats, absent: Ints, size_weight: float) -> Floats:
     """How near each detection is to where each instance is expected: 1 at the place, towards 0.
 
-    boxes:      (n, 4) xyxy
-    expected:   (M, 4) xyxy, the last box moved on as it moved last
-    absent:     (M,) frames since the instance was seen, 1 for the last frame
-    returns:    (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
+    boxes:       (n, 4) xyxy
+    expected:    (M, 4) xyxy, the last box moved on as it moved last
+    absent:      (M,) frames since the instance was seen, 1 for the last frame
+    size_weight: of the logarithm of the sides' ratio
+    returns:     (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
     """
     centre, there = (boxes[:, :2] + boxes[:, 2:]) / 2, (expected[:, :2] + expected[:, 2:]) / 2
     side, other = (
         np.sqrt(np.prod(np.maximum(b[:, 2:] - b[:, :2], 1.0), axis=1)) for b in (boxes, expected)
     )
     distance = np.linalg.norm(centre[:, None] - there[None], axis=-1)
-    near: Floats = np.exp(-2 * distance / (side[:, None] + other[None])) / absent
+    distance = 2 * distance / (side[:, None] + other[None])
+    if size_weight > 0:
+        distance += size_weight * np.abs(np.log(side[:, None] / other[None]))
+    near: Floats = np.exp(-distance) / absent
     return near.astype(np.float32)

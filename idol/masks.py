@@ -111,10 +111,16 @@ def overlaps(masks: Tensor) -> Tensor:
     padded = np.zeros((count, -(-bits.shape[1] // 8) * 8), np.uint8)
     padded[:, : bits.shape[1]] = bits
     words = padded.view(np.uint64)  # 64 pixels a word: an intersection is AND and popcount
-    inter = np.empty((count, count), np.int64)
-    for i in range(count):
-        inter[i, i:] = np.bitwise_count(words[i] & words[i:]).sum(axis=1, dtype=np.int64)
-        inter[i:, i] = inter[i, i:]
+    inter = np.zeros((count, count), np.int64)
+    if words.shape[1]:
+        used = words != 0
+        # From its first pixel to its last a mask covers some rows of the picture: less to count.
+        first = used.argmax(axis=1).tolist()
+        behind = (words.shape[1] - used[:, ::-1].argmax(axis=1)).tolist()
+        for i in range(count):
+            part = words[i:, first[i] : behind[i]]
+            inter[i, i:] = np.bitwise_count(part & part[0]).sum(axis=1, dtype=np.int64)
+            inter[i:, i] = inter[i, i:]
     area = inter.diagonal()
     whole = area[:, None] + area[None] - inter
     epsilon = np.float32(1e-6)

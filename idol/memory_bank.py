@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -9,15 +10,46 @@ import numpy.typing as npt
 
 from idol.config import TrackerConfig
 
-__all__ = ["MemoryBank"]
+__all__ = ["FrameArrays", "MemoryBank"]
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _ARRAYS: Final = (
     "ids", "embeddings", "boxes", "motion", "history", "history_scores", "existence", "born",
-    "last_seen", "labels",
+    "last_seen", "labels", "class_scores", "newest",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FrameArrays:
+    """What association needs of n detections of a frame, on the host.
+
+    scores:       (n,)
+    embeddings:   (n, C)
+    boxes:        (n, 4) xyxy
+    labels:       (n,)
+    class_scores: (n, K)
+    """
+
+    scores: Floats
+    embeddings: Floats
+    boxes: Floats
+    labels: Ints
+    class_scores: Floats
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def rows(self, rows: Ints) -> FrameArrays:
+        """These rows, (n,), in this order."""
+        return FrameArrays(
+            self.scores[rows],
+            self.embeddings[rows],
+            self.boxes[rows],
+            self.labels[rows],
+            self.class_scores[rows],
+        )
 
 
 class MemoryBank:
@@ -26,6 +58,7 @@ class MemoryBank:
     ids:            (M,)
     embeddings:     (M, C) ê_j of Eq. 5 or what config.weighting says, brought up to date whenever
                     an instance is seen
+    newest:         (M, C) the last embedding; C is 0 without newest_too
     boxes:          (M, 4) xyxy, where each was last seen
     motion:         (M, 4) change of the box per frame, from the last two sightings; zeros without
                     position_weight
@@ -36,14 +69,17 @@ class MemoryBank:
     born:           (M,)   clock of its first frame
     last_seen:      (M,)
     labels:         (M,)   class of its last detection
+    class_scores:   (M, K) mean over the detections that were matched; K is 0 without class_weight
     """
 
-    def __init__(self, size: int, config: TrackerConfig) -> None:
+    def __init__(self, size: int, num_classes: int, config: TrackerConfig) -> None:
+        num_classes = num_classes if config.class_weight > 0 else 0
         past = config.weighting in ("paper", "released", "similarity_guided")
         length = config.memory_length if past else 0
         self.config = config
         self.ids: Ints = np.zeros(0, np.int64)
         self.embeddings: Floats = np.zeros((0, size), np.float32)
+        self.newest: Floats = np.zeros((0, size if config.newest_too else 0), np.float32)
         self.boxes: Floats = np.zeros((0, 4), np.float32)
         self.motion: Floats = np.zeros((0, 4), np.float32)
         self.history: Floats = np.zeros((0, length, size), np.float32)
@@ -52,31 +88,30 @@ class MemoryBank:
         self.born: Ints = np.zeros(0, np.int64)
         self.last_seen: Ints = np.zeros(0, np.int64)
         self.labels: Ints = np.zeros(0, np.int64)
+        self.class_scores: Floats = np.zeros((0, num_classes), np.float32)
         self._weights = _recency(length, config)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def see(
-        self,
-        rows: Ints,
-        embeddings: Floats,
-        boxes: Floats,
-        scores: Floats,
-        labels: Ints,
-        clock: int,
-    ) -> None:
-        """Instances rows (n,), each once, were seen again: (n, C), (n, 4), (n,), (n,)."""
+    def see(self, rows: Ints, now: FrameArrays, clock: int) -> None:
+        """Instances rows (n,), each once, were seen again as now, of n detections."""
         if len(rows) == 0:
             return
         config = self.config
+        embeddings, boxes, scores = now.embeddings, now.boxes, now.scores
         if config.position_weight > 0:
             elapsed = (clock - self.last_seen[rows])[:, None]
             self.motion[rows] = (boxes - self.boxes[rows]) / elapsed
         self.existence[rows] += 1
         self.last_seen[rows] = clock
         self.boxes[rows] = boxes
-        self.labels[rows] = labels
+        self.labels[rows] = now.labels
+        if config.class_weight > 0:
+            share = 1 / self.existence[rows][:, None]
+            self.class_scores[rows] += share * (now.class_scores - self.class_scores[rows])
+        if config.newest_too:
+            self.newest[rows] = embeddings
         if config.weighting == "last":
             self.embeddings[rows] = embeddings
             return
@@ -85,55 +120,49 @@ class MemoryBank:
             return
         if config.weighting == "similarity_guided":
             self._mix(rows, embeddings, self._likeness(rows, embeddings)[:, None])
-        history = np.empty((len(rows), *self.history.shape[1:]), np.float32)
-        history[:, :-1], history[:, -1] = self.history[rows, 1:], embeddings
-        past = np.empty((len(rows), self.history.shape[1]), np.float32)
-        past[:, :-1], past[:, -1] = self.history_scores[rows, 1:], scores
+        history, past = self.history[rows], self.history_scores[rows]
+        history[:, :-1], history[:, -1] = history[:, 1:], embeddings
+        past[:, :-1], past[:, -1] = past[:, 1:], scores
         self.history[rows], self.history_scores[rows] = history, past
         if config.weighting != "similarity_guided":
             self.embeddings[rows] = self._summarise(history, past, self.existence[rows])
 
-    def add(
-        self,
-        ids: Ints,
-        embeddings: Floats,
-        boxes: Floats,
-        scores: Floats,
-        labels: Ints,
-        clock: int,
-    ) -> None:
-        """New instances with these ids (n,); the rest as of see."""
+    def add(self, ids: Ints, new: FrameArrays, clock: int) -> None:
+        """New instances with these ids (n,), seen for the first time as new, of n detections."""
         count = len(ids)
         if count == 0:
             return
+        embeddings = new.embeddings
         history = np.zeros((count, *self.history.shape[1:]), np.float32)
         past = np.zeros((count, self.history.shape[1]), np.float32)
         if self.history.shape[1]:
-            history[:, -1], past[:, -1] = embeddings, scores
+            history[:, -1], past[:, -1] = embeddings, new.scores
         summary = embeddings
         if self.config.weighting in ("paper", "released"):
             summary = self._summarise(history, past, np.ones(count, np.float32))
         now = np.full(count, clock)
-        new: dict[str, npt.NDArray[Any]] = {
+        added: dict[str, npt.NDArray[Any]] = {
             "ids": ids,
             "embeddings": summary,
-            "boxes": boxes,
-            "motion": np.zeros_like(boxes),
+            "boxes": new.boxes,
+            "motion": np.zeros_like(new.boxes),
             "history": history,
             "history_scores": past,
             "existence": np.ones(count, np.float32),
             "born": now,
             "last_seen": now,
-            "labels": labels,
+            "labels": new.labels,
+            "newest": embeddings[:, : self.newest.shape[1]],
+            "class_scores": new.class_scores[:, : self.class_scores.shape[1]],
         }
         for name in _ARRAYS:
-            setattr(self, name, np.concatenate([getattr(self, name), new[name]]))
+            setattr(self, name, np.concatenate([getattr(self, name), added[name]]))
 
     def forget(self, clock: int) -> None:
         """Drop the instances last seen at clock or before."""
-        keep = self.last_seen > clock
-        if keep.all():
+        if len(self) == 0 or self.last_seen.min() > clock:
             return
+        keep = self.last_seen > clock
         for name in _ARRAYS:
             setattr(self, name, getattr(self, name)[keep])
 
@@ -157,9 +186,12 @@ class MemoryBank:
         length = history.shape[1]
         weights = self._weights[np.minimum(existence, length).astype(np.int64)]
         if self.config.weighting == "released":
-            weights = weights + scores  # absent entries have score 0 and recency 0
+            weights += scores  # absent entries have score 0 and recency 0
         total = weights.sum(axis=1, keepdims=True)
-        mean: Floats = (history * weights[:, :, None]).sum(axis=1)
+        # One after the other, oldest first: the order of a sum is in its last bit.
+        mean: Floats = history[:, 0] * weights[:, :1]
+        for t in range(1, length):
+            mean += history[:, t] * weights[:, t : t + 1]
         if total.min() > 0:
             mean /= total
             return mean

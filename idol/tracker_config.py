@@ -47,6 +47,19 @@ class TrackerConfig:
     """Ours: add this times exp(-d) to the similarity, d the distance from where the instance is
     expected (its last box, moved on by its last motion) in units of the boxes' mean side, divided
     by the frames since it was seen; 0: off. Among look-alikes the place tells them apart."""
+    size_weight: float = 0.0
+    """Ours: add this times |log(ratio of the sides)| to the distance d of position_weight: a part
+    of an instance, or what hides it, has its place but not its size."""
+    newest_too: bool = False
+    """Ours, for cosine: compare with the newest embedding as well as with the memory's, and take
+    the larger. With a slow moving average an instance is then known both as it was all along and
+    as it was a moment ago, and one bad embedding spoils neither for long."""
+    softmax_weight: float = 0.0
+    """Ours: add this times the released bi-softmax to the similarity (for cosine), so that an
+    instance that only one detection is like counts more than one that several are; 0: off."""
+    class_weight: float = 0.0
+    """Ours: subtract this times 1 - c, c the cosine of the detection's class scores with the mean
+    ones of the instance: a gate that a wavering class does not shut; 0: off."""
     assignment: Literal["greedy", "argmax", "hungarian"] = "greedy"
     """greedy: in descending detection score, a memory column used once (released); argmax: each
     detection's best memory, the most similar detection winning a conflict (Eq. 7); hungarian: the
@@ -65,6 +78,9 @@ class TrackerConfig:
     """An unmatched detection above this score starts a new identity."""
     first_threshold: float = 0.2
     """The same while the memory is empty."""
+    new_overlap: float = 1.0
+    """Ours: an unmatched detection whose mask IoU with one that has an identity exceeds this is its
+    duplicate, and starts none; 1: off."""
     mask_nms: float = 0.5
     """Mask IoU above which the lower-scored detection is removed, regardless of class."""
     memory_lifetime: int = 10
@@ -81,7 +97,7 @@ class TrackerConfig:
     """Prune once more when the video ends (released: no)."""
 
     def __post_init__(self) -> None:
-        unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms")
+        unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms", "new_overlap")
         unit(self, "class_score_threshold", "momentum")
         require(
             -1.0 <= self.match_threshold <= 1.0,
@@ -89,10 +105,21 @@ class TrackerConfig:
         )
         require(-1.0 <= self.min_cosine <= 1.0, f"min_cosine in [-1, 1], got {self.min_cosine}")
         require(self.tau >= 0, f"tau must be >= 0, got {self.tau}")
-        require(self.position_weight >= 0, f"position_weight >= 0, got {self.position_weight}")
-        for name in ("cue_score", "cue_overlap", "cue_class"):
+        for name in (
+            "position_weight",
+            "size_weight",
+            "softmax_weight",
+            "class_weight",
+            "cue_score",
+            "cue_overlap",
+            "cue_class",
+        ):
             require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
         positive(self, "memory_length", "memory_lifetime")
+        require(
+            self.similarity == "cosine" or not self.newest_too,
+            f"newest_too goes with similarity cosine, got {self.similarity}",
+        )
         require(self.prune_short >= 0, f"prune_short must be >= 0, got {self.prune_short}")
 
     @classmethod
@@ -118,16 +145,24 @@ class TrackerConfig:
 
     @classmethod
     def robust(cls) -> TrackerConfig:
-        """Ours: absolute likeness to a quickly moving average of embeddings, and the place where
-        the instance is expected, instead of softmax scores that are relative to whatever else is
-        in the frame; a longer memory."""
+        """Ours: absolute likeness to the newest embedding or a slow average of all, and the place
+        and size that are expected, assigned together, instead of softmax scores that are relative
+        to whatever else is in the frame; duplicates start no identity; a longer memory."""
         return cls(
             weighting="momentum",
+            momentum=0.3,
             similarity="cosine",
+            newest_too=True,
             position_weight=1.0,
+            size_weight=0.5,
             assignment="hungarian",
-            match_threshold=0.5,
+            match_threshold=0.55,
             memory_lifetime=30,
             keep_best=False,
+            new_threshold=0.3,
+            first_threshold=0.3,
+            new_overlap=0.1,
+            mask_nms=0.35,
+            prune_after=4,
             prune_at_end=True,
         )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from idol import association
 from idol.config import TrackerConfig
-from idol.memory_bank import MemoryBank
+from idol.memory_bank import FrameArrays, MemoryBank
 from idol.structures import FrameDetections
 from idol.tracker import Tracker
 
@@ -22,17 +22,21 @@ CUES = TrackerConfig.multi_cue()
 
 
 def bank(vectors: Any, boxes: Any, labels: Any, config: TrackerConfig = CUES) -> MemoryBank:
-    made = MemoryBank(np.shape(vectors)[1], config)
+    made = MemoryBank(np.shape(vectors)[1], 3, config)
     count = len(vectors)
-    made.add(
-        np.arange(count),
-        np.asarray(vectors, np.float32),
-        np.asarray(boxes, np.float32),
-        np.full(count, 0.9, np.float32),
-        np.asarray(labels),
-        0,
-    )
+    made.add(np.arange(count), arrays(np.full(count, 0.9), vectors, boxes, labels), 0)
     return made
+
+
+def arrays(scores: Any, vectors: Any, boxes: Any, labels: Any) -> FrameArrays:
+    """Detections whose classes are certain, as the tracker hands them on."""
+    return FrameArrays(
+        scores=np.asarray(scores, np.float32),
+        embeddings=np.asarray(vectors, np.float32),
+        boxes=np.asarray(boxes, np.float32),
+        labels=np.asarray(labels),
+        class_scores=np.eye(3, dtype=np.float32)[np.asarray(labels)],
+    )
 
 
 def iou(a: Any, b: Any) -> float:
@@ -63,9 +67,8 @@ def test_multi_cue_is_its_equation_written_out(
     )
     scores = rng.uniform(0.05, 1, n).astype(np.float32)
     labels, classes = rng.integers(0, 2, n), rng.integers(0, 2, m)
-    found, bar = association.similarity(
-        vectors, corners, scores, labels, bank(known, places, classes, config), 1, config
-    )
+    now = arrays(scores, vectors, corners, labels)
+    found, bar = association.similarity(now, bank(known, places, classes, config), 1, config)
     for i in range(n):
         logits = [0.0, *(float(np.dot(vectors[i].astype(float), k)) for k in known)]
         total = math.log(sum(math.exp(value) for value in logits))
@@ -123,6 +126,18 @@ def test_of_two_equal_cues_the_more_certain_detection_has_the_instance() -> None
     assert ids == [1, 0]
     # A detection that nobody doubts (score 0 has no logarithm) is still refused, not forbidden.
     assert tracker.update(frame(2, [0.0], [[1.0, 0.0]], [HERE], [0])).tolist() == [0]
+
+
+def test_a_rival_for_the_same_instance_lowers_what_the_bi_softmax_adds() -> None:
+    config = TrackerConfig(similarity="cosine", softmax_weight=0.5)
+    known = bank([[4.0, 0.0]], [HERE], [0], config)
+    one = arrays([0.9], [[4.0, 0.0]], [HERE], [0])
+    alone, _ = association.similarity(one, known, 1, config)
+    assert alone.tolist() == [[pytest.approx(1 + 0.5)]]
+    two = arrays([0.9, 0.8], [[4.0, 0.0]] * 2, [HERE, THERE], [0, 0])
+    shared, _ = association.similarity(two, known, 1, config)
+    # Over memory each has it for certain, over detections half.
+    assert shared.tolist() == [[pytest.approx(1 + 0.5 * 0.75)]] * 2
 
 
 def plain_greedy(found: Any, threshold: float, existence: Any) -> list[int]:

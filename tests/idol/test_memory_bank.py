@@ -8,16 +8,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idol.config import TrackerConfig
-from idol.memory_bank import Floats, MemoryBank
+from idol.memory_bank import Floats, FrameArrays, MemoryBank
+
+
+def arrays(vectors: Floats) -> FrameArrays:
+    """Detections with these embeddings (n, C), of class 0 in one corner."""
+    count = len(vectors)
+    return FrameArrays(
+        scores=np.ones(count, np.float32),
+        embeddings=vectors,
+        boxes=np.zeros((count, 4), np.float32),
+        labels=np.zeros(count, np.int64),
+        class_scores=np.zeros((count, 3), np.float32),
+    )
 
 
 def shown(vectors: Floats, config: TrackerConfig) -> MemoryBank:
     """One instance that showed these embeddings (T, C), a frame each, beside one seen once."""
-    bank = MemoryBank(vectors.shape[1], config)
-    boxes, scores, labels = np.zeros((2, 4), np.float32), np.ones(2, np.float32), np.zeros(2, int)
-    bank.add(np.arange(2), np.stack([vectors[0], vectors[0]]), boxes, scores, labels, 0)
+    bank = MemoryBank(vectors.shape[1], 3, config)
+    bank.add(np.arange(2), arrays(np.stack([vectors[0], vectors[0]])), 0)
     for clock, vector in enumerate(vectors[1:], start=1):
-        bank.see(np.array([1]), vector[None], boxes[:1], scores[:1], labels[:1], clock)
+        bank.see(np.array([1]), arrays(vector[None]), clock)
     return bank
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from idol import presets
+from idol import checkpoint, presets
 from idol.config import AssignmentConfig, Config, TrackerConfig
 
 YTVIS_SIDES = (320, 352, 392, 416, 448, 480, 512, 544, 576, 608, 640)
@@ -192,3 +192,8 @@ def test_an_unknown_name_gets_the_nearest_ones_and_the_list(asked, nearest):
 def test_a_name_like_none_gets_the_list_only():
     with pytest.raises(ValueError, match=r"'xyz'\. There are: ytvis19_r50.*<name>_paper, and tiny"):
         presets.by_name("xyz")
+
+
+def test_the_shipped_weights_associate_as_our_own_tracker_does_today() -> None:
+    # A checkpoint carries its configuration: a change of robust() must reach the shipped file.
+    assert checkpoint.load("shipped").config.tracker == TrackerConfig.robust()

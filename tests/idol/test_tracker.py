@@ -30,6 +30,9 @@ EVERY_CONFIG = {
     "last": TrackerConfig(weighting="last"),
     "similarity_guided": TrackerConfig(weighting="similarity_guided", similarity="cosine"),
     "multi_cue": TrackerConfig.multi_cue(),
+    "weighed": TrackerConfig(
+        similarity="cosine", class_weight=0.5, softmax_weight=0.5, new_overlap=0.3
+    ),
 }
 TRACE_CONFIGS = {
     "ytvis": TrackerConfig.released("ytvis"),
@@ -299,6 +302,75 @@ def test_two_that_cross_keep_their_identities_by_moving_on_as_they_moved() -> No
     assert ids[3] == ids[4] == [0, 1]
 
 
+def test_what_has_the_place_but_not_the_size_does_not_continue_an_instance() -> None:
+    whole, part = [0.0, 0, 40, 40], [10.0, 10, 20, 20]
+    config = TrackerConfig(
+        similarity="cosine", match_threshold=0.6, position_weight=1.0, assignment="hungarian"
+    )
+    frames = [
+        make_frame(0, [0.9], [[1, 0]], boxes=[whole]),
+        make_frame(1, [0.9], [[0.0, 1]], boxes=[part]),
+    ]
+    assert track(frames, config)[1] == [0]
+    assert track(frames, dataclasses.replace(config, size_weight=0.5))[1] == [1]
+
+
+def test_a_duplicate_of_what_has_an_identity_starts_none() -> None:
+    start = make_frame(0, [0.9, 0.8], torch.eye(3)[:2])
+    # The third shows a part of the first, the fourth a part of the third, the fifth is elsewhere.
+    near = torch.eye(4)
+    near[0, 2] = near[2, 0] = near[2, 3] = near[3, 2] = 0.3
+    then = make_frame(1, [0.9, 0.8, 0.7, 0.6], torch.eye(3)[[0, 1, 2, 2]], near)
+    config = TrackerConfig(similarity="cosine")
+    assert track([start, then], config)[1] == [0, 1, 2, 3]
+    config = dataclasses.replace(config, new_overlap=0.2)
+    # What was refused is in nobody's way.
+    assert track([start, then], config)[1] == [0, 1, -1, 2]
+    assert track([then], config)[0] == [0, 1, -1, 2]
+
+
+def test_a_duplicate_is_refused_wherever_suppression_put_its_row() -> None:
+    # Listed in ascending score, and the first row is suppressed: rows and overlaps must agree.
+    near = torch.eye(4)
+    near[0, 3] = near[3, 0] = 0.9
+    near[1, 2] = near[2, 1] = 0.3
+    frame = make_frame(0, [0.5, 0.6, 0.8, 0.9], torch.eye(4), near)
+    assert track([frame], TrackerConfig(new_overlap=0.2)) == [[-1, -1, 1, 0]]
+
+
+def test_an_instance_is_known_as_it_was_of_late_and_as_it_was_all_along() -> None:
+    config = TrackerConfig(
+        weighting="momentum", momentum=0.1, similarity="cosine", match_threshold=0.8
+    )
+    turned = [[1.0, 0.0]] * 4 + [[0.6, 0.8]]
+    frames = [make_frame(t, [0.9], [v]) for t, v in enumerate(turned)]
+    late = [*frames[:4], make_frame(4, [0.9], [[0.85, 0.53]]), make_frame(5, [0.9], [[0.5, 0.86]])]
+    assert track(late, config)[-1] == [1]
+    both = dataclasses.replace(config, newest_too=True)
+    assert track(late, both)[-1] == [0]  # like the newest
+    spoilt = [*late[:5], make_frame(5, [0.9], [[0.98, -0.17]])]
+    assert track(spoilt, both)[-1] == [0]  # like the average, unlike the newest
+
+
+def test_a_wavering_class_counts_against_a_match_without_forbidding_it() -> None:
+    config = TrackerConfig(similarity="cosine", match_threshold=0.5, class_weight=0.4)
+    frames = [
+        make_frame(0, [0.9, 0.8], [[1, 0], [0.8, 0.6]], labels=[0, 1]),
+        make_frame(1, [0.9], [[0.96, 0.28]], labels=[1]),
+    ]
+    # Likelier by looks alone (0.96 to 0.936), less so once the classes count.
+    assert track(frames, dataclasses.replace(config, class_weight=0.0))[1] == [0]
+    assert track(frames, config)[1] == [1]
+    alone = [make_frame(t, [0.9], [[1, 0]], labels=[t]) for t in range(2)]
+    assert track(alone, config)[1] == [0]
+    assert track(alone, dataclasses.replace(config, class_weight=0.6))[1] == [1]
+
+
+def test_the_newest_goes_with_cosine_only() -> None:
+    with pytest.raises(ValueError, match="newest_too goes with similarity cosine, got released"):
+        TrackerConfig(newest_too=True)
+
+
 def test_a_moving_average_weighs_the_newest_embedding_by_momentum() -> None:
     shown = [[1.0, 0.0], [0.0, 1.0]]
     frames = [make_frame(t, [0.9], [v]) for t, v in enumerate(shown)]
@@ -418,11 +490,26 @@ def test_memory_does_not_grow_with_the_video() -> None:
     assert max(sizes) <= 20 * 3 * 16 * 4
 
 
-def test_a_thousand_detections_in_one_frame_are_tracked() -> None:
+@pytest.mark.parametrize("name", ["ytvis", "paper", "robust"])
+def test_a_thousand_detections_in_one_frame_are_tracked(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(1000, 32, generator=generator) * 3
-    frames = [make_frame(t, torch.linspace(0.99, 0.3, 1000), vectors) for t in range(2)]
-    assert track(frames, TrackerConfig.robust()) == [list(range(1000))] * 2
+    vectors = 10 * torch.nn.functional.normalize(torch.randn(1000, 32, generator=generator))
+    frames = [make_frame(t, torch.linspace(0.99, 0.35, 1000), vectors) for t in range(2)]
+    assert track(frames, EVERY_CONFIG[name]) == [list(range(1000))] * 2
+
+
+@pytest.mark.parametrize("name", EVERY_CONFIG)
+def test_after_a_long_stretch_of_nothing_identities_go_on_counting(name: str) -> None:
+    tracker = Tracker(EVERY_CONFIG[name])
+    nothing = [make_frame(t, [], torch.zeros(0, 2)) for t in range(1001)]
+    for frame in nothing[:500]:  # also before anything was ever seen
+        assert tracker.update(frame).tolist() == []
+    assert tracker.update(make_frame(500, [0.9, 0.8], torch.eye(2))).tolist() == [0, 1]
+    for frame in nothing[501:]:
+        assert tracker.update(frame).tolist() == []
+        assert len(tracker.alive) <= 2
+    assert tracker.alive == ()
+    assert tracker.update(make_frame(1001, [0.9, 0.8], torch.eye(2))).tolist() == [2, 3]
 
 
 # --- bad input -----------------------------------------------------------------------------------

@@ -13,11 +13,19 @@ import pytest
 import torch
 
 import idol
-from idol import checkpoint, synthetic
+from idol import checkpoint, results, synthetic
 from idol.config import override
+from idol.segmenter import OnlineSegmenter
 from jobs import evaluate, score, sweep
+from pipelines import configuration, frames
 from pipelines.cluster import ROOT
 
+LOW = [
+    word
+    for name in ("score_threshold", "new_threshold", "first_threshold", "class_score_threshold")
+    for word in ("--set", f"tracker.{name}=0")
+]
+"""The untrained network is sure of nothing."""
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100")
 
 
@@ -49,6 +57,37 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         ],
     )
     return annotations, checkpoint.save(idol.IDOL(network), folder / "weights.safetensors")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("tracker", ["released", "robust"])
+def test_a_stream_ends_with_the_bytes_of_evaluate(
+    ray_local: None, walk: tuple[Path, Path], tmp_path: Path, tracker: str
+) -> None:
+    annotations, weights = walk
+    out = tmp_path / "run"
+    # One frame in a forward pass: the number in a batch moves the last bits of scores.
+    evaluate.main(
+        [*("--annotations", str(annotations), "--checkpoint", str(weights), "--out", str(out)),
+         *("--batch-frames", "1", "--tracker", tracker, *LOW)]
+    )  # fmt: skip
+    model = checkpoint.load(weights)
+    config = configuration.changed(model.config, LOW[1::2], tracker)
+    entries = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the job's actors
+    try:
+        for video in json.loads(annotations.read_text())["videos"]:
+            segmenter = OnlineSegmenter(model, config=config)
+            for name in video["file_names"]:
+                path = annotations.parent / synthetic.FRAMES_FOLDER / name
+                segmenter(frames.read(str(path), video_id=0))
+            entries += segmenter.finish_ytvis(video["id"])
+    finally:
+        torch.set_num_threads(threads)
+    assert len({entry["video_id"] for entry in entries}) == 4
+    results.write(tmp_path / "streamed.json", entries)
+    assert (tmp_path / "streamed.json").read_bytes() == (out / "results.json").read_bytes()
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:

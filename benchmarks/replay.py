@@ -1,0 +1,168 @@
+"""Association replayed on detections at hand: one clip's arrays in, every tracker's scores out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+
+from idol import masks, matching, truth
+from idol.config import TrackerConfig
+from idol.evaluation import summarise, true_identity_tracks
+from idol.matching import FrameOverlap, TrackOverlaps, match_video_from_overlaps
+from idol.model import IDOL
+from idol.postprocess import detections
+from idol.structures import FrameDetections, Track
+from idol.synthetic import SyntheticVideo
+from idol.tracker import select, track_video
+from idol.tracking_metrics import count_overlaps, summarise_tracking
+from idol.transforms import collate_images, normalise
+from idol.truth import VideoTruth
+
+METRICS = ("AP", "AP50", "IDF1", "AssA", "IDSW")
+"""AP as in every table; identity metrics over all classes together."""
+COUNTED_SCORE = 0.2
+"""Tracks with a lower mean score are left out of IDF1, AssA and IDSW, which know no ranking."""
+TRUE_IDENTITIES = "true identities"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """One video, detected.
+
+    frames:   T, without masks
+    overlaps: T, of frames with truth
+    truth:    without masks
+    """
+
+    frames: tuple[FrameDetections, ...]
+    overlaps: tuple[FrameOverlap, ...]
+    truth: VideoTruth
+
+
+def video_truth(
+    video_id: int, bits: np.ndarray, labels: Sequence[int], num_classes: int
+) -> VideoTruth:
+    """Truth from masks (T, G, H, W) bool and labels (G,); category_id is label + 1."""
+    length, count, height, width = bits.shape
+    coded = [masks.encode(bits[:, g]) for g in range(count)]
+    return truth.from_masks(
+        video_id, (height, width), length, range(1, num_classes + 1),
+        instance_ids=range(1, count + 1),
+        category_ids=[label + 1 for label in labels],
+        crowd=[False] * count,
+        segmentations=[
+            [c if seen else None for c, seen in zip(row, bits[:, g].any((1, 2)), strict=True)]
+            for g, row in enumerate(coded)
+        ],
+    )  # fmt: skip
+
+
+@torch.inference_mode()
+def detect(model: IDOL, video: SyntheticVideo, video_id: int, every: int = 1) -> Clip:
+    """The network's own detections of every n-th frame of a synthetic video."""
+    shown = video.frames[::every]
+    bits = video.masks[::every]
+    seen = bits.any(axis=(0, 2, 3))
+    labels = video.labels[seen].tolist()
+    known = video_truth(video_id, bits[:, seen], labels, model.config.model.num_classes)
+    settings = model.config
+    frames, overlaps = [], []
+    for t, image in enumerate(normalise(frame, settings.transforms) for frame in shown):
+        images, padding = collate_images([image], settings.transforms.size_divisor)
+        size = (image.shape[1], image.shape[2])
+        found = detections(model(images, padding), model, 0, t, size, known.size, settings.detect)
+        frames.append(found)
+        overlaps.append(matching.frame_overlap(found.masks, known, t))
+    return Clip(tuple(frames), tuple(overlaps), known.without_masks())
+
+
+def score(clips: Sequence[Clip], config: TrackerConfig, *, cheat: bool = False) -> dict[str, float]:
+    """METRICS of a tracker on these clips, in percent; IDSW is a count.
+
+    clips:  of one data set, each its own video_id
+    config: the tracker, and how its tracks are submitted
+    cheat:  take the true identities instead of the tracker's
+    """
+    matches, counts = [], []
+    for clip in clips:
+        if cheat:
+            rows = [select(frame, config).tolist() for frame in clip.frames]
+            tracks = true_identity_tracks(clip.frames, clip.overlaps, rows=rows)
+        else:
+            tracks = track_video(clip.frames, config)
+        ids = clip.truth.categories
+        matches.append(
+            match_video_from_overlaps(
+                tracks, clip.overlaps, clip.truth, category_ids=ids, config=config
+            )
+        )
+        best = np.array([int(track.class_scores.argmax()) for track in tracks], np.int64)
+        counts.append(
+            count_overlaps(
+                clip.truth.video_id, ids, _overlaps(tracks, clip),
+                truth_categories=clip.truth.category_ids,
+                track_categories=np.array(ids)[best] if len(best) else best,
+                kept=np.array([float(t.class_scores.max()) >= COUNTED_SCORE for t in tracks], bool),
+            )
+        )  # fmt: skip
+    precision = summarise(matches).stats
+    tracking = summarise_tracking(counts).detection_averaged.values
+    return {
+        name: 100 * precision[name]
+        if name in precision
+        else tracking[name] * (1 if name == "IDSW" else 100)
+        for name in METRICS
+    }
+
+
+def _overlaps(tracks: Sequence[Track], clip: Clip) -> TrackOverlaps:
+    length, count = len(clip.frames), len(clip.truth)
+    shared = np.zeros((length, len(tracks), count))
+    area = np.zeros((len(tracks), length), np.int64)
+    present = np.zeros((len(tracks), length), bool)
+    for n, track in enumerate(tracks):
+        for t, row in track.detections.items():
+            shared[t, n] = clip.overlaps[t].intersection[row]
+            area[n, t] = clip.overlaps[t].area[row]
+            present[n, t] = True
+    return TrackOverlaps(shared, area, clip.truth.areas, present, clip.truth.areas > 0)
+
+
+Runs = Mapping[str, Sequence[Mapping[str, float]]]
+"""Tracker → one row of METRICS for every seed."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % confidence interval (Student's t over seeds)."""
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return mean, math.nan
+    spread = float(np.std(values, ddof=1)) / math.sqrt(count)
+    return mean, float(stats.t.ppf(0.975, count - 1)) * spread
+
+
+def table(name: str, runs: Runs, base: str) -> str:
+    """Means over seeds, and paired differences to base with confidence intervals, as Markdown."""
+    lines = []
+    for tracker, rows in runs.items():
+        cells = [f"{interval([row[m] for row in rows])[0]:.1f}" for m in METRICS]
+        for metric in ("AP", "IDF1"):
+            if tracker == base:
+                cells.append("–")
+                continue
+            pairs = zip(rows, runs[base], strict=True)
+            mean, half = interval([row[metric] - other[metric] for row, other in pairs])
+            cells.append(f"{mean:+.1f} ± {half:.1f}")
+        lines.append(f"| {name} | {tracker} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def heading(base: str) -> str:
+    """The two first lines of such tables."""
+    columns = ["videos", "tracker", *METRICS, f"AP − {base}", f"IDF1 − {base}"]
+    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
