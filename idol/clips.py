@@ -25,7 +25,7 @@ from scipy.optimize import linear_sum_assignment
 from idol import masks
 from idol import results as results_file
 from idol.config import AnalysisConfig
-from idol.matching import Floats, intersections, ratio
+from idol.overlaps import Floats, intersections, ratio
 from idol.results import Entry
 from idol.truth import Rle, VideoTruth
 

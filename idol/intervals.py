@@ -16,7 +16,8 @@ from scipy.special import ndtr, ndtri
 
 from idol.config import AnalysisConfig
 from idol.evaluation import RECALL_POINTS, summarise
-from idol.matching import IOU_THRESHOLDS, MAX_DETECTIONS, Floats, VideoMatches
+from idol.matching import IOU_THRESHOLDS, MAX_DETECTIONS, VideoMatches
+from idol.overlaps import Floats
 
 STATS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 """What draws are scored by, besides AP within each range of sizes or occlusion."""

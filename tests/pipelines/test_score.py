@@ -1,6 +1,7 @@
 """Scoring results files: names, analyses side by side, and a page that needs nothing else."""
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -271,6 +272,15 @@ def test_processes_and_ways_of_reading_change_nothing(
     monkeypatch.setattr(score, "_FORK_BYTES", 0)
     plain = score.run(known, {"poor": files["poor"]}, Analyses(), workers=1).to_dict()
     assert score.run(known, {"poor": files["poor"]}, Analyses(), workers=2).to_dict() == plain
+    # Large files are read by compiled code, in threads or, with tracking, in processes.
+    pytest.importorskip("numba")
+    tracking = Analyses(tracking=TrackingOptions(min_score=0.3))
+    counted = score.run(known, {"poor": files["poor"]}, tracking, workers=1).to_dict()
+    monkeypatch.setattr(evaluation, "LARGE", 0)
+    for path, workers in itertools.product((files["poor"], unusual), (1, 2)):
+        assert score.run(known, {"poor": path}, Analyses(), workers=workers).to_dict() == plain
+        assert score.run(known, {"poor": path}, tracking, workers=workers).to_dict() == counted
+        assert score.run(known, {"poor": path}, analyses, workers=workers).to_dict() == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2])
