@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from idol import results as results_file
@@ -37,8 +36,10 @@ from idol.matching import (
 )
 from idol.overlaps import Floats, FrameOverlap, Overlap, frame_overlap, ratio
 from idol.results_index import ResultsIndex
-from idol.structures import FrameDetections, Track
 from idol.truth import Truth, VideoTruth
+
+if TYPE_CHECKING:  # with torch, which scoring a file does not need
+    from idol.structures import FrameDetections, Track
 
 __all__ = [
     "FrameOverlap",
@@ -201,6 +202,10 @@ def true_identity_tracks(
     returns:        tracks with track_id = position of the instance in VideoTruth (from G on:
                     unmatched detections), ascending; class scores are the mean over its frames
     """
+    import torch
+
+    from idol.structures import Track
+
     detections: dict[int, dict[int, int]] = {}
     scores: dict[int, list[torch.Tensor]] = {}
     unmatched: list[tuple[FrameDetections, int]] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,10 @@ from idol.overlaps import (
     ratio,
     track_iou,
 )
-from idol.structures import Track
 from idol.truth import VideoTruth
+
+if TYPE_CHECKING:  # with torch, which scoring a file does not need
+    from idol.structures import Track
 
 # The benchmarks' protocol, not ours to tune: hence constants and no configuration.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
