@@ -244,18 +244,16 @@ def _match(
     # A truth id of 0 reads as "not matched" in the official code.
     countable = (truth.instance_ids != 0) | (not compat)
     out = VideoMatches(truth.video_id, truth.categories, ranges, has_results, {}, {}, {}, {})
-    known = set(truth.categories)
-    for category_id in np.union1d(category_ids, truth.category_ids).tolist():
-        if category_id not in known:  # only where compat lets it pass
-            continue
-        rows = np.flatnonzero(category_ids == category_id)
-        columns = np.flatnonzero(truth.category_ids == category_id)
+    all_outside = _outside(average_areas, None, ranges)
+    all_ignore = _outside(truth.average_areas, truth.occlusion, ranges) | truth.crowd
+    present = {*category_ids.tolist(), *truth.category_ids.tolist()}
+    for category_id in sorted(present.intersection(truth.categories)):
+        rows = (category_ids == category_id).nonzero()[0]
+        columns = (truth.category_ids == category_id).nonzero()[0]
         rows = rows[_best_first(scores[rows])]
-        outside = _outside(average_areas[rows], None, ranges)
-        occlusion = None if truth.occlusion is None else truth.occlusion[columns]
-        ignore = _outside(truth.average_areas[columns], occlusion, ranges) | truth.crowd[columns]
+        ignore = all_ignore[:, columns]
         matched, ignored = _greedy(
-            iou[np.ix_(rows, columns)], ignore, truth.crowd[columns], countable[columns]
+            iou[rows[:, None], columns], ignore, truth.crowd[columns], countable[columns]
         )
         if len(columns):
             out.num_truth[category_id] = (~ignore).sum(axis=1)
@@ -263,7 +261,7 @@ def _match(
             out.scores[category_id] = scores[rows]
             out.matched[category_id] = matched
             # What was found nowhere and has another size is not this range's false positive.
-            out.ignored[category_id] = ignored | (~matched & outside[:, None, :])
+            out.ignored[category_id] = ignored | (~matched & all_outside[:, None, rows])
     return out
 
 

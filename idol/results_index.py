@@ -83,29 +83,36 @@ class ResultsIndex:
             return None
         from idol import entry_kernel
 
-        texts = self._texts(self.rows(truth.video_id))
-        stops = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        begins = stops - np.array([len(text) for text in texts], np.int64)
-        text = b"".join((*texts, entry_kernel.PADDING))
-        found = entry_kernel.scan(text, begins, stops, truth.size, truth.length)
+        rows = self._rows.get(truth.video_id, np.empty(0, np.int64))
+        starts, stops = self._starts[rows], self._stops[rows]
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:  # beside one another, as is usual
+            text = self._between(int(starts[0]), int(stops[-1])) + entry_kernel.PADDING
+            begins, ends = starts - starts[0], stops - starts[0]
+        else:
+            ends = np.cumsum(stops - starts)
+            begins = ends - (stops - starts)
+            text = b"".join((*self._texts(rows.tolist()), entry_kernel.PADDING))
+        found = entry_kernel.scan(text, begins, ends, truth.size, truth.length)
         if found is None:
             return None
         ids, scores, masks = found
         if (ids[:, 0] != truth.video_id).any() or not np.isfinite(scores).all():
             return None
-        if not np.isin(ids[:, 1], truth.categories).all():
+        if not set(ids[:, 1].tolist()).issubset(truth.categories):
             return None
         return Columns(ids[:, 1], scores, masks)
 
     def _texts(self, rows: list[int]) -> list[bytes]:
         """The JSON of entries, by their positions."""
-        texts = []
-        with self.path.open("rb") as file:
-            for row in rows:
-                start, stop = int(self._starts[row]), int(self._stops[row])
-                file.seek(start)
-                texts.append(file.read(stop - start))
-        return texts
+        return [self._between(int(self._starts[row]), int(self._stops[row])) for row in rows]
+
+    def _between(self, start: int, stop: int) -> bytes:
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            text = file.read(stop - start)
+        if len(text) != stop - start:  # compiled code believes these places
+            raise UnusualLayout(f"bytes {start} to {stop} cannot be read at once")
+        return text
 
     def check_videos(self, videos: Iterable[int], categories: Mapping[int, str]) -> None:
         """Raise ValueError with the index of the first entry whose video the truth does not know.
