@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from idol import rle
 from idol.overlaps import Columns
 from idol.results import Entry, check_ids
-from idol.truth import VideoTruth
+from idol.truth import VideoTruth, check_file
 
 # Between two entries: the next object does not begin like a mask. What looks like a border and is
 # none leaves pieces that are no JSON objects, which reading notices.
@@ -41,10 +41,9 @@ class ResultsIndex:
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Errors: FileNotFoundError; UnusualLayout."""
+        """Errors: FileNotFoundError, IsADirectoryError; UnusualLayout."""
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"the results file {self.path} does not exist")
+        check_file(self.path, "results")
         self._starts, self._stops, self.video_ids = self._scan()
         order = np.argsort(self.video_ids, kind="stable")
         known, first = np.unique(self.video_ids[order], return_index=True)

@@ -108,7 +108,8 @@ def read(source: Truth | Mapping[str, Any] | str | Path, *, compat: bool = False
             f"'annotations', got {got}. (Results go in the other argument.)"
         )
     annotations = data.get("annotations")
-    if annotations is None:
+    # A part of a data set may have none; a whole file without any is one whose truth is kept.
+    if annotations is None or (annotations == [] and isinstance(source, str | Path)):
         if not compat:
             raise ValueError(
                 f"{origin} has no annotations: the truth of this split is not public. Submit the "
@@ -170,10 +171,17 @@ def from_masks(
     return _video(video_id, size, length, names, rows, occlusion=False, compat=False)
 
 
-def load_json(path: Path, what: str) -> Any:
-    """Parse a JSON file. ValueError says which file was cut short or is no JSON."""
+def check_file(path: Path, what: str) -> None:
+    """Raise FileNotFoundError, or IsADirectoryError, unless this is a file."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name the {what} file in it")
     if not path.is_file():
         raise FileNotFoundError(f"the {what} file {path} does not exist")
+
+
+def load_json(path: Path, what: str) -> Any:
+    """Parse a JSON file. ValueError says which file was cut short or is no JSON."""
+    check_file(path, what)
     collecting = gc.isenabled()
     # Parsing makes objects by the million and no circle among them: looking for some takes longer.
     gc.disable()
