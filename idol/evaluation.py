@@ -10,7 +10,6 @@ The rules are those of `ytvoseval` and `oviseval` (youtubevos/cocoapi, qjy981010
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from idol import results as results_file
 from idol import rle
 from idol import truth as truth_file
+from idol.cores import usable_cores
 from idol.matching import (
     IOU_THRESHOLDS,
     MAX_DETECTIONS,
@@ -158,7 +158,7 @@ def _evaluate_large(truth: Truth, path: Path) -> Metrics | None:
     try:
         index = ResultsIndex(path)
         index.check_videos(truth.videos, truth.categories)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             return summarise(pool.map(partial(match_indexed, index), truth.videos.values()))
     except ValueError as error:
         _log.debug("%s is read as a whole: %s", path, error)

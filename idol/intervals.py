@@ -7,7 +7,6 @@ videos alone. Matches are per video, so a draw is nothing but a weight for each 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idol.config import AnalysisConfig
+from idol.cores import usable_cores
 from idol.evaluation import RECALL_POINTS, summarise
 from idol.matching import IOU_THRESHOLDS, MAX_DETECTIONS, VideoMatches
 from idol.overlaps import Floats
@@ -75,7 +75,7 @@ def scores_of_draws(
     for match in videos:
         for category_id, scores in match.scores.items():
             per_class[category_id] = per_class.get(category_id, 0) + len(scores)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     block = max(1, _AT_ONCE // max(len(videos), *per_class.values(), 1))
     block = min(block, -(-len(weights) // cores) or 1)
     blocks = [weights[first : first + block] for first in range(0, len(weights), block)]

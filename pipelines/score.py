@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +30,7 @@ from idol import (
 from idol import results as results_file
 from idol import truth as truth_file
 from idol.config import AnalysisConfig
+from idol.cores import usable_cores
 from idol.error_causes import VideoErrors
 from idol.matching import VideoMatches
 from idol.oracles import VideoOracles
@@ -220,7 +220,7 @@ def run(
     progress: called with a name, the videos done, and all videos
     Errors:   as of `read_results`; ValueError where there is no video
     """
-    cores = len(os.sched_getaffinity(0)) if workers is None else workers
+    cores = usable_cores() if workers is None else workers
     methods: list[Method] = []
     draws: list[dict[str, Any]] = []
     for name, path in paths.items():
