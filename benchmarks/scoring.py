@@ -1,11 +1,14 @@
-"""How long scoring takes, and how much memory: jobs.score's work on sets of generated masks.
+"""How long scoring takes, and how much memory: jobs.score beside the official algorithm.
 
-python -m benchmarks.scoring                     the sets that the official evaluator was timed on
+python -m benchmarks.scoring                     three sets of the official timings' sizes
 python -m benchmarks.scoring --sets large        300 videos, 30 frames, 20 predictions
+python -m benchmarks.scoring --sets --given NAME TRUTH.json RESULTS.json SECONDS
+                                                 files at hand, and the official one's time for them
 
-The official evaluator (ytvoseval, one process) is not run here: its times are those measured once
-on two cores of the same kind of machine for sets of the same numbers. Each set is scored in a
-process of its own; time counts from the files to the scores, without Python's and torch's start.
+The official evaluator (ytvoseval, one process) cannot be shipped; its algorithm is written anew in
+benchmarks.plain_evaluator, and both are run on the same files, each time in a process of its own.
+Seconds count from the files to the scores, without the start of Python, libraries and compiled
+code; "command" is all of `python -m jobs.score`, by the clock.
 """
 
 from __future__ import annotations
@@ -32,21 +35,22 @@ CLASSES = 40
 
 
 class Set(NamedTuple):
-    """Numbers of a generated set; official: seconds of the official evaluator, where measured."""
+    """Numbers of a generated set."""
 
     videos: int
     frames: int
     predictions: int
     roughness: float
-    official: float | None
 
 
 SETS = {
-    "ellipses": Set(100, 20, 10, 0.0, 0.500),
-    "jagged": Set(100, 20, 10, 0.35, 1.660),
-    "crowded": Set(40, 60, 30, 0.35, 6.500),
-    "large": Set(300, 30, 20, 0.2, None),
+    "ellipses": Set(100, 20, 10, 0.0),
+    "jagged": Set(100, 20, 10, 0.35),
+    "crowded": Set(40, 60, 30, 0.35),
+    "large": Set(300, 30, 20, 0.2),
 }
+SLOW = {"jagged", "crowded", "large"}
+"""Sets that take the plain evaluator so long that it is run once."""
 
 
 class Painter:
@@ -126,32 +130,47 @@ def generate(folder: Path, numbers: Set, seed: int = 7) -> None:
     (folder / "truth.json").write_text(json.dumps(document))
 
 
-def score(folder: Path, workers: int) -> dict[str, float]:
-    """Seconds, peak MiB and AP of scoring a set in this process and those it starts."""
+def score(truth_file: Path, results: Path, workers: int) -> dict[str, float]:
+    """Seconds, MiB above the start and AP of scoring a set in this process."""
     logging.disable(logging.WARNING)
-    from idol import truth
+    from idol import rle, truth
     from idol.config import AnalysisConfig
+    from idol.evaluation import LARGE
     from pipelines import score as scoring
 
-    before = _peak(resource.RUSAGE_SELF)
+    if results.stat().st_size >= LARGE:
+        rle.compile_kernel()
+    before = _peak()
     started = time.perf_counter()
     found = scoring.run(
-        truth.read(folder / "truth.json"),
-        {"results": folder / "results.json"},
+        truth.read(truth_file),
+        {"results": results},
         scoring.Analyses(config=AnalysisConfig(resamples=0)),
         workers=workers,
     )
     seconds = time.perf_counter() - started
-    return {
-        "seconds": seconds,
-        "before": before,
-        "peak": max(_peak(resource.RUSAGE_SELF), _peak(resource.RUSAGE_CHILDREN)),
-        "AP": found.methods[0].metrics.stats["AP"],
-    }
+    memory = _peak() - before
+    return {"seconds": seconds, "memory": memory, "AP": found.methods[0].metrics.stats["AP"]}
 
 
-def _peak(who: int) -> float:
-    return resource.getrusage(who).ru_maxrss / 2**10
+def score_plainly(truth_file: Path, results: Path) -> dict[str, float]:
+    """The same by the plain evaluator."""
+    from benchmarks import plain_evaluator
+
+    before = _peak()
+    started = time.perf_counter()
+    found = plain_evaluator.evaluate(truth_file, results)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "memory": _peak() - before, "AP": found["AP"]}
+
+
+def _peak() -> float:
+    """MiB that this process has held at most; what it was forked from does not count."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -160,46 +179,102 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--sets", nargs="+", choices=tuple(SETS), default=["ellipses", "jagged", "crowded"]
+        "--sets", nargs="*", choices=tuple(SETS), default=["ellipses", "jagged", "crowded"]
+    )
+    parser.add_argument(
+        "--given",
+        nargs=4,
+        action="append",
+        default=[],
+        metavar=("NAME", "TRUTH", "RESULTS", "SECONDS"),
     )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--no-plain", action="store_true", help="leave the plain evaluator out")
+    parser.add_argument("--keep", type=Path, help="keep generated sets here, and use those there")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    if options.folder is not None:
-        print(json.dumps(score(options.folder, options.workers[0])))
+    if options.one is not None:
+        truth, results = Path(options.one[0]), Path(options.one[1])
+        how = options.one[2]
+        plain = how == "plain"
+        print(
+            json.dumps(score_plainly(truth, results) if plain else score(truth, results, int(how)))
+        )
         return
-    print(machine.header(f"python -m benchmarks.scoring {' '.join(sys.argv[1:])}", "cpu"))
-    print(
-        "| set | videos × frames × predictions | results, MB | processes | seconds | official "
-        "| ratio | MiB above the start, a process | AP |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    words = sys.argv[1:] if argv is None else argv
+    shown = " ".join(Path(word).name if "/" in word else word for word in words)
+    print(machine.header(f"python -m benchmarks.scoring {shown}", "cpu"))
+    print()
+    columns = ["set", "videos × frames × predictions", "results, MB", "evaluator", "seconds"]
+    columns += [
+        "plain, times as long",
+        "official, times as long",
+        "MiB above the start",
+        "command, s",
+        "AP",
+    ]
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+    ways = [*([] if options.no_plain else ["plain"]), *map(str, options.workers)]
     for name in options.sets:
         numbers = SETS[name]
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            generate(folder, numbers)
-            size = (folder / "results.json").stat().st_size / 1e6
-            for workers in options.workers:
-                runs = [_apart(folder, workers) for _ in range(options.rounds)]
-                best = min(runs, key=lambda run: run["seconds"])
-                official = f"{numbers.official:.2f}" if numbers.official else "–"
-                ratio = f"{numbers.official / best['seconds']:.1f}" if numbers.official else "–"
-                print(
-                    f"| {name} | {numbers.videos} × {numbers.frames} × {numbers.predictions} "
-                    f"| {size:.0f} | {workers} | {best['seconds']:.2f} | {official} | {ratio} "
-                    f"| {best['peak'] - best['before']:.0f} | {best['AP']:.4f} |",
-                    flush=True,
-                )
+            folder = Path(temporary) if options.keep is None else options.keep / name
+            files = folder / "truth.json", folder / "results.json"
+            if not files[0].exists():  # it is written last
+                folder.mkdir(parents=True, exist_ok=True)
+                generate(folder, numbers)
+            shape = f"{numbers.videos} × {numbers.frames} × {numbers.predictions}"
+            _rows(name, shape, files, None, ways, options.rounds)
+    for name, truth_name, results_name, official in options.given:
+        files = Path(truth_name), Path(results_name)
+        _rows(name, "–", files, float(official), ways, options.rounds)
 
 
-def _apart(folder: Path, workers: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.scoring", "--folder", str(folder)]
-    command += ["--workers", str(workers)]
+def _rows(
+    name: str,
+    shape: str,
+    files: tuple[Path, Path],
+    official: float | None,
+    ways: Sequence[str],
+    rounds: int,
+) -> None:
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for turn in range(rounds):
+        for way in ways:  # in turn, so that what else the machine does meets all of them
+            if way != "plain" or not turn or name not in SLOW:
+                runs[way].append(_apart(files, way))
+    best = {way: min(run["seconds"] for run in runs[way]) for way in ways}
+    size = files[1].stat().st_size / 1e6
+    for way in ways:
+        plain = way == "plain"
+        run = min(runs[way], key=lambda run: run["seconds"])
+        label = "plain" if plain else f"jobs.score, {way} thread{'s' * (way != '1')}"
+        cells = [name, shape, f"{size:.0f}", label, f"{best[way]:.2f}"]
+        cells.append(f"{best['plain'] / best[way]:.1f}" if "plain" in best and not plain else "–")
+        cells.append("–" if official is None or plain else f"{official / best[way]:.1f}")
+        cells.append(f"{run['memory']:.0f}")
+        cells.append(f"{_command(files):.1f}" if way == ways[-1] else "–")
+        cells.append(f"{run['AP']:.4f}")
+        print("| " + " | ".join(cells) + " |", flush=True)
+    if len({round(run["AP"], 9) for of_way in runs.values() for run in of_way}) > 1:
+        raise SystemExit(f"the evaluators disagree about {name}: {runs}")
+
+
+def _apart(files: tuple[Path, Path], way: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.scoring", "--one", *map(str, files), way]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
+
+
+def _command(files: tuple[Path, Path]) -> float:
+    command = [sys.executable, "-m", "jobs.score", "--truth", str(files[0])]
+    command += ["--results", str(files[1]), "--bootstrap", "0"]
+    started = time.perf_counter()
+    subprocess.run(command, capture_output=True, check=True)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from idol import masks
 from idol import results as results_file
 from idol.config import AnalysisConfig
-from idol.matching import Floats, intersections, ratio
+from idol.overlaps import Floats, intersections, ratio
 from idol.results import Entry
 from idol.truth import Rle, VideoTruth
 
@@ -287,6 +286,8 @@ def _majority(found: Sequence[Rle], voters: int) -> Rle | None:
     """Pixels that at least half of the voters have; None if there are none."""
     if len(found) == voters == 1:
         return found[0]
+    from idol import masks  # with torch, which whole tracks do not need
+
     size: list[int] = list(found[0]["size"])
     votes = masks.decode([mask["counts"] for mask in found], (size[0], size[1]))
     pixels = 2 * votes.sum(axis=0, dtype=np.int64) >= voters

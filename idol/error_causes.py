@@ -48,8 +48,9 @@ from scipy.optimize import linear_sum_assignment
 from idol import clips, oracles
 from idol.clips import ClipTrack
 from idol.config import AnalysisConfig
-from idol.matching import IOU_THRESHOLDS, MAX_DETECTIONS, Bools, Floats, ratio
+from idol.matching import IOU_THRESHOLDS, MAX_DETECTIONS
 from idol.oracles import MaskOverlaps
+from idol.overlaps import Bools, Floats, ratio
 from idol.truth import VideoTruth
 
 CAUSES = (

@@ -11,31 +11,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from idol import results as results_file
+from idol import rle
 from idol import truth as truth_file
+from idol.cores import usable_cores
 from idol.matching import (
     IOU_THRESHOLDS,
     MAX_DETECTIONS,
-    Floats,
-    FrameOverlap,
-    Overlap,
     VideoMatches,
-    frame_overlap,
+    match_columns,
     match_video,
     match_video_from_overlaps,
-    ratio,
+    measure_columns,
 )
-from idol.structures import FrameDetections, Track
+from idol.overlaps import Floats, FrameOverlap, Overlap, frame_overlap, ratio
+from idol.results_index import ResultsIndex
 from idol.truth import Truth, VideoTruth
+
+if TYPE_CHECKING:  # with torch, which scoring a file does not need
+    from idol.structures import FrameDetections, Track
 
 __all__ = [
     "FrameOverlap",
@@ -46,6 +50,7 @@ __all__ = [
     "VideoTruth",
     "evaluate",
     "frame_overlap",
+    "match_indexed",
     "match_video",
     "match_video_from_overlaps",
     "summarise",
@@ -56,6 +61,8 @@ _log = logging.getLogger(__name__)
 
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 """(101,) recalls at which precision is averaged."""
+LARGE = 6 << 20
+"""Bytes of a results file from which the start of the compiled code pays, about a second."""
 IDENTITY_IOU = 0.5
 """Mask IoU in one frame from which a detection is taken to show a true instance."""
 
@@ -110,17 +117,11 @@ def evaluate(
     empty results, which score 0 otherwise.
     """
     known = truth_file.read(truth, compat=compat)
-    entries = results_file.read(results)
-    if compat and not entries:
-        raise IndexError("list index out of range: the official evaluator refuses empty results")
-    grouped: dict[int, list[int]] = {video_id: [] for video_id in known.videos}
-    for index, entry in enumerate(entries):
-        results_file.check_ids(entry, index, known.videos, known.categories, compat=compat)
-        grouped[entry["video_id"]].append(index)
-    metrics = summarise(
-        match_video([entries[i] for i in rows], known.videos[video_id], rows, compat=compat)
-        for video_id, rows in grouped.items()
-    )
+    metrics = None
+    if isinstance(results, str | Path) and not compat:
+        metrics = _evaluate_large(known, Path(results))
+    if metrics is None:
+        metrics = _evaluate_whole(known, results, compat)
     missing = metrics.missing_videos
     if missing:
         _log.warning(
@@ -130,6 +131,53 @@ def evaluate(
             ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else ""),
         )
     return metrics
+
+
+def _evaluate_whole(truth: Truth, results: list[Any] | str | Path, compat: bool) -> Metrics:
+    entries = results_file.read(results)
+    if compat and not entries:
+        raise IndexError("list index out of range: the official evaluator refuses empty results")
+    grouped: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
+    for index, entry in enumerate(entries):
+        results_file.check_ids(entry, index, truth.videos, truth.categories, compat=compat)
+        grouped[entry["video_id"]].append(index)
+    return summarise(
+        match_video([entries[i] for i in rows], truth.videos[video_id], rows, compat=compat)
+        for video_id, rows in grouped.items()
+    )
+
+
+def _evaluate_large(truth: Truth, path: Path) -> Metrics | None:
+    """Score a large file video by video with compiled code, on all cores.
+
+    returns: None for a small file, and where anything is wrong or unusual: reading the file as a
+             whole tells what
+    """
+    if not path.is_file() or path.stat().st_size < LARGE or rle.compile_kernel() is None:
+        return None
+    try:
+        index = ResultsIndex(path)
+        index.check_videos(truth.videos, truth.categories)
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            return summarise(pool.map(partial(match_indexed, index), truth.videos.values()))
+    except ValueError as error:
+        _log.debug("%s is read as a whole: %s", path, error)
+        return None
+
+
+def match_indexed(index: ResultsIndex, truth: VideoTruth) -> VideoMatches:
+    """Match one video of a results file.
+
+    index: of the file
+    truth: of the video, with masks
+    Errors: UnusualLayout, and as of match_video
+    """
+    columns = index.columns(truth)
+    measured = None if columns is None else measure_columns(columns, truth)
+    if columns is not None and measured is not None:
+        return match_columns(columns, measured, truth)
+    entries, rows = index.of(truth.video_id)
+    return match_video(entries, truth, rows)
 
 
 def true_identity_tracks(
@@ -154,6 +202,10 @@ def true_identity_tracks(
     returns:        tracks with track_id = position of the instance in VideoTruth (from G on:
                     unmatched detections), ascending; class scores are the mean over its frames
     """
+    import torch
+
+    from idol.structures import Track
+
     detections: dict[int, dict[int, int]] = {}
     scores: dict[int, list[torch.Tensor]] = {}
     unmatched: list[tuple[FrameDetections, int]] = []
@@ -216,7 +268,12 @@ def summarise(matches: Iterable[VideoMatches]) -> Metrics:
         if not num_truth.any():
             continue  # false positives of a class without truth count nowhere
         having = [m for m in videos if category_id in m.scores]
+        most = max((len(m.scores[category_id]) for m in having), default=0)
         for a, limit in enumerate(MAX_DETECTIONS):
+            if a and most <= MAX_DETECTIONS[a - 1]:  # nothing more is kept
+                precision[:, :, k, :, a] = precision[:, :, k, :, a - 1]
+                recall[:, k, :, a] = recall[:, k, :, a - 1]
+                continue
             curve, reached = _accumulate(having, category_id, num_truth, limit)
             precision[:, :, k, :, a] = curve
             recall[:, k, :, a] = reached
@@ -254,12 +311,17 @@ def _accumulate(
         # Precision at a recall is the best at this or any higher recall.
         best = np.maximum.accumulate(exact[..., ::-1], axis=2)[..., ::-1]
         for s in np.flatnonzero(num_truth):
-            reached = right[s] / num_truth[s]
-            recall[:, s] = reached[:, -1]
-            for t in range(len(IOU_THRESHOLDS)):
-                at = np.searchsorted(reached[t], RECALL_POINTS, side="left")
-                inside = at < len(order)
-                precision[t, inside, s] = best[s, t, at[inside]]
+            recall[:, s] = right[s, :, -1] / num_truth[s]
+            # The first track at which a recall is reached is the one that makes the instances
+            # found as many as it takes. All thresholds are looked up at once, one after the other.
+            fraction = np.arange(num_truth[s] + 1) / num_truth[s]
+            needed = np.searchsorted(fraction, RECALL_POINTS, side="left")
+            above = (num_truth[s] + 1) * np.arange(len(IOU_THRESHOLDS))[:, None]
+            at = np.searchsorted((right[s] + above).ravel(), needed + above, side="left")
+            at -= len(order) * np.arange(len(IOU_THRESHOLDS))[:, None]
+            inside = at < len(order)
+            reached = np.take_along_axis(best[s], np.minimum(at, len(order) - 1), axis=1)
+            precision[:, :, s] = np.where(inside, reached, 0.0)
     precision[:, :, num_truth == 0] = -1.0
     recall[:, num_truth == 0] = -1.0
     return precision, recall

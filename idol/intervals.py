@@ -8,15 +8,17 @@ videos alone. Matches are per video, so a draw is nothing but a weight for each 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri
 
 from idol.config import AnalysisConfig
+from idol.cores import usable_cores
 from idol.evaluation import RECALL_POINTS, summarise
-from idol.matching import IOU_THRESHOLDS, MAX_DETECTIONS, Floats, VideoMatches
+from idol.matching import IOU_THRESHOLDS, MAX_DETECTIONS, VideoMatches
+from idol.overlaps import Floats
 
 STATS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 """What draws are scored by, besides AP within each range of sizes or occlusion."""
@@ -26,7 +28,7 @@ _AT_ONCE = 1 << 22  # numbers of a block of draws; larger ones leave the cache
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Where a score lies in the given share of the draws, from low to high."""
+    """How far the given share of the draws lies below and above their median, around the score."""
 
     low: float
     high: float
@@ -73,11 +75,13 @@ def scores_of_draws(
     for match in videos:
         for category_id, scores in match.scores.items():
             per_class[category_id] = per_class.get(category_id, 0) + len(scores)
+    cores = usable_cores()
     block = max(1, _AT_ONCE // max(len(videos), *per_class.values(), 1))
-    parts = [
-        _block(videos, weights[first : first + block].astype(np.float64))
-        for first in range(0, len(weights), block)
-    ]
+    block = min(block, -(-len(weights) // cores) or 1)
+    blocks = [weights[first : first + block] for first in range(0, len(weights), block)]
+    # Sums of whole numbers, so any cut gives the same; numpy lets threads run side by side.
+    with ThreadPoolExecutor(cores) as pool:
+        parts = list(pool.map(lambda some: _block(videos, some.astype(np.float64)), blocks))
     out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     assert len(out) == len(STATS) + len(ranges) - 1
     return out
@@ -209,24 +213,29 @@ def difference(first: Floats, second: Floats, value: float, config: AnalysisConf
     if first.shape != second.shape:
         raise ValueError(f"both methods need the same draws, got {first.shape} and {second.shape}")
     gap = (first - second)[np.isfinite(first - second)]
-    interval = _interval(gap, value, config)
+    interval = _interval(gap, value, config, lowest=-1.0)
     if interval is None:
         raise ValueError("no draw has a score of both methods")
     return Difference(value, interval, float((gap > 0).mean() + (gap == 0).mean() / 2))
 
 
-def _interval(values: Floats, value: float, config: AnalysisConfig) -> Interval | None:
-    """Bias-corrected percentiles (Efron 1987, without acceleration) of the draws' scores.
+def _interval(
+    values: Floats, value: float, config: AnalysisConfig, lowest: float = 0.0
+) -> Interval | None:
+    """Percentiles of the draws' scores, moved so that the median is the score itself.
 
     A draw has fewer different videos than the data set, and AP, which takes the best precision at
-    any higher recall, is the higher for it: plain percentiles would lie too high. So they are moved
-    by how far the score itself is from the median of the draws.
+    any higher recall, is the higher for it: with many classes and few videos of each nearly every
+    draw may beat the score. How widely draws differ is what they tell; where their middle is, is
+    not. (Percentiles chosen by the share of draws below the score, Efron 1987, shrink to a point
+    there, and leave the score outside.)
+
+    lowest: that a score can be; the highest is 1
     """
     known = values[np.isfinite(values)]
     if not len(known):
         return None
-    below = ((known < value).sum() + (known == value).sum() / 2) / len(known)
-    shift = 2 * ndtri(np.clip(below, 0.5 / len(known), 1 - 0.5 / len(known)))
-    tail = ndtri((1 - config.confidence) / 2)
-    low, high = np.percentile(known, 100 * ndtr([shift + tail, shift - tail]))
-    return Interval(float(low), float(high))
+    tail = (1 - config.confidence) / 2
+    low, median, high = np.percentile(known, [100 * tail, 50, 100 * (1 - tail)])
+    low, high = np.clip([value + low - median, value + high - median], lowest, 1.0)
+    return Interval(float(min(low, value)), float(max(high, value)))

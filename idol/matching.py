@@ -5,22 +5,32 @@ The rules are those of `ytvoseval` and `oviseval` (youtubevos/cocoapi, qjy981010
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from idol import results as results_file
-from idol import rle
 from idol import truth as truth_file
 from idol.config import TrackerConfig
-from idol.structures import Track
-from idol.truth import Rle, VideoTruth
+from idol.overlaps import (
+    Bools,
+    Columns,
+    Floats,
+    Overlap,
+    TrackOverlaps,
+    checked_masks,
+    mask_iou,
+    overlap_of_columns,
+    ratio,
+    track_iou,
+)
+from idol.truth import VideoTruth
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+if TYPE_CHECKING:  # with torch, which scoring a file does not need
+    from idol.structures import Track
 
 # The benchmarks' protocol, not ours to tune: hence constants and no configuration.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -64,85 +74,6 @@ class VideoMatches:
     num_truth: dict[int, NDArray[np.int64]]
 
 
-class Overlap(Protocol):
-    """What scoring needs of one frame instead of its masks: a row of the OVERLAP table.
-
-    frame_index:  position in the video
-    intersection: (N, G) pixels that detection and true instance share
-    area:         (N,)   pixels of every detection
-    truth_area:   (G,)   pixels of every true instance, in the order of VideoTruth
-    """
-
-    @property
-    def frame_index(self) -> int: ...
-    @property
-    def intersection(self) -> NDArray[Any]: ...
-    @property
-    def area(self) -> NDArray[Any]: ...
-    @property
-    def truth_area(self) -> NDArray[Any]: ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FrameOverlap:
-    """An Overlap in exact numbers, as `frame_overlap` measures it."""
-
-    frame_index: int
-    intersection: Floats
-    area: Floats
-    truth_area: Floats
-
-    def __post_init__(self) -> None:
-        want = (len(self.area), len(self.truth_area))
-        if self.intersection.shape != want:
-            raise ValueError(
-                f"intersection of frame {self.frame_index} must have shape (N, G) = {want}, got "
-                f"{self.intersection.shape}"
-            )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrackOverlaps:
-    """How the N tracks and the G true instances of a video overlap in each of its T frames.
-
-    intersection:  (T, N, G) shared pixels
-    area:          (N, T)    pixels of every track
-    truth_area:    (G, T)    pixels of every true instance
-    present:       (N, T)    bool, whether there is a mask at all; it may be empty
-    truth_present: (G, T)    bool
-    """
-
-    intersection: Floats
-    area: NDArray[np.int64]
-    truth_area: NDArray[np.int64]
-    present: Bools
-    truth_present: Bools
-
-
-def track_overlaps(
-    results: Sequence[Mapping[str, Any]],
-    truth: VideoTruth,
-    indices: Sequence[int] | None = None,
-) -> TrackOverlaps:
-    """Measure one video's result entries against its truth, frame by frame.
-
-    results, truth, indices: as in `match_video`
-    Errors: ValueError with the index of the first malformed entry.
-    """
-    masks, areas = _checked(results, truth, indices, compat=False)
-    intersection = np.zeros((truth.length, len(results), len(truth)))
-    for frame, rows, columns, part in _frame_intersections(masks, areas, truth):
-        intersection[frame, np.array(rows)[:, None], columns] = part
-    shape = (-1, truth.length)
-    return TrackOverlaps(
-        intersection,
-        areas,
-        truth.areas,
-        np.array([[m is not None for m in track] for track in masks], bool).reshape(shape),
-        np.array([[m is not None for m in track] for track in truth.masks], bool).reshape(shape),
-    )
-
-
 def match_video(
     results: Sequence[Mapping[str, Any]],
     truth: VideoTruth,
@@ -158,67 +89,60 @@ def match_video(
     compat:  as in `evaluate`
     Errors: ValueError with the index of the first malformed entry.
     """
-    masks, areas = _checked(results, truth, indices, compat=compat)
-    # IoUs are needed only where truth of the category exists, and of the best 100.
+    masks, areas = checked_masks(results, truth, indices, compat=compat)
     category_ids = np.array([entry["category_id"] for entry in results], np.int64)
     scores = np.array([entry["score"] for entry in results], np.float64)
-    needed = np.zeros(len(results), bool)
-    for category_id in np.unique(truth.category_ids):
-        of_category = np.flatnonzero(category_ids == category_id)
-        needed[of_category[_best_first(scores[of_category])]] = True
-    kept = np.flatnonzero(needed)
-    iou = np.zeros((len(results), len(truth)))
-    iou[kept] = _mask_iou([masks[n] for n in kept], areas[kept], truth)
+    iou = mask_iou(masks, areas, truth, _wanted(category_ids, scores, truth))
     return _match(
         truth, category_ids, scores, truth_file.average_area(areas), iou, len(results) > 0, compat
     )
 
 
-def _checked(
-    results: Sequence[Mapping[str, Any]],
-    truth: VideoTruth,
-    indices: Sequence[int] | None,
-    *,
-    compat: bool,
-) -> tuple[list[list[Rle | None]], NDArray[np.int64]]:
-    """The masks of every entry and frame, and their areas (N, T); see `match_video`."""
-    rows = list(range(len(results))) if indices is None else list(indices)
-    if len(truth.masks) != len(truth):
-        raise ValueError(
-            f"the truth of video {truth.video_id} carries no masks; matching masks needs them "
-            "(match_video_from_overlaps does not)"
-        )
-    for entry, index in zip(results, rows, strict=True):
-        results_file.check_ids(entry, index, (truth.video_id,), truth.categories, compat=compat)
-    return results_file.check_video(results, rows, truth, compat=compat)
+def match_columns(entries: Columns, measured: TrackOverlaps, truth: VideoTruth) -> VideoMatches:
+    """Match one video's entries as `match_video` does, from what `measure_columns` found.
 
-
-def frame_overlap(masks: Sequence[bytes], truth: VideoTruth, frame_index: int) -> FrameOverlap:
-    """Measure one frame's detections against the truth, once, for any number of scorings.
-
-    masks:       N compressed RLE counts of the original size (FrameDetections.masks)
-    truth:       of the video, with masks
-    frame_index: position in the video
+    entries:  N entries of this video, in the order of the file
+    measured: their overlaps with the truth, of all frames or summed
+    truth:    of this video
     """
-    detected: list[Rle] = [{"size": list(truth.size), "counts": counts} for counts in masks]
-    area, wrong = rle.check(detected)
-    if wrong is not None:
-        raise ValueError(
-            f"mask {wrong} of frame {frame_index} of video {truth.video_id} is no readable RLE of "
-            f"size {list(truth.size)} (height, width)"
-        )
-    true_masks = [track[frame_index] for track in truth.masks]
-    columns = [g for g, mask in enumerate(true_masks) if mask is not None]
-    intersection = np.zeros((len(masks), len(truth)))
-    if len(masks) and columns:
-        present = [mask for mask in true_masks if mask is not None]
-        intersection[:, columns] = intersections(detected, area, present)
-    return FrameOverlap(
-        frame_index,
-        intersection,
-        area.astype(np.float64),
-        truth.areas[:, frame_index].astype(np.float64),
+    shared = measured.intersection.sum(axis=0)
+    return _match(
+        truth,
+        entries.category_ids,
+        entries.scores,
+        truth_file.average_area(measured.area),
+        track_iou(shared, measured.area, truth),
+        len(entries.scores) > 0,
+        compat=False,
     )
+
+
+def measure_columns(
+    entries: Columns, truth: VideoTruth, *, per_frame: bool = False
+) -> TrackOverlaps | None:
+    """Measure one video's entries against its truth with compiled code alone.
+
+    entries:   N entries of this video
+    truth:     of this video, with masks
+    per_frame: overlaps of all pairs in every frame. False: summed over the frames, and only where
+               `match_columns` looks at them
+    returns:   as `track_overlaps`, with one frame of intersections where they are summed. None
+               without compiled code, and where something is wrong, which `match_video` tells
+    """
+    wanted = _wanted(entries.category_ids, entries.scores, truth)
+    return overlap_of_columns(entries, truth, None if per_frame else wanted)
+
+
+def _wanted(category_ids: NDArray[np.int64], scores: Floats, truth: VideoTruth) -> Bools:
+    """(N, G) where IoUs are needed: between tracks and truth of one category, of the best 100."""
+    same: Bools = category_ids[:, None] == truth.category_ids
+    for category_id in np.unique(category_ids[same.any(axis=1)]):
+        rows = np.flatnonzero(category_ids == category_id)
+        if len(rows) > MAX_DETECTIONS[-1]:
+            beyond = np.ones(len(rows), bool)
+            beyond[_best_first(scores[rows])] = False
+            same[rows[beyond]] = False
+    return same
 
 
 def match_video_from_overlaps(
@@ -294,102 +218,6 @@ def match_video_from_overlaps(
     )
 
 
-# ---- IoU ----------------------------------------------------------------------------------------
-
-
-def ratio(numerator: Floats, denominator: Floats) -> Floats:
-    """numerator / denominator, 0 where there is nothing to divide by."""
-    out = np.zeros_like(numerator)
-    return np.divide(numerator, denominator, out=out, where=denominator > 0)
-
-
-def intersections(detected: list[Rle], areas: NDArray[Any], truth: list[Rle]) -> Floats:
-    """(N, G) shared pixels of N masks, whose areas are known, and G masks of one size.
-
-    With every truth called a crowd, pycocotools returns intersection / detection area. Rounding
-    gives back the exact count, as both are far below 2^53.
-    """
-    from pycocotools import mask as coco_mask
-
-    share = coco_mask.iou(detected, truth, [1] * len(truth))
-    shared: Floats = np.rint(np.asarray(share) * areas[:, None])
-    return shared
-
-
-def _mask_iou(masks: list[list[Rle | None]], areas: NDArray[np.int64], truth: VideoTruth) -> Floats:
-    """(N, G) spatio-temporal IoU of N tracks with the truth.
-
-    Per frame rather than on one picture H x (W*T): its runs would leave 32 bits on long videos,
-    and a mask that several entries share (one track under several classes) is opened once.
-    """
-    shape = (len(masks), len(truth))
-    shared = np.zeros(shape)
-    if not all(shape):
-        return shared
-    regular = all(len(track) == truth.length for track in (*masks, *truth.masks)) and all(
-        tuple(mask["size"]) == truth.size
-        for track in (*masks, *truth.masks)
-        for mask in track
-        if mask is not None
-    )
-    if not regular:
-        return _irregular_iou(masks, truth)
-    for _, rows, columns, part in _frame_intersections(masks, areas, truth):
-        shared[np.ix_(rows, columns)] += part
-    union = areas.sum(axis=1)[:, None] + truth.areas.sum(axis=1) - shared
-    return ratio(shared, union)
-
-
-def _frame_intersections(
-    masks: list[list[Rle | None]], areas: NDArray[np.int64], truth: VideoTruth
-) -> Iterator[tuple[int, list[int], list[int], Floats]]:
-    """Per frame with masks on both sides: frame, rows, columns, and their (r, c) shared pixels."""
-    for frame in range(truth.length):
-        columns = [g for g in range(len(truth)) if truth.masks[g][frame] is not None]
-        rows = [n for n in range(len(masks)) if masks[n][frame] is not None]
-        if not rows or not columns:
-            continue
-        unique: dict[bytes, int] = {}
-        opened: list[int] = []
-        position: list[int] = []
-        for n in rows:
-            mask = masks[n][frame]
-            assert mask is not None
-            if mask["counts"] not in unique:
-                unique[mask["counts"]] = len(opened)
-                opened.append(n)
-            position.append(unique[mask["counts"]])
-        part = intersections(
-            [m for n in opened if (m := masks[n][frame]) is not None],
-            areas[opened, frame],
-            [m for g in columns if (m := truth.masks[g][frame]) is not None],
-        )
-        yield frame, rows, columns, part[position]
-
-
-def _irregular_iou(masks: list[list[Rle | None]], truth: VideoTruth) -> Floats:
-    """The official evaluator's IoU where lengths or sizes disagree (compat mode only).
-
-    Frames are paired up to the shorter list, and two masks of different size are both dropped.
-    """
-    iou = np.zeros((len(masks), len(truth)))
-    for n, track in enumerate(masks):
-        for g, true_track in enumerate(truth.masks):
-            shared = union = 0.0
-            for mask, true_mask in zip(track, true_track, strict=False):
-                present = [m for m in (mask, true_mask) if m is not None]
-                if len(present) == 2 and list(present[0]["size"]) != list(present[1]["size"]):
-                    continue
-                areas, _ = rle.check(present)
-                both = 0.0
-                if len(present) == 2:
-                    both = float(intersections(present[:1], areas[:1], present[1:])[0, 0])
-                shared += both
-                union += float(areas.sum()) - both
-            iou[n, g] = shared / union if union > 0 else 0.0
-    return iou
-
-
 # ---- matching -----------------------------------------------------------------------------------
 
 
@@ -416,17 +244,16 @@ def _match(
     # A truth id of 0 reads as "not matched" in the official code.
     countable = (truth.instance_ids != 0) | (not compat)
     out = VideoMatches(truth.video_id, truth.categories, ranges, has_results, {}, {}, {}, {})
-    for category_id in truth.categories:
-        rows = np.flatnonzero(category_ids == category_id)
-        columns = np.flatnonzero(truth.category_ids == category_id)
-        if not len(rows) and not len(columns):
-            continue
+    all_outside = _outside(average_areas, None, ranges)
+    all_ignore = _outside(truth.average_areas, truth.occlusion, ranges) | truth.crowd
+    present = {*category_ids.tolist(), *truth.category_ids.tolist()}
+    for category_id in sorted(present.intersection(truth.categories)):
+        rows = (category_ids == category_id).nonzero()[0]
+        columns = (truth.category_ids == category_id).nonzero()[0]
         rows = rows[_best_first(scores[rows])]
-        outside = _outside(average_areas[rows], None, ranges)
-        occlusion = None if truth.occlusion is None else truth.occlusion[columns]
-        ignore = _outside(truth.average_areas[columns], occlusion, ranges) | truth.crowd[columns]
+        ignore = all_ignore[:, columns]
         matched, ignored = _greedy(
-            iou[np.ix_(rows, columns)], ignore, truth.crowd[columns], countable[columns]
+            iou[rows[:, None], columns], ignore, truth.crowd[columns], countable[columns]
         )
         if len(columns):
             out.num_truth[category_id] = (~ignore).sum(axis=1)
@@ -434,7 +261,7 @@ def _match(
             out.scores[category_id] = scores[rows]
             out.matched[category_id] = matched
             # What was found nowhere and has another size is not this range's false positive.
-            out.ignored[category_id] = ignored | (~matched & outside[:, None, :])
+            out.ignored[category_id] = ignored | (~matched & all_outside[:, None, rows])
     return out
 
 
@@ -462,10 +289,23 @@ def _greedy(iou: Floats, ignore: Bools, crowd: Bools, countable: Bools) -> tuple
     num_ranges, num_truth = ignore.shape
     matched = np.zeros((num_ranges, len(IOU_THRESHOLDS), len(iou)), bool)
     ignored = np.zeros_like(matched)
+    if not iou.size:
+        return matched, ignored
     thresholds = np.minimum(IOU_THRESHOLDS, 1 - 1e-10)
     free = np.ones((num_ranges, len(IOU_THRESHOLDS), num_truth), bool)
     s, t = np.ogrid[:num_ranges, : len(IOU_THRESHOLDS)]
-    for n in np.flatnonzero((iou >= thresholds[0]).any(axis=1)):
+    candidates = iou >= thresholds[0]
+    for n, number in enumerate(candidates.sum(axis=1).tolist()):
+        if not number:
+            continue
+        if number == 1:  # no choice, as nearly always: the same in a tenth of the time
+            g = int(candidates[n].argmax())
+            hit = free[..., g] & (iou[n, g] >= thresholds)
+            matched[:, :, n] = hit & countable[g]
+            ignored[:, :, n] = hit & ignore[:, g, None]
+            if not crowd[g]:
+                free[..., g] &= ~hit
+            continue
         possible = free & (iou[n] >= thresholds[:, None])
         counted = possible & ~ignore[:, None, :]
         # An instance that counts goes before any that does not.

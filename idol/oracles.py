@@ -40,7 +40,8 @@ from idol import clips, evaluation, matching
 from idol.clips import ClipTrack, Part
 from idol.config import AnalysisConfig
 from idol.evaluation import Metrics
-from idol.matching import Floats, VideoMatches, ratio
+from idol.matching import VideoMatches
+from idol.overlaps import Floats, frame_overlap, ratio
 from idol.results import Entry
 from idol.truth import VideoTruth
 
@@ -71,7 +72,7 @@ def overlaps(tracks: Sequence[ClipTrack], truth: VideoTruth) -> MaskOverlaps:
     for t, n in places:
         by_frame.setdefault(t, []).append(n)
     parts = [
-        matching.frame_overlap([tracks[n].masks[t]["counts"] for n in rows], truth, t)
+        frame_overlap([tracks[n].masks[t]["counts"] for n in rows], truth, t)
         for t, rows in by_frame.items()
     ]
     shared = np.concatenate([np.zeros((0, len(truth))), *[p.intersection for p in parts]])

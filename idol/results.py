@@ -9,16 +9,17 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from idol import rle
 from idol.config import TrackerConfig
-from idol.structures import FrameDetections, Track
 from idol.truth import Rle, VideoTruth, load_json
+
+if TYPE_CHECKING:  # with torch, which scoring a file does not need
+    from idol.structures import FrameDetections, Track
 
 Entry = dict[str, Any]
 """{"video_id", "category_id", "score", "segmentations": [{"size", "counts"} or None, ...]}"""
@@ -42,7 +43,7 @@ def submissions(tracks: Sequence[Track], config: TrackerConfig) -> list[Submissi
     chosen = []
     for position, track in enumerate(tracks):
         if config.multi_class:
-            labels = torch.nonzero(track.class_scores > config.class_score_threshold).flatten()
+            labels = (track.class_scores > config.class_score_threshold).nonzero().flatten()
         else:
             labels = track.class_scores.argmax().reshape(1)
         chosen += [

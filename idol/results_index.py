@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from idol import rle
+from idol.overlaps import Columns
 from idol.results import Entry, check_ids
+from idol.truth import VideoTruth, check_file
 
 # Between two entries: the next object does not begin like a mask. What looks like a border and is
 # none leaves pieces that are no JSON objects, which reading notices.
@@ -38,10 +41,9 @@ class ResultsIndex:
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Errors: FileNotFoundError; UnusualLayout."""
+        """Errors: FileNotFoundError, IsADirectoryError; UnusualLayout."""
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"the results file {self.path} does not exist")
+        check_file(self.path, "results")
         self._starts, self._stops, self.video_ids = self._scan()
         order = np.argsort(self.video_ids, kind="stable")
         known, first = np.unique(self.video_ids[order], return_index=True)
@@ -60,15 +62,56 @@ class ResultsIndex:
         """A video's entries, as in the file, and their positions. Errors: UnusualLayout."""
         rows = self.rows(video_id)
         entries = []
-        with self.path.open("rb") as file:
-            for row in rows:
-                start, stop = int(self._starts[row]), int(self._stops[row])
-                file.seek(start)
-                entry = _parse(file.read(stop - start), row)
-                if entry.get("video_id") != video_id:
-                    raise UnusualLayout(f"entry {row} has video_id {entry.get('video_id')!r}")
-                entries.append(entry)
+        for row, text in zip(rows, self._texts(rows), strict=True):
+            entry = _parse(text, row)
+            if entry.get("video_id") != video_id:
+                raise UnusualLayout(f"entry {row} has video_id {entry.get('video_id')!r}")
+            if "first_frame" in entry:
+                raise UnusualLayout(f"entry {row} is of a clip")
+            entries.append(entry)
         return entries, rows
+
+    def columns(self, truth: VideoTruth) -> Columns | None:
+        """A video's entries, read by compiled code: what `of` reads, twenty times as fast.
+
+        truth:   of the video
+        returns: None without compiled code (`rle.compile_kernel`), and where an entry is wrong or
+                 written in an unusual way; `of` and the checks of its entries tell which
+        """
+        if rle.kernel() is None:
+            return None
+        from idol import entry_kernel
+
+        rows = self._rows.get(truth.video_id, np.empty(0, np.int64))
+        starts, stops = self._starts[rows], self._stops[rows]
+        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:  # beside one another, as is usual
+            text = self._between(int(starts[0]), int(stops[-1])) + entry_kernel.PADDING
+            begins, ends = starts - starts[0], stops - starts[0]
+        else:
+            ends = np.cumsum(stops - starts)
+            begins = ends - (stops - starts)
+            text = b"".join((*self._texts(rows.tolist()), entry_kernel.PADDING))
+        found = entry_kernel.scan(text, begins, ends, truth.size, truth.length)
+        if found is None:
+            return None
+        ids, scores, masks = found
+        if (ids[:, 0] != truth.video_id).any() or not np.isfinite(scores).all():
+            return None
+        if not set(ids[:, 1].tolist()).issubset(truth.categories):
+            return None
+        return Columns(ids[:, 1], scores, masks)
+
+    def _texts(self, rows: list[int]) -> list[bytes]:
+        """The JSON of entries, by their positions."""
+        return [self._between(int(self._starts[row]), int(self._stops[row])) for row in rows]
+
+    def _between(self, start: int, stop: int) -> bytes:
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(start)
+            text = file.read(stop - start)
+        if len(text) != stop - start:  # compiled code believes these places
+            raise UnusualLayout(f"bytes {start} to {stop} cannot be read at once")
+        return text
 
     def check_videos(self, videos: Iterable[int], categories: Mapping[int, str]) -> None:
         """Raise ValueError with the index of the first entry whose video the truth does not know.
@@ -134,19 +177,6 @@ def _parse(text: bytes, row: int) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise UnusualLayout(f"entry {row} is no object")
     return entry
-
-
-def has_clips(path: Path) -> bool:
-    """Whether a results file may hold predictions of clips (entries with a first_frame)."""
-    if not path.is_file() or not path.stat().st_size:
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        word = b'"first_frame"'
-        for start in range(0, len(data), _WINDOW):
-            if data.find(word, start, start + _WINDOW + len(word)) >= 0:
-                return True
-            _forget(data, min(start + _WINDOW, len(data)))
-        return False
 
 
 def _forget(data: mmap.mmap, stop: int) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ _BITS = 5  # of a number in every character; the sixth says that more characters
 _MAX_CHARACTERS = 7  # 35 bits: more than any 32-bit run length needs
 _AT_ONCE = 1 << 18  # characters read in one pass; larger arrays leave the cache, 1.6 times slower
 
-_COMPILE_FROM = 12 << 20  # characters: half a second of the vectorised passes below
+_COMPILE_FROM = 12 << 20  # characters: a second of the vectorised passes below
 
 
 def measure(counts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -29,8 +30,10 @@ def measure(counts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int6
              (N,) sum of the foreground runs
     """
     lengths = np.fromiter(map(len, counts), np.int64, len(counts))
-    if compiled := _kernel(int(lengths.sum())):
-        return compiled(b"".join(counts), lengths)
+    if compiled := kernel(int(lengths.sum())):
+        measured: tuple[NDArray[np.int64], NDArray[np.int64]]
+        measured = compiled.measure(b"".join(counts), lengths)
+        return measured
     if len(counts) > 1 and lengths.sum() > _AT_ONCE:
         cuts = np.searchsorted(np.cumsum(lengths), np.arange(_AT_ONCE, lengths.sum(), _AT_ONCE))
         edges = [0, *np.unique(cuts[(cuts > 0)]).tolist(), len(counts)]
@@ -39,36 +42,51 @@ def measure(counts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int6
     return _measure(counts, lengths)
 
 
-_Kernel = Callable[[bytes, NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]]
+class PackedMasks(NamedTuple):
+    """The masks of N tracks in T frames, with all characters in one place.
+
+    characters: (C,) uint8
+    starts:     (N, T) where the characters of a mask begin
+    lengths:    (N, T) their number, -1 where there is no mask
+    """
+
+    characters: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
 
 class _Read:
-    """How many characters this process has read, and the compiled kernel once it is there."""
+    """How many characters this process has read, and the compiled code once it is there."""
 
     characters = 0
-    kernel: _Kernel | None = None
+    kernel: ModuleType | None = None
     asked = False
 
 
-def compile_kernel() -> None:
-    """Have long sets of masks read by compiled code, 25 times as fast, from now on.
+def compile_kernel() -> ModuleType | None:
+    """Have long sets of masks read and intersected by compiled code from now on.
 
-    Called by itself after so much reading that a second of compiling pays; where many processes
-    are about to be forked, before that. Without numba nothing changes.
+    Called by itself after so much reading that it pays; where many processes are about to be
+    forked, or many masks to be read, before that. Compiling takes seconds once on a machine, and
+    loading what was compiled about one. Without numba nothing changes.
+
+    returns: `idol.rle_kernel`, or None without numba
     """
-    if _Read.asked:
-        return
-    _Read.asked = True
-    with contextlib.suppress(ImportError), warnings.catch_warnings():
-        # What numba thinks of the versions around it is not the caller's concern.
-        warnings.simplefilter("ignore")
-        from idol import rle_kernel
+    if not _Read.asked:
+        _Read.asked = True
+        with contextlib.suppress(ImportError), warnings.catch_warnings():
+            # What numba thinks of the versions around it is not the caller's concern.
+            warnings.simplefilter("ignore")
+            from idol import entry_kernel, rle_kernel
 
-        rle_kernel.measure(b"0", np.ones(1, np.int64))
-        _Read.kernel = rle_kernel.measure
+            rle_kernel.prepare()
+            entry_kernel.prepare()
+            _Read.kernel = rle_kernel
+    return _Read.kernel
 
 
-def _kernel(characters: int) -> _Kernel | None:
+def kernel(characters: int = 0) -> ModuleType | None:
+    """The compiled code, if it is there, or if so many characters more make it worth its start."""
     _Read.characters += characters
     if _Read.characters > _COMPILE_FROM:
         compile_kernel()
@@ -145,11 +163,11 @@ def compress(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     returns:      {"size": [h, w], "counts": bytes}, or None where absent
     Errors: ValueError saying what is not readable; the caller knows where it stood.
     """
-    from pycocotools import mask as coco_mask
-
     if segmentation is None or segmentation == []:
         return None
     if isinstance(segmentation, list):
+        from pycocotools import mask as coco_mask
+
         for polygon in segmentation:
             if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
                 raise ValueError(
@@ -174,6 +192,8 @@ def compress(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
                 f"runs add up to {sum(counts)} pixels, size {list(mask_size)} has "
                 f"{mask_size[0] * mask_size[1]}"
             )
+        from pycocotools import mask as coco_mask
+
         written = coco_mask.frPyObjects(
             {"size": list(mask_size), "counts": counts}, mask_size[0], mask_size[1]
         )
@@ -240,3 +260,30 @@ def check_tracks(
     measured, wrong = check([m for track in tracks for m in track if m is not None])
     areas[tuple(np.array(places).T)] = measured
     return areas, None if wrong is None else places[wrong]
+
+
+def pack(
+    tracks: Sequence[Sequence[dict[str, Any] | None]], size: tuple[int, int], length: int
+) -> PackedMasks | None:
+    """The masks of N tracks as compiled code takes them (`kernel`).
+
+    tracks:  N sequences of masks {"size": [h, w], "counts": bytes}, None if absent
+    size:    (height, width) that every mask must have; length: frames of every track
+    returns: None where a track is of another length, or a mask of another size
+    """
+    lengths = np.full((len(tracks), length), -1, np.int64)
+    counts: list[bytes] = []
+    height, width = size
+    for n, track in enumerate(tracks):
+        if len(track) != length:
+            return None
+        for t, mask in enumerate(track):
+            if mask is not None:
+                mask_size = mask["size"]
+                if mask_size[0] != height or mask_size[1] != width:
+                    return None
+                lengths[n, t] = len(mask["counts"])
+                counts.append(mask["counts"])
+    ends = np.cumsum(np.maximum(lengths, 0)).reshape(lengths.shape)
+    starts = ends - np.maximum(lengths, 0)
+    return PackedMasks(np.frombuffer(b"".join(counts), np.uint8), starts, lengths)

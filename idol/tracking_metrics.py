@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from idol.matching import Floats, TrackOverlaps, ratio, track_overlaps
+from idol.overlaps import Floats, TrackOverlaps, ratio, track_overlaps
 from idol.truth import VideoTruth
 
 Integers = NDArray[np.int64]

@@ -206,16 +206,20 @@ def table(scores: Scores) -> str:
     methods = scores.methods
     names = [method.name for method in methods]
     width = max(22, *(len(name) + 2 for name in names))
-    lines = [" " * 20 + "".join(f"{name:>{width}}" for name in names)]
+    # A column begins with its name, and its numbers below that, with or without an interval.
+    lines = [" " * 22 + "".join(f"{name:<{width}}" for name in names)]
     for name in dict.fromkeys(name for method in methods for name in method.metrics.stats):
         cells = []
         for method in methods:
             value, interval = method.metrics.stats[name], method.intervals.get(name)
             around = f" ({_points(interval.low)}–{_points(interval.high)})" if interval else ""
             cells.append(f"{_points(value):>6}{around:<14}")
-        lines.append(f"{name:<20}" + "".join(f"{cell:>{width}}" for cell in cells))
+        lines.append(f"{name:<20}" + "".join(f"{cell:<{width}}" for cell in cells))
     lines += _rows(
-        "Tracking", {n: [m.tracking.get(n) for m in methods] for n in _tracking(scores)}, width
+        "Tracking",
+        {n: [m.tracking.get(n) for m in methods] for n in _tracking(scores)},
+        width,
+        signed=True,
     )
     per_class = {
         scores.truth.categories[c]: [method.metrics.per_class[c]["AP"] for method in methods]
@@ -262,7 +266,7 @@ def _rows(title: str, rows: dict[str, Any], width: int, signed: bool = False) ->
     lines = [f"\n{title}"] if title else []
     for name, values in rows.items():
         cells = [f"{_cell(v, signed):>6}{'':14}" for v in values]
-        lines.append(f"{name:<20}" + "".join(f"{cell:>{width}}" for cell in cells))
+        lines.append(f"{name:<20}" + "".join(f"{cell:<{width}}" for cell in cells))
     return lines
 
 

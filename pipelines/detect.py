@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from idol import rle
 from idol.config import Config, to_dict
-from idol.matching import intersections
+from idol.overlaps import intersections
 from pipelines import cluster, frames, manifest, schemas, stored
 from pipelines.annotations import Dataset, VideoRecord
 from pipelines.errors import PipelineError, VideoError

@@ -16,8 +16,8 @@ from idol import evaluation, results
 from idol import truth as truth_file
 from idol.config import Config, TrackerConfig, to_dict
 from idol.evaluation import Metrics, VideoMatches
-from idol.matching import ratio
 from idol.model import IDOL
+from idol.overlaps import ratio
 from idol.structures import FrameDetections, Track
 from idol.tracker import select, track_video
 from idol.truth import Truth, VideoTruth

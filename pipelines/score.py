@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,27 +24,26 @@ from idol import (
     intervals,
     matching,
     oracles,
-    results_index,
     rle,
     tracking_metrics,
 )
 from idol import results as results_file
 from idol import truth as truth_file
 from idol.config import AnalysisConfig
+from idol.cores import usable_cores
 from idol.error_causes import VideoErrors
 from idol.matching import VideoMatches
 from idol.oracles import VideoOracles
 from idol.results import Entry
 from idol.results_index import ResultsIndex, UnusualLayout
 from idol.tracking_metrics import TrackingMetrics, TrackingOptions, VideoTracking
-from idol.truth import Truth
+from idol.truth import Truth, VideoTruth
 from pipelines import score_page
 from pipelines.score_page import Compared, Method, Picture
 
 TRACKING_SHOWN = ("HOTA", "DetA", "AssA", "LocA", "IDF1", "MOTSA", "sMOTSA", "IDSW", "Frag")
 """Tracking metrics in the table and the page, averaged over the classes that have truth."""
 _FORK_BYTES = 8 << 20  # of a results file; for less, starting processes takes longer
-_COMPILE_BYTES = 24 << 20  # of a results file; see rle.compile_kernel
 WORST_IN_JSON = 20
 """Worst videos and instances in the JSON line."""
 
@@ -64,6 +64,12 @@ class Analyses:
     """Score malformed input as the official evaluator does."""
     config: AnalysisConfig = field(default_factory=AnalysisConfig)
     """Numbers of the analyses."""
+
+    @property
+    def is_light(self) -> bool:
+        """Whether overlaps say all that is asked for, and no mask need be kept."""
+        one_class = self.tracking is not None and self.tracking.one_class
+        return not (self.oracle or self.errors or self.compat or one_class)
 
     def __post_init__(self) -> None:
         if any(length < 1 for length in self.oracle):
@@ -174,7 +180,7 @@ def read_results(path: Path, truth: Truth, *, compat: bool = False, whole: bool 
     Errors: FileNotFoundError; ValueError naming the first malformed entry by its index; in compat
             mode IndexError for empty results, as the official evaluator
     """
-    if not (compat or whole or results_index.has_clips(path)):
+    if not (compat or whole):
         try:
             index = ResultsIndex(path)
             index.check_videos(truth.videos, truth.categories)
@@ -214,7 +220,7 @@ def run(
     progress: called with a name, the videos done, and all videos
     Errors:   as of `read_results`; ValueError where there is no video
     """
-    cores = len(os.sched_getaffinity(0)) if workers is None else workers
+    cores = usable_cores() if workers is None else workers
     methods: list[Method] = []
     draws: list[dict[str, Any]] = []
     for name, path in paths.items():
@@ -266,6 +272,10 @@ def _part(work: _Work, video_id: int) -> _Part:
     results, truth, analyses = work
     known = truth.videos[video_id]
     config = analyses.config
+    if results.index is not None and analyses.is_light:
+        part = _light_part(results.index, known, analyses.tracking)
+        if part is not None:
+            return part
     entries, rows = results.of(video_id)
     tracks, where = entries, rows
     if results.clips:
@@ -283,17 +293,46 @@ def _part(work: _Work, video_id: int) -> _Part:
     )
 
 
+def _light_part(
+    index: ResultsIndex, truth: VideoTruth, tracking: TrackingOptions | None
+) -> _Part | None:
+    """The same by compiled code, for entries as nearly all are; None where it cannot."""
+    columns = index.columns(truth)
+    if columns is None:
+        return None
+    measured = matching.measure_columns(columns, truth, per_frame=tracking is not None)
+    if measured is None:
+        return None
+    counts = None
+    if tracking is not None:
+        counts = tracking_metrics.count_overlaps(
+            truth.video_id,
+            truth.categories,
+            measured,
+            truth_categories=truth.category_ids,
+            track_categories=columns.category_ids,
+            kept=columns.scores >= tracking.min_score,
+            empty_masks=tracking.empty_masks,
+        )
+    return _Part(matching.match_columns(columns, measured, truth), None, None, counts)
+
+
 def _parts(work: _Work, workers: int) -> Iterator[_Part]:
-    """Every video's part, in order of the truth; with several workers from forked processes."""
+    """Every video's part, in order of the truth; with several workers from all of them."""
     videos = list(work.truth.videos)
     size = work.results.path.stat().st_size
-    if size > _COMPILE_BYTES:
-        rle.compile_kernel()
-    heavy = size > _FORK_BYTES or work.analyses.oracle or work.analyses.errors
+    analyses = work.analyses
+    compiled = size >= evaluation.LARGE and rle.compile_kernel() is not None
+    part = partial(_part, work)
+    if compiled and analyses.is_light and analyses.tracking is None and workers > 1:
+        # Compiled code lets threads run side by side, and they start at once.
+        with ThreadPoolExecutor(workers) as threads:
+            yield from threads.map(part, videos)
+        return
+    heavy = size > _FORK_BYTES or analyses.oracle or analyses.errors
     workers = min(workers, len(videos)) if heavy else 1
     if workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        for video_id in videos:
-            yield _part(work, video_id)
+        yield from map(part, videos)
         return
     _work.append(work)
     try:
@@ -379,7 +418,7 @@ def join(truth: Truth, path: Path, out: Path, config: AnalysisConfig) -> int:
 
     Errors: ValueError where path holds no clip predictions, and as of read_results
     """
-    results = read_results(path, truth)
+    results = read_results(path, truth, whole=True)
     if not results.clips:
         raise ValueError(
             f"{path} has no clip predictions to join: no entry has a 'first_frame'. Entries of "

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from markupsafe import Markup
 
-from idol import clips, masks, visualize
+from idol import clips, visualize
 from idol.config import AnalysisConfig
 from idol.error_causes import CAUSES, Instance
 from idol.error_shares import ErrorShares
@@ -324,6 +324,8 @@ def _drawn(
     texts: Sequence[str],
     size: tuple[int, int],
 ) -> Image:
+    from idol import masks  # with torch, which scores do not need
+
     decoded = masks.decode([mask["counts"] for mask in found], size)
     return visualize.overlay(image, decoded, list(identities), list(texts))
 

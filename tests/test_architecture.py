@@ -171,7 +171,11 @@ def test_the_method_imports_without_ray_arrow_and_mlflow() -> None:
 
 
 def test_importing_idol_loads_nothing_heavy() -> None:
-    loaded = python("import idol, sys; print(*{name.split('.')[0] for name in sys.modules})")
+    loaded = python(
+        "import idol, sys\n"
+        "assert all(hasattr(idol, name) for name in idol.__all__)\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
     assert HEAVY_LIBRARIES.isdisjoint(loaded.split())
 
 

@@ -142,6 +142,38 @@ def test_what_the_official_evaluator_scores_oddly_is_refused(shared: Path, name:
         evaluate(case / "gt.json", case / "results.json")
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_large_files_are_scored_the_same(
+    shared: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    pytest.importorskip("numba")
+    case = shared / "reference" / "eval_cases" / name
+    files = case / "gt.json", case / "results.json"
+    if name in REFUSED:
+        monkeypatch.setattr(evaluation, "LARGE", 0)
+        with pytest.raises(ValueError, match=REFUSED[name]):
+            evaluate(*files)
+        return
+    expected = evaluate(*files)
+    monkeypatch.setattr(evaluation, "LARGE", 0)
+    caplog.set_level("DEBUG", logger="idol.evaluation")
+    same(evaluate(*files), expected)
+    assert "read as a whole" not in caplog.text
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_a_large_file_read_by_compiled_code_scores_the_same(tmp_path_factory, seed, occlusion):
+    pytest.importorskip("numba")
+    data, entries = random_case(seed, occlusion=occlusion)
+    path = tmp_path_factory.mktemp("large") / "results.json"
+    path.write_text(json.dumps(entries))
+    with pytest.MonkeyPatch.context() as patch:
+        expected = evaluate(data, entries)
+        patch.setattr(evaluation, "LARGE", 0)
+        same(evaluate(data, path), expected)
+
+
 # ---- by hand -------------------------------------------------------------------------------------
 
 

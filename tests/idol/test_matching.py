@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from idol import matching, results, truth
+from idol import matching, overlaps, results, rle, truth
 from idol.config import TrackerConfig
 from idol.structures import FrameDetections, Track
 
@@ -75,7 +76,7 @@ class Scene:
 
     def overlaps(self):
         return [
-            matching.frame_overlap(frame.masks, self.truth, frame.frame_index)
+            overlaps.frame_overlap(frame.masks, self.truth, frame.frame_index)
             for frame in self.frames
         ]
 
@@ -149,6 +150,24 @@ def test_more_than_255_detections_in_a_frame_are_measured():
     scene = Scene(1, 3, 300, 1, 1)
     overlap = scene.overlaps()[0]
     assert overlap.area.tolist() == [m.sum() for m in scene.masks[0]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(scenes)
+def test_compiled_code_changes_no_match(scene):
+    pytest.importorskip("numba")
+    entries = scene.entries(TrackerConfig())
+    loaded = rle.compile_kernel()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rle._Read, "kernel", None)
+        patch.setattr(rle, "_COMPILE_FROM", 1 << 60)
+        plain = matching.match_video(entries, scene.truth)
+        measured = overlaps.track_overlaps(entries, scene.truth)
+        patch.setattr(rle._Read, "kernel", loaded)
+        assert_same(matching.match_video(entries, scene.truth), plain)
+        compiled = overlaps.track_overlaps(entries, scene.truth)
+    for field in dataclasses.fields(measured):
+        np.testing.assert_array_equal(getattr(compiled, field.name), getattr(measured, field.name))
 
 
 def by_the_rules(iou, ignore, crowd):
@@ -241,4 +260,4 @@ def test_match_video_says_that_it_needs_masks():
 
 def test_an_overlap_checks_its_shape():
     with pytest.raises(ValueError, match=r"\(N, G\) = \(2, 3\), got \(3, 2\)"):
-        matching.FrameOverlap(0, np.zeros((3, 2)), np.zeros(2), np.zeros(3))
+        overlaps.FrameOverlap(0, np.zeros((3, 2)), np.zeros(2), np.zeros(3))

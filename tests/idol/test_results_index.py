@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idol.results_index import ResultsIndex, UnusualLayout, has_clips
+from idol.results_index import ResultsIndex, UnusualLayout
 
 MASKS = st.lists(
     st.none()
@@ -97,14 +97,11 @@ def test_an_unknown_video_is_named_by_its_entry(tmp_path):
         ResultsIndex(path).check_videos([1, 2], {1: "a"})
 
 
-def test_clips_are_noticed_across_the_borders_of_what_is_looked_at(tmp_path, monkeypatch):
+def test_a_clip_is_no_whole_track(tmp_path):
     path = tmp_path / "results.json"
     path.write_text('[{"video_id": 1, "first_frame": 3}]')
-    for window in range(1, 40):
-        monkeypatch.setattr("idol.results_index._WINDOW", window)
-        assert has_clips(path)
-    path.write_text('[{"video_id": 1, "first": 3}]')
-    assert not has_clips(path)
+    with pytest.raises(UnusualLayout, match="entry 0 is of a clip"):
+        ResultsIndex(path).of(1)
 
 
 def test_a_file_of_many_megabytes_takes_the_memory_of_one_video(tmp_path):

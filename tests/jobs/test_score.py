@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs import score
-from tests.idol.test_clips import cut, entry
+from tests.idol.test_clips import cut, entry, strip
 from tests.pipelines.test_score import A, dataset, perfect, poor
 
 
@@ -78,10 +78,31 @@ def test_what_cannot_be_scored_is_said_in_one_line(tmp_path: Path) -> None:
         score.main(["--truth", str(tmp_path / "none.json"), "--results", "x"])
 
 
-def test_truth_that_is_not_public_is_said(files: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "val.json").write_text(json.dumps({**dataset(), "annotations": None}))
+@pytest.mark.parametrize("none", [None, []])
+def test_truth_that_is_not_public_is_said(
+    files: dict[str, str], tmp_path: Path, none: list[Any] | None
+) -> None:
+    (tmp_path / "val.json").write_text(json.dumps({**dataset(), "annotations": none}))
     with pytest.raises(SystemExit, match="the truth of this split is not public"):
         score.main(["--truth", str(tmp_path / "val.json"), "--results", files["good"]])
+
+
+def test_a_folder_instead_of_a_file_is_said(files: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="is a folder; name the results file in it"):
+        score.main(["--truth", files["truth"], "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="is a folder; name the truth file in it"):
+        score.main(["--truth", str(tmp_path), "--results", files["good"]])
+
+
+def test_more_false_tracks_than_true_ones_are_below_zero(
+    files: dict[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    entries = [e | {"segmentations": [strip(37, 38)] * 4} for e in perfect()]
+    (tmp_path / "wrong.json").write_text(json.dumps(entries))
+    wrong = str(tmp_path / "wrong.json")
+    score.main(["--truth", files["truth"], "--results", wrong, "--tracking", "--bootstrap", "0"])
+    rows = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert ["MOTSA", "-100.0"] in rows
 
 
 def test_the_table_has_all_that_was_asked_for(

@@ -1,6 +1,7 @@
 """Scoring results files: names, analyses side by side, and a page that needs nothing else."""
 
 import dataclasses
+import itertools
 import json
 import re
 import subprocess
@@ -245,16 +246,18 @@ def test_frames_that_cannot_be_read_are_said(
     assert "no frame that the truth names could be read" in caplog.text
 
 
-def test_scoring_needs_no_ray() -> None:
+def test_scoring_needs_neither_ray_nor_torch(files: dict[str, Path]) -> None:
     code = (
-        "import sys, jobs.score, pipelines.score\n"
-        "print([m for m in ('ray', 'pyarrow', 'mlflow') if m in sys.modules])"
+        "import sys, jobs.score\n"
+        f"jobs.score.main(['--truth', {str(files['truth'])!r}, '--results', "
+        f"{str(files['poor'])!r}, '--tracking', '--errors', '--oracle', '2'])\n"
+        "print([m for m in ('ray', 'pyarrow', 'mlflow', 'torch') if m in sys.modules])"
     )
     root = Path(score.__file__).resolve().parent.parent
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_processes_and_ways_of_reading_change_nothing(
@@ -271,6 +274,15 @@ def test_processes_and_ways_of_reading_change_nothing(
     monkeypatch.setattr(score, "_FORK_BYTES", 0)
     plain = score.run(known, {"poor": files["poor"]}, Analyses(), workers=1).to_dict()
     assert score.run(known, {"poor": files["poor"]}, Analyses(), workers=2).to_dict() == plain
+    # Large files are read by compiled code, in threads or, with tracking, in processes.
+    pytest.importorskip("numba")
+    tracking = Analyses(tracking=TrackingOptions(min_score=0.3))
+    counted = score.run(known, {"poor": files["poor"]}, tracking, workers=1).to_dict()
+    monkeypatch.setattr(evaluation, "LARGE", 0)
+    for path, workers in itertools.product((files["poor"], unusual), (1, 2)):
+        assert score.run(known, {"poor": path}, Analyses(), workers=workers).to_dict() == plain
+        assert score.run(known, {"poor": path}, tracking, workers=workers).to_dict() == counted
+        assert score.run(known, {"poor": path}, analyses, workers=workers).to_dict() == expected
 
 
 @pytest.mark.parametrize("workers", [1, 2])
