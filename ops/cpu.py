@@ -58,9 +58,11 @@ def forward(
     """
     images, pixels, heads, channels = value.shape
     queries, samples = weights.shape[1], weights.shape[3] * weights.shape[4]
-    out = value.new_zeros((images, queries, heads * channels))
-    if out.numel() == 0 or pixels * samples == 0:
-        return out
+    size = (images, queries, heads * channels)
+    if images * queries * heads * channels == 0 or pixels * samples == 0:
+        return value.new_zeros(size)
+    # Not zeroed: every place is written, and its memory is touched first by the threads.
+    out = value.new_empty(size)
     tasks = images * queries
     arguments = (
         (None,) * channels,
@@ -90,10 +92,11 @@ def backward(
     images, pixels, heads, channels = value.shape
     queries, samples = weights.shape[1], weights.shape[3] * weights.shape[4]
     grad_value = torch.zeros_like(value, memory_format=torch.contiguous_format)
-    grad_locations = torch.zeros_like(locations, memory_format=torch.contiguous_format)
-    grad_weights = torch.zeros_like(weights, memory_format=torch.contiguous_format)
     if grad.numel() == 0 or pixels * samples == 0:
-        return grad_value, grad_locations, grad_weights
+        return grad_value, torch.zeros_like(locations), torch.zeros_like(weights)
+    # As in the forward: these are written throughout, while the value's is summed up.
+    grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
+    grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
     rows = images * queries
     arguments = (
         (None,) * channels,
