@@ -31,11 +31,11 @@ from idol.matching import (
     VideoMatches,
     match_columns,
     match_video,
-    match_video_from_overlaps,
     measure_columns,
 )
 from idol.overlaps import Floats, FrameOverlap, Overlap, frame_overlap, ratio
 from idol.results_index import ResultsIndex
+from idol.stored_overlaps import match_video_from_overlaps
 from idol.truth import Truth, VideoTruth
 
 if TYPE_CHECKING:  # with torch, which scoring a file does not need

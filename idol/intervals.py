@@ -199,8 +199,8 @@ def intervals(
         return {}, {}
     scores = scores_of_draws(matches, draws(len(matches), config))
     stats = summarise(matches).stats
-    found = {name: _interval(values, stats[name], config) for name, values in scores.items()}
-    return {name: interval for name, interval in found.items() if interval is not None}, scores
+    found = {name: interval(values, stats[name], config) for name, values in scores.items()}
+    return {name: bounds for name, bounds in found.items() if bounds is not None}, scores
 
 
 def difference(first: Floats, second: Floats, value: float, config: AnalysisConfig) -> Difference:
@@ -213,13 +213,13 @@ def difference(first: Floats, second: Floats, value: float, config: AnalysisConf
     if first.shape != second.shape:
         raise ValueError(f"both methods need the same draws, got {first.shape} and {second.shape}")
     gap = (first - second)[np.isfinite(first - second)]
-    interval = _interval(gap, value, config, lowest=-1.0)
-    if interval is None:
+    found = interval(gap, value, config, lowest=-1.0)
+    if found is None:
         raise ValueError("no draw has a score of both methods")
-    return Difference(value, interval, float((gap > 0).mean() + (gap == 0).mean() / 2))
+    return Difference(value, found, float((gap > 0).mean() + (gap == 0).mean() / 2))
 
 
-def _interval(
+def interval(
     values: Floats, value: float, config: AnalysisConfig, lowest: float = 0.0
 ) -> Interval | None:
     """Percentiles of the draws' scores, moved so that the median is the score itself.
@@ -230,7 +230,10 @@ def _interval(
     not. (Percentiles chosen by the share of draws below the score, Efron 1987, shrink to a point
     there, and leave the score outside.)
 
-    lowest: that a score can be; the highest is 1
+    values:  (B,) scores of the draws, NaN where a draw has none
+    value:   the score on the videos as they are
+    lowest:  that a score can be; the highest is 1
+    returns: None where no draw has a score
     """
     known = values[np.isfinite(values)]
     if not len(known):

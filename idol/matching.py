@@ -5,32 +5,28 @@ The rules are those of `ytvoseval` and `oviseval` (youtubevos/cocoapi, qjy981010
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from idol import results as results_file
 from idol import truth as truth_file
-from idol.config import TrackerConfig
 from idol.overlaps import (
     Bools,
     Columns,
     Floats,
-    Overlap,
     TrackOverlaps,
     checked_masks,
     mask_iou,
     overlap_of_columns,
-    ratio,
     track_iou,
 )
 from idol.truth import VideoTruth
 
 if TYPE_CHECKING:  # with torch, which scoring a file does not need
-    from idol.structures import Track
+    pass
 
 # The benchmarks' protocol, not ours to tune: hence constants and no configuration.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -93,7 +89,7 @@ def match_video(
     category_ids = np.array([entry["category_id"] for entry in results], np.int64)
     scores = np.array([entry["score"] for entry in results], np.float64)
     iou = mask_iou(masks, areas, truth, _wanted(category_ids, scores, truth))
-    return _match(
+    return match_entries(
         truth, category_ids, scores, truth_file.average_area(areas), iou, len(results) > 0, compat
     )
 
@@ -106,7 +102,7 @@ def match_columns(entries: Columns, measured: TrackOverlaps, truth: VideoTruth) 
     truth:    of this video
     """
     shared = measured.intersection.sum(axis=0)
-    return _match(
+    return match_entries(
         truth,
         entries.category_ids,
         entries.scores,
@@ -145,79 +141,6 @@ def _wanted(category_ids: NDArray[np.int64], scores: Floats, truth: VideoTruth) 
     return same
 
 
-def match_video_from_overlaps(
-    tracks: Sequence[Track],
-    overlaps: Iterable[Overlap],
-    truth: VideoTruth,
-    *,
-    category_ids: Sequence[int],
-    config: TrackerConfig,
-) -> VideoMatches:
-    """Match tracks with truth without opening a mask: the same as match_video on their masks.
-
-    A spatio-temporal IoU is a ratio of sums over frames, so per-frame intersections and areas say
-    everything (ARCHITECTURE 4.3). Tracks become entries as in `results.to_ytvis`.
-
-    tracks:       of this video
-    overlaps:     one for every frame of the video, in any order
-    truth:        of this video; masks are not needed
-    category_ids: (K,) the data set's category_id of every label
-    config:       multi_class and class_score_threshold
-    Errors: ValueError where a frame is missing or the truth has another number of instances.
-    """
-    frames = {overlap.frame_index: overlap for overlap in overlaps}
-    if sorted(frames) != list(range(truth.length)):
-        missing = sorted(set(range(truth.length)) - frames.keys())
-        raise ValueError(
-            f"video {truth.video_id} has {truth.length} frames, overlaps cover {len(frames)}; "
-            f"missing: {missing[:5]}. Store the overlaps of every frame, also of empty ones."
-        )
-    if any(len(frame.truth_area) != len(truth) for frame in frames.values()):
-        raise ValueError(
-            f"overlaps of video {truth.video_id} were measured against another truth: it has "
-            f"{len(truth)} instances. Make the OVERLAP table again from this truth."
-        )
-    # All frames' rows in one array, so that a track is one index into it.
-    ordered = [frames[t] for t in range(truth.length)]
-    first = np.cumsum([0] + [len(frame.area) for frame in ordered])
-    area = np.concatenate([f.area for f in ordered]).astype(np.float64)
-    intersection = np.concatenate([f.intersection for f in ordered]).astype(np.float64)
-    truth_areas = np.stack([f.truth_area for f in ordered], axis=1).astype(np.float64)
-    # The table's 32-bit floats are exact up to 2^24 pixels of one instance in one frame.
-    if not np.allclose(truth_areas, truth.areas, rtol=1e-6, atol=0.0):
-        raise ValueError(
-            f"overlaps of video {truth.video_id} were measured against other masks or another "
-            "order of instances. Make the OVERLAP table again from this truth."
-        )
-
-    shared = np.zeros((len(tracks), len(truth)))
-    total = np.zeros(len(tracks))
-    average = np.zeros(len(tracks))
-    for n, track in enumerate(tracks):
-        frame_rows = np.array(sorted(track.detections.items()), np.int64).reshape(-1, 2)
-        rows = first[frame_rows[:, 0]] + frame_rows[:, 1]
-        if (rows >= first[frame_rows[:, 0] + 1]).any():
-            raise ValueError(
-                f"track {track.track_id} of video {truth.video_id} names a detection that the "
-                "overlaps lack. Are both from the same detections?"
-            )
-        shared[n] = intersection[rows].sum(axis=0)
-        total[n] = area[rows].sum()
-        average[n] = truth_file.average_area(area[rows][None])[0]
-    iou = ratio(shared, total[:, None] + truth_areas.sum(axis=1) - shared)
-    chosen = results_file.submissions(tracks, config)
-    of_track = np.array([s.track for s in chosen], np.int64)
-    return _match(
-        truth,
-        np.array([category_ids[s.label] for s in chosen], np.int64),
-        np.array([s.score for s in chosen], np.float64),
-        average[of_track],
-        iou[of_track],
-        len(chosen) > 0,
-        compat=False,
-    )
-
-
 # ---- matching -----------------------------------------------------------------------------------
 
 
@@ -227,7 +150,7 @@ def _best_first(scores: Floats) -> NDArray[np.int64]:
     return order
 
 
-def _match(
+def match_entries(
     truth: VideoTruth,
     category_ids: NDArray[np.int64],
     scores: Floats,
@@ -236,9 +159,15 @@ def _match(
     has_results: bool,
     compat: bool,
 ) -> VideoMatches:
-    """Match category by category.
+    """Match the entries of a video category by category, whatever their IoUs come from.
 
-    category_ids, scores, average_areas: (N,) of the tracks;  iou: (N, G)
+    truth:         of the video
+    category_ids:  (N,) of the entries, in the order of the file
+    scores:        (N,)
+    average_areas: (N,) pixels in the frames where they are present
+    iou:           (N, G) spatio-temporal IoU with the true instances
+    has_results:   whether any result names this video
+    compat:        as in `evaluate`
     """
     ranges = (*AREA_RANGES, *(OCCLUSION_RANGES if truth.occlusion is not None else ()))
     # A truth id of 0 reads as "not matched" in the official code.

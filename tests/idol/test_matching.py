@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 
 from idol import matching, overlaps, results, rle, truth
 from idol.config import TrackerConfig
+from idol.stored_overlaps import match_video_from_overlaps
 from idol.structures import FrameDetections, Track
 
 SIZE = (9, 11)
@@ -117,7 +118,7 @@ def assert_same(a: matching.VideoMatches, b: matching.VideoMatches) -> None:
 def test_stored_overlaps_give_the_same_matches_as_masks(scene):
     config = TrackerConfig()
     from_masks = matching.match_video(scene.entries(config), scene.truth)
-    from_overlaps = matching.match_video_from_overlaps(
+    from_overlaps = match_video_from_overlaps(
         scene.tracks,
         reversed(scene.overlaps()),
         scene.truth.without_masks(),
@@ -237,7 +238,7 @@ def test_overlaps_of_another_truth_or_too_few_frames_are_refused():
     overlaps = scene.overlaps()
 
     def match(given, of=scene.truth):
-        return matching.match_video_from_overlaps(
+        return match_video_from_overlaps(
             scene.tracks, given, of, category_ids=CATEGORY_IDS, config=TrackerConfig()
         )
 
