@@ -1,6 +1,6 @@
 """Find the best tracker settings on what jobs.evaluate stored: no network, no GPU.
 
-python -m jobs.sweep --evaluation run --out sweep --grid tracker.tau=0.2,0.5,1
+python -m jobs.sweep --evaluation run --out sweep --space tracker.match_threshold=0.3..0.8
 """
 
 from __future__ import annotations
@@ -11,47 +11,74 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from pipelines import cluster, sweep
+from idol.config import Config
+from pipelines import cluster, search_space, sweep
 from pipelines.errors import PipelineError
+from pipelines.manifest import Manifest
+from pipelines.search import SearchConfig
+from pipelines.search_space import Range
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Try every combination of tracker settings on the stored detections of an evaluation.
+    """Find the tracker settings with the highest AP, HOTA or a mix, on stored detections.
 
     Any field of the tracker can be swept: τ (tau), T (memory_length), the match threshold, the
     thresholds for new instances, mask NMS, lifetime of the memory, ... A configuration costs about
-    a millisecond per frame. OUT gets best.json (for --tracker of jobs.evaluate), report.json with
-    every configuration and its metrics, report.html. Interrupted, the same command goes on;
-    finished configurations are not repeated.
+    a millisecond per frame. OUT gets best.json (for --tracker of jobs.evaluate and jobs.track),
+    report.json with every configuration and its metrics, and report.html: what mattered, and what
+    the choice is worth on videos that had no say in it (cross-validation over folds of videos).
 
-    The last line of stdout is one JSON object: the best configuration, and the one it started from.
+    Interrupted, the same command, or --out OUT --resume, goes on; finished configurations are not
+    repeated. A configuration that fails is listed with the reason, and the others go on.
+
+    The last line of stdout is one JSON object: the best configuration, the one it started from, and
+    the held-out scores.
     """
 
-    evaluation: Path
-    """A finished OUT of jobs.evaluate, on annotations with truth."""
+    evaluation: Path | None = None
+    """A finished OUT of jobs.evaluate, on annotations with truth. Not needed with --resume."""
     out: Path
     """Directory to write: new, empty, or left unfinished by the same command."""
+    space: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    """tracker.FIELD=LOW..HIGH, tracker.FIELD=LOW..HIGH:log, tracker.FIELD=A,B,C, or tracker.FIELD
+    for its usual values; repeat for more fields. Default: the numbers that matter most for this
+    tracker, with their usual ranges."""
     grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
-    """tracker.FIELD=VALUE,VALUE,...; repeat for more fields: all combinations are tried. For
-    example --grid tracker.tau=0.2,0.5,1 --grid tracker.memory_length=1,3,5
-    --grid tracker.match_threshold=0.3,0.5,0.7"""
+    """The same, for lists: --grid tracker.tau=0.2,0.5,1 --grid tracker.memory_length=1,3,5"""
+    search: Literal["grid", "random", "bayes"] | None = None
+    """grid tries every combination of lists; random draws from lists and ranges; bayes draws where
+    the results so far are good (Optuna). Default: grid where all fields have lists, else bayes."""
+    samples: int = SearchConfig().samples
+    """Configurations that random and bayes try."""
+    objective: str = SearchConfig().objective
+    """What is maximised: AP, AP50, AP75, AR10, AP_ho, HOTA, AssA, DetA, IDF1, a sum such as
+    0.7*AP+0.3*HOTA, or the mix `balanced` (AP and HOTA by half)."""
+    folds: int = SearchConfig().folds
+    """Cross-validation: every fold of the videos is scored with what was best on the others. 0: no
+    held-out scores."""
+    halving: int = SearchConfig().halving
+    """Successive halving (ASHA): start on few videos; the best of this many go on to this many
+    times more. For large sets and searches. 0: every configuration sees all videos."""
+    seed: int = SearchConfig().seed
+    """Of draws and folds."""
     tracker: str | None = None
-    """What the grid starts from: released, ovis, paper, robust, or a JSON file such as another
-    sweep's best.json. Default: the tracker of the evaluation."""
+    """What is compared with, and keeps the fields that are not swept: released, ovis, paper,
+    multi_cue, robust, or a JSON file such as another sweep's best.json. Default: the tracker of the
+    evaluation."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
-    """Replace a field of what the grid starts from, tracker.FIELD=VALUE; repeat for more."""
-    objective: str = "AP"
-    """The metric to be maximised: AP, AP50, AP75, AR10, AP_ho, ..."""
+    """Replace a field of that, tracker.FIELD=VALUE; repeat for more."""
     annotations: str | None = None
     """Where the annotation file is now, if it has moved since the evaluation."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the unfinished sweep in OUT, with the settings that it was started with."""
     processes: int | None = None
-    """Trials at the same time. Default: half the logical CPUs."""
-    overwrite: bool = False
+    """Configurations at the same time. Default: half the logical CPUs."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Delete an earlier sweep in OUT first. Never deletes anything else."""
     log_to: Path | None = None
     """Folder of the MLflow file. Default: OUT; without effect where MLFLOW_TRACKING_URI is set."""
@@ -65,16 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     job = tyro.cli(Sweep, args=argv, prog="python -m jobs.sweep")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        grid = sweep.parse_grid(job.grid)
-        base = sweep.base_config(job.evaluation, job.tracker, job.set)
+        wanted = asked_for(job)
         with cluster.session(job.num_cpus):
             manifest = sweep.run(
-                job.evaluation,
+                wanted,
                 job.out,
-                grid,
-                base=base,
-                annotation_file=job.annotations,
-                objective=job.objective,
                 processes=job.processes,
                 overwrite=job.overwrite,
                 log_to=job.log_to,
@@ -82,17 +104,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (PipelineError, ValueError, FileNotFoundError) as error:
         # The message says what to do; a traceback would bury it.
         sys.exit(f"{type(error).__name__}: {error}")
-    paths = {name: str(job.out / file) for name, file in sweep.FILES.items()}
-    best = manifest.extra["best"]
-    line = {
-        "objective": job.objective,
+    print(json.dumps(line(manifest, job.out), sort_keys=True))
+
+
+def asked_for(job: Sweep) -> sweep.Sweep:
+    """What the command line asks for.
+
+    Errors: ValueError for flags that do not go together; what sweep.base_config and
+            search_space.parse raise
+    """
+    if job.resume:
+        if job.evaluation or job.space or job.grid or job.set or job.tracker or job.overwrite:
+            raise ValueError(
+                "--resume goes on with what is in --out: leave out the flags that say what to "
+                "sweep, or leave out --resume"
+            )
+        return sweep.Sweep.of_directory(job.out)
+    if job.evaluation is None:
+        raise ValueError("give --evaluation, a finished OUT of jobs.evaluate")
+    base = sweep.base_config(job.evaluation, job.tracker, job.set)
+    fields = [*job.grid, *job.space]
+    space = search_space.parse(fields, Config(tracker=base), search_space.TRACKER)
+    if not space:
+        space = search_space.association(base)
+    ranges = any(isinstance(dimension, Range) for dimension in space.values())
+    return sweep.Sweep(
+        evaluated=job.evaluation,
+        base=base,
+        space=space,
+        search=SearchConfig(
+            method=job.search or ("bayes" if ranges else "grid"),
+            samples=job.samples,
+            objective=job.objective,
+            folds=job.folds,
+            halving=job.halving,
+            seed=job.seed,
+        ),
+        annotation_file=job.annotations,
+    )
+
+
+def line(manifest: Manifest, out: Path) -> dict[str, object]:
+    """The job's last line."""
+    best, base = manifest.extra["best"], manifest.extra["base"]
+    return {
+        "objective": manifest.extra["objective"],
         "best": {**best["values"], **best["metrics"]},
-        "base": {**manifest.extra["base"]["values"], **manifest.extra["base"]["metrics"]},
+        "base": {**base["values"], **base["metrics"]},
+        "held_out": manifest.extra["held_out"],
         "configurations": manifest.extra["configurations"],
+        "failed": manifest.extra["failed"],
         "seconds": manifest.seconds,
-        "paths": paths,
+        "paths": {name: str(out / file) for name, file in sweep.FILES.items()},
     }
-    print(json.dumps(line, sort_keys=True))
 
 
 if __name__ == "__main__":

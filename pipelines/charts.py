@@ -89,8 +89,8 @@ def curve(points: Sequence[tuple[float, float]], name: str) -> Markup:
     return _frame(axes, x_ticks, "step", label, body)
 
 
-def sweep(trials: Sequence[Trial], name: str) -> Markup:
-    """AP of all trials over one field; a line joins the best of each value.
+def sweep(trials: Sequence[Trial], name: str, metric: str = "AP") -> Markup:
+    """The metric of all trials over one field; a line joins the best of each value.
 
     Numbers stand on a scale; words, and numbers mixed with words, side by side.
     """
@@ -108,17 +108,19 @@ def sweep(trials: Sequence[Trial], name: str) -> Markup:
         x_ticks = [(place[v], _short(v) if numeric else str(v)) for v in values]
     best = {v: max(t.score for t in trials if t.value == v) for v in values}
     line = np.array([(place[v], best[v]) for v in values])
-    body = [_line(axes, line, "mean")] if numeric else []
+    # Where hardly two trials share a value, as with random ones, the line would be noise.
+    joined = numeric and (len(values) <= 8 or 2 * len(values) <= len(trials))
+    body = [_line(axes, line, "mean")] if joined else []
     # The marked ones last, on top of the others.
     for trial in sorted(trials, key=lambda t: (t.best, t.default)):
         kind = "best" if trial.best else "default" if trial.default else "trial"
-        title = f"AP {trial.score:.1f}: {trial.title}"
+        title = f"{metric} {trial.score:.1f}: {trial.title}"
         x, y = axes.across(place[trial.value]), axes.up(trial.score)
         body.append(_dot(x, y, kind, title))
         if trial.best and trial.default:
             body.append(_dot(x, y, "default", title))
     top = max(trials, key=lambda t: t.score)
-    label = f"AP over {name}: best {top.score:.1f} at {_short(top.value)}"
+    label = f"{metric} over {name}: best {top.score:.1f} at {_short(top.value)}"
     return _frame(axes, x_ticks, "", label, body)
 
 

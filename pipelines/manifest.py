@@ -45,6 +45,9 @@ _OWNED = (
     "losses.json",
     "checkpoint.safetensors",
     "_*.safetensors",
+    "best.json",
+    "ledger.jsonl",
+    "settings.json",
 )
 _JOBS = {
     "prepare": "python -m jobs.prepare --annotations ANNOTATIONS.json --out {path}",

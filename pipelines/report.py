@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipelines import charts
+from pipelines import charts, sweep_charts
 
 Image = NDArray[np.uint8]
 
@@ -69,10 +69,12 @@ class SweepRow:
 
     params: Mapping[str, float | int | str | bool | None]
     """Swept field -> value."""
-    ap: float
-    """Its AP, in [0, 1]."""
+    score: float
+    """What was maximised, in [0, 1]."""
     default: bool = False
     """Whether these are the values used without a sweep."""
+    stopped: int | None = None
+    """Videos that it was scored on where it was stopped early; None: all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +144,10 @@ class Report:
     """Trials of the sweep, in any order."""
     sweep_name: str = ""
     """What was swept on which set, e.g. "crowded, 36 trials on stored detections"."""
+    sweep_metric: str = "AP"
+    """What the sweep maximised."""
+    sweep_note: str = ""
+    """A sentence below the best, e.g. what it is worth on held-out videos."""
     videos: Sequence[VideoRow] = ()
     """Shown worst first; a click on a column sorts by it."""
     strips: Sequence[Strip] = ()
@@ -171,9 +177,21 @@ def render(report: Report) -> str:
         key for key in HEADLINE if any(_known(s.stats.get(key)) is not None for s in report.metrics)
     ]
     categories = list(dict.fromkeys(name for s in report.metrics for name in s.per_category))
+    # What was stopped early was scored on fewer videos: it stands below all others.
     sweep = sorted(
-        report.sweep, key=lambda row: -math.inf if math.isnan(row.ap) else row.ap, reverse=True
+        report.sweep,
+        key=lambda row: (
+            row.stopped is None,
+            row.stopped or 0,
+            -math.inf if math.isnan(row.score) else row.score,
+        ),
+        reverse=True,
     )
+    runs = [
+        sweep_charts.Run(row.params, 100 * row.score, best=row is sweep[0], default=row.default)
+        for row in sweep
+        if row.stopped is None
+    ]
     return (
         template("report.html")
         .render(
@@ -186,7 +204,9 @@ def render(report: Report) -> str:
             sweep=sweep,
             sweep_default=next((row for row in sweep if row.default), None),
             sweep_params=list(dict.fromkeys(key for row in sweep for key in row.params)),
-            sweep_charts=_sweep_charts(sweep),
+            sweep_charts=_sweep_charts(sweep, report.sweep_metric),
+            sweep_parallel=sweep_charts.parallel(runs, report.sweep_metric),
+            sweep_importance=sweep_charts.bars(sweep_charts.importance(runs)),
             videos=sorted(report.videos, key=_badness),
             video_columns=_video_columns(report.videos),
             strips=[_embedded(strip) for strip in report.strips],
@@ -198,23 +218,23 @@ def render(report: Report) -> str:
     )
 
 
-def _sweep_charts(sweep: Sequence[SweepRow]) -> list[tuple[str, Markup]]:
+def _sweep_charts(sweep: Sequence[SweepRow], metric: str) -> list[tuple[str, Markup]]:
     """One chart for each swept field that takes more than one value; sweep is best first."""
     drawn = []
     for name in dict.fromkeys(key for row in sweep for key in row.params):
         trials = [
             charts.Trial(
                 value=row.params[name],
-                score=100 * row.ap,
+                score=100 * row.score,
                 best=row is sweep[0],
                 default=row.default,
                 title=", ".join(f"{k} {_value(v)}" for k, v in row.params.items()),
             )
             for row in sweep
-            if name in row.params and math.isfinite(row.ap)
+            if name in row.params and row.stopped is None and math.isfinite(row.score)
         ]
         if len({str(trial.value) for trial in trials}) > 1:
-            drawn.append((name, charts.sweep(trials, name)))
+            drawn.append((name, charts.sweep(trials, name, metric)))
     return drawn
 
 

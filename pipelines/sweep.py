@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import logging
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from idol import evaluation
 from idol.config import Config, TrackerConfig, from_dict, override, to_dict
-from idol.evaluation import Metrics, VideoMatches
-from idol.structures import FrameDetections
-from idol.tracker import track_video
 from idol.truth import VideoTruth
 from pipelines import annotations as annotation_files
 from pipelines import (
-    cluster,
     configuration,
     evaluate,
     experiment_log,
     manifest,
+    objective,
     report,
+    search_space,
     stored,
+    sweep_scoring,
+    sweep_workers,
     track,
 )
 from pipelines.errors import ManifestError, PipelineError
+from pipelines.ledger import Ledger
 from pipelines.manifest import Manifest
-from pipelines.schemas import FrameOverlap
+from pipelines.search import Outcome, SearchConfig
+from pipelines.search_space import Choices, Space
 from pipelines.stored import StoredDetections
+from pipelines.sweep_scoring import MissedVideo
+from pipelines.sweep_workers import Material
 
 STAGE = "sweep"
 BEST = "best.json"
@@ -40,74 +40,66 @@ TABLE = "report.json"
 PAGE = "report.html"
 FILES = {"best": BEST, "table": TABLE, "page": PAGE}
 """What a finished directory holds, by the name that the job prints it under."""
-_LEDGER = "ledger.jsonl"
+LEDGER = "ledger.jsonl"
+SETTINGS = "settings.json"
+"""What was asked for, so that an unfinished sweep can go on from its directory alone."""
 _SECTION = "tracker."
 _CHILD_RUNS = 50  # of the best, in the experiment log; the table has them all
 
-logger = logging.getLogger(__name__)
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What is asked for: all that decides the outcome, and where things are.
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One configuration to be tried.
-
-    values: swept field -> value, without the section; {} for the one that is compared with
-    config: the whole tracker configuration
+    evaluated:       a finished output of evaluate.run, on a dataset with truth
+    base:            the configuration whose fields are replaced, and that is compared with
+    space:           "tracker.field" -> values
+    search:          how to search, and for what
+    annotation_file: where the truth is now, if it has moved since the evaluation
     """
 
-    values: dict[str, Any]
-    config: TrackerConfig
+    evaluated: Path
+    base: TrackerConfig
+    space: Space
+    search: SearchConfig = field(default_factory=SearchConfig)
+    annotation_file: str | None = None
 
-    @property
-    def hash(self) -> str:
-        """Names the configuration by every field of it."""
-        return config_hash(self.config)
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "evaluated": str(self.evaluated.resolve()),
+            "base": to_dict(self.base),
+            "space": search_space.to_dict_of(self.space),
+            "search": asdict(self.search),
+            "annotation_file": self.annotation_file,
+        }
 
+    @classmethod
+    def of_directory(cls, out: Path) -> Sweep:
+        """What was asked for when the sweep in this directory was started.
 
-@dataclass(frozen=True, slots=True)
-class LoadedVideo:
-    """All that tracking and scoring need of one video, in memory."""
-
-    frames: list[FrameDetections]
-    overlaps: list[FrameOverlap]
-    truth: VideoTruth
-
-
-def config_hash(config: TrackerConfig) -> str:
-    """Names a tracker configuration by every field of it."""
-    return manifest.hash_value(to_dict(config))
-
-
-def parse_grid(assignments: Iterable[str]) -> dict[str, list[Any]]:
-    """["tracker.tau=0.2,0.5", "tracker.weighting=paper,released"] -> field -> checked values.
-
-    Errors: ValueError for another section than tracker, an unknown field, a bad or repeated value
-    """
-    grid: dict[str, list[Any]] = {}
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        key = key.strip()
-        if not separator or not text.strip():
-            raise ValueError(
-                f"a grid is tracker.field=value,value,..., got {assignment!r}. "
-                "Example: tracker.match_threshold=0.3,0.5,0.7"
+        Errors: ManifestError where it holds none
+        """
+        path = out / SETTINGS
+        if not path.is_file():
+            raise ManifestError(
+                str(out),
+                f"holds no sweep to go on with ({SETTINGS} is missing)",
+                "Start one: leave out --resume, and give --evaluation.",
             )
-        if not key.startswith(_SECTION):
-            raise ValueError(
-                f"{key!r} cannot be swept on stored detections; the fields of tracker can, "
-                "for example tracker.tau. Anything else needs jobs.evaluate for each value."
-            )
-        field = key.removeprefix(_SECTION)
-        values = [
-            getattr(override(Config(), [f"{key}={value}"]).tracker, field)
-            for value in text.split(",")
-        ]
-        if field in grid or len(set(values)) < len(values):
-            raise ValueError(f"{assignment!r} repeats a field or a value")
-        grid[field] = values
-    if not grid:
-        raise ValueError("there is nothing to sweep: give --grid tracker.tau=0.2,0.5,1 or the like")
-    return grid
+        plain = json.loads(path.read_text())
+        return cls(
+            evaluated=Path(plain["evaluated"]),
+            base=from_dict(TrackerConfig, plain["base"]),
+            space=search_space.from_dict(plain["space"]),
+            search=SearchConfig(**plain["search"]),
+            annotation_file=plain["annotation_file"],
+        )
+
+
+def grid(fields: Mapping[str, Sequence[Any]]) -> Space:
+    """A space of lists. fields: field of TrackerConfig, without the section -> values"""
+    return {_SECTION + field: Choices(tuple(values)) for field, values in fields.items()}
 
 
 def base_config(
@@ -128,322 +120,285 @@ def base_config(
     return override(Config(tracker=base), overrides).tracker
 
 
-def trials(base: TrackerConfig, grid: Mapping[str, Sequence[Any]]) -> list[Trial]:
-    """The base itself, then every combination of the grid that differs from it, in order."""
-    found = {config_hash(base): Trial({}, base)}
-    for combination in itertools.product(*grid.values()):
-        values = dict(zip(grid, combination, strict=True))
-        config = from_dict(TrackerConfig, {**to_dict(base), **values})
-        found.setdefault(config_hash(config), Trial(values, config))
-    # What equals the base is listed with its values, so that a plot over a field has it too.
-    first = {name: getattr(base, name) for name in grid}
-    return [Trial(first, base), *list(found.values())[1:]]
-
-
-def load(source: StoredDetections, truths: Mapping[int, VideoTruth]) -> list[LoadedVideo]:
-    """Read the stored detections and overlaps of every video that has truth."""
-    return [
-        LoadedVideo(
-            list(source.frames(video)), list(source.overlaps(video)), truths[video.video_id]
-        )
-        for video in source.videos
-        if video.video_id in truths
-    ]
-
-
-def score(
-    videos: Sequence[LoadedVideo],
-    missed: Sequence[VideoMatches],
-    config: TrackerConfig,
-    category_ids: Sequence[int],
-) -> Metrics:
-    """Track and score all videos with one configuration: arithmetic on small arrays.
-
-    missed: videos with truth but without detections
-    """
-    matches = [
-        evaluation.match_video_from_overlaps(
-            track_video(video.frames, config),
-            video.overlaps,
-            video.truth,
-            category_ids=category_ids,
-            config=config,
-        )
-        for video in videos
-    ]
-    return evaluation.summarise([*matches, *missed])
-
-
 def run(
-    evaluated: Path,
+    wanted: Sweep,
     out: Path,
-    grid: Mapping[str, Sequence[Any]],
     *,
-    base: TrackerConfig | None = None,
-    annotation_file: str | None = None,
-    objective: str = "AP",
     processes: int | None = None,
     overwrite: bool = False,
     log_to: Path | None = None,
 ) -> Manifest:
-    """Try every combination of the grid on the detections that an evaluation stored.
+    """Search for the best tracker on the detections that an evaluation stored.
 
-    evaluated:       a finished output of evaluate.run, on a dataset with truth
-    out:             gets best.json (for --tracker of jobs.evaluate), report.json, report.html
-    grid:            field of TrackerConfig -> values (see parse_grid)
-    base:            the configuration whose fields the grid replaces, and that is compared with;
-                     default: the one of the evaluation
-    annotation_file: where the truth is now, if it has moved since
-    objective:       the metric to be maximised
-    processes:       trials that run at the same time; default: half of the logical CPUs
-    overwrite:       replace another sweep in out
-    log_to:          folder of the MLflow file; default: out
-    returns:         the manifest; its extra holds the best trial and the base's
-    Errors:          ManifestError, ValueError for a bad objective, PipelineError for a threshold
-                     below what was stored, or where trials failed (the others are kept, and the
-                     same call does the rest)
+    out:       gets best.json (for --tracker of jobs.evaluate), report.json, report.html
+    processes: configurations scored at the same time; default: half of the logical CPUs
+    overwrite: replace another sweep in out
+    log_to:    folder of the MLflow file; default: out
+    returns:   the manifest; its extra holds the best configuration, the base's, and held-out scores
+    Errors:    ManifestError; ValueError for a bad objective or a grid of ranges; PipelineError for
+               a base below what was stored, or where the search could not be finished (what is
+               done is kept, and the same call does the rest)
     """
-    manifest.read(evaluated, "evaluate")
-    source = stored.read(evaluated / evaluate.DETECTIONS)
+    manifest.read(wanted.evaluated, "evaluate")
+    source = stored.read(wanted.evaluated / evaluate.DETECTIONS)
     if not source.has_truth:
         raise PipelineError(
-            f"{evaluated} was made without truth: there is nothing to score against"
+            f"{wanted.evaluated} was made without truth: there is nothing to score against"
         )
-    selection = json.loads((evaluated / evaluate.REPORT).read_text())
-    if base is None:
-        base = base_config(evaluated)
-    wanted = trials(base, grid)
-    for trial in wanted:
-        track.check_floor(source, trial.config)
-    truths, missed = _truth(evaluated, selection["selection"], annotation_file, source)
-    _check_objective(objective, [*truths.values()])
-    output = manifest.prepare_output(
-        out,
-        STAGE,
-        {
-            "base": to_dict(base),
-            "grid": {field: list(values) for field, values in grid.items()},
-            "objective": objective,
-        },
-        source.manifest.hash,
-        overwrite=overwrite,
+    track.check_floor(source, wanted.base)
+    total = _count(wanted)
+    material = _material(wanted, source)
+    truths = [*material.truths.values()]
+    goal = objective.parse(
+        wanted.search.objective, occlusion=any(t.occlusion is not None for t in truths)
     )
+    claim = {k: v for k, v in wanted.to_dict().items() if k in ("base", "space", "search")}
+    output = manifest.prepare_output(out, STAGE, claim, source.manifest.hash, overwrite=overwrite)
     if output.finished is not None:
         return output.finished
-    if overwrite:
-        (out / _LEDGER).unlink(missing_ok=True)
-    ledger = Ledger(out / _LEDGER, source.manifest.hash)
-    todo = [trial for trial in wanted if trial.hash not in ledger.read()]
-    if todo:
-        _tune(todo, source, truths, missed, ledger, processes)
-    done = ledger.read()
-    rows = [{"values": t.values, "hash": t.hash, "metrics": done[t.hash]} for t in wanted]
-    table = {"objective": objective, "trials": rows}
-    scores = [done[trial.hash][objective] for trial in wanted]
-    # The first of equals: the base itself where nothing beats it.
-    best = scores.index(max(scores))
+    manifest.commit_json(wanted.to_dict(), out / SETTINGS)
+    ledger = Ledger(out / LEDGER, source.manifest.hash)
+    failed, errors = _search(wanted, material, goal, ledger, processes, total)
+    rows = _rows(ledger)
+    causes = [*errors, *(str(f["reason"]) for f in failed)]
+    # Some that fail are left out and told of; the base, or all others, are no sweep.
+    if errors or not rows or rows[0]["number"] != 0 or (len(rows) == 1 and total > 1):
+        raise PipelineError(
+            f"{len(rows)} of {total} configurations were finished. They are kept: mend the cause, "
+            f"then run the same command. The first error: {(causes or ['none was told'])[0]}"
+        )
+    table = _table(wanted, material, rows, failed, goal)
+    best = table["trials"][table["best"]]
     summary = {
-        "objective": objective,
-        "best": rows[best],
-        "base": rows[0],
+        "objective": goal.name,
+        "best": best,
+        "base": table["trials"][0],
+        "held_out": table["held_out"],
     }
+    chosen = sweep_workers.applied(wanted.base, _with_section(best["values"]))
     manifest.commit_json(table, out / TABLE)
-    manifest.commit_json({"tracker": to_dict(wanted[best].config), **summary}, out / BEST)
+    manifest.commit_json({"tracker": to_dict(chosen), **summary}, out / BEST)
     report.write(
         out / PAGE,
         report.Report(
             title="Tracker sweep",
-            summary=f"{len(wanted)} configurations on {len(truths)} videos; best {objective} "
-            f"{100 * scores[best]:.1f}, without the sweep {100 * scores[0]:.1f}",
+            summary=_sentence(table, len(material.order)),
             sweep=sweep_rows(table),
-            sweep_name=f"{len(wanted)} trials on stored detections",
-            config=summary,
+            sweep_metric=goal.name,
+            sweep_note=held_out_sentence(table),
+            sweep_name=f"{len(rows)} configurations on stored detections",
+            config=summary | {"failed": failed},
         ),
     )
-    _log(log_to or out, output, table, best)
-    return output.finish(rows=len(wanted), extra={**summary, "configurations": len(wanted)})
-
-
-class Ledger:
-    """Finished configurations, one JSON line each, only ever appended to.
-
-    A killed sweep loses what was being computed, and nothing before; Tune's own state may be torn
-    by a kill.
-    """
-
-    def __init__(self, path: Path, input_hash: str) -> None:
-        """input_hash: names the detections; lines about others are passed over."""
-        self.path = path
-        self._input_hash = input_hash
-
-    def append(self, trial_hash: str, metrics: Mapping[str, float]) -> None:
-        """Add a finished configuration, and see it on the disk."""
-        line = {"input": self._input_hash, "hash": trial_hash, "metrics": dict(metrics)}
-        with self.path.open("a+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-            # A line that a kill has torn stays alone on its line.
-            start = b"\n" if end and file.read(1) != b"\n" else b""
-            file.write(start + json.dumps(line, sort_keys=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def read(self) -> dict[str, dict[str, float]]:
-        """Hash of each finished configuration -> its metrics."""
-        done: dict[str, dict[str, float]] = {}
-        if not self.path.exists():
-            return done
-        for text in self.path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue  # the line in which the last run was killed
-            if line["input"] == self._input_hash:
-                done[line["hash"]] = line["metrics"]
-        return done
+    _log(log_to or out, output, table)
+    return output.finish(
+        rows=len(rows), extra={**summary, "configurations": len(rows), "failed": len(failed)}
+    )
 
 
 def sweep_rows(table: Mapping[str, Any]) -> list[report.SweepRow]:
     """The trials of a sweep's report.json for the page."""
     return [
-        report.SweepRow(params=row["values"], ap=row["metrics"]["AP"], default=index == 0)
-        for index, row in enumerate(table["trials"])
+        report.SweepRow(
+            params=row["values"],
+            score=row["value"],
+            default=row["number"] == 0,
+            stopped=row["videos"] if row["videos"] < table["videos"] else None,
+        )
+        for row in table["trials"]
     ]
 
 
-def _truth(
-    evaluated: Path,
-    selection: Mapping[str, Any],
-    annotation_file: str | None,
-    source: StoredDetections,
-) -> tuple[dict[int, VideoTruth], list[VideoMatches]]:
-    """The truth of the stored videos, and the matches of those without detections."""
-    path = annotation_file or selection["annotations"]
+def held_out_sentence(table: Mapping[str, Any]) -> str:
+    """What the choice is worth on videos that had no say in it, in words; or nothing."""
+    found = table["held_out"]
+    if found is None:
+        return ""
+    name = table["objective"]
+    text = (
+        f"Held out: with each of {len(found['folds'])} folds scored by what was best on the "
+        f"others, {name} is {100 * found['value']:.1f}, against {100 * found['base']:.1f} without "
+        "the sweep"
+    )
+    if found.get("interval"):
+        low, high = found["interval"]
+        gap = found["difference"]
+        text += (
+            f" ({found['confidence']:.0%} interval over videos {100 * low:.1f} to "
+            f"{100 * high:.1f}; the difference is {100 * gap['value']:+.1f}, from "
+            f"{100 * gap['interval'][0]:+.1f} to {100 * gap['interval'][1]:+.1f})"
+        )
+    return text + "."
+
+
+def _count(wanted: Sweep) -> int:
+    """Configurations of the whole sweep, the base included."""
+    if wanted.search.method != "grid":
+        return wanted.search.samples + 1
+    # Also says what is wrong with a grid before anything is made.
+    return 1 + sum(1 for _ in search_space.combinations(wanted.space))
+
+
+def _material(wanted: Sweep, source: StoredDetections) -> Material:
+    """The stored videos with their truth, and the videos that have only truth."""
+    summary = json.loads((wanted.evaluated / evaluate.REPORT).read_text())
+    selection = summary["selection"]
+    path = wanted.annotation_file or selection["annotations"]
     chosen = {"video_ids": selection["videos"], "stride": selection["stride"]}
     dataset = annotation_files.read(path, selection["frames"], **chosen)
     if dataset.input_hash != selection["input_hash"]:
         raise ManifestError(
-            str(evaluated),
+            str(wanted.evaluated),
             f"was made from other annotations than {path} holds now",
             "Give the file it was made from with --annotations, or evaluate again.",
         )
     truth = evaluate.read_truth(path, dataset, **chosen)
     assert truth is not None, "detections with overlaps come from annotations with truth"
     there = {video.video_id for video in source.videos}
-    truths = {i: video for i, video in truth.videos.items() if i in there}
-    missed = [evaluation.match_video([], v) for i, v in truth.videos.items() if i not in there]
-    return truths, missed
+    truths: dict[int, VideoTruth] = {}
+    missed: dict[int, MissedVideo] = {}
+    for video_id, video in truth.videos.items():
+        if video_id in there:
+            truths[video_id] = video.without_masks()
+        else:
+            missed[video_id] = MissedVideo.of(video)
+    order = sweep_scoring.order_of([*truth.videos], wanted.search.seed)
+    return Material(source, truths, missed, order, wanted.base)
 
 
-def _check_objective(objective: str, truths: Sequence[VideoTruth]) -> None:
-    known = evaluation.summarise([evaluation.match_video([], truths[0])]).stats
-    if objective not in known:
-        raise ValueError(f"there is no metric {objective!r} here; it must be one of {[*known]}")
-
-
-def _tune(
-    todo: Sequence[Trial],
-    source: StoredDetections,
-    truths: Mapping[int, VideoTruth],
-    missed: Sequence[VideoMatches],
+def _search(
+    wanted: Sweep,
+    material: Material,
+    goal: objective.Objective,
     ledger: Ledger,
     processes: int | None,
-) -> None:
-    """Deal the configurations out to a few Tune trials, and write down what each reports.
+    total: int,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Do what the ledger lacks; what was left out, and the errors of workers that gave up."""
+    names = ("number", "hash", "values", "videos", "value")
+    known = [Outcome(**{name: row[name] for name in names}) for row in ledger.read()]
+    done = len({outcome.hash for outcome in known})
 
-    A trial costs seconds before it does anything, a configuration less: so one trial per process,
-    with many configurations each.
-    """
-    # Tune would write every result three more times, as CSV, JSON and TensorBoard events, and draw
-    # its own tables on stdout.
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    folder = ledger.path.parent.resolve() / "tune"
-    shutil.rmtree(folder, ignore_errors=True)
-    with cluster.session(), cluster.progress(len(todo), "sweep", "configurations") as bar:
-        from ray import tune
+    def write_down(result: Mapping[str, Any]) -> None:
+        ledger.append({name: result[name] for name in (*names, "metrics", "folds")})
 
-        count = min(processes or max(1, cluster.cpus() // 2), len(todo))
-        cluster.require(count)
-        expected = {trial.hash for trial in todo}
+    return sweep_workers.run(
+        wanted.space,
+        wanted.search,
+        goal,
+        material,
+        known,
+        ledger.path.parent / "tune",
+        identified=partial(sweep_workers.identify, wanted.base, material.source.score_floor),
+        on_result=write_down,
+        processes=processes,
+        total=max(1, total - done),
+    )
 
-        class WriteDown(tune.Callback):  # type: ignore[misc]
-            """Runs in the driver, for each result as it comes."""
 
-            def __init__(self, ledger: Ledger, expected: set[str], bar: Any) -> None:
-                self.ledger, self.expected, self.bar = ledger, expected, bar
+def _rows(ledger: Ledger) -> list[dict[str, Any]]:
+    """The furthest result of every configuration, in the order of the search."""
+    furthest: dict[str, dict[str, Any]] = {}
+    for row in ledger.read():
+        there = furthest.get(row["hash"])
+        if there is None or row["videos"] > there["videos"]:
+            furthest[row["hash"]] = row
+    return sorted(furthest.values(), key=lambda row: row["number"])
 
-            def __getstate__(self) -> dict[str, Any]:
-                return {}  # Tune pickles its callbacks, and a progress bar cannot be
 
-            def on_trial_result(
-                self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
-            ) -> None:
-                # The hash is of the configuration that the trial really used.
-                if result["config_hash"] not in self.expected:
-                    raise RuntimeError(
-                        f"trial {trial} used a configuration that nobody asked for: {result}"
-                    )
-                self.ledger.append(result["config_hash"], result["stats"])
-                self.bar.update()
-
-        shared = {
-            "source": source,
-            "truths": {i: video.without_masks() for i, video in truths.items()},
-            "missed": list(missed),
-            "chunks": [[to_dict(trial.config) for trial in todo[i::count]] for i in range(count)],
+def _table(
+    wanted: Sweep,
+    material: Material,
+    rows: Sequence[dict[str, Any]],
+    failed: Sequence[Mapping[str, Any]],
+    goal: objective.Objective,
+) -> dict[str, Any]:
+    """report.json: every configuration with its metrics, which is best, and held-out scores."""
+    everything = len(material.order)
+    full = [row for row in rows if row["videos"] == everything]
+    # The first of equals: the base itself where nothing beats it.
+    best = max(full, key=lambda row: (row["value"], -row["number"]))
+    # The base is listed with its values, so that a plot over a field has it too.
+    own = {key: getattr(wanted.base, key.removeprefix(_SECTION)) for key in wanted.space}
+    trials = [
+        {
+            **{name: row[name] for name in ("number", "hash", "videos", "value", "metrics")},
+            "values": {
+                key.removeprefix(_SECTION): value for key, value in (row["values"] or own).items()
+            },
         }
-        found = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_run_chunk, shared=shared), {"cpu": 1}),
-            param_space={"chunk": tune.grid_search(list(range(count)))},
-            tune_config=tune.TuneConfig(metric="number", mode="max"),
-            run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=str(folder),
-                callbacks=[WriteDown(ledger, expected, bar)],
-                verbose=0,
-            ),
-        ).fit()
-    shutil.rmtree(folder, ignore_errors=True)
-    lacking = expected - set(ledger.read())
-    if lacking:
-        cause = f" The first error: {found.errors[0]}" if found.errors else ""
-        raise PipelineError(
-            f"{len(lacking)} of {len(todo)} configurations were not finished. The others are kept: "
-            f"mend the cause, then run the same command.{cause}"
-        )
+        for row in rows
+    ]
+    return {
+        "objective": goal.name,
+        "videos": everything,
+        "best": rows.index(best),
+        "trials": trials,
+        "held_out": _held_out(wanted, material, full, goal),
+        "failed": list(failed),
+    }
 
 
-def _run_chunk(space: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
-    """The trial: load once, then one configuration after the other."""
-    import torch
-    from ray import tune
+def _held_out(
+    wanted: Sweep,
+    material: Material,
+    full: Sequence[Mapping[str, Any]],
+    goal: objective.Objective,
+) -> dict[str, Any] | None:
+    """Cross-validation: for every fold, what was best on the other videos, scored on its own."""
+    folds = wanted.search.folds
+    if not folds or len(material.order) < 2 * folds:
+        return None
+    winners = [
+        max(full, key=lambda row: (row["folds"][fold], -row["number"])) for fold in range(folds)
+    ]
+    videos = sweep_scoring.load(material.source, material.truths, material.missed, material.order)
+    found = sweep_scoring.held_out(
+        videos,
+        material.order,
+        [sweep_workers.applied(wanted.base, row["values"]) for row in winners],
+        wanted.base,
+        goal,
+        material.source.category_ids,
+    )
+    for fold, row in zip(found["folds"], winners, strict=True):
+        fold["values"] = {k.removeprefix(_SECTION): v for k, v in row["values"].items()}
+    return found
 
-    torch.set_num_threads(1)
-    source: StoredDetections = shared["source"]
-    videos = load(source, shared["truths"])
-    for number, values in enumerate(shared["chunks"][space["chunk"]]):
-        config = from_dict(TrackerConfig, values)
-        metrics = score(videos, shared["missed"], config, source.category_ids)
-        tune.report({"config_hash": config_hash(config), "stats": metrics.stats, "number": number})
+
+def _with_section(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_SECTION + field: value for field, value in values.items()}
 
 
-def _log(place: Path, output: manifest.Output, table: Mapping[str, Any], best: int) -> None:
+def _sentence(table: Mapping[str, Any], videos: int) -> str:
+    best, base = table["trials"][table["best"]], table["trials"][0]
+    left_out = f", {len(table['failed'])} left out" if table["failed"] else ""
+    return (
+        f"{len(table['trials'])} configurations on {videos} videos{left_out}; best "
+        f"{table['objective']} {100 * best['value']:.1f}, without the sweep "
+        f"{100 * base['value']:.1f}"
+    )
+
+
+def _log(place: Path, output: manifest.Output, table: Mapping[str, Any]) -> None:
     """One run for the sweep, with a child for each of its best configurations."""
-    objective = table["objective"]
     rows = table["trials"]
+    best = rows[table["best"]]
+    numbers = {
+        f"best/{table['objective']}": best["value"],
+        f"base/{table['objective']}": rows[0]["value"],
+        "configurations": len(rows),
+        "failed": len(table["failed"]),
+    }
+    if table["held_out"] is not None:
+        numbers["held_out/best"] = table["held_out"]["value"]
+        numbers["held_out/base"] = table["held_out"]["base"]
     with experiment_log.run(place, f"sweep {output.path.name}", output.config) as log:
-        log.metrics(
-            {
-                f"best/{objective}": rows[best]["metrics"][objective],
-                f"base/{objective}": rows[0]["metrics"][objective],
-                "configurations": len(rows),
-            }
-        )
+        log.metrics(numbers)
         log.artifacts(output.path / BEST, output.path / TABLE, output.path / PAGE)
-        ranked = sorted(rows, key=lambda row: -row["metrics"][objective])
+        full = [row for row in rows if row["videos"] == table["videos"]]
+        ranked = sorted(full, key=lambda row: -row["value"])
         for row in ranked[:_CHILD_RUNS]:
             name = ", ".join(f"{k}={v}" for k, v in row["values"].items())
             with experiment_log.run(place, name, {"tracker": row["values"]}, parent=log) as child:
-                child.metrics(row["metrics"])
+                child.metrics({table["objective"]: row["value"], **row["metrics"]})

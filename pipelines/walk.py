@@ -72,7 +72,11 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
         sets[name] = {**done.extra["metrics"], "AP_true_identities": _true(summary)}
     result: dict[str, Any] = {"sets": sets, "seconds": seconds}
     if walk.grid:
-        swept = sweep.run(out / EVALUATE / walk.sweep_set, out / SWEEP, walk.grid, log_to=out)
+        evaluated = out / EVALUATE / walk.sweep_set
+        wanted = sweep.Sweep(
+            evaluated=evaluated, base=sweep.base_config(evaluated), space=sweep.grid(walk.grid)
+        )
+        swept = sweep.run(wanted, out / SWEEP, log_to=out)
         seconds["sweep"] = swept.seconds
         result["sweep"] = swept.extra
     result["page"] = str(
@@ -141,8 +145,7 @@ def page(
             config=config,
             metrics=metrics,
             curves=_curves(training) if training is not None else {},
-            sweep=_sweep_rows(swept),
-            sweep_name=swept.name if swept is not None else "",
+            **_sweep_part(swept),
             videos=videos,
             strips=strips,
             rejects=rejects,
@@ -194,8 +197,15 @@ def _dataset(selection: Mapping[str, Any]) -> Dataset:
     )
 
 
-def _sweep_rows(swept: Path | None) -> list[report.SweepRow]:
+def _sweep_part(swept: Path | None) -> dict[str, Any]:
+    """What the page says of a sweep."""
     if swept is None:
-        return []
+        return {}
     manifest.read(swept, sweep.STAGE)
-    return sweep.sweep_rows(json.loads((swept / evaluate.REPORT).read_text()))
+    table = json.loads((swept / sweep.TABLE).read_text())
+    return {
+        "sweep": sweep.sweep_rows(table),
+        "sweep_metric": table["objective"],
+        "sweep_note": sweep.held_out_sentence(table),
+        "sweep_name": swept.name,
+    }

@@ -62,8 +62,8 @@ def full_report() -> Report:
         ],
         curves={"total": [(0, 9.0), (10, 3.0)], "embedding": [(0, 1.0), (10, 0.5)]},
         sweep=[
-            SweepRow(params={"tau": 0.5, "weighting": "released"}, ap=0.2, default=True),
-            SweepRow(params={"tau": 0.1, "weighting": "paper"}, ap=0.25),
+            SweepRow(params={"tau": 0.5, "weighting": "released"}, score=0.2, default=True),
+            SweepRow(params={"tau": 0.1, "weighting": "paper"}, score=0.25),
         ],
         sweep_name="crowded",
         videos=[
@@ -139,7 +139,7 @@ def test_an_empty_report_has_a_heading_and_no_section() -> None:
         (Report(title="t", metrics=[MetricSet(name="none", stats={})]), ["scores"]),
         (Report(title="t", curves={"total": [(0, 1.0)]}), ["training"]),
         (Report(title="t", curves={"total": []}), ["training"]),
-        (Report(title="t", sweep=[SweepRow(params={"tau": 1}, ap=0.5)]), ["sweep"]),
+        (Report(title="t", sweep=[SweepRow(params={"tau": 1}, score=0.5)]), ["sweep"]),
         (Report(title="t", videos=[VideoRow(name="v")]), ["videos"]),
         (Report(title="t", strips=[Strip(title="s", predictions=[])]), ["pictures"]),
         (Report(title="t", rejects=[{"reason": "gone"}]), ["rejects"]),
@@ -162,8 +162,8 @@ def test_names_from_the_data_are_text_and_never_markup() -> None:
         metrics=[MetricSet(name=evil, stats={"AP": 0.1}, per_category={evil: {"AP": 0.1}})],
         curves={evil: [(0, 1.0), (1, 2.0)], evil + "2": []},
         sweep=[
-            SweepRow(params={evil: evil}, ap=0.1),
-            SweepRow(params={evil: evil + "2"}, ap=0.2),
+            SweepRow(params={evil: evil}, score=0.1),
+            SweepRow(params={evil: evil + "2"}, score=0.2),
         ],
         sweep_name=evil,
         videos=[VideoRow(name=evil, set_name=evil)],

@@ -1,59 +1,38 @@
 """A sweep tries what it was asked to try, once, and finds what was hidden."""
 
 import dataclasses
+import itertools
 import json
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from idol.config import TrackerConfig
-from pipelines import configuration, detect, evaluate, experiment_log, stored, sweep
-from pipelines.errors import PipelineError
+from pipelines import (
+    configuration,
+    detect,
+    evaluate,
+    experiment_log,
+    objective,
+    stored,
+    sweep,
+    sweep_scoring,
+    sweep_workers,
+)
+from pipelines.errors import ManifestError, PipelineError
+from pipelines.ledger import Ledger
+from pipelines.search import Search, SearchConfig
+from pipelines.search_space import Range
 from tests.pipelines import perfect
 
 BASE = TrackerConfig(
     weighting="paper", similarity="cosine", match_threshold=0.99, keep_best=False, prune_short=0
 )
 """Neighbouring frames of an instance have a cosine of 0.95: at 0.99 every track breaks."""
-
-
-def test_a_grid_is_parsed_by_the_types_of_the_fields() -> None:
-    assert sweep.parse_grid(
-        ["tracker.tau=0,0.5", "tracker.weighting=paper,released", "tracker.same_class=true,false"]
-    ) == {"tau": [0.0, 0.5], "weighting": ["paper", "released"], "same_class": [True, False]}
-
-
-@pytest.mark.parametrize(
-    ("grid", "message"),
-    [
-        ([], "nothing to sweep"),
-        (["tracker.tau"], "tracker.field=value"),
-        (["tracker.tua=1"], "Did you mean 'tau'"),
-        (["detect.box_nms=0.5"], "cannot be swept on stored detections"),
-        (["tracker.tau=-1"], "tau must be >= 0"),
-        (["tracker.memory_length=1.5"], "must be int"),
-        (["tracker.tau=1,1.0"], "repeats"),
-        (["tracker.tau=1", "tracker.tau=2"], "repeats"),
-    ],
-)
-def test_a_grid_that_cannot_be_meant_is_refused(grid: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        sweep.parse_grid(grid)
-
-
-def test_the_trials_are_the_base_and_every_other_combination() -> None:
-    grid = {"tau": [0.5, 1.0], "memory_length": [1, 3]}
-    found = sweep.trials(TrackerConfig(), grid)
-    assert [t.values for t in found] == [
-        {"tau": 0.5, "memory_length": 3},  # the base
-        {"tau": 0.5, "memory_length": 1},
-        {"tau": 1.0, "memory_length": 1},
-        {"tau": 1.0, "memory_length": 3},
-    ]
-    assert all(getattr(t.config, k) == v for t in found for k, v in t.values.items())
-    assert len({t.hash for t in found}) == 4
 
 
 def test_every_field_of_the_tracker_changes_the_hash() -> None:
@@ -64,25 +43,35 @@ def test_every_field_of_the_tracker_changes_the_hash() -> None:
         float: lambda v: v / 2 + 0.03,
         str: lambda v: {"released": "paper", "greedy": "argmax"}[v],
     }
-    hashes = {sweep.config_hash(base)}
+    hashes = {sweep_workers.hash_of(base)}
     for field in dataclasses.fields(base):
         value = getattr(base, field.name)
         changed = dataclasses.replace(base, **{field.name: other[type(value)](value)})
-        hashes.add(sweep.config_hash(changed))
+        hashes.add(sweep_workers.hash_of(changed))
     assert len(hashes) == 1 + len(dataclasses.fields(base))
 
 
 def test_the_ledger_passes_over_a_torn_line_and_other_detections(tmp_path: Path) -> None:
-    ledger = sweep.Ledger(tmp_path / "ledger.jsonl", "a")
-    assert ledger.read() == {}
-    ledger.append("x", {"AP": 0.5})
-    sweep.Ledger(ledger.path, "b").append("y", {"AP": 0.6})
+    ledger = Ledger(tmp_path / "ledger.jsonl", "a")
+    assert ledger.read() == []
+    ledger.append({"hash": "x", "value": 0.5})
+    Ledger(ledger.path, "b").append({"hash": "y", "value": 0.6})
     with ledger.path.open("a") as file:
         file.write('{"input": "a", "hash": "z", "metr')
-    assert ledger.read() == {"x": {"AP": 0.5}}
+    assert ledger.read() == [{"hash": "x", "value": 0.5}]
     # What comes after a torn line must not be lost with it.
-    ledger.append("w", {"AP": 0.7})
-    assert ledger.read() == {"x": {"AP": 0.5}, "w": {"AP": 0.7}}
+    ledger.append({"hash": "w", "value": 0.7})
+    assert [row["hash"] for row in ledger.read()] == ["x", "w"]
+
+
+def test_a_result_of_another_configuration_stops_the_sweep() -> None:
+    values = {"tracker.tau": 1.0}
+    right = sweep_workers.hash_of(dataclasses.replace(BASE, tau=1.0))
+    result = {"values": values, "hash": right, "config_hash": right}
+    sweep_workers._verify(result, BASE)
+    for wrong in (result | {"config_hash": sweep_workers.hash_of(BASE)}, result | {"values": {}}):
+        with pytest.raises(RuntimeError, match="scored another configuration"):
+            sweep_workers._verify(wrong, BASE)
 
 
 @pytest.fixture
@@ -101,13 +90,50 @@ def evaluated(
     return out
 
 
+def wanted(evaluated: Path, grid: dict[str, list[Any]], **search: Any) -> sweep.Sweep:
+    return sweep.Sweep(
+        evaluated=evaluated,
+        base=BASE,
+        space=sweep.grid(grid),
+        search=SearchConfig(**{"folds": 2, **search}),
+    )
+
+
+def here(monkeypatch: pytest.MonkeyPatch, stop: list[int | None]) -> list[dict[str, Any]]:
+    """Replace Ray Tune by a loop in this process that is killed after stop.pop(0) results."""
+    done: list[dict[str, Any]] = []
+
+    def run(
+        space: Any, settings: Any, goal: Any, material: Any, known: Any, place: Path, **how: Any
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        search = Search(space, settings, len(material.order), how["identified"], known)
+        videos = sweep_scoring.load(
+            material.source, material.truths, material.missed, material.order
+        )
+        limit = stop.pop(0)
+        for count in itertools.count():
+            job = search.next("w")
+            if job is None:
+                return search.failures(), []
+            if count == limit:
+                raise KeyboardInterrupt
+            result = sweep_workers.measure(videos, job, material, settings, goal)
+            how["on_result"](result)
+            done.append(result)
+            search.tell("w", result["value"])
+        raise AssertionError
+
+    monkeypatch.setattr(sweep_workers, "run", run)
+    return done
+
+
 @pytest.mark.ray
 def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
     ray_local: None, evaluated: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "sweep"
     grid = {"match_threshold": [0.5, 0.98], "memory_length": [1]}
-    found = sweep.run(evaluated, out, grid, base=BASE, processes=2)
+    found = sweep.run(wanted(evaluated, grid), out, processes=2)
     assert found.extra["base"]["metrics"]["AP"] < 0.1
     best = found.extra["best"]
     assert best["values"] == {"match_threshold": 0.5, "memory_length": 1}
@@ -133,40 +159,134 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
 
 
 @pytest.mark.ray
-def test_a_resumed_sweep_repeats_no_finished_configuration(
-    ray_local: None, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
+    ray_local: None, evaluated: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "sweep"
-    asked: list[int] = []
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    asked = wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]})
+    source = stored.read(evaluated / evaluate.DETECTIONS)
+    found: list[dict[str, Any]] = []
+    failed, errors = sweep_workers.run(
+        asked.space,
+        asked.search,
+        Trap("AP", {"AP": 1.0}, calls),
+        sweep._material(asked, source),
+        [],
+        tmp_path / "tune",
+        identified=partial(sweep_workers.identify, BASE, 0.0),
+        on_result=found.append,
+        processes=1,
+        total=4,
+    )
+    assert errors == []
+    assert [row["values"] for row in found] == [{}, {"tracker.match_threshold": 0.7}]
+    assert [(f["values"], f["reason"]) for f in failed] == [
+        ({"tracker.match_threshold": 0.5}, "ArithmeticError: planted"),
+        ({"tracker.match_threshold": 0.6}, "its process died 2 times"),
+    ]
 
-    def half(todo: list[sweep.Trial], *args: Any) -> None:
-        asked.append(len(todo))
-        source, truths, missed, ledger, _ = args
-        videos = sweep.load(source, truths)
-        # Killed after the first, the first time.
-        for trial in todo[:1] if len(asked) == 1 else todo:
-            metrics = sweep.score(videos, missed, trial.config, source.category_ids)
-            ledger.append(trial.hash, metrics.stats)
 
-    monkeypatch.setattr(sweep, "_tune", half)
-    grid = {"match_threshold": [0.5, 0.98]}
-    with pytest.raises(KeyError):
-        sweep.run(evaluated, out, grid, base=BASE)
-    found = sweep.run(evaluated, out, grid, base=BASE)
-    assert asked == [3, 2]
-    assert found.extra["best"]["values"] == {"match_threshold": 0.5}
-    assert sweep.run(evaluated, out, grid, base=BASE) == found
-    assert asked == [3, 2]
+@dataclasses.dataclass(frozen=True)
+class Trap(objective.Objective):
+    """An objective that fails at its second call, and takes its process along at the next two."""
+
+    calls: Path
+
+    def of(self, stats: dict[str, float]) -> float:
+        call = len(list(self.calls.iterdir()))
+        (self.calls / str(call)).touch()
+        if call == 1:
+            raise ArithmeticError("planted")
+        if call in (2, 3):
+            os._exit(1)
+        return stats["AP"]
 
 
-def test_a_sweep_below_the_stored_floor_is_refused_before_it_starts(
+def test_a_resumed_sweep_repeats_no_finished_configuration(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "sweep", tmp_path / "whole"
+    done = here(monkeypatch, [2, 1, None, None])
+    asked = wanted(evaluated, {"match_threshold": [0.5, 0.98], "memory_length": [1, 2]})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(asked, out)
+    # From the directory alone, as with --resume.
+    assert sweep.Sweep.of_directory(out) == dataclasses.replace(
+        asked, evaluated=evaluated.resolve()
+    )
+    found = sweep.run(sweep.Sweep.of_directory(out), out)
+    assert [row["number"] for row in done] == [0, 1, 2, 3, 4]
+    assert sweep.run(asked, out) == found
+    assert len(done) == 5
+    undisturbed = sweep.run(asked, whole)
+    assert found.extra == undisturbed.extra
+    for name in (sweep.TABLE, sweep.BEST, sweep.PAGE):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(ManifestError, match="no sweep to go on with"):
+        sweep.Sweep.of_directory(tmp_path)
+
+
+def test_halving_marks_what_it_stopped_and_mixes_can_be_maximised(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, [None])
+    asked = dataclasses.replace(
+        wanted(
+            evaluated, {}, method="random", samples=6, halving=2, min_videos=1, objective="balanced"
+        ),
+        space={"tracker.match_threshold": Range(0.3, 0.99)},
+    )
+    sweep.run(asked, tmp_path / "sweep")
+    table = json.loads((tmp_path / "sweep" / sweep.TABLE).read_text())
+    rows = sweep.sweep_rows(table)
+    assert {row.stopped for row in rows} == {1, 2, None}
+    best = table["trials"][table["best"]]
+    assert best["videos"] == table["videos"] == 4
+    assert best["value"] == pytest.approx((best["metrics"]["AP"] + best["metrics"]["HOTA"]) / 2)
+    assert "stopped after 1 videos" in (tmp_path / "sweep" / sweep.PAGE).read_text()
+
+
+def test_held_out_scores_use_on_each_fold_what_was_best_on_the_others(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, [None])
+    found = sweep.run(
+        wanted(evaluated, {"match_threshold": [0.5, 0.98]}, objective="HOTA"), tmp_path / "sweep"
+    )
+    held_out = found.extra["held_out"]
+    assert [fold["values"] for fold in held_out["folds"]] == [{"match_threshold": 0.5}] * 2
+    # The same choice in every fold: together they are the whole set with the best.
+    assert held_out["value"] == pytest.approx(found.extra["best"]["value"])
+    assert held_out["base"] == pytest.approx(found.extra["base"]["value"])
+    low, high = held_out["difference"]["interval"]
+    assert low <= held_out["difference"]["value"] <= high
+
+
+def test_a_sweep_that_cannot_be_is_refused_before_it_starts(
     evaluated: Path, tmp_path: Path
 ) -> None:
+    out = tmp_path / "sweep"
+    low = dataclasses.replace(BASE, score_threshold=0.02)
     with pytest.raises(PipelineError, match=r"score_threshold is 0\.02.*above 0\.05"):
-        sweep.run(evaluated, tmp_path / "sweep", {"score_threshold": [0.02, 0.2]})
-    with pytest.raises(ValueError, match="no metric 'HOTA'"):
-        sweep.run(evaluated, tmp_path / "sweep", {"tau": [0.2]}, objective="HOTA")
-    assert not (tmp_path / "sweep").exists()
+        sweep.run(dataclasses.replace(wanted(evaluated, {"tau": [0.2]}), base=low), out)
+    with pytest.raises(ValueError, match="no metric 'XY'"):
+        sweep.run(wanted(evaluated, {"tau": [0.2]}, objective="XY"), out)
+    ranges = dataclasses.replace(wanted(evaluated, {}), space={"tracker.tau": Range(0, 1)})
+    with pytest.raises(ValueError, match="has a range"):
+        sweep.run(ranges, out)
+    assert not out.exists()
+
+
+def test_what_asks_for_less_than_was_stored_is_left_out_with_the_reason(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, [None])
+    found = sweep.run(wanted(evaluated, {"score_threshold": [0.02, 0.2]}), tmp_path / "sweep")
+    assert found.extra["failed"] == 1
+    table = json.loads((tmp_path / "sweep" / sweep.TABLE).read_text())
+    assert "lies below the 0.05 that was stored" in table["failed"][0]["reason"]
 
 
 def test_stored_frames_are_scored_as_the_tracker_sees_them(evaluated: Path) -> None:

@@ -1,0 +1,254 @@
+"""Which values a sweep may try: fields of the configuration, with lists or ranges of values."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from idol.config import Config, TrackerConfig, override, to_dict
+
+TRACKER: Final = ("tracker",)
+"""Sections that can be swept on stored detections."""
+TRAINING: Final = ("train", "losses", "assignment", "transforms", "model")
+"""Sections whose values need a training each."""
+_RANGE = re.compile(r"^(-?[0-9.eE+-]*[0-9.])\.\.(-?[0-9.eE+-]+)(:log)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """A list of values, tried as they stand."""
+
+    values: tuple[Any, ...]
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """One of them, each as likely."""
+        return self.values[int(rng.integers(len(self.values)))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {"values": list(self.values)}
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers from low to high, both included; log: as many between 1 and 10 as 10 and 100."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    def draw(self, rng: np.random.Generator) -> float | int:
+        """One of them, each as likely (on the logarithm's scale where log is set)."""
+        if self.integer:
+            # From half a step below to half a step above, so that the ends are as likely.
+            low, high = self.low - 0.5, self.high + 0.5
+        else:
+            low, high = self.low, self.high
+        if self.log:
+            value = math.exp(rng.uniform(math.log(low), math.log(high)))
+        else:
+            value = rng.uniform(low, high)
+        if self.integer:
+            return int(min(max(round(value), self.low), self.high))
+        # Five digits are more than a metric can tell apart, and can be read.
+        return min(max(float(f"{value:.5g}"), self.low), self.high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {"low": self.low, "high": self.high, "log": self.log, "integer": self.integer}
+
+
+Dimension = Choices | Range
+Space = dict[str, Dimension]
+"""Field ("tracker.tau") -> its values."""
+
+
+def parse(assignments: Iterable[str], base: Config, sections: Sequence[str]) -> Space:
+    """["tracker.tau=0,0.5,1", "tracker.match_threshold=0.3..0.8"] -> field -> checked values.
+
+    A range is LOW..HIGH or LOW..HIGH:log; of whole numbers where the field is one. A field without
+    "=" is given its usual values: both of a switch, all of a choice, or a range of `usual`.
+
+    base:     the configuration whose fields are replaced: every value must fit into it
+    sections: the sections that can be swept here
+    Errors:   ValueError for another section, an unknown field, a bad or repeated value
+    """
+    space: Space = {}
+    for assignment in assignments:
+        key, separator, text = (part.strip() for part in assignment.partition("="))
+        section = key.partition(".")[0]
+        if separator and not text:
+            raise ValueError(
+                f"a space is section.field=values, got {assignment!r}. Example: "
+                f"{sections[0]}.field=0.3,0.5,0.7 or {sections[0]}.field=0.3..0.7"
+            )
+        if section not in sections or "." not in key:
+            raise ValueError(_elsewhere(key, sections))
+        if key in space:
+            raise ValueError(f"{assignment!r} repeats a field")
+        space[key] = _dimension(key, text, base) if separator else usual(key, base)
+    return space
+
+
+def from_dict(plain: Mapping[str, Mapping[str, Any]]) -> Space:
+    """The inverse of to_dict."""
+    return {
+        key: Choices(tuple(values["values"])) if "values" in values else Range(**values)
+        for key, values in plain.items()
+    }
+
+
+def to_dict_of(space: Space) -> dict[str, Any]:
+    """A space as plain JSON types."""
+    return {key: dimension.to_dict() for key, dimension in space.items()}
+
+
+def combinations(space: Space) -> Iterator[dict[str, Any]]:
+    """Every combination of a space of lists, in order.
+
+    Errors: ValueError where a field has a range
+    """
+    ranges = [key for key, dimension in space.items() if isinstance(dimension, Range)]
+    if ranges:
+        raise ValueError(
+            f"a grid needs a list of values for every field, but {ranges[0]} has a range. Give "
+            "values (a,b,c), or choose --search random or bayes."
+        )
+    lists = [d.values for d in space.values() if isinstance(d, Choices)]
+    for combination in itertools.product(*lists):
+        yield dict(zip(space, combination, strict=True))
+
+
+def draw(space: Space, seed: int, number: int) -> dict[str, Any]:
+    """The number-th random combination: depends on nothing but seed and number."""
+    rng = np.random.default_rng([seed, number])
+    return {key: dimension.draw(rng) for key, dimension in space.items()}
+
+
+def applied(base: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with these values.
+
+    values: "section.field" -> value
+    Errors: ValueError where they do not go together
+    """
+    return override(base, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+
+
+def usual(key: str, base: Config) -> Dimension:
+    """What is worth trying of a field of the tracker.
+
+    Errors: ValueError for an unknown field, or one without usual values
+    """
+    section, _, field = key.partition(".")
+    plain = to_dict(base)
+    if field not in plain[section]:
+        override(base, [f"{key}=0"])  # its message says which fields there are
+    if isinstance(plain[section].get(field), bool):
+        return Choices((False, True))
+    found = _usual_ranges(base.tracker).get(field) if section == "tracker" else None
+    if found is None:
+        raise ValueError(
+            f"{key} has no usual values: give some, for example {key}=LOW..HIGH or {key}=A,B,C"
+        )
+    return found
+
+
+def association(config: TrackerConfig) -> Space:
+    """The numbers that matter most for a tracker of this kind, with their usual ranges."""
+    fields = ["match_threshold", "new_threshold", "score_threshold", "memory_lifetime"]
+    fields += ["mask_nms", "class_score_threshold"]
+    of_weighting = {
+        "paper": ["tau", "memory_length"],
+        "released": ["memory_length"],
+        "momentum": ["momentum"],
+        "similarity_guided": ["memory_length"],
+    }
+    fields += of_weighting.get(config.weighting, [])
+    if config.similarity == "multi_cue":
+        fields.remove("match_threshold")
+        fields += ["cue_score", "cue_overlap", "cue_class"]
+    if config.position_weight > 0:
+        fields.append("position_weight")
+    ranges = _usual_ranges(config)
+    return {f"tracker.{field}": ranges[field] for field in fields}
+
+
+def _usual_ranges(config: TrackerConfig) -> dict[str, Dimension]:
+    """Ranges around what released code, paper and our tracker use, wide enough to fall off."""
+    # A sum with a place term reaches higher than a cosine, and a softmax lower.
+    top = 1.0 if config.similarity == "cosine" and config.position_weight > 0 else 0.9
+    return {
+        "match_threshold": Range(0.05, top),
+        "new_threshold": Range(0.1, 0.7),
+        "first_threshold": Range(0.1, 0.7),
+        "score_threshold": Range(0.1, 0.5),
+        "memory_lifetime": Range(2, 60, log=True, integer=True),
+        "mask_nms": Range(0.3, 0.95),
+        "class_score_threshold": Range(0.005, 0.2, log=True),
+        "tau": Range(0.0, 2.0),
+        "memory_length": Range(1, 10, integer=True),
+        "momentum": Range(0.2, 1.0),
+        "position_weight": Range(0.0, 2.0),
+        "min_cosine": Range(-1.0, 0.8),
+        "cue_score": Range(0.0, 3.0),
+        "cue_overlap": Range(0.0, 5.0),
+        "cue_class": Range(0.0, 15.0),
+        "prune_short": Range(0, 5, integer=True),
+        "weighting": Choices(("paper", "released", "momentum", "last", "similarity_guided")),
+        "similarity": Choices(("paper", "released", "cosine", "multi_cue")),
+        "assignment": Choices(("greedy", "argmax", "hungarian")),
+    }
+
+
+def _dimension(key: str, text: str, base: Config) -> Dimension:
+    found = _RANGE.match(text.replace(" ", ""))
+    if found is None:
+        values = [_value(base, key, word) for word in _words(text)]
+        if len({json.dumps(v) for v in values}) < len(values):
+            raise ValueError(f"{key}={text} repeats a value")
+        return Choices(tuple(values))
+    low, high = (_value(base, key, found[n]) for n in (1, 2))
+    integer = isinstance(low, int) and not isinstance(low, bool)
+    if isinstance(low, bool) or not isinstance(low, int | float) or not low < high:
+        raise ValueError(f"a range is LOW..HIGH of numbers with LOW < HIGH, got {key}={text}")
+    if found[3] and low <= 0:
+        raise ValueError(f"a range on the logarithm's scale must lie above 0, got {key}={text}")
+    return Range(low, high, log=bool(found[3]), integer=integer)
+
+
+def _words(text: str) -> list[str]:
+    """The values of a list: commas inside brackets belong to the value."""
+    words, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += letter
+    return [word.strip() for word in words]
+
+
+def _value(base: Config, key: str, text: str) -> Any:
+    """What the field holds once this text is assigned, as JSON would have it."""
+    node: Any = to_dict(override(base, [f"{key}={text}"]))
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def _elsewhere(key: str, sections: Sequence[str]) -> str:
+    if sections == TRACKER:
+        return (
+            f"{key!r} cannot be swept on stored detections; the fields of tracker can, for "
+            "example tracker.tau. Those of train, losses, assignment, transforms and model can "
+            "with --pairs, which trains for each value; detect.* needs jobs.evaluate for each."
+        )
+    return f"{key!r} cannot be swept by training; fields of {', '.join(sections)} can"

@@ -1,0 +1,210 @@
+"""Charts of a whole sweep: every configuration as a line over its fields, and what mattered."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from markupsafe import Markup
+
+_WIDTH: Final = 760
+_HEIGHT: Final = 250
+_SIDE: Final = 54
+_TOP: Final = 34
+_BOTTOM: Final = 26
+_LINES: Final = 300  # of the best and the worst alike; more would be one grey field
+_BINS: Final = 6  # of a field of numbers
+_BAR: Final = 22  # height of one bar with its gap
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One configuration.
+
+    values:  field -> value
+    score:   what is maximised
+    best:    whether it is the best
+    default: whether it is the one without a sweep
+    """
+
+    values: Mapping[str, Any]
+    score: float
+    best: bool = False
+    default: bool = False
+
+
+def parallel(runs: Sequence[Run], metric: str) -> Markup:
+    """Every configuration as a line that crosses one axis per field, and the score's at the right.
+
+    Colour is the score, the best and the default stand out; constant fields are left out.
+    """
+    runs = [run for run in runs if math.isfinite(run.score)]
+    fields = _varying(runs)
+    if not fields:
+        return Markup("")
+    axes = [_Axis.of(field, [run.values.get(field) for run in runs]) for field in fields]
+    axes.append(_Axis.of(metric, [run.score for run in runs]))
+    gap = (_WIDTH - 2 * _SIDE) / (len(axes) - 1)
+    across = [_SIDE + n * gap for n in range(len(axes))]
+    head = '<svg class="chart wide" viewBox="0 0 {} {}" role="img" aria-label="{}">'
+    parts = [
+        Markup(head).format(
+            _WIDTH, _HEIGHT, f"{len(runs)} configurations over {', '.join(fields)} and {metric}"
+        )
+    ]
+    shares = _shares([run.score for run in runs])
+    shown = sorted(zip(runs, shares, strict=True), key=lambda pair: pair[0].score)
+    if len(shown) > _LINES:
+        shown = [shown[round(i)] for i in np.linspace(0, len(shown) - 1, _LINES)]
+        shown += [(run, 1.0) for run in runs if run.best or run.default]
+    # The marked ones last, on top of the others.
+    for run, share in sorted(shown, key=lambda pair: (pair[0].best, pair[0].default, pair[1])):
+        row = [run.values.get(field) for field in fields] + [run.score]
+        points = " ".join(
+            f"{x:.1f},{axis.up(value):.1f}"
+            for x, axis, value in zip(across, axes, row, strict=True)
+        )
+        kind = "best" if run.best else "default" if run.default else "trial"
+        title = f"{metric} {_short(run.score)}: " + ", ".join(
+            f"{field} {_short(run.values.get(field))}" for field in fields
+        )
+        parts.append(
+            Markup(
+                '<polyline class="run {}" style="--share: {:.0f}%" points="{}"><title>{}</title>'
+                "</polyline>"
+            ).format(kind, 100 * share, points, title)
+        )
+    for n, (x, axis) in enumerate(zip(across, axes, strict=True)):
+        parts.append(
+            Markup('<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>').format(
+                _TOP, _HEIGHT - _BOTTOM, x=x
+            )
+        )
+        # Names take turns in height, so that neighbours do not run into one another.
+        name_at = (2.0, "start") if n == 0 else (x, "middle")
+        parts.append(_text(name_at[0], 12 if n % 2 else 26, axis.name, name_at[1]))
+        for y, text in axis.ticks():
+            parts.append(_text(x + 4, y + 3.5, text, "start"))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def importance(runs: Sequence[Run]) -> list[tuple[str, float]]:
+    """Share of the score's variance that each field explains by itself, the largest first.
+
+    The correlation ratio over the values of a field (numbers in up to six groups of about equal
+    size), less what as many random groups would explain; so a field without any effect is near 0.
+    Where a search looked more closely at good values, it tells of what was tried, not of the space.
+    """
+    runs = [run for run in runs if math.isfinite(run.score)]
+    scores = np.array([run.score for run in runs])
+    spread = float(((scores - scores.mean()) ** 2).sum()) if len(runs) else 0.0
+    found = []
+    for field in _varying(runs):
+        groups = _groups([run.values.get(field) for run in runs])
+        count = len(set(groups.tolist()))
+        if spread <= 0 or len(runs) <= count:
+            continue
+        between = sum(
+            (groups == g).sum() * (scores[groups == g].mean() - scores.mean()) ** 2
+            for g in set(groups.tolist())
+        )
+        within = (spread - between) / (len(runs) - count)
+        # Epsilon squared: the expectation of pure chance is taken off.
+        found.append((field, max(0.0, float((between - (count - 1) * within) / spread))))
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def bars(shares: Sequence[tuple[str, float]]) -> Markup:
+    """Shares in [0, 1] as horizontal bars with their names."""
+    if not shares:
+        return Markup("")
+    height = _BAR * len(shares) + 6
+    parts = [
+        Markup('<svg class="chart" viewBox="0 0 360 {}" role="img" aria-label="{}">').format(
+            height, ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares)
+        )
+    ]
+    for n, (name, share) in enumerate(shares):
+        y = _BAR * n + 4
+        parts.append(_text(134, y + 12, name, "end"))
+        parts.append(
+            Markup('<rect class="share" x="140" y="{}" width="{:.1f}" height="{}"/>').format(
+                y, 1 + 175 * share, _BAR - 7
+            )
+        )
+        parts.append(_text(146 + 175 * share, y + 12, f"{100 * share:.0f} %", "start"))
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """From values of a field to pixels: numbers on a scale, anything else side by side."""
+
+    name: str
+    places: dict[Any, float]
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[Any]) -> _Axis:
+        if all(_is_number(v) for v in values):
+            numbers = [float(v) for v in values]
+            return cls(name, {}, min(numbers), max(numbers))
+        words = sorted({_key(v) for v in values})
+        return cls(name, {word: float(n) for n, word in enumerate(words)}, 0.0, len(words) - 1.0)
+
+    def up(self, value: Any) -> float:
+        place = self.places[_key(value)] if self.places else float(value)
+        share = (place - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP - 8)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        if self.places:
+            return [(self.up(json_word), json_word) for json_word in self.places]
+        if self.low == self.high:
+            return [(self.up(self.low), _short(self.low))]
+        steps = (self.low, (self.low + self.high) / 2, self.high)
+        return [(self.up(v), _short(v)) for v in steps]
+
+
+def _varying(runs: Sequence[Run]) -> list[str]:
+    fields = dict.fromkeys(field for run in runs for field in run.values)
+    return [f for f in fields if len({_key(run.values.get(f)) for run in runs}) > 1]
+
+
+def _groups(values: Sequence[Any]) -> np.ndarray[Any, Any]:
+    """A whole number per value: equal values alike, many numbers in a few groups."""
+    keys = [_key(v) for v in values]
+    if len(set(keys)) > _BINS and all(_is_number(v) for v in values):
+        numbers = np.array([float(v) for v in values])
+        edges = np.quantile(numbers, np.linspace(0, 1, _BINS + 1)[1:-1])
+        return np.asarray(np.searchsorted(edges, numbers, side="right"))
+    number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number[key] for key in keys])
+
+
+def _shares(scores: Sequence[float]) -> list[float]:
+    """0 for the worst, 1 for the best, by rank: one outlier must not make all others equal."""
+    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
+    return [float(r) / max(1, len(scores) - 1) for r in ranks]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _key(value: Any) -> str:
+    return str(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if _is_number(value) else str(value)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        x, y, anchor, text
+    )

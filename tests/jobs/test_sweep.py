@@ -1,0 +1,95 @@
+"""The command line of jobs.sweep: what is asked for, and mistakes said in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idol.config import TrackerConfig, to_dict
+from jobs import sweep as job
+from pipelines import evaluate, manifest, search_space
+from pipelines.search import SearchConfig
+from pipelines.search_space import Choices, Range
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Path:
+    """The directory of a finished evaluation, as far as the command line looks at it."""
+    out = tmp_path / "run"
+    output = manifest.prepare_output(out, "evaluate", {}, "")
+    report = {"config": {"tracker": to_dict(TrackerConfig.paper())}}
+    manifest.commit_json(report, out / evaluate.REPORT)
+    output.finish(rows=0)
+    return out
+
+
+def asked(evaluated: Path, *flags: str) -> Any:
+    arguments = ["--evaluation", str(evaluated), "--out", str(evaluated.parent / "sweep"), *flags]
+    return job.asked_for(job.tyro.cli(job.Sweep, args=arguments))
+
+
+def test_lists_are_a_grid_and_ranges_are_searched(evaluated: Path) -> None:
+    found = asked(evaluated, "--grid", "tracker.tau=0,1", "--space", "tracker.same_class")
+    assert found.base == TrackerConfig.paper()
+    assert found.space == {
+        "tracker.tau": Choices((0.0, 1.0)),
+        "tracker.same_class": Choices((False, True)),
+    }
+    assert found.search == SearchConfig(method="grid")
+    found = asked(
+        evaluated, "--space", "tracker.tau=0..1", "--samples", "7", "--objective", "HOTA",
+        "--halving", "3", "--tracker", "robust", "--set", "tracker.same_class=true",
+    )  # fmt: skip
+    assert found.space == {"tracker.tau": Range(0.0, 1.0)}
+    assert found.search == SearchConfig(method="bayes", samples=7, objective="HOTA", halving=3)
+    assert found.base == TrackerConfig(**{**to_dict(TrackerConfig.robust()), "same_class": True})
+
+
+def test_without_a_space_the_numbers_that_matter_are_searched(evaluated: Path) -> None:
+    found = asked(evaluated)
+    assert found.space == search_space.association(TrackerConfig.paper())
+    assert "tracker.tau" in found.space
+    assert found.search.method == "bayes"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--grid", "tracker.tua=1"], "Did you mean 'tau'"),
+        (["--space", "train.steps=10,20"], "cannot be swept on stored detections"),
+        (["--search", "grid", "--space", "tracker.tau=0..1"], "has a range"),
+        (["--samples", "0"], "samples must be 1 or more"),
+        (["--resume"], "leave out the flags"),
+    ],
+)
+def test_mistakes_are_said_in_one_line(
+    evaluated: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = evaluated.parent / "sweep"
+    with pytest.raises(SystemExit) as exit:
+        asked_or_run(evaluated, out, flags)
+    assert message in str(exit.value)
+    assert "\n" not in str(exit.value)
+    assert not out.exists()
+
+
+def asked_or_run(evaluated: Path, out: Path, flags: list[str]) -> None:
+    try:
+        wanted = asked(evaluated, *flags)
+        list(search_space.combinations(wanted.space))
+    except ValueError as error:
+        raise SystemExit(f"ValueError: {error}") from error
+
+
+def test_resuming_reads_what_was_asked_for_from_the_directory(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    wanted = asked(evaluated, "--space", "tracker.tau=0.1..1:log", "--seed", "3")
+    out = tmp_path / "sweep"
+    out.mkdir()
+    (out / "settings.json").write_text(json.dumps(wanted.to_dict()))
+    again = job.asked_for(job.tyro.cli(job.Sweep, args=["--out", str(out), "--resume"]))
+    assert again == wanted
+    with pytest.raises(ValueError, match="give --evaluation"):
+        job.asked_for(job.tyro.cli(job.Sweep, args=["--out", str(out)]))
