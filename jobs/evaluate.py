@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import tyro
 
 from idol.config import Speed
-from pipelines import cluster, evaluate
+from pipelines import cluster, compare, evaluate
 from pipelines.errors import PipelineError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a checkpoint: network over all frames (detect), association (track), scores.
+    """Evaluate checkpoints: network over all frames (detect), association (track), scores.
 
     OUT gets results.json (and the results.zip that evaluation servers take), report.json,
     report.html, and the stored detections that jobs.sweep starts from. Videos that cannot be read
@@ -32,15 +32,17 @@ class Evaluate:
 
     The last line of stdout is one JSON object: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ...
     in [0, 1], and the paths of what was written. With several annotation files it is
-    {"sets": {name: such an object}}.
+    {"sets": {name: such an object}}; with several checkpoints {"checkpoints": {name: one of these}}
+    and the paths of OUT/comparison.json and .html, which show them side by side.
     """
 
     annotations: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JSON [JSON ...]")]
     """YouTube-VIS or OVIS JSON. Several are evaluated one after the other, each in a folder of OUT
     named after the folder of its file."""
-    checkpoint: str
+    checkpoint: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WEIGHTS [WEIGHTS ...]")]
     """Weights: a .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a
-    released .pth (then name its --preset)."""
+    released .pth (then name its --preset). Several are evaluated one after the other, each in a
+    folder of OUT, and compared; all are checked before the first begins."""
     out: Path
     """Directory to write: new, empty, or left unfinished by the same command."""
     preset: str | None = None
@@ -81,32 +83,65 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if job.videos and len(job.annotations) > 1:
             raise ValueError("--videos needs a single annotation file: ids of several may clash")
-        outputs = _outputs(job)
+        named = compare.names(job.checkpoint)
+        outputs = {
+            name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named
+        }
+        if len(named) > 1:
+            for checkpoint in job.checkpoint:
+                for path in job.annotations:
+                    # The tenth must not fail for a typing error after nine have run for hours.
+                    evaluate.check(path, checkpoint, **_settings(job))
         with cluster.session(job.num_cpus):
-            values = {name: _evaluate(job, path, out) for name, (path, out) in outputs.items()}
+            lines = {
+                name: {
+                    set_name: _evaluate(job, path, named[name], out)
+                    for set_name, (path, out) in sets.items()
+                }
+                for name, sets in outputs.items()
+            }
+        line = {name: _one_or_sets(values) for name, values in lines.items()}
+        if len(named) == 1:
+            found = next(iter(line.values()))
+        else:
+            compare.write(
+                job.out,
+                {
+                    name: {set_name: out for set_name, (_, out) in sets.items()}
+                    for name, sets in outputs.items()
+                },
+            )
+            paths = {name: str(job.out / file) for name, file in compare.FILES.items()}
+            found = {"checkpoints": line, **paths}
     except (PipelineError, ValueError, FileNotFoundError) as error:
         # The message says what to do; a traceback would bury it.
         sys.exit(f"{type(error).__name__}: {error}")
-    line = next(iter(values.values())) if len(values) == 1 else {"sets": values}
-    print(json.dumps(line, sort_keys=True))
+    print(json.dumps(found, sort_keys=True))
 
 
-def _evaluate(job: Evaluate, annotation_file: str, out: Path) -> dict[str, Any]:
+def _settings(job: Evaluate) -> dict[str, Any]:
+    """What decides the outcome, besides the checkpoint and the annotations."""
     overrides = list(job.set)
     if job.batch_frames is not None:
         overrides.append(f"detect.batch_frames={job.batch_frames}")
     if job.speed is not None:
         overrides.append(f"detect.speed={job.speed}")
+    return {
+        "preset": job.preset,
+        "overrides": overrides,
+        "tracker": job.tracker,
+        "frames_root": job.frames,
+        "video_ids": job.videos or None,
+        "stride": job.stride,
+    }
+
+
+def _evaluate(job: Evaluate, annotation_file: str, checkpoint: str, out: Path) -> dict[str, Any]:
     manifest = evaluate.run(
         annotation_file,
-        job.checkpoint,
+        checkpoint,
         out,
-        preset=job.preset,
-        overrides=overrides,
-        tracker=job.tracker,
-        frames_root=job.frames,
-        video_ids=job.videos or None,
-        stride=job.stride,
+        **_settings(job),
         actors=job.actors,
         overwrite=job.overwrite,
         log_to=job.log_to or job.out,
@@ -116,11 +151,16 @@ def _evaluate(job: Evaluate, annotation_file: str, out: Path) -> dict[str, Any]:
     return {**manifest.extra["metrics"], **counts, "out": str(out), **paths}
 
 
-def _outputs(job: Evaluate) -> dict[str, tuple[str, Path]]:
-    """Name -> (annotation file, directory): OUT itself for one file, a folder in it for each of
-    several."""
+def _one_or_sets(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The line of one set by itself, or all of them by name."""
+    return next(iter(values.values())) if len(values) == 1 else {"sets": values}
+
+
+def _outputs(job: Evaluate, out: Path) -> dict[str, tuple[str, Path]]:
+    """Name of the set -> (annotation file, directory): out itself for one file, a folder in it for
+    each of several."""
     if len(job.annotations) == 1:
-        return {job.out.name: (job.annotations[0], job.out)}
+        return {out.name: (job.annotations[0], out)}
     named: dict[str, tuple[str, Path]] = {}
     for path in job.annotations:
         parts = Path(path)
@@ -128,7 +168,7 @@ def _outputs(job: Evaluate) -> dict[str, tuple[str, Path]]:
         number = 2
         while name in named:
             name, number = f"{base}-{number}", number + 1
-        named[name] = (path, job.out / name)
+        named[name] = (path, out / name)
     return named
 
 

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set for the driver by `ray job sub
 _MIN_CPUS = 4
 """Logical CPUs of an embedded Ray, at least: a pool of two actors, and room for what feeds them.
 An actor pool that holds every CPU starves the tasks before it and hangs in silence."""
+
+_TASKS_PER_CPU = 2  # one runs, one waits
+_END = object()
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,35 @@ def require(cpus: float, gpus: float = 0, *, wait_s: float = 0.0) -> None:
                 "(--actors 1 without GPUs runs anywhere)."
             )
         time.sleep(1.0)
+
+
+def tasks(
+    function: Callable[[Any, Any], Any], shared: Any, items: Iterable[Any], *, retries: int = 3
+) -> Iterator[tuple[Any, Any]]:
+    """Run function(shared, item) for every item on the connected Ray; (item, result) as they end.
+
+    A bounded number is in flight, so that neither results nor arguments pile up. What dies with its
+    process or machine is done again.
+
+    shared:  sent to every machine once
+    items:   in the order to begin them
+    retries: of one item
+    """
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=retries)(function)
+    stored_once = ray.put(shared)
+    waiting = iter(items)
+    running: dict[Any, Any] = {}
+    window = _TASKS_PER_CPU * cpus()
+    while True:
+        while len(running) < window and (item := next(waiting, _END)) is not _END:
+            running[task.remote(stored_once, item)] = item
+        if not running:
+            return
+        done, _ = ray.wait(list(running), num_returns=1)
+        for reference in done:
+            yield running.pop(reference), ray.get(reference)
 
 
 def gpus() -> int:

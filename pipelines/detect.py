@@ -189,6 +189,7 @@ def run(
     *,
     actors: int | None = None,
     overwrite: bool = False,
+    on_shard: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write the detections of all videos to out, then the manifest that says they are complete.
 
@@ -200,6 +201,8 @@ def run(
     config:    its transforms and detect sections count here
     actors:    copies of the network; default: one per GPU, else one per two logical CPUs
     overwrite: replace another run's output
+    on_shard:  called with the number of every shard once it lies in out, also of those that an
+               earlier run has left there
     Errors:    ManifestError for a directory with something else in it; PipelineError where more
                than reject_limit of the videos cannot be read; RuntimeError for missing resources
     """
@@ -213,7 +216,10 @@ def run(
     todo = output.missing(len(shards))
     if len(todo) < len(shards):
         logger.info("%d of %d shards are there already", len(shards) - len(todo), len(shards))
-    _detect(model, shards, todo, output, config, truth=truth, actors=actors)
+    told = on_shard or _nobody
+    for index in sorted(set(range(len(shards))) - set(todo)):
+        told(index)
+    _detect(model, shards, todo, output, config, truth=truth, actors=actors, on_shard=told)
     rejected = {int(row["video_id"]) for row in dataset.rejects}
     for index in range(len(shards)):
         rejected |= {int(r["video_id"]) for r in manifest.shard_rejects(output.shard(index))}
@@ -280,6 +286,7 @@ def _detect(
     *,
     truth: bool,
     actors: int | None,
+    on_shard: Callable[[int], None],
 ) -> None:
     """Hand the missing shards to a pool of actors, and wait for the last one."""
     if not todo:
@@ -304,7 +311,8 @@ def _detect(
         DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = [
-            {"shard": i, "pieces": json.dumps([_piece_to_json(p) for p in shards[i]])} for i in todo
+            {"shard": i, "pieces": json.dumps([_piece_to_json(p) for p in shards[i]])}
+            for i in _longest_first(shards, todo)
         ]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             DetectActor,
@@ -322,7 +330,24 @@ def _detect(
         with cluster.progress(total, "detect", "frames") as bar:
             for row in done.iter_rows():
                 bar.update(int(row["frames"]))
+                on_shard(int(row["shard"]))
     (output.path / _NETWORK).unlink()
+
+
+def _nobody(shard: int) -> None:
+    """Listens to no shard."""
+
+
+def _longest_first(shards: Sequence[Sequence[Piece]], todo: Sequence[int]) -> list[int]:
+    """The shards in the order to be computed: those of long videos first, together, for tracking a
+    long video begins when its last shard is there, and should not be what all wait for at the end.
+    """
+    length: dict[int, int] = {}
+    for pieces in shards:
+        for piece in pieces:
+            length[piece.video_id] = length.get(piece.video_id, 0) + len(piece.frames)
+    longest = {i: max((length[p.video_id], -p.video_id) for p in shards[i]) for i in todo}
+    return sorted(todo, key=lambda i: (-longest[i][0], -longest[i][1], i))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import idol
-from idol import evaluation, results
 from idol import truth as truth_file
-from idol.config import Config, TrackerConfig, to_dict
-from idol.evaluation import Metrics, VideoMatches
+from idol.config import Config, to_dict
 from idol.model import IDOL
-from idol.overlaps import ratio
-from idol.structures import FrameDetections, Track
-from idol.tracker import select, track_video
-from idol.truth import Truth, VideoTruth
+from idol.truth import Truth
 from pipelines import annotations as annotation_files
 from pipelines import (
     cluster,
@@ -30,14 +24,15 @@ from pipelines import (
     gallery,
     manifest,
     report,
+    scoring,
     stored,
     track,
 )
 from pipelines import configuration as configurations
 from pipelines.annotations import Dataset
 from pipelines.manifest import Manifest
-from pipelines.schemas import FrameOverlap
 from pipelines.stored import StoredDetections
+from pipelines.track_ahead import TrackAhead
 
 STAGE = "evaluate"
 DETECTIONS = "detections"
@@ -53,25 +48,10 @@ FILES = {
 }
 """What a finished directory holds, by the name that the job prints it under."""
 
+_AHEAD = "ahead"  # what was tracked before detection had ended, until it is taken over
 _PICTURES = 4  # videos shown in the report
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What a run is worth.
-
-    metrics:         of the whole dataset
-    per_video:       video_id, AP, AP50, ... of each video with truth alone; tracks found, true
-                     instances, and identity switches
-    true_identities: as metrics, for a tracker that knows every true identity: what detection
-                     leaves to be had. The difference is what association loses.
-    """
-
-    metrics: Metrics
-    per_video: list[dict[str, Any]]
-    true_identities: Metrics
 
 
 def run(
@@ -122,13 +102,12 @@ def run(
     )
     if output.finished is not None:
         return output.finished
-    detect.run(dataset, model, out / DETECTIONS, config, actors=actors, overwrite=overwrite)
-    tracked = track.run(out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite)
+    tracked = _detect_and_track(dataset, model, out, config, actors, overwrite)
     source = stored.read(out / DETECTIONS)
     result_bytes = (out / TRACKS / track.RESULTS).read_bytes()
     manifest.commit_bytes(result_bytes, out / track.RESULTS)
     manifest.commit_bytes((out / TRACKS / track.SUBMISSION).read_bytes(), out / track.SUBMISSION)
-    scores = None if truth is None else score(truth, source, out / track.RESULTS, config.tracker)
+    scores = None if truth is None else scoring.score(truth, source, config.tracker)
     rejects = manifest.read_rejects(source.path)
     summary = summarise(scores, dataset, source, config, rejects)
     summary["selection"] = {
@@ -160,6 +139,59 @@ def run(
         rejects=rejects,
         extra={"metrics": summary["metrics"]},
     )
+
+
+def check(
+    annotation_file: str | Path,
+    checkpoint: str | Path,
+    *,
+    preset: str | None = None,
+    overrides: Iterable[str] = (),
+    tracker: str | Path | None = None,
+    frames_root: str | None = None,
+    video_ids: Collection[int] | None = None,
+    stride: int = 1,
+) -> None:
+    """Find out whether run would begin, without beginning: arguments and errors as there."""
+    dataset = annotation_files.read(
+        annotation_file, frames_root, video_ids=video_ids, stride=stride
+    )
+    configuration(idol.load(str(checkpoint), preset=preset), dataset, overrides, tracker)
+    read_truth(annotation_file, dataset, video_ids=video_ids, stride=stride)
+
+
+def _detect_and_track(
+    dataset: Dataset,
+    model: IDOL,
+    out: Path,
+    config: Config,
+    actors: int | None,
+    overwrite: bool,
+) -> Manifest:
+    """Detections, then tracks; of many frames, both at the same time."""
+    ahead = out / _AHEAD
+    if overwrite:
+        shutil.rmtree(ahead, ignore_errors=True)
+    frames_to_track = sum(len(video.frames) for video in dataset.videos)
+    if frames_to_track <= track.FEW_FRAMES:
+        detect.run(dataset, model, out / DETECTIONS, config, actors=actors, overwrite=overwrite)
+        return track.run(out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite)
+    with cluster.session():
+        shards = detect.plan(dataset.videos, config.detect.frames_per_shard)
+        early = TrackAhead(shards, out / DETECTIONS, config, ahead)
+        detect.run(
+            dataset,
+            model,
+            out / DETECTIONS,
+            config,
+            actors=actors,
+            overwrite=overwrite,
+            on_shard=early.shard,
+        )
+        early.finish()
+        return track.run(
+            out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead
+        )
 
 
 def configuration(
@@ -250,76 +282,8 @@ def read_truth(
         return parse(wanted & usable)
 
 
-def score(
-    truth: Truth, source: StoredDetections, result_file: Path, tracker: TrackerConfig
-) -> Scores:
-    """Score results, video by video, and what true identities would give."""
-    entries = results.read(result_file)
-    of_video: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
-    for index, entry in enumerate(entries):
-        of_video.setdefault(entry["video_id"], []).append(index)
-    videos = {video.video_id: video for video in source.videos}
-    matches: list[VideoMatches] = []
-    known: list[VideoMatches] = []
-    per_video: list[dict[str, Any]] = []
-    with cluster.progress(len(truth.videos), "score", "videos") as bar:
-        for video_id, video_truth in truth.videos.items():
-            rows = of_video[video_id]
-            match = evaluation.match_video([entries[i] for i in rows], video_truth, rows)
-            matches.append(match)
-            if video_id not in videos:
-                known.append(evaluation.match_video([], video_truth))
-            else:
-                stored_frames = list(source.frames(videos[video_id]))
-                overlaps = list(source.overlaps(videos[video_id]))
-                known.append(
-                    _match_true_identities(
-                        stored_frames, overlaps, video_truth, source.category_ids, tracker
-                    )
-                )
-                tracks = track_video(stored_frames, tracker)
-                if match.num_truth:
-                    per_video.append(
-                        {
-                            "video_id": video_id,
-                            **evaluation.summarise([match]).stats,
-                            "tracks": len(tracks),
-                            "truth": len(video_truth),
-                            "switches": identity_switches(tracks, overlaps),
-                        }
-                    )
-            bar.update()
-    return Scores(evaluation.summarise(matches), per_video, evaluation.summarise(known))
-
-
-def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap]) -> int:
-    """How often a true instance is shown by another track than the last that showed it.
-
-    A track shows an instance in a frame if their masks there have an IoU of IDENTITY_IOU or more;
-    one to one, the best first.
-    """
-    of_frame: dict[int, list[tuple[int, int]]] = {}  # frame_index -> (track_id, row)
-    for found in tracks:
-        for frame_index, row in found.detections.items():
-            of_frame.setdefault(frame_index, []).append((found.track_id, row))
-    shown_by: dict[int, int] = {}
-    switches = 0
-    for overlap in overlaps:
-        here = of_frame.get(overlap.frame_index, [])
-        rows = [row for _, row in here]
-        shared = overlap.intersection[rows].astype(np.float64)
-        iou = ratio(shared, overlap.area[rows][:, None] + overlap.truth_area - shared)
-        while iou.size and iou.max() >= evaluation.IDENTITY_IOU:
-            n, g = (int(i) for i in np.unravel_index(iou.argmax(), iou.shape))
-            iou[n, :] = iou[:, g] = -1.0
-            track_id = here[n][0]
-            switches += shown_by.get(g, track_id) != track_id
-            shown_by[g] = track_id
-    return switches
-
-
 def summarise(
-    scores: Scores | None,
+    scores: scoring.Scores | None,
     dataset: Dataset,
     source: StoredDetections,
     config: Config,
@@ -409,24 +373,6 @@ def pictures(
         for row in per_video
     }
     return gallery.strips(dataset, source, tracks, chosen, notes)
-
-
-def _match_true_identities(
-    stored_frames: Sequence[FrameDetections],
-    overlaps: Sequence[FrameOverlap],
-    truth: VideoTruth,
-    category_ids: Sequence[int],
-    tracker: TrackerConfig,
-) -> VideoMatches:
-    """Matches of the tracker that knows every identity, on the detections the real one gets."""
-    rows = [select(frame, tracker).tolist() for frame in stored_frames]
-    return evaluation.match_video_from_overlaps(
-        evaluation.true_identity_tracks(stored_frames, overlaps, rows=rows),
-        overlaps,
-        truth,
-        category_ids=category_ids,
-        config=tracker,
-    )
 
 
 def _absolute(path: str) -> str:

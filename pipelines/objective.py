@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idol import evaluation, intervals, tracking_draws, tracking_metrics
-from idol.matching import OCCLUSION_RANGES, Floats, VideoMatches
+from idol.matching import OCCLUSION_RANGES, VideoMatches
+from idol.overlaps import Floats
 from idol.tracking_metrics import VideoTracking
 
 TRACKING: Final = ("HOTA", "DetA", "AssA", "IDF1")

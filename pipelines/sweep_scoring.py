@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from idol import evaluation, intervals, tracking_metrics
 from idol.config import AnalysisConfig, TrackerConfig
 from idol.matching import VideoMatches
-from idol.overlaps import VideoOverlaps
+from idol.stored_overlaps import VideoOverlaps
 from idol.structures import FrameDetections
 from idol.tracker import track_video
 from idol.tracking_metrics import VideoTracking

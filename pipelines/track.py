@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,7 @@ from pipelines.stored import StoredDetections, StoredVideo
 STAGE = "track"
 RESULTS = "results.json"
 SUBMISSION = "results.zip"
-_TASKS_PER_CPU = 2  # one runs, one waits
-_FEW_FRAMES = 5000
+FEW_FRAMES = 5000
 """Up to here the driver tracks by itself: a frame takes about a millisecond, and fresh workers
 import torch for ten seconds and more before they begin (2 cores)."""
 
@@ -78,12 +78,15 @@ def run(
     config: TrackerConfig,
     *,
     overwrite: bool = False,
-    few_frames: int = _FEW_FRAMES,
+    few_frames: int = FEW_FRAMES,
+    ahead: Path | None = None,
 ) -> Manifest:
     """Track every stored video; write RESULTS, results.json and the servers' results.zip to out.
 
     detections: a finished detect directory
     few_frames: up to this many the driver tracks by itself, without Ray
+    ahead:      a folder of videos that TrackAhead has tracked already, with the same configuration
+                on the same detections; they are moved from there
     returns:    the manifest. Equal runs give equal bytes; an interrupted run is continued
     Errors:     ManifestError for unfinished detections or another output in out; PipelineError
                 for a score_threshold below what was stored
@@ -95,6 +98,8 @@ def run(
     )
     if output.finished is not None:
         return output.finished
+    if ahead is not None:
+        _take(ahead, source, output)
     _track(source, output, config, few_frames)
     entries = list(read_entries(out, source))
     results.write(out / RESULTS, entries)
@@ -146,41 +151,39 @@ def _track(
                 bar.update()
             return
         with cluster.session():
-            _track_by_tasks(shared, longest_first, bar)
+            for _ in cluster.tasks(_track_one, shared, longest_first):
+                bar.update()
 
 
-def _track_by_tasks(
-    shared: tuple[StoredDetections, TrackerConfig, str], longest_first: list[int], bar: Any
-) -> None:
-    """Keep a bounded number of tasks in flight until all videos are done."""
-    import ray
+def _take(ahead: Path, source: StoredDetections, output: manifest.Output) -> None:
+    """Move what was tracked ahead to its place among the shards."""
+    for position in output.missing(len(source.videos)):
+        path = ahead_path(ahead, source.videos[position].video_id)
+        if path.exists():
+            path.replace(output.shard(position))
+    shutil.rmtree(ahead, ignore_errors=True)
 
-    task = ray.remote(num_cpus=1, max_retries=3)(_track_one)
-    stored_once = ray.put(shared)
-    window = _TASKS_PER_CPU * cluster.cpus()
-    running: list[Any] = []
-    waiting = longest_first[::-1]
-    while waiting or running:
-        while waiting and len(running) < window:
-            running.append(task.remote(stored_once, waiting.pop()))
-        done, running = ray.wait(running, num_returns=1)
-        ray.get(done)
-        bar.update(len(done))
+
+def ahead_path(folder: Path, video_id: int) -> Path:
+    """Where the results of a video lie that was tracked ahead."""
+    return folder / f"video-{video_id}.parquet"
 
 
 def _track_one(shared: tuple[StoredDetections, TrackerConfig, str], position: int) -> None:
     """The task: a video's results become a finished file, or nothing."""
+    source, config, out = shared
+    write_video(source, source.videos[position], config, stored.shard_path(Path(out), position))
+
+
+def write_video(
+    source: StoredDetections, video: StoredVideo, config: TrackerConfig, path: Path
+) -> None:
+    """Track one video into a file of its own."""
     import torch
 
     torch.set_num_threads(1)
-    source, config, out = shared
-    rows = [
-        schemas.result_to_row(result)
-        for result in results_of_video(source, source.videos[position], config)
-    ]
-    manifest.commit_table(
-        schemas.table(rows, schemas.RESULTS), stored.shard_path(Path(out), position)
-    )
+    rows = [schemas.result_to_row(result) for result in results_of_video(source, video, config)]
+    manifest.commit_table(schemas.table(rows, schemas.RESULTS), path)
 
 
 def _zipped(data: bytes) -> bytes:

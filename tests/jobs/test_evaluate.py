@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,14 +157,44 @@ def test_mistakes_are_said_in_one_line_and_leave_nothing_behind(
 def test_several_sets_have_folders_of_their_own(tmp_path: Path) -> None:
     job = evaluate.Evaluate(
         annotations=("a/val/x.json", "b/val/x.json", "c/test/x.json"),
-        checkpoint="shipped",
+        checkpoint=("shipped",),
         out=tmp_path,
     )
-    assert evaluate._outputs(job) == {
+    assert evaluate._outputs(job, tmp_path) == {
         "val": ("a/val/x.json", tmp_path / "val"),
         "val-2": ("b/val/x.json", tmp_path / "val-2"),
         "test": ("c/test/x.json", tmp_path / "test"),
     }
+
+
+@pytest.mark.ray
+def test_several_checkpoints_are_checked_then_evaluated_and_compared(
+    ray_local: None,
+    walk: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    annotations, weights = walk
+    other = tmp_path / "other.safetensors"
+    shutil.copy(weights, other)
+    out = tmp_path / "both"
+    command = ["--annotations", str(annotations), "--out", str(out), "--checkpoint", str(weights)]
+    with pytest.raises(SystemExit, match=r"no checkpoint at none\.safetensors"):
+        evaluate.main([*command, "none.safetensors"])
+    assert not out.exists()
+    evaluate.main([*command, str(other)])
+    line = last_line(capsys)
+    assert isinstance(line["checkpoints"], dict)
+    first, second = line["checkpoints"]["weights"], line["checkpoints"]["other"]
+    assert first["AP"] == second["AP"]
+    assert Path(first["out"]) == out / "weights"
+    table = json.loads((out / "comparison.json").read_text())
+    assert table["weights"].popitem()[1] == table["other"].popitem()[1]
+    page = (out / "comparison.html").read_text()
+    assert "weights" in page
+    assert "other" in page
 
 
 @pytest.mark.ray

@@ -12,7 +12,7 @@ import pytest
 import idol
 from idol.config import Config, override
 from idol.structures import Track
-from pipelines import annotations, detect, evaluate, experiment_log, manifest
+from pipelines import annotations, detect, evaluate, experiment_log, manifest, scoring
 from pipelines.annotations import Category, Dataset
 from pipelines.errors import PipelineError
 from pipelines.schemas import FrameOverlap
@@ -169,4 +169,4 @@ def test_an_identity_switch_is_counted_when_another_track_takes_over() -> None:
         overlap(4, [(9, 0)]),  # by a new track: one switch
     ]
     tracks = [track_of(0, f0=0, f1=0, f2=0), track_of(1, f0=1, f1=1, f3=0), track_of(2, f4=0)]
-    assert evaluate.identity_switches(tracks, overlaps) == 3
+    assert scoring.identity_switches(tracks, overlaps) == 3
