@@ -73,8 +73,8 @@ class SweepRow:
     """What was maximised, in [0, 1]."""
     default: bool = False
     """Whether these are the values used without a sweep."""
-    stopped: int | None = None
-    """Videos that it was scored on where it was stopped early; None: all of them."""
+    stopped: str | None = None
+    """After what it was stopped early, e.g. "12 videos"; None: it was not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,7 +182,6 @@ def render(report: Report) -> str:
         report.sweep,
         key=lambda row: (
             row.stopped is None,
-            row.stopped or 0,
             -math.inf if math.isnan(row.score) else row.score,
         ),
         reverse=True,

@@ -16,10 +16,9 @@ from idol.stored_overlaps import VideoOverlaps
 from idol.structures import Track
 from idol.tracker import select, track_video
 from idol.truth import Truth, VideoTruth
-from pipelines import cluster
+from pipelines import cluster, track
 from pipelines.schemas import FrameOverlap
 from pipelines.stored import StoredDetections, StoredVideo
-from pipelines.track import FEW_FRAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,19 @@ class VideoScores:
 
 
 def score(
-    truth: Truth, source: StoredDetections, tracker: TrackerConfig, few_frames: int = FEW_FRAMES
+    truth: Truth,
+    source: StoredDetections,
+    tracker: TrackerConfig,
+    few_frames: int | None = None,
 ) -> Scores:
     """Score what the tracker makes of stored detections, and what true identities would give.
 
     No mask is opened: the OVERLAP table says how detections lie on the truth.
 
-    few_frames: up to this many the driver scores by itself, without Ray
+    few_frames: up to this many the driver scores by itself, without Ray; default:
+                track.FEW_FRAMES
     """
+    few = track.FEW_FRAMES if few_frames is None else few_frames
     stored = {video.video_id: video for video in source.videos}
     parts: dict[int, VideoScores] = {}
     work: list[tuple[StoredVideo, VideoTruth]] = []
@@ -70,7 +74,7 @@ def score(
             parts[video_id] = VideoScores(missed, missed, None)
     work.sort(key=lambda pair: (-pair[0].length, pair[0].video_id))
     with cluster.progress(len(work), "score", "videos") as bar:
-        if sum(video.length for video, _ in work) <= few_frames:
+        if sum(video.length for video, _ in work) <= few:
             for item in work:
                 parts[item[0].video_id] = _score_one((source, tracker), item)
                 bar.update()

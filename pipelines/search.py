@@ -36,15 +36,15 @@ class SearchConfig:
     """Cross-validation: the videos are dealt into so many folds, and each fold is scored with what
     was best on the others; 0: no cross-validation."""
     halving: int = 0
-    """Asynchronous successive halving (ASHA): configurations start on few videos, and the best of
-    this many go on to this many times more; 0: every one sees all videos."""
-    min_videos: int = 8
-    """Videos of the first rung of halving."""
+    """Asynchronous successive halving (ASHA): configurations start on few videos (or steps of
+    training), and the best of this many go on to this many times more; 0: all get everything."""
+    first_rung: int = 8
+    """Videos of the first rung of halving, at least; steps where a trial is a training."""
     seed: int = 0
     """Of draws, folds and the order in which videos join."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "min_videos"):
+        for name in ("samples", "first_rung"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.folds < 0 or self.folds == 1:
@@ -54,10 +54,10 @@ class SearchConfig:
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
-    def rungs(self, videos: int) -> tuple[int, ...]:
-        """Videos that a configuration is scored on, from its first rung to all of them."""
-        found = [videos]
-        while self.halving and found[0] // self.halving >= self.min_videos:
+    def rungs(self, budget: int) -> tuple[int, ...]:
+        """Videos or steps that a configuration is given, from its first rung to all of them."""
+        found = [budget]
+        while self.halving and found[0] // self.halving >= self.first_rung:
             found.insert(0, found[0] // self.halving)
         return tuple(found)
 
@@ -69,23 +69,23 @@ class Job:
     number: of the configuration, in the order of the search; 0 is the base
     hash:   names the configuration
     values: field -> value
-    videos: how many videos to score it on
+    budget: how many videos to score it on, or how many steps to train it for
     """
 
     number: int
     hash: str
     values: dict[str, Any]
-    videos: int
+    budget: int
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came out of a job: its number, hash, values, videos, and the objective's value."""
+    """What came out of a job: its number, hash, values, budget, and the objective's value."""
 
     number: int
     hash: str
     values: dict[str, Any]
-    videos: int
+    budget: int
     value: float
 
 
@@ -93,8 +93,8 @@ class Outcome:
 class Candidate:
     """A configuration and how far it has come.
 
-    results:  videos -> value of the objective
-    waiting:  videos of the job that a worker is at, or that waits to be done again
+    results:  budget -> value of the objective
+    waiting:  budget of the job that a worker is at, or that waits to be done again
     attempts: times that its process died
     failed:   why it is left out
     """
@@ -115,7 +115,7 @@ class Search:
         self,
         space: Space,
         config: SearchConfig,
-        videos: int,
+        budget: int,
         identify: Callable[[Mapping[str, Any]], str],
         known: Iterable[Outcome] = (),
     ) -> None:
@@ -123,13 +123,13 @@ class Search:
 
         space:    field -> its values
         config:   how to search
-        videos:   in the data set
+        budget:   videos of the data set, or steps of a whole training
         identify: names the configuration with these values ({}: the base); raises ValueError for
                   values that do not go together
         known:    what an earlier run of the same search has found
         """
         self.config = config
-        self.rungs = config.rungs(videos)
+        self.rungs = config.rungs(budget)
         self.candidates: dict[str, Candidate] = {}
         self.refused: dict[str, str] = {}
         self._space = space
@@ -140,7 +140,7 @@ class Search:
         for outcome in known:
             there = self.candidates.get(outcome.hash)
             found = there or self._add(outcome.number, outcome.hash, outcome.values)
-            found.results[outcome.videos] = outcome.value
+            found.results[outcome.budget] = outcome.value
         if self.rungs[-1] not in base.results:
             base.waiting = self.rungs[-1]
             self._again.append(base)
@@ -290,9 +290,9 @@ class Search:
 
     def _ranked(self, rung: int) -> list[Candidate]:
         """What has a result at this rung, best first; the base is no competitor."""
-        videos = self.rungs[rung]
-        there = [c for c in self.candidates.values() if videos in c.results and c.number > 0]
-        return sorted(there, key=lambda c: (-c.results[videos], c.number))
+        budget = self.rungs[rung]
+        there = [c for c in self.candidates.values() if budget in c.results and c.number > 0]
+        return sorted(there, key=lambda c: (-c.results[budget], c.number))
 
     def _idle(self, candidate: Candidate, rung: int) -> bool:
         return (
@@ -303,7 +303,7 @@ class Search:
 
 
 def suggest(
-    space: Space, candidates: Sequence[Candidate], videos: int, seed: int
+    space: Space, candidates: Sequence[Candidate], budget: int, seed: int
 ) -> dict[str, Any]:
     """Where Optuna would look next, given all that is known: a pure function of its arguments.
 
@@ -311,7 +311,7 @@ def suggest(
     stopped early counts by its last rung (Optuna's pruned trials).
 
     candidates: with results, being computed, or stopped
-    videos:     in the data set; a result on fewer counts as stopped early
+    budget:     the whole one; a result with less counts as stopped early
     seed:         another one for each question
     """
     optuna = _optuna()
@@ -323,12 +323,12 @@ def suggest(
     for candidate in candidates:
         if candidate.values.keys() != space.keys():
             continue  # the base, whose values may lie outside the space
-        study.add_trial(_past(optuna, candidate, distributions, videos))
+        study.add_trial(_past(optuna, candidate, distributions, budget))
     drawn = study.ask(distributions).params
     return {key: _meant(dimension, drawn[key]) for key, dimension in space.items()}
 
 
-def _past(optuna: Any, candidate: Candidate, distributions: dict[str, Any], videos: int) -> Any:
+def _past(optuna: Any, candidate: Candidate, distributions: dict[str, Any], budget: int) -> Any:
     """A candidate as a trial of Optuna's."""
     states = optuna.trial.TrialState
     params = {key: _shown(value) for key, value in candidate.values.items()}
@@ -337,8 +337,8 @@ def _past(optuna: Any, candidate: Candidate, distributions: dict[str, Any], vide
         return optuna.trial.create_trial(**common, state=states.FAIL)
     if not candidate.results:
         return optuna.trial.create_trial(**common, state=states.RUNNING)
-    if videos in candidate.results:
-        return optuna.trial.create_trial(**common, value=candidate.results[videos])
+    if budget in candidate.results:
+        return optuna.trial.create_trial(**common, value=candidate.results[budget])
     return optuna.trial.create_trial(
         **common, state=states.PRUNED, intermediate_values=dict(candidate.results)
     )

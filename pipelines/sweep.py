@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ from pipelines.search import Outcome, SearchConfig
 from pipelines.search_space import Choices, Space
 from pipelines.stored import StoredDetections
 from pipelines.sweep_scoring import MissedVideo
-from pipelines.sweep_workers import Material
+from pipelines.sweep_workers import Workload
+from pipelines.tracker_trials import TrackerTrials
 
 STAGE = "sweep"
 BEST = "best.json"
@@ -147,27 +147,17 @@ def run(
         )
     track.check_floor(source, wanted.base)
     total = _count(wanted)
-    material = _material(wanted, source)
-    truths = [*material.truths.values()]
-    goal = objective.parse(
-        wanted.search.objective, occlusion=any(t.occlusion is not None for t in truths)
-    )
+    trials = _trials(wanted, source)
+    goal = trials.goal
     claim = {k: v for k, v in wanted.to_dict().items() if k in ("base", "space", "search")}
     output = manifest.prepare_output(out, STAGE, claim, source.manifest.hash, overwrite=overwrite)
     if output.finished is not None:
         return output.finished
     manifest.commit_json(wanted.to_dict(), out / SETTINGS)
     ledger = Ledger(out / LEDGER, source.manifest.hash)
-    failed, errors = _search(wanted, material, goal, ledger, processes, total)
-    rows = _rows(ledger)
-    causes = [*errors, *(str(f["reason"]) for f in failed)]
-    # Some that fail are left out and told of; the base, or all others, are no sweep.
-    if errors or not rows or rows[0]["number"] != 0 or (len(rows) == 1 and total > 1):
-        raise PipelineError(
-            f"{len(rows)} of {total} configurations were finished. They are kept: mend the cause, "
-            f"then run the same command. The first error: {(causes or ['none was told'])[0]}"
-        )
-    table = _table(wanted, material, rows, failed, goal)
+    failed, errors = search(wanted.space, wanted.search, trials, ledger, processes, total)
+    rows = finished_rows(ledger, failed, errors, total)
+    table = _table(wanted, trials, rows, failed)
     best = table["trials"][table["best"]]
     summary = {
         "objective": goal.name,
@@ -175,14 +165,14 @@ def run(
         "base": table["trials"][0],
         "held_out": table["held_out"],
     }
-    chosen = sweep_workers.applied(wanted.base, _with_section(best["values"]))
+    chosen = trials.config(_with_section(best["values"]))
     manifest.commit_json(table, out / TABLE)
     manifest.commit_json({"tracker": to_dict(chosen), **summary}, out / BEST)
     report.write(
         out / PAGE,
         report.Report(
             title="Tracker sweep",
-            summary=_sentence(table, len(material.order)),
+            summary=sentence(table),
             sweep=sweep_rows(table),
             sweep_metric=goal.name,
             sweep_note=held_out_sentence(table),
@@ -190,7 +180,7 @@ def run(
             config=summary | {"failed": failed},
         ),
     )
-    _log(log_to or out, output, table)
+    log(log_to or out, output, table)
     return output.finish(
         rows=len(rows), extra={**summary, "configurations": len(rows), "failed": len(failed)}
     )
@@ -203,7 +193,7 @@ def sweep_rows(table: Mapping[str, Any]) -> list[report.SweepRow]:
             params=row["values"],
             score=row["value"],
             default=row["number"] == 0,
-            stopped=row["videos"] if row["videos"] < table["videos"] else None,
+            stopped=f"{row['budget']} {table['unit']}" if row["budget"] < table["budget"] else None,
         )
         for row in table["trials"]
     ]
@@ -239,8 +229,8 @@ def _count(wanted: Sweep) -> int:
     return 1 + sum(1 for _ in search_space.combinations(wanted.space))
 
 
-def _material(wanted: Sweep, source: StoredDetections) -> Material:
-    """The stored videos with their truth, and the videos that have only truth."""
+def _trials(wanted: Sweep, source: StoredDetections) -> TrackerTrials:
+    """The stored videos with their truth, the videos that have only truth, and what is asked."""
     summary = json.loads((wanted.evaluated / evaluate.REPORT).read_text())
     selection = summary["selection"]
     path = wanted.annotation_file or selection["annotations"]
@@ -262,20 +252,28 @@ def _material(wanted: Sweep, source: StoredDetections) -> Material:
             truths[video_id] = video.without_masks()
         else:
             missed[video_id] = MissedVideo.of(video)
-    order = sweep_scoring.order_of([*truth.videos], wanted.search.seed)
-    return Material(source, truths, missed, order, wanted.base)
+    occlusion = any(video.occlusion is not None for video in truth.videos.values())
+    return TrackerTrials(
+        source=source,
+        truths=truths,
+        missed=missed,
+        order=sweep_scoring.order_of([*truth.videos], wanted.search.seed),
+        base=wanted.base,
+        goal=objective.parse(wanted.search.objective, occlusion=occlusion),
+        folds=wanted.search.folds,
+    )
 
 
-def _search(
-    wanted: Sweep,
-    material: Material,
-    goal: objective.Objective,
+def search(
+    space: Space,
+    settings: SearchConfig,
+    workload: Workload,
     ledger: Ledger,
     processes: int | None,
     total: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Do what the ledger lacks; what was left out, and the errors of workers that gave up."""
-    names = ("number", "hash", "values", "videos", "value")
+    names = ("number", "hash", "values", "budget", "value")
     known = [Outcome(**{name: row[name] for name in names}) for row in ledger.read()]
     done = len({outcome.hash for outcome in known})
 
@@ -283,46 +281,58 @@ def _search(
         ledger.append({name: result[name] for name in (*names, "metrics", "folds")})
 
     return sweep_workers.run(
-        wanted.space,
-        wanted.search,
-        goal,
-        material,
+        space,
+        settings,
+        workload,
         known,
         ledger.path.parent / "tune",
-        identified=partial(sweep_workers.identify, wanted.base, material.source.score_floor),
         on_result=write_down,
         processes=processes,
         total=max(1, total - done),
     )
 
 
-def _rows(ledger: Ledger) -> list[dict[str, Any]]:
-    """The furthest result of every configuration, in the order of the search."""
+def finished_rows(
+    ledger: Ledger,
+    failed: Sequence[Mapping[str, Any]],
+    errors: Sequence[str],
+    total: int,
+) -> list[dict[str, Any]]:
+    """The furthest result of every configuration, in the order of the search.
+
+    Errors: PipelineError where workers gave up, or there is nothing to compare: some that fail are
+            left out and told of, but the base, or all others, are no sweep
+    """
     furthest: dict[str, dict[str, Any]] = {}
     for row in ledger.read():
         there = furthest.get(row["hash"])
-        if there is None or row["videos"] > there["videos"]:
+        if there is None or row["budget"] > there["budget"]:
             furthest[row["hash"]] = row
-    return sorted(furthest.values(), key=lambda row: row["number"])
+    rows = sorted(furthest.values(), key=lambda row: row["number"])
+    causes = [*errors, *(str(f["reason"]) for f in failed)]
+    if errors or not rows or rows[0]["number"] != 0 or (len(rows) == 1 and total > 1):
+        raise PipelineError(
+            f"{len(rows)} of {total} configurations were finished. They are kept: mend the cause, "
+            f"then run the same command. The first error: {(causes or ['none was told'])[0]}"
+        )
+    return rows
 
 
 def _table(
     wanted: Sweep,
-    material: Material,
+    trials: TrackerTrials,
     rows: Sequence[dict[str, Any]],
     failed: Sequence[Mapping[str, Any]],
-    goal: objective.Objective,
 ) -> dict[str, Any]:
     """report.json: every configuration with its metrics, which is best, and held-out scores."""
-    everything = len(material.order)
-    full = [row for row in rows if row["videos"] == everything]
+    full = [row for row in rows if row["budget"] == trials.budget]
     # The first of equals: the base itself where nothing beats it.
     best = max(full, key=lambda row: (row["value"], -row["number"]))
     # The base is listed with its values, so that a plot over a field has it too.
     own = {key: getattr(wanted.base, key.removeprefix(_SECTION)) for key in wanted.space}
-    trials = [
+    listed = [
         {
-            **{name: row[name] for name in ("number", "hash", "videos", "value", "metrics")},
+            **{name: row[name] for name in ("number", "hash", "budget", "value", "metrics")},
             "values": {
                 key.removeprefix(_SECTION): value for key, value in (row["values"] or own).items()
             },
@@ -330,36 +340,31 @@ def _table(
         for row in rows
     ]
     return {
-        "objective": goal.name,
-        "videos": everything,
+        "objective": trials.goal.name,
+        "budget": trials.budget,
+        "unit": "videos",
         "best": rows.index(best),
-        "trials": trials,
-        "held_out": _held_out(wanted, material, full, goal),
+        "trials": listed,
+        "held_out": _held_out(trials, full),
         "failed": list(failed),
     }
 
 
-def _held_out(
-    wanted: Sweep,
-    material: Material,
-    full: Sequence[Mapping[str, Any]],
-    goal: objective.Objective,
-) -> dict[str, Any] | None:
+def _held_out(trials: TrackerTrials, full: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Cross-validation: for every fold, what was best on the other videos, scored on its own."""
-    folds = wanted.search.folds
-    if not folds or len(material.order) < 2 * folds:
+    if not trials.folds or trials.budget < 2 * trials.folds:
         return None
     winners = [
-        max(full, key=lambda row: (row["folds"][fold], -row["number"])) for fold in range(folds)
+        max(full, key=lambda row: (row["folds"][fold], -row["number"]))
+        for fold in range(trials.folds)
     ]
-    videos = sweep_scoring.load(material.source, material.truths, material.missed, material.order)
     found = sweep_scoring.held_out(
-        videos,
-        material.order,
-        [sweep_workers.applied(wanted.base, row["values"]) for row in winners],
-        wanted.base,
-        goal,
-        material.source.category_ids,
+        trials.load(),
+        trials.order,
+        [trials.config(row["values"]) for row in winners],
+        trials.base,
+        trials.goal,
+        trials.source.category_ids,
     )
     for fold, row in zip(found["folds"], winners, strict=True):
         fold["values"] = {k.removeprefix(_SECTION): v for k, v in row["values"].items()}
@@ -370,17 +375,18 @@ def _with_section(values: Mapping[str, Any]) -> dict[str, Any]:
     return {_SECTION + field: value for field, value in values.items()}
 
 
-def _sentence(table: Mapping[str, Any], videos: int) -> str:
+def sentence(table: Mapping[str, Any]) -> str:
+    """What came out, in a line."""
     best, base = table["trials"][table["best"]], table["trials"][0]
     left_out = f", {len(table['failed'])} left out" if table["failed"] else ""
     return (
-        f"{len(table['trials'])} configurations on {videos} videos{left_out}; best "
-        f"{table['objective']} {100 * best['value']:.1f}, without the sweep "
+        f"{len(table['trials'])} configurations of {table['budget']} {table['unit']}{left_out}; "
+        f"best {table['objective']} {100 * best['value']:.1f}, without the sweep "
         f"{100 * base['value']:.1f}"
     )
 
 
-def _log(place: Path, output: manifest.Output, table: Mapping[str, Any]) -> None:
+def log(place: Path, output: manifest.Output, table: Mapping[str, Any]) -> None:
     """One run for the sweep, with a child for each of its best configurations."""
     rows = table["trials"]
     best = rows[table["best"]]
@@ -393,12 +399,12 @@ def _log(place: Path, output: manifest.Output, table: Mapping[str, Any]) -> None
     if table["held_out"] is not None:
         numbers["held_out/best"] = table["held_out"]["value"]
         numbers["held_out/base"] = table["held_out"]["base"]
-    with experiment_log.run(place, f"sweep {output.path.name}", output.config) as log:
-        log.metrics(numbers)
-        log.artifacts(output.path / BEST, output.path / TABLE, output.path / PAGE)
-        full = [row for row in rows if row["videos"] == table["videos"]]
+    with experiment_log.run(place, f"sweep {output.path.name}", output.config) as run:
+        run.metrics(numbers)
+        run.artifacts(output.path / BEST, output.path / TABLE, output.path / PAGE)
+        full = [row for row in rows if row["budget"] == table["budget"]]
         ranked = sorted(full, key=lambda row: -row["value"])
         for row in ranked[:_CHILD_RUNS]:
             name = ", ".join(f"{k}={v}" for k, v in row["values"].items())
-            with experiment_log.run(place, name, {"tracker": row["values"]}, parent=log) as child:
+            with experiment_log.run(place, name, row["values"], parent=run) as child:
                 child.metrics({table["objective"]: row["value"], **row["metrics"]})

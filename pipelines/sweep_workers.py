@@ -1,4 +1,4 @@
-"""A search spread over Ray Tune: few long trials, each of which scores many configurations."""
+"""A search spread over Ray Tune: few long trials, each of which does many configurations."""
 
 from __future__ import annotations
 
@@ -6,90 +6,59 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from idol.config import Config, TrackerConfig, to_dict
-from idol.truth import VideoTruth
-from pipelines import cluster, manifest, objective, search_space, sweep_scoring
-from pipelines.objective import Objective
+from pipelines import cluster
 from pipelines.search import Job, Outcome, Search, SearchConfig
 from pipelines.search_space import Space
-from pipelines.stored import StoredDetections
-from pipelines.sweep_scoring import MissedVideo
 
 _POLL_S = 0.1  # a worker without a job asks again: another may have to die or finish first
 _RESTARTS = 20  # of one trial, each for a process that died or a configuration that failed
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
-    """What every worker reads and knows.
+class Workload(Protocol):
+    """What is done with a configuration; sent to every worker.
 
-    source: stored detections
-    truths: video_id -> truth without masks, of the videos that have detections
-    missed: video_id -> the others
-    order:  all video ids, in the order in which they join
-    base:   the configuration whose fields the search replaces
+    budget: videos of the data set, or steps of a whole training
+    cpus:   that one worker holds
     """
 
-    source: StoredDetections
-    truths: Mapping[int, VideoTruth]
-    missed: Mapping[int, MissedVideo]
-    order: Sequence[int]
-    base: TrackerConfig
+    @property
+    def budget(self) -> int: ...
+    @property
+    def cpus(self) -> float: ...
 
+    def identify(self, values: Mapping[str, Any]) -> str:
+        """Names the configuration with these values; ValueError where they do not go together."""
 
-def identify(base: TrackerConfig, floor: float, values: Mapping[str, Any]) -> str:
-    """Names the configuration with these values by every field of it.
+    def load(self) -> Any:
+        """What a worker reads once, before its first job."""
 
-    floor:  score below which nothing was stored
-    Errors: ValueError for values that do not go together, or ask for what was not stored
-    """
-    config = applied(base, values)
-    if config.score_threshold < floor:
-        raise ValueError(
-            f"score_threshold {config.score_threshold:g} lies below the {floor:g} that was stored"
-        )
-    return hash_of(config)
-
-
-def applied(base: TrackerConfig, values: Mapping[str, Any]) -> TrackerConfig:
-    """The tracker with these values.
-
-    values: "tracker.field" -> value
-    """
-    return search_space.applied(Config(tracker=base), values).tracker
-
-
-def hash_of(config: TrackerConfig) -> str:
-    """Names a tracker configuration by every field of it."""
-    return manifest.hash_value(to_dict(config))
+    def measure(self, loaded: Any, job: Job) -> dict[str, Any]:
+        """Do a job: number, hash, values and budget of it; value and metrics; and config_hash, the
+        name of the configuration that was really used."""
 
 
 def run(
     space: Space,
     settings: SearchConfig,
-    goal: Objective,
-    material: Material,
+    workload: Workload,
     known: Iterable[Outcome],
     place: Path,
     *,
-    identified: Callable[[Mapping[str, Any]], str],
     on_result: Callable[[dict[str, Any]], None],
     processes: int | None,
     total: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Search until nothing is left to try.
 
-    known:      what an earlier run has found
-    place:      a folder for Tune's own files, emptied before and after
-    identified: see Search
-    on_result:  called here with every result: number, hash, values, videos, value, metrics, folds
-    processes:  workers; default: half of the logical CPUs
-    total:      configurations still to come, for the bar and the number of workers
-    returns:    what was left out (Search.failures), and the errors of trials that gave up
+    known:     what an earlier run has found
+    place:     a folder for Tune's own files, emptied before and after
+    on_result: called here with every result of workload.measure
+    processes: workers; default: half of the logical CPUs
+    total:     configurations still to come, for the bar and the number of workers
+    returns:   what was left out (Search.failures), and the errors of trials that gave up
     """
     # Tune would write every result three more times, as CSV, JSON and TensorBoard events, and draw
     # its own tables on stdout.
@@ -101,10 +70,8 @@ def run(
         from ray import tune
 
         count = max(1, min(processes or cluster.cpus() // 2, total))
-        cluster.require(count)
-        searcher = ray.remote(num_cpus=0)(_Searcher).remote(
-            space, settings, len(material.order), identified, list(known)
-        )
+        cluster.require(count * workload.cpus)
+        searcher = ray.remote(num_cpus=0)(_Searcher).remote(space, settings, workload, list(known))
 
         class Listener(tune.Callback):  # type: ignore[misc]
             """Runs in this process: all that it needs is in it, for Tune pickles its class."""
@@ -129,7 +96,7 @@ def run(
                 self.enter(trial.config["worker"])
 
         def take(result: dict[str, Any]) -> None:
-            _verify(result, material.base)
+            verify(result, workload)
             on_result(result)
             bar.update()
 
@@ -138,10 +105,8 @@ def run(
 
         found = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(
-                    _work, material=material, settings=settings, goal=goal, searcher=searcher
-                ),
-                {"cpu": 1},
+                tune.with_parameters(_work, workload=workload, searcher=searcher),
+                {"cpu": workload.cpus},
             ),
             param_space={"worker": tune.grid_search([f"worker-{i}" for i in range(count)])},
             run_config=tune.RunConfig(
@@ -157,12 +122,15 @@ def run(
     return failures, [str(error) for error in found.errors]
 
 
-def _verify(result: Mapping[str, Any], base: TrackerConfig) -> None:
-    """The hash is of the configuration that the worker scored with: it must be the asked one."""
-    asked = hash_of(applied(base, result["values"]))
+def verify(result: Mapping[str, Any], workload: Workload) -> None:
+    """Check that the configuration that was really used is the one that was asked for.
+
+    Errors: RuntimeError
+    """
+    asked = workload.identify(result["values"])
     if result["config_hash"] != asked or result["hash"] != asked:
         raise RuntimeError(
-            f"a worker scored another configuration than {result['values']}: its hash is "
+            f"a worker used another configuration than {result['values']}: its hash is "
             f"{result['config_hash']}, not {asked}"
         )
 
@@ -171,14 +139,9 @@ class _Searcher:
     """The search in an actor, for the workers to ask."""
 
     def __init__(
-        self,
-        space: Space,
-        settings: SearchConfig,
-        videos: int,
-        identified: Callable[[Mapping[str, Any]], str],
-        known: Sequence[Outcome],
+        self, space: Space, settings: SearchConfig, workload: Workload, known: Sequence[Outcome]
     ) -> None:
-        self.search = Search(space, settings, videos, identified, known)
+        self.search = Search(space, settings, workload.budget, workload.identify, known)
 
     def enter(self, worker: str) -> None:
         self.search.enter(worker)
@@ -197,13 +160,7 @@ class _Searcher:
         return self.search.failures()
 
 
-def _work(
-    space: Mapping[str, Any],
-    material: Material,
-    settings: SearchConfig,
-    goal: Objective,
-    searcher: Any,
-) -> None:
+def _work(space: Mapping[str, Any], workload: Workload, searcher: Any) -> None:
     """The trial: load once, then one configuration after the other."""
     import ray
     import torch
@@ -212,7 +169,7 @@ def _work(
     torch.set_num_threads(1)
     worker = space["worker"]
     ray.get(searcher.enter.remote(worker))
-    videos = sweep_scoring.load(material.source, material.truths, material.missed, material.order)
+    loaded = workload.load()
     value: float | None = None
     while True:
         job, over = ray.get(searcher.next.remote(worker, value))
@@ -223,40 +180,10 @@ def _work(
             time.sleep(_POLL_S)
             continue
         try:
-            result = measure(videos, job, material, settings, goal)
+            result = workload.measure(loaded, job)
         except Exception as error:
             # Said before the process is lost to it: the search must not try this one again.
             ray.get(searcher.fault.remote(worker, f"{type(error).__name__}: {error}"))
             raise
         value = result["value"]
         tune.report(result)
-
-
-def measure(
-    videos: sweep_scoring.Videos,
-    job: Job,
-    material: Material,
-    settings: SearchConfig,
-    goal: Objective,
-) -> dict[str, Any]:
-    """Score one configuration: its row of the ledger, and the hash of what was really used."""
-    config = applied(material.base, job.values)
-    chosen = material.order[: job.videos]
-    matches, counts = sweep_scoring.score(
-        videos, chosen, config, material.source.category_ids, tracking=goal.tracking
-    )
-    metrics = objective.stats(matches, counts)
-    folds: list[float] = []
-    if settings.folds and job.videos == len(material.order):
-        weights = sweep_scoring.fold_weights(material.order, settings.folds)
-        folds = sweep_scoring.without_folds(matches, counts, goal, weights)
-    return {
-        "number": job.number,
-        "hash": job.hash,
-        "values": job.values,
-        "videos": job.videos,
-        "value": goal.of(metrics),
-        "metrics": metrics,
-        "folds": folds,
-        "config_hash": hash_of(config),
-    }

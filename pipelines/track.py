@@ -78,13 +78,13 @@ def run(
     config: TrackerConfig,
     *,
     overwrite: bool = False,
-    few_frames: int = FEW_FRAMES,
+    few_frames: int | None = None,
     ahead: Path | None = None,
 ) -> Manifest:
     """Track every stored video; write RESULTS, results.json and the servers' results.zip to out.
 
     detections: a finished detect directory
-    few_frames: up to this many the driver tracks by itself, without Ray
+    few_frames: up to this many the driver tracks by itself, without Ray; default: FEW_FRAMES
     ahead:      a folder of videos that TrackAhead has tracked already, with the same configuration
                 on the same detections; they are moved from there
     returns:    the manifest. Equal runs give equal bytes; an interrupted run is continued
@@ -100,7 +100,7 @@ def run(
         return output.finished
     if ahead is not None:
         _take(ahead, source, output)
-    _track(source, output, config, few_frames)
+    _track(source, output, config, FEW_FRAMES if few_frames is None else few_frames)
     entries = list(read_entries(out, source))
     results.write(out / RESULTS, entries)
     manifest.commit_bytes(_zipped((out / RESULTS).read_bytes()), out / SUBMISSION)

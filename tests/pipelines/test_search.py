@@ -55,9 +55,9 @@ def work(
         elif dies(rng):
             search.enter(name)  # started anew, its job lost
         else:
-            value = value_of(job.values) + job.videos * 1e-6
+            value = value_of(job.values) + job.budget * 1e-6
             search.tell(name, value)
-            done.append(Outcome(job.number, job.hash, job.values, job.videos, value))
+            done.append(Outcome(job.number, job.hash, job.values, job.budget, value))
         if stop is not None and len(done) == stop:
             return done
     return done
@@ -68,7 +68,7 @@ def test_a_grid_is_tried_whole_and_once(workers: int) -> None:
     search = Search(GRID, SearchConfig(), 30, identify)
     done = work(search, workers)
     assert len(done) == len({o.hash for o in done}) == 1 + 18 - 1
-    assert {o.videos for o in done} == {30}
+    assert {o.budget for o in done} == {30}
     assert max(done, key=lambda o: o.value).values == {"x": 0.4, "y": 2}
     assert search.failures() == [
         {"values": {"x": 0.6, "y": 3}, "reason": "these two do not go together"}
@@ -86,11 +86,11 @@ def test_a_grid_is_tried_whole_and_once(workers: int) -> None:
 def test_a_resumed_search_repeats_nothing(
     stop: int, seed: int, workers: int, halving: int, method: Any
 ) -> None:
-    config = SearchConfig(method=method, samples=15, halving=halving, min_videos=3)
+    config = SearchConfig(method=method, samples=15, halving=halving, first_rung=3)
     space = GRID if method == "grid" else RANGES
     first = work(Search(space, config, 30, identify), workers, seed=seed, stop=stop)
     second = work(Search(space, config, 30, identify, first), workers, seed=seed + 1)
-    jobs = [(o.hash, o.videos) for o in first + second]
+    jobs = [(o.hash, o.budget) for o in first + second]
     assert len(set(jobs)) == len(jobs)
     tried = {o.hash for o in first + second if o.number}
     assert len(tried) == (17 if method == "grid" else 15)
@@ -119,23 +119,23 @@ def test_a_fault_leaves_its_configuration_out_and_the_rest_goes_on() -> None:
 
 
 def test_halving_gives_few_videos_to_most_and_all_to_the_best() -> None:
-    config = SearchConfig(method="random", samples=60, halving=3, min_videos=4)
+    config = SearchConfig(method="random", samples=60, halving=3, first_rung=4)
     assert config.rungs(40) == (4, 13, 40)
     done = work(Search(RANGES, config, 40, identify), 2)
-    reached = {videos: [o for o in done if o.videos == videos] for videos in (4, 13, 40)}
+    reached = {videos: [o for o in done if o.budget == videos] for videos in (4, 13, 40)}
     assert len(reached[4]) == 60
     assert 20 <= len(reached[13]) <= 30
     assert 6 <= len(reached[40]) - 1 <= 14  # besides the base
     best = max(reached[4], key=lambda o: o.value)
     assert best.hash in {o.hash for o in reached[40]}
-    videos = sum(o.videos for o in done)
+    videos = sum(o.budget for o in done)
     assert videos < 0.5 * 61 * 40
 
 
 def test_halving_of_a_few_still_brings_one_to_the_end() -> None:
-    config = SearchConfig(method="random", samples=2, halving=3, min_videos=4)
+    config = SearchConfig(method="random", samples=2, halving=3, first_rung=4)
     done = work(Search(RANGES, config, 40, identify), 2)
-    assert {o.videos for o in done if o.number} == {4, 13, 40}
+    assert {o.budget for o in done if o.number} == {4, 13, 40}
 
 
 def test_bayesian_search_finds_more_than_random_draws() -> None:
@@ -164,7 +164,7 @@ def test_bayesian_search_finds_more_than_random_draws() -> None:
 
 
 def test_a_suggestion_is_a_function_of_what_is_known() -> None:
-    config = SearchConfig(method="bayes", samples=20, halving=2, min_videos=4)
+    config = SearchConfig(method="bayes", samples=20, halving=2, first_rung=4)
     space: Space = {"x": Range(0.0, 1.0), "y": Choices(([1, 2], [3, 4], None, True))}
     search = Search(space, config, 16, lambda values: str(values))
     for _ in range(14):
@@ -179,7 +179,7 @@ def test_a_suggestion_is_a_function_of_what_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"samples": 0}, {"folds": 1}, {"halving": 1}, {"min_videos": 0}, {"seed": -1}]
+    "bad", [{"samples": 0}, {"folds": 1}, {"halving": 1}, {"first_rung": 0}, {"seed": -1}]
 )
 def test_a_setting_that_means_nothing_is_refused(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):

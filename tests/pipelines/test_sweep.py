@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from pipelines import (
     objective,
     stored,
     sweep,
-    sweep_scoring,
     sweep_workers,
+    tracker_trials,
 )
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.ledger import Ledger
@@ -43,11 +42,11 @@ def test_every_field_of_the_tracker_changes_the_hash() -> None:
         float: lambda v: v / 2 + 0.03,
         str: lambda v: {"released": "paper", "greedy": "argmax"}[v],
     }
-    hashes = {sweep_workers.hash_of(base)}
+    hashes = {tracker_trials.hash_of(base)}
     for field in dataclasses.fields(base):
         value = getattr(base, field.name)
         changed = dataclasses.replace(base, **{field.name: other[type(value)](value)})
-        hashes.add(sweep_workers.hash_of(changed))
+        hashes.add(tracker_trials.hash_of(changed))
     assert len(hashes) == 1 + len(dataclasses.fields(base))
 
 
@@ -64,14 +63,16 @@ def test_the_ledger_passes_over_a_torn_line_and_other_detections(tmp_path: Path)
     assert [row["hash"] for row in ledger.read()] == ["x", "w"]
 
 
-def test_a_result_of_another_configuration_stops_the_sweep() -> None:
+def test_a_result_of_another_configuration_stops_the_sweep(evaluated: Path) -> None:
+    source = stored.read(evaluated / evaluate.DETECTIONS)
+    trials = sweep._trials(wanted(evaluated, {"tau": [1.0]}), source)
     values = {"tracker.tau": 1.0}
-    right = sweep_workers.hash_of(dataclasses.replace(BASE, tau=1.0))
+    right = tracker_trials.hash_of(dataclasses.replace(BASE, tau=1.0))
     result = {"values": values, "hash": right, "config_hash": right}
-    sweep_workers._verify(result, BASE)
-    for wrong in (result | {"config_hash": sweep_workers.hash_of(BASE)}, result | {"values": {}}):
-        with pytest.raises(RuntimeError, match="scored another configuration"):
-            sweep_workers._verify(wrong, BASE)
+    sweep_workers.verify(result, trials)
+    for wrong in (result | {"config_hash": tracker_trials.hash_of(BASE)}, result | {"values": {}}):
+        with pytest.raises(RuntimeError, match="used another configuration"):
+            sweep_workers.verify(wrong, trials)
 
 
 @pytest.fixture
@@ -104,12 +105,10 @@ def here(monkeypatch: pytest.MonkeyPatch, stop: list[int | None]) -> list[dict[s
     done: list[dict[str, Any]] = []
 
     def run(
-        space: Any, settings: Any, goal: Any, material: Any, known: Any, place: Path, **how: Any
+        space: Any, settings: Any, work: Any, known: Any, place: Path, **how: Any
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        search = Search(space, settings, len(material.order), how["identified"], known)
-        videos = sweep_scoring.load(
-            material.source, material.truths, material.missed, material.order
-        )
+        search = Search(space, settings, work.budget, work.identify, known)
+        loaded = work.load()
         limit = stop.pop(0)
         for count in itertools.count():
             job = search.next("w")
@@ -117,7 +116,8 @@ def here(monkeypatch: pytest.MonkeyPatch, stop: list[int | None]) -> list[dict[s
                 return search.failures(), []
             if count == limit:
                 raise KeyboardInterrupt
-            result = sweep_workers.measure(videos, job, material, settings, goal)
+            result = work.measure(loaded, job)
+            sweep_workers.verify(result, work)
             how["on_result"](result)
             done.append(result)
             search.tell("w", result["value"])
@@ -167,14 +167,13 @@ def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
     asked = wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]})
     source = stored.read(evaluated / evaluate.DETECTIONS)
     found: list[dict[str, Any]] = []
+    trials = dataclasses.replace(sweep._trials(asked, source), goal=Trap("AP", {"AP": 1.0}, calls))
     failed, errors = sweep_workers.run(
         asked.space,
         asked.search,
-        Trap("AP", {"AP": 1.0}, calls),
-        sweep._material(asked, source),
+        trials,
         [],
         tmp_path / "tune",
-        identified=partial(sweep_workers.identify, BASE, 0.0),
         on_result=found.append,
         processes=1,
         total=4,
@@ -234,16 +233,16 @@ def test_halving_marks_what_it_stopped_and_mixes_can_be_maximised(
     here(monkeypatch, [None])
     asked = dataclasses.replace(
         wanted(
-            evaluated, {}, method="random", samples=6, halving=2, min_videos=1, objective="balanced"
+            evaluated, {}, method="random", samples=6, halving=2, first_rung=1, objective="balanced"
         ),
         space={"tracker.match_threshold": Range(0.3, 0.99)},
     )
     sweep.run(asked, tmp_path / "sweep")
     table = json.loads((tmp_path / "sweep" / sweep.TABLE).read_text())
     rows = sweep.sweep_rows(table)
-    assert {row.stopped for row in rows} == {1, 2, None}
+    assert {row.stopped for row in rows} == {"1 videos", "2 videos", None}
     best = table["trials"][table["best"]]
-    assert best["videos"] == table["videos"] == 4
+    assert best["budget"] == table["budget"] == 4
     assert best["value"] == pytest.approx((best["metrics"]["AP"] + best["metrics"]["HOTA"]) / 2)
     assert "stopped after 1 videos" in (tmp_path / "sweep" / sweep.PAGE).read_text()
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from idol import results
-from idol.config import TrackerConfig, to_dict
+from idol.config import Config, TrackerConfig, to_dict
 from idol.structures import FrameDetections
 from idol.tracker import track_video
-from pipelines import sweep_workers
+from pipelines import search_space, tracker_trials
 
 ROBUST = to_dict(TrackerConfig.robust())
 PAPER = to_dict(TrackerConfig.paper())
@@ -126,9 +126,9 @@ def test_another_value_gives_another_outcome(field: str, hard: list[list[FrameDe
     outcomes = []
     for value in values:
         # As a sweep's worker makes it, from the text of a job.
-        config = sweep_workers.applied(base, {f"tracker.{field}": value})
+        config = search_space.applied(Config(tracker=base), {f"tracker.{field}": value}).tracker
         assert getattr(config, field) == value
-        assert sweep_workers.hash_of(config) == sweep_workers.hash_of(
+        assert tracker_trials.hash_of(config) == tracker_trials.hash_of(
             dataclasses.replace(base, **{field: value})
         )
         outcomes.append(outcome(hard, config))

@@ -1,0 +1,248 @@
+"""Evaluation while processes and machines die: every run must end with the undisturbed bytes.
+
+python -m benchmarks.chaos --runs 20
+
+A local cluster of three nodes runs jobs.evaluate again and again, each time from nothing. At a
+random moment one of these is killed with SIGKILL: a detect actor, a worker that tracks or scores, a
+whole node (its raylet and all its workers), or the driver. Where the driver died the same command
+is given once more. Then results.json, results.zip and report.json are compared byte by byte with
+those of an undisturbed run. Exits with 1 if any run differs or does not end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from idol.synthetic import SyntheticConfig, write_dataset
+
+VICTIMS = ("detect actor", "track or score task", "node", "driver")
+COMPARED = ("results.json", "results.zip", "report.json")
+_FRAMES_PER_SHARD = 6
+_PAUSE_S = 0.4  # in every tracking and scoring task, so that a kill can hit one
+_LIMIT_S = 300.0  # of one run
+
+
+@dataclass
+class Outcome:
+    """What became of one run: who was killed and when, and whether the bytes are the same."""
+
+    victim: str
+    when: str
+    killed: bool
+    same: bool
+    seconds: float
+    note: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run, kill, compare, print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--videos", type=int, default=8)
+    parser.add_argument("--drive", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.drive:
+        drive(options.drive)
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    root = Path(__file__).resolve().parent.parent
+    os.environ["PYTHONPATH"] = str(root)
+    annotations = write_dataset(
+        options.out / "videos", SyntheticConfig.easy(), options.videos, 95_000
+    )
+    with Nodes() as nodes:
+        outcomes = [*run(options, annotations, nodes)]
+    print(machine.header(f"python -m benchmarks.chaos {' '.join(sys.argv[1:])}"))
+    print("| run | killed | when | same bytes | seconds | |\n|---|---|---|---|---|---|")
+    for number, one in enumerate(outcomes, start=1):
+        same = "yes" if one.same else "NO"
+        who = one.victim if one.killed else f"({one.victim}: none was found)"
+        print(f"| {number} | {who} | {one.when} | {same} | {one.seconds:.0f} | {one.note} |")
+    right = sum(one.same for one in outcomes)
+    hit = sum(one.killed for one in outcomes)
+    print(f"\n{right} of {len(outcomes)} runs ended with the undisturbed bytes; {hit} were hit.")
+    sys.exit(right < len(outcomes))
+
+
+def run(options: argparse.Namespace, annotations: Path, nodes: Nodes) -> Iterator[Outcome]:
+    """The undisturbed run, then the disturbed ones."""
+    rng = random.Random(options.seed)
+    calm = options.out / "calm"
+    if not (calm / "_manifest.json").exists():
+        started = start(annotations, calm, nodes)
+        if started.wait(_LIMIT_S) != 0:
+            sys.exit("the undisturbed run failed; its log is beside it")
+    expected = {name: (calm / name).read_bytes() for name in COMPARED}
+    for number in range(options.runs):
+        victim = VICTIMS[(number + options.seed) % len(VICTIMS)]
+        out = options.out / f"run-{options.seed}-{number}"
+        outcome = disturbed(annotations, out, nodes, victim, rng)
+        if (out / "_manifest.json").exists():
+            found = {name: (out / name).read_bytes() for name in COMPARED}
+            outcome.same = found == expected
+        print(f"{number}: {outcome}", file=sys.stderr, flush=True)
+        yield outcome
+
+
+def disturbed(
+    annotations: Path, out: Path, nodes: Nodes, victim: str, rng: random.Random
+) -> Outcome:
+    """One run with one death."""
+    began = time.monotonic()
+    process = start(annotations, out, nodes)
+    # Detect actors die while there are shards to come, the others at any time from the first on.
+    shards = rng.randrange(0, 8)
+    wait_for(lambda: count(out / "detections") >= shards or process.poll() is not None)
+    time.sleep(rng.uniform(0.0, 1.0 if victim == "detect actor" else 4.0))
+    when = f"after {count(out / 'detections')} shards, {count(out / 'tracks')} tracked"
+    killed = kill(victim, process, nodes, rng)
+    note = ""
+    try:
+        status = process.wait(_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return Outcome(victim, when, killed, False, time.monotonic() - began, "did not end")
+    if status != 0 and victim == "driver":
+        status = start(annotations, out, nodes).wait(_LIMIT_S)
+        note = "the same command again"
+    if status != 0:
+        note = f"ended with status {status}"
+    return Outcome(victim, when, killed, False, time.monotonic() - began, note)
+
+
+def kill(victim: str, process: subprocess.Popen[bytes], nodes: Nodes, rng: random.Random) -> bool:
+    """Kill one; False where there was none (the run was over, or had not begun)."""
+    if process.poll() is not None:
+        return False
+    if victim == "driver":
+        process.send_signal(signal.SIGKILL)
+        return True
+    if victim == "node":
+        nodes.lose_one(rng)
+        return True
+    titles = ("MapWorker",) if victim == "detect actor" else ("_track", "_score_one", "slowly")
+    found: list[int] = []
+
+    def look() -> bool:
+        found[:] = [pid for pid, title in nodes.workers() if any(t in title for t in titles)]
+        return bool(found) or process.poll() is not None
+
+    wait_for(look, limit_s=60.0)
+    if not found:
+        return False
+    os.kill(rng.choice(found), signal.SIGKILL)
+    return True
+
+
+def start(annotations: Path, out: Path, nodes: Nodes) -> subprocess.Popen[bytes]:
+    """The job, as a process of its own that joins the cluster."""
+    job = [
+        *("--annotations", str(annotations), "--checkpoint", "shipped", "--out", str(out)),
+        *("--set", f"detect.frames_per_shard={_FRAMES_PER_SHARD}", "--actors", "2"),
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (out.parent / f"{out.name}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.chaos", "--drive", json.dumps(job)],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "RAY_ADDRESS": nodes.address},
+        )
+
+
+def drive(words: Sequence[str]) -> None:
+    """The job itself; every video is a Ray task, as on a large set, and takes its time."""
+    from jobs import evaluate
+    from pipelines import cluster, track
+
+    track.FEW_FRAMES = 0
+    tasks = cluster.tasks
+
+    def slow_tasks(function: Any, shared: Any, items: Any, **how: Any) -> Any:
+        return tasks(slowly, (function, shared), items, **how)
+
+    cluster.tasks = slow_tasks
+    evaluate.main(json.loads(words[0]))
+
+
+def slowly(shared: tuple[Callable[[Any, Any], Any], Any], item: Any) -> Any:
+    """A task with a pause before it."""
+    time.sleep(_PAUSE_S)
+    return shared[0](shared[1], item)
+
+
+class Nodes:
+    """A cluster of three nodes on this machine: a head for the driver, two that may be lost."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+        self.address: str = self._cluster.address
+        self._others = [self._cluster.add_node(num_cpus=2) for _ in range(2)]
+
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._cluster.shutdown()
+
+    def lose_one(self, rng: random.Random) -> None:
+        """SIGKILL a node's processes; another one joins in its place."""
+        lost = self._others.pop(rng.randrange(len(self._others)))
+        self._cluster.remove_node(lost, allow_graceful=False)
+        self._others.append(self._cluster.add_node(num_cpus=2))
+
+    def workers(self) -> list[tuple[int, str]]:
+        """(pid, title) of the worker processes below the raylets of this cluster."""
+        parents, titles = {}, {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                status = (entry / "stat").read_text()
+                titles[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
+            except (OSError, UnicodeDecodeError):
+                continue  # it ended meanwhile
+            parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
+        ours = {os.getpid()}
+        while grown := {pid for pid, parent in parents.items() if parent in ours} - ours:
+            ours |= grown
+        return [(pid, titles[pid]) for pid in ours if titles.get(pid, "").startswith("ray::")]
+
+
+def count(folder: Path) -> int:
+    """Finished shards in a folder."""
+    return len([*folder.glob("shard-*.parquet")])
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
+    """Wait until the condition holds, or the time is over."""
+    end = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    main()

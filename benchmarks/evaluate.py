@@ -1,0 +1,353 @@
+"""What evaluation and sweeps cost: detection, tracking, a sweep, end to end, and a large cluster.
+
+python -m benchmarks.evaluate
+python -m benchmarks.evaluate --annotations REAL/instances.json --checkpoint real.safetensors
+
+Every figure is measured in this run, on stored synthetic videos (crowded) unless told otherwise,
+but for the last table: a simulated cluster, fed with the times measured here, and with --gpu-ms
+for what a frame costs on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import idol
+from benchmarks import machine
+from idol import results
+from idol.config import TrackerConfig
+from idol.detector import Detector
+from idol.synthetic import SyntheticConfig, write_dataset
+from idol.tracker import track_video
+from pipelines import (
+    annotations,
+    cluster,
+    detect,
+    evaluate,
+    frames,
+    scoring,
+    search_space,
+    stored,
+    sweep,
+    sweep_scoring,
+    track,
+)
+from pipelines.annotations import VideoRecord
+from pipelines.search import SearchConfig
+
+VALIDATION = {
+    "YouTube-VIS 2019": (302, 27.4, 36, (720, 1280)),
+    "OVIS": (140, 69.5, 500, (1080, 1920)),
+}
+"""Videos of the validation set, mean and longest frames of the data set, size: from their papers.
+The videos' own lengths are drawn."""
+GPUS = (1, 2, 4, 8, 16, 32, 64)
+CPUS_PER_GPU = 8
+
+
+@dataclass
+class Measured:
+    """Seconds measured in this run.
+
+    frame:    detect, one frame in the network with all around it
+    start:    an actor, from its request to the first finished shard's beginning
+    shard:    around the frames of a shard: opening, rows, parquet
+    tracking: a frame of a video, masks and RESULTS included
+    scoring:  a frame
+    tail:     a video, on the driver alone: results.json, report, MLflow
+    driver:   before the first shard: reading annotations and weights
+    """
+
+    frame: float = 0.0
+    start: float = 0.0
+    shard: float = 0.0
+    tracking: float = 0.0
+    scoring: float = 0.0
+    tail: float = 0.0
+    driver: float = 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print five tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--annotations", help="default: synthetic crowded videos")
+    parser.add_argument("--checkpoint", default="shipped")
+    parser.add_argument("--videos", type=int, default=48, help="synthetic videos")
+    parser.add_argument("--configurations", type=int, default=200)
+    parser.add_argument("--gpu-ms", type=float, nargs="+", default=[5.0, 20.0])
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-evaluate"))
+    options = parser.parse_args(argv)
+    out: Path = options.out
+    shutil.rmtree(out / "work", ignore_errors=True)
+    path = options.annotations or str(
+        write_dataset(out / "crowded", SyntheticConfig.crowded(), options.videos, 90_000)
+    )
+    print(machine.header(f"python -m benchmarks.evaluate {' '.join(sys.argv[1:])}".strip()))
+    began = time.monotonic()
+    dataset = annotations.read(path)
+    model = idol.load(options.checkpoint)
+    config = evaluate.configuration(model, dataset, [], None)
+    times = Measured(driver=time.monotonic() - began)
+    count = sum(len(video.frames) for video in dataset.videos)
+    print(f"{len(dataset.videos)} videos, {count} frames of {path}\n")
+    with cluster.session():
+        detection(dataset, model, config, out / "work", count, times)
+        tracking(out / "work" / "actors-2", path, count, times)
+        end_to_end(path, options.checkpoint, dataset, model, config, out / "work", times)
+        whole_sweep(out / "work", options.configurations, count, times)
+    simulated(times, options.gpu_ms)
+
+
+def detection(
+    dataset: Any, model: Any, config: Any, out: Path, count: int, times: Measured
+) -> None:
+    """(a) Frames a second with one and two actors, and how long the model waits for data."""
+    waited, spent = waiting(dataset, model, config)
+    print("(a) detect, frames a second once the actors run, and with their start\n")
+    print("| actors | frames/s | with start | seconds to the first shard |\n|---|---|---|---|")
+    for actors in (1, 2):
+        marks: list[tuple[float, int]] = []
+        shards = detect.plan(dataset.videos, config.detect.frames_per_shard)
+        sizes = [sum(len(piece.frames) for piece in pieces) for pieces in shards]
+        began = time.monotonic()
+        detect.run(
+            dataset,
+            model,
+            out / f"actors-{actors}",
+            config,
+            actors=actors,
+            on_shard=lambda n, m=marks, s=sizes: m.append((time.monotonic(), s[n])),  # type: ignore[misc]
+        )
+        ended = time.monotonic()
+        # The first shards of all actors bear their start.
+        rest = marks[actors:]
+        rate = sum(n for _, n in rest) / max(1e-9, marks[-1][0] - marks[actors - 1][0])
+        first = marks[0][0] - began
+        print(f"| {actors} | {rate:.1f} | {count / (ended - began):.1f} | {first:.1f} |")
+        if actors == 1:
+            times.start = max(0.0, first - marks[0][1] * spent / count)
+    print(
+        f"\nOne process without Ray: {count / spent:.1f} frames/s; the network waits for data "
+        f"{100 * waited / spent:.1f} % of the time.\n"
+    )
+    times.frame = spent / count
+
+
+def waiting(dataset: Any, model: Any, config: Any) -> tuple[float, float]:
+    """Seconds that the network waits for decoded frames, and all seconds, in this process."""
+    torch.set_num_threads(1)
+    detector = Detector(model, config, batch=config.detect.batch_frames)
+    ahead = detect._read_ahead
+    waited = 0.0
+
+    def timed(*arguments: Any) -> Iterator[Any]:
+        nonlocal waited
+        source = ahead(*arguments)
+        while True:
+            began = time.monotonic()
+            frame = next(source, None)
+            waited += time.monotonic() - began
+            if frame is None:
+                return
+            yield frame
+
+    truth = any(video.instances for video in dataset.videos)
+    pieces = detect.plan(dataset.videos, config.detect.frames_per_shard)
+    detect.detect_pieces(detector, pieces[0][:1], config, truth=truth)  # warm
+    detect._read_ahead = timed  # type: ignore[assignment]
+    began = time.monotonic()
+    for shard in pieces:
+        detect.detect_pieces(detector, shard, config, truth=truth)
+    spent = time.monotonic() - began
+    detect._read_ahead = ahead
+    return waited, spent
+
+
+def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
+    """(b) Seconds per tracking configuration from stored detections."""
+    source = stored.read(detections)
+    truth = evaluate.read_truth(path, annotations.read(path))
+    assert truth is not None
+    order = [video.video_id for video in source.videos]
+    truths = {i: truth.videos[i].without_masks() for i in order}
+    began = time.monotonic()
+    videos = sweep_scoring.load(source, truths, {}, order)
+    loading = time.monotonic() - began
+    print("(b) one configuration on stored detections, one process\n")
+    print("| tracker | seconds | ms a frame |\n|---|---|---|")
+    trackers = {
+        "released": TrackerConfig.released(),
+        "paper": TrackerConfig.paper(),
+        "robust": TrackerConfig.robust(),
+    }
+    for name, tracker in trackers.items():
+        seconds = []
+        for _ in range(5):
+            began = time.monotonic()
+            sweep_scoring.score(videos, order, tracker, source.category_ids)
+            seconds.append(time.monotonic() - began)
+        middle = statistics.median(seconds)
+        print(f"| {name} | {middle:.3f} | {1000 * middle / count:.2f} |")
+    print(f"\nLoading once: {loading:.2f} s for {count} frames.\n")
+    began = time.monotonic()
+    for video in source.videos:
+        track.results_of_video(source, video, TrackerConfig.robust())
+    times.tracking = (time.monotonic() - began) / count
+    began = time.monotonic()
+    for video in source.videos:
+        scoring.score_video(source, video, truths[video.video_id], TrackerConfig.robust())
+    times.scoring = (time.monotonic() - began) / count
+
+
+def end_to_end(
+    path: str, checkpoint: str, dataset: Any, model: Any, config: Any, out: Path, times: Measured
+) -> None:
+    """(d) The whole evaluation against a plain loop over the videos, in the same run."""
+    print("(d) from files to results and scores\n")
+    print("| way | seconds | ratio |\n|---|---|---|")
+    began = time.monotonic()
+    torch.set_num_threads(2)
+    plain_loop(dataset, model, config, out / "loop.json")
+    loop = time.monotonic() - began
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    done = evaluate.run(path, checkpoint, out / "evaluate", actors=2, log_to=out / "log")
+    whole = time.monotonic() - began
+    parts = {
+        name: json.loads((out / "evaluate" / name / "_manifest.json").read_text())["seconds"]
+        for name in (evaluate.DETECTIONS, evaluate.TRACKS)
+    }
+    print(f"| a loop over videos, frame by frame, 2 threads, AP by masks | {loop:.1f} | 1.00 |")
+    print(
+        f"| jobs.evaluate inside a running Ray, 2 actors, with scores, page and log | "
+        f"{whole:.1f} | {loop / whole:.2f} |"
+    )
+    print(f"| of it detect | {parts['detections']:.1f} | {loop / parts['detections']:.2f} |")
+    print(f"\nAP of both: {done.extra['metrics']['AP']:.4f}.\n")
+    videos = len(dataset.videos)
+    times.tail = max(0.0, whole - sum(parts.values()) - times.driver) / videos
+
+
+def plain_loop(dataset: Any, model: Any, config: Any, path: Path) -> None:
+    """What a script would do: video after video, frame after frame, then score the file."""
+    detector = Detector(model, config)
+    entries: list[dict[str, Any]] = []
+    for video in dataset.videos:
+        found = []
+        for index, reference in enumerate(video.frames):
+            image = frames.read(reference, video_id=video.video_id, size=video.size)
+            found += detector.detect([detector.prepare(image)], [index])
+        entries += results.to_ytvis(
+            track_video(found, config.tracker),
+            found,
+            video_id=video.video_id,
+            size=video.size,
+            length=len(video.frames),
+            category_ids=config.category_ids,
+            config=config.tracker,
+        )
+    results.write(path, entries)
+
+
+def whole_sweep(out: Path, configurations: int, count: int, times: Measured) -> None:
+    """(c) A sweep against running everything for every configuration."""
+    evaluated = out / "evaluate"
+    base = sweep.base_config(evaluated)
+    wanted = sweep.Sweep(
+        evaluated=evaluated,
+        base=base,
+        space=search_space.association(base),
+        search=SearchConfig(method="random", samples=configurations - 1),
+    )
+    began = time.monotonic()
+    done = sweep.run(wanted, out / "sweep", log_to=out / "log")
+    spent = time.monotonic() - began
+    once = count * (times.frame + times.tracking + times.scoring)
+    every = json.loads((evaluated / "_manifest.json").read_text())["seconds"]
+    trials = done.extra["configurations"]
+    print(f"(c) {trials} configurations, cross-validated, with page and log\n")
+    print("| way | seconds | times the sweep |\n|---|---|---|")
+    print(f"| the sweep, 2 processes, start included | {spent:.1f} | 1 |")
+    for name, seconds in (
+        (f"{trials} × detect, track, score in one process, without any start", once),
+        (f"{trials} × jobs.evaluate inside a running Ray, 2 actors", every),
+    ):
+        print(f"| {name} | {trials * seconds:.0f} | {trials * seconds / spent:.0f} |")
+    print()
+
+
+def simulated(times: Measured, gpu_ms: Sequence[float]) -> None:
+    """(e) A discrete-event cluster: shards on GPUs, tracking and scoring on their CPUs, a tail."""
+    print("(e) simulated: seconds, and efficiency against one GPU; actors' start included\n")
+    print(
+        f"Measured here: start of an actor {times.start:.1f} s, tracking "
+        f"{1000 * times.tracking:.2f} and scoring {1000 * times.scoring:.2f} ms a frame, driver "
+        f"{times.driver:.1f} s before and {1000 * times.tail:.0f} ms a video after. Assumed: a "
+        f"frame on a GPU as named, {CPUS_PER_GPU} CPUs a GPU, shards of 64 frames.\n"
+    )
+    heads = " | ".join(f"{n} GPUs" for n in GPUS)
+    print(f"| set | ms a frame | {heads} |\n|---|---{'|---' * len(GPUS)}|")
+    for name, (videos, mean, longest, size) in VALIDATION.items():
+        rng = np.random.default_rng(0)
+        shape = 2.0
+        drawn = np.clip(rng.gamma(shape, mean / shape, videos).round(), 4, longest)
+        lengths = [int(n) for n in drawn * (mean / drawn.mean())]
+        records = [
+            VideoRecord(i, size, tuple(["x"] * max(1, n)), ()) for i, n in enumerate(lengths)
+        ]
+        for milliseconds in gpu_ms:
+            cells = []
+            with_gpu = replace(times, frame=milliseconds / 1000)
+            alone = simulate(records, with_gpu, 1)
+            for gpus in GPUS:
+                seconds = simulate(records, with_gpu, gpus)
+                cells.append(f"{seconds:.0f} s, {100 * alone / (gpus * seconds):.0f} %")
+            print(f"| {name} | {milliseconds:g} | {' | '.join(cells)} |")
+
+
+def simulate(videos: Sequence[VideoRecord], times: Measured, gpus: int) -> float:
+    """Seconds of an evaluation on a cluster: shards in the real order, each on the first free GPU;
+    a video is tracked on the first free CPU once its last shard is there; scoring follows when all
+    are tracked; the driver's tail is serial.
+    """
+    shards = detect.plan(videos, 64)
+    free = [times.driver + times.start] * gpus
+    heapq.heapify(free)
+    ready: dict[int, float] = {}
+    for index in detect._longest_first(shards, range(len(shards))):
+        begin = heapq.heappop(free)
+        end = begin + times.shard + times.frame * sum(len(p.frames) for p in shards[index])
+        heapq.heappush(free, end)
+        for piece in shards[index]:
+            ready[piece.video_id] = max(ready.get(piece.video_id, 0.0), end)
+    cpus = [0.0] * (gpus * CPUS_PER_GPU)
+    length = {video.video_id: len(video.frames) for video in videos}
+    tracked = 0.0
+    for video_id, when in sorted(ready.items(), key=lambda item: item[1]):
+        end = max(heapq.heappop(cpus), when) + times.tracking * length[video_id]
+        heapq.heappush(cpus, end)
+        tracked = max(tracked, end)
+    cpus = [tracked] * (gpus * CPUS_PER_GPU)
+    scored = tracked
+    for frames_of in sorted(length.values(), reverse=True):
+        end = heapq.heappop(cpus) + times.scoring * frames_of
+        heapq.heappush(cpus, end)
+        scored = max(scored, end)
+    return scored + times.tail * len(videos)
+
+
+if __name__ == "__main__":
+    main()
