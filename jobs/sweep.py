@@ -1,6 +1,8 @@
-"""Find the best tracker settings on what jobs.evaluate stored: no network, no GPU.
+"""Find the best tracker settings on what jobs.evaluate stored, or the best training settings.
 
 python -m jobs.sweep --evaluation run --out sweep --space tracker.match_threshold=0.3..0.8
+python -m jobs.sweep --pairs pairs --annotations val.json --out sweep \
+    --space train.learning_rate=1e-4..1e-2:log
 """
 
 from __future__ import annotations
@@ -11,27 +13,34 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from idol.config import Config
-from pipelines import cluster, search_space, sweep
+from idol import presets
+from idol.config import Config, override
+from pipelines import cluster, search_space, sweep, train_sweep
 from pipelines.errors import PipelineError
 from pipelines.manifest import Manifest
 from pipelines.search import SearchConfig
-from pipelines.search_space import Range
+from pipelines.search_space import Range, Space
+from pipelines.train_sweep import TrainSweep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Find the tracker settings with the highest AP, HOTA or a mix, on stored detections.
+    """Find the tracker settings with the highest AP, HOTA or a mix, on stored detections; or, with
+    --pairs, the training settings whose network scores best.
 
     Any field of the tracker can be swept: τ (tau), T (memory_length), the match threshold, the
     thresholds for new instances, mask NMS, lifetime of the memory, ... A configuration costs about
     a millisecond per frame. OUT gets best.json (for --tracker of jobs.evaluate and jobs.track),
     report.json with every configuration and its metrics, and report.html: what mattered, and what
     the choice is worth on videos that had no say in it (cross-validation over folds of videos).
+
+    With --pairs every trial trains on them, and is evaluated on --annotations; fields of train,
+    losses, assignment, transforms and model can be swept. With --halving a trial trains for a part
+    of the steps, and only the best go on. OUT then also has each trial's checkpoint.
 
     Interrupted, the same command, or --out OUT --resume, goes on; finished configurations are not
     repeated. A configuration that fails is listed with the reason, and the others go on.
@@ -41,7 +50,9 @@ class Sweep:
     """
 
     evaluation: Path | None = None
-    """A finished OUT of jobs.evaluate, on annotations with truth. Not needed with --resume."""
+    """A finished OUT of jobs.evaluate, on annotations with truth: sweep its tracker."""
+    pairs: Path | None = None
+    """A finished OUT of jobs.prepare: sweep training on it."""
     out: Path
     """Directory to write: new, empty, or left unfinished by the same command."""
     space: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
@@ -62,8 +73,10 @@ class Sweep:
     """Cross-validation: every fold of the videos is scored with what was best on the others. 0: no
     held-out scores."""
     halving: int = SearchConfig().halving
-    """Successive halving (ASHA): start on few videos; the best of this many go on to this many
-    times more. For large sets and searches. 0: every configuration sees all videos."""
+    """Successive halving (ASHA): start on few videos, or train for few steps; the best of this many
+    go on to this many times more. 0: every configuration gets everything."""
+    first_rung: int = SearchConfig().first_rung
+    """Videos, or steps of training, that halving starts with, at least."""
     seed: int = SearchConfig().seed
     """Of draws and folds."""
     tracker: str | None = None
@@ -71,13 +84,24 @@ class Sweep:
     multi_cue, robust, or a JSON file such as another sweep's best.json. Default: the tracker of the
     evaluation."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
-    """Replace a field of that, tracker.FIELD=VALUE; repeat for more."""
+    """Replace a field of that, or of the preset, SECTION.FIELD=VALUE; repeat for more."""
     annotations: str | None = None
-    """Where the annotation file is now, if it has moved since the evaluation."""
+    """Where the annotation file is now, if it has moved since the evaluation. With --pairs: the
+    annotation file, with truth, of other videos to evaluate on."""
+    preset: str = "tiny"
+    """With --pairs: the configuration to start from."""
+    weights: str | None = None
+    """With --pairs: what every trial starts from, as in jobs.train. Default: random."""
+    reset_classes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --pairs: as in jobs.train."""
+    workers: int = 1
+    """With --pairs: data-parallel workers of a trial, one CPU or GPU each; 0: inside the trial."""
+    gpus: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --pairs: one GPU per worker."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the unfinished sweep in OUT, with the settings that it was started with."""
     processes: int | None = None
-    """Configurations at the same time. Default: half the logical CPUs."""
+    """Configurations at the same time. Default: half the logical CPUs; with --pairs, what fits."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Delete an earlier sweep in OUT first. Never deletes anything else."""
     log_to: Path | None = None
@@ -93,54 +117,93 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         wanted = asked_for(job)
-        with cluster.session(job.num_cpus):
-            manifest = sweep.run(
-                wanted,
-                job.out,
-                processes=job.processes,
-                overwrite=job.overwrite,
-                log_to=job.log_to,
-            )
+        how: dict[str, Any] = {
+            "processes": job.processes,
+            "overwrite": job.overwrite,
+            "log_to": job.log_to,
+        }
+        # Ray Train complains every second where there is no dashboard.
+        training = isinstance(wanted, TrainSweep)
+        with cluster.session(job.num_cpus, dashboard=training):
+            if isinstance(wanted, TrainSweep):
+                manifest = train_sweep.run(wanted, job.out, **how)
+            else:
+                manifest = sweep.run(wanted, job.out, **how)
     except (PipelineError, ValueError, FileNotFoundError) as error:
         # The message says what to do; a traceback would bury it.
         sys.exit(f"{type(error).__name__}: {error}")
     print(json.dumps(line(manifest, job.out), sort_keys=True))
 
 
-def asked_for(job: Sweep) -> sweep.Sweep:
+def asked_for(job: Sweep) -> sweep.Sweep | TrainSweep:
     """What the command line asks for.
 
     Errors: ValueError for flags that do not go together; what sweep.base_config and
             search_space.parse raise
     """
     if job.resume:
-        if job.evaluation or job.space or job.grid or job.set or job.tracker or job.overwrite:
+        if job.evaluation or job.pairs or job.space or job.grid or job.set or job.overwrite:
             raise ValueError(
                 "--resume goes on with what is in --out: leave out the flags that say what to "
                 "sweep, or leave out --resume"
             )
-        return sweep.Sweep.of_directory(job.out)
-    if job.evaluation is None:
-        raise ValueError("give --evaluation, a finished OUT of jobs.evaluate")
+        plain = sweep.settings_of(job.out)
+        return TrainSweep.from_dict(plain["train"]) if "train" in plain else sweep.Sweep.of(plain)
+    if (job.evaluation is None) == (job.pairs is None):
+        raise ValueError(
+            "give --evaluation, a finished OUT of jobs.evaluate, to sweep its tracker; or --pairs, "
+            "one of jobs.prepare, to sweep training"
+        )
+    if job.pairs is not None:
+        return _training(job, job.pairs)
+    assert job.evaluation is not None
     base = sweep.base_config(job.evaluation, job.tracker, job.set)
     fields = [*job.grid, *job.space]
     space = search_space.parse(fields, Config(tracker=base), search_space.TRACKER)
     if not space:
         space = search_space.association(base)
-    ranges = any(isinstance(dimension, Range) for dimension in space.values())
     return sweep.Sweep(
         evaluated=job.evaluation,
         base=base,
         space=space,
-        search=SearchConfig(
-            method=job.search or ("bayes" if ranges else "grid"),
-            samples=job.samples,
-            objective=job.objective,
-            folds=job.folds,
-            halving=job.halving,
-            seed=job.seed,
-        ),
+        search=_search(job, space),
         annotation_file=job.annotations,
+    )
+
+
+def _training(job: Sweep, pairs: Path) -> TrainSweep:
+    if job.annotations is None:
+        raise ValueError("with --pairs, give --annotations: videos with truth to evaluate on")
+    base = override(presets.by_name(job.preset), job.set)
+    space = search_space.parse([*job.grid, *job.space], base, search_space.TRAINING)
+    if not space:
+        raise ValueError(
+            "there is nothing to sweep: give --space train.learning_rate=1e-4..1e-2:log or the like"
+        )
+    return TrainSweep(
+        pairs=pairs,
+        annotations=job.annotations,
+        base=base,
+        space=space,
+        search=_search(job, space),
+        weights=job.weights,
+        reset_classes=job.reset_classes,
+        workers=job.workers,
+        gpus=job.gpus,
+    )
+
+
+def _search(job: Sweep, space: Space) -> SearchConfig:
+    ranges = any(isinstance(dimension, Range) for dimension in space.values())
+    return SearchConfig(
+        method=job.search or ("bayes" if ranges else "grid"),
+        samples=job.samples,
+        objective=job.objective,
+        # A training sees no truth of the videos that it is judged by.
+        folds=job.folds if job.pairs is None else 0,
+        halving=job.halving,
+        first_rung=job.first_rung,
+        seed=job.seed,
     )
 
 

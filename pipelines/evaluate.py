@@ -68,6 +68,7 @@ def run(
     actors: int | None = None,
     overwrite: bool = False,
     log_to: Path | None = None,
+    log: bool = True,
 ) -> Manifest:
     """Evaluate a checkpoint on a dataset.
 
@@ -83,6 +84,7 @@ def run(
     actors:          copies of the network; see detect.run
     overwrite:       replace another run's output
     log_to:          folder of the MLflow file; default: out
+    log:             False: no MLflow run, for MLflow wants a single writer and this is not it
     returns:         the manifest; its extra holds the metrics
     Errors:          ValueError for a checkpoint of other categories or a bad override; what the
                      stages raise (PipelineError and its kinds)
@@ -131,9 +133,10 @@ def run(
             config=summary["config"],
         ),
     )
-    with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as log:
-        log.metrics(flat_metrics(summary))
-        log.artifacts(out / REPORT, out / PAGE, out / track.RESULTS)
+    if log:
+        with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as opened:
+            opened.metrics(flat_metrics(summary))
+            opened.artifacts(out / REPORT, out / PAGE, out / track.RESULTS)
     return output.finish(
         rows=tracked.rows,
         rejects=rejects,
@@ -158,6 +161,15 @@ def check(
     )
     configuration(idol.load(str(checkpoint), preset=preset), dataset, overrides, tracker)
     read_truth(annotation_file, dataset, video_ids=video_ids, stride=stride)
+
+
+def check_truth(annotation_file: str | Path) -> None:
+    """Find out whether there is something to score against.
+
+    Errors: ValueError where there is not; DatasetError for a file that cannot be read
+    """
+    if read_truth(annotation_file, annotation_files.read(annotation_file)) is None:
+        raise ValueError(f"{annotation_file} holds no truth: there is nothing to score against")
 
 
 def _detect_and_track(

@@ -56,6 +56,7 @@ _JOBS = {
     "track": "python -m jobs.evaluate",
     "evaluate": "python -m jobs.evaluate",
     "sweep": "python -m jobs.sweep",
+    "train-sweep": "python -m jobs.sweep",
 }
 
 log = logging.getLogger(__name__)

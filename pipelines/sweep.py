@@ -75,19 +75,8 @@ class Sweep:
         }
 
     @classmethod
-    def of_directory(cls, out: Path) -> Sweep:
-        """What was asked for when the sweep in this directory was started.
-
-        Errors: ManifestError where it holds none
-        """
-        path = out / SETTINGS
-        if not path.is_file():
-            raise ManifestError(
-                str(out),
-                f"holds no sweep to go on with ({SETTINGS} is missing)",
-                "Start one: leave out --resume, and give --evaluation.",
-            )
-        plain = json.loads(path.read_text())
+    def of(cls, plain: Mapping[str, Any]) -> Sweep:
+        """The inverse of to_dict."""
         return cls(
             evaluated=Path(plain["evaluated"]),
             base=from_dict(TrackerConfig, plain["base"]),
@@ -95,6 +84,22 @@ class Sweep:
             search=SearchConfig(**plain["search"]),
             annotation_file=plain["annotation_file"],
         )
+
+
+def settings_of(out: Path) -> dict[str, Any]:
+    """What was asked for when the sweep in this directory was started.
+
+    Errors: ManifestError where it holds none
+    """
+    path = out / SETTINGS
+    if not path.is_file():
+        raise ManifestError(
+            str(out),
+            f"holds no sweep to go on with ({SETTINGS} is missing)",
+            "Start one: leave out --resume, and give --evaluation or --pairs.",
+        )
+    plain: dict[str, Any] = json.loads(path.read_text())
+    return plain
 
 
 def grid(fields: Mapping[str, Sequence[Any]]) -> Space:
@@ -146,7 +151,7 @@ def run(
             f"{wanted.evaluated} was made without truth: there is nothing to score against"
         )
     track.check_floor(source, wanted.base)
-    total = _count(wanted)
+    total = planned(wanted.search, wanted.space)
     trials = _trials(wanted, source)
     goal = trials.goal
     claim = {k: v for k, v in wanted.to_dict().items() if k in ("base", "space", "search")}
@@ -221,12 +226,14 @@ def held_out_sentence(table: Mapping[str, Any]) -> str:
     return text + "."
 
 
-def _count(wanted: Sweep) -> int:
-    """Configurations of the whole sweep, the base included."""
-    if wanted.search.method != "grid":
-        return wanted.search.samples + 1
-    # Also says what is wrong with a grid before anything is made.
-    return 1 + sum(1 for _ in search_space.combinations(wanted.space))
+def planned(settings: SearchConfig, space: Space) -> int:
+    """Configurations of the whole sweep, the base included.
+
+    Errors: ValueError for a grid of ranges
+    """
+    if settings.method != "grid":
+        return settings.samples + 1
+    return 1 + sum(1 for _ in search_space.combinations(space))
 
 
 def _trials(wanted: Sweep, source: StoredDetections) -> TrackerTrials:

@@ -71,6 +71,72 @@ def run(
                       divide by the workers, or both kinds of weights; CheckpointError for weights
                       that do not fit
     """
+    begun = _begin(pairs, out, config, weights, backbone_weights, reset_classes, workers, overwrite)
+    output, config, settings = begun
+    if output.finished is not None:
+        return output.finished
+    started = time.monotonic()
+    last = _fit(settings, out, workers, gpus, on_report)
+    shutil.copyfile(last / WEIGHTS, out / f".{WEIGHTS}.part")
+    os.replace(out / f".{WEIGHTS}.part", out / WEIGHTS)
+    curve = json.loads((last / LOSSES).read_text())
+    manifest.commit_json(curve, out / LOSSES)
+    _clean(out)
+    extra = {
+        "steps": config.train.steps,
+        "workers": workers,
+        "seconds_training": round(time.monotonic() - started, 1),
+        "last_losses": curve[-1][1] if curve else {},
+    }
+    return output.finish(rows=config.train.steps, extra=extra)
+
+
+def advance(
+    pairs: Path,
+    out: Path,
+    config: Config,
+    steps: int,
+    *,
+    weights: str | None = None,
+    reset_classes: bool = False,
+    workers: int = 2,
+    gpus: bool = False,
+) -> Path:
+    """Train up to a step and stop there; the weights so far.
+
+    A part of the run that `run` would make: the schedule is that of all config.train.steps, and a
+    later call with more steps, or run, goes on from here.
+
+    steps:  at most config.train.steps, which finishes the run
+    others: as of run
+    """
+    settings = {"weights": weights, "reset_classes": reset_classes, "workers": workers}
+    if steps >= config.train.steps:
+        run(pairs, out, config, gpus=gpus, **settings)  # type: ignore[arg-type]
+        return out / WEIGHTS
+    output, _, loop = _begin(pairs, out, config, weights, None, reset_classes, workers, False)
+    if output.finished is not None:
+        return out / WEIGHTS
+    done = _checkpoints(out)
+    if not done or int(done[-1].name.removeprefix(_STEP)) < steps:
+        # Ray Train would go on from the state that the part before has left.
+        shutil.rmtree(out / _RAY, ignore_errors=True)
+        done = [_fit({**loop, "stop": steps}, out, workers, gpus, None)]
+    shutil.rmtree(out / _RAY, ignore_errors=True)
+    return done[-1] / WEIGHTS
+
+
+def _begin(
+    pairs: Path,
+    out: Path,
+    config: Config,
+    weights: str | None,
+    backbone_weights: str | None,
+    reset_classes: bool,
+    workers: int,
+    overwrite: bool,
+) -> tuple[manifest.Output, Config, dict[str, Any]]:
+    """Claim the directory and put the first weights there; the settings of the loop."""
     source = manifest.read(pairs, "prepare")
     config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
     config = with_identities(config, pairs)
@@ -94,7 +160,7 @@ def run(
     model = None if known else start()
     output = manifest.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
-        return output.finished
+        return output, config, {}
     if overwrite:
         _clean(out)
     if not _checkpoints(out):
@@ -104,21 +170,9 @@ def run(
         "config": claim["config"],
         "pairs": str(pairs.resolve()),
         "out": str(out.resolve()),
+        "stop": config.train.steps,
     }
-    started = time.monotonic()
-    last = _fit(settings, out, workers, gpus, on_report)
-    shutil.copyfile(last / WEIGHTS, out / f".{WEIGHTS}.part")
-    os.replace(out / f".{WEIGHTS}.part", out / WEIGHTS)
-    curve = json.loads((last / LOSSES).read_text())
-    manifest.commit_json(curve, out / LOSSES)
-    _clean(out)
-    extra = {
-        "steps": config.train.steps,
-        "workers": workers,
-        "seconds_training": round(time.monotonic() - started, 1),
-        "last_losses": curve[-1][1] if curve else {},
-    }
-    return output.finish(rows=config.train.steps, extra=extra)
+    return output, config, settings
 
 
 def _clean(out: Path) -> None:
@@ -330,7 +384,7 @@ def _loop(settings: dict[str, Any]) -> None:
     seeds = np.random.SeedSequence([config.train.seed % 2**64, rank, trainer.step_number])
     torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
     batches = _batches(settings, config, rank, world, trainer.step_number)
-    steps, report = config.train.steps, config.train.report_every
+    steps, report = settings["stop"], config.train.report_every
     sums: dict[str, float] = {}
     since = 0
     while trainer.step_number < steps:

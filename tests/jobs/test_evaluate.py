@@ -226,3 +226,15 @@ def test_a_driver_killed_in_the_middle_of_detect_goes_on_to_the_same_bytes(
         subprocess.run(command(out), cwd=ROOT, env=environment, check=True, capture_output=True)
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
     assert (killed / "results.json").read_bytes() == (whole / "results.json").read_bytes()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_actors_tasks_nodes_and_drivers_may_die(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-m", "benchmarks.chaos", "--runs", "4", "--out", str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "4 of 4 runs ended with the undisturbed bytes" in done.stdout

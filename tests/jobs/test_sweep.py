@@ -93,3 +93,53 @@ def test_resuming_reads_what_was_asked_for_from_the_directory(
     assert again == wanted
     with pytest.raises(ValueError, match="give --evaluation"):
         job.asked_for(job.tyro.cli(job.Sweep, args=["--out", str(out)]))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_killed_half_way_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    from idol import synthetic
+    from pipelines.cluster import ROOT
+
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    annotations = synthetic.write_dataset(
+        tmp_path / "videos", synthetic.SyntheticConfig.crowded(), 10, 91
+    )
+    run, out = tmp_path / "run", tmp_path / "sweep"
+
+    def python(*words: str) -> list[str]:
+        return [sys.executable, "-m", *words]
+
+    subprocess.run(
+        python(
+            "jobs.evaluate", "--annotations", str(annotations), "--checkpoint", "shipped",
+            "--out", str(run),
+        ),
+        cwd=ROOT, env=environment, check=True, capture_output=True,
+    )  # fmt: skip
+    command = python(
+        "jobs.sweep", "--evaluation", str(run), "--out", str(out), "--search", "random",
+        "--samples", "60",
+    )  # fmt: skip
+    first = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    ledger = out / "ledger.jsonl"
+    deadline = time.monotonic() + 240
+    while not ledger.exists() or len(ledger.read_bytes().splitlines()) < 25:
+        assert first.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = ledger.read_bytes()
+    again = python("jobs.sweep", "--out", str(out), "--resume")
+    done = subprocess.run(again, cwd=ROOT, env=environment, check=True, capture_output=True)
+    assert ledger.read_bytes().startswith(before)
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert len({row["hash"] for row in rows}) == len(rows) == 61
+    assert json.loads(done.stdout.splitlines()[-1])["configurations"] == 61

@@ -212,10 +212,10 @@ def test_a_resumed_sweep_repeats_no_finished_configuration(
         with pytest.raises(KeyboardInterrupt):
             sweep.run(asked, out)
     # From the directory alone, as with --resume.
-    assert sweep.Sweep.of_directory(out) == dataclasses.replace(
+    assert sweep.Sweep.of(sweep.settings_of(out)) == dataclasses.replace(
         asked, evaluated=evaluated.resolve()
     )
-    found = sweep.run(sweep.Sweep.of_directory(out), out)
+    found = sweep.run(sweep.Sweep.of(sweep.settings_of(out)), out)
     assert [row["number"] for row in done] == [0, 1, 2, 3, 4]
     assert sweep.run(asked, out) == found
     assert len(done) == 5
@@ -224,7 +224,7 @@ def test_a_resumed_sweep_repeats_no_finished_configuration(
     for name in (sweep.TABLE, sweep.BEST, sweep.PAGE):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(ManifestError, match="no sweep to go on with"):
-        sweep.Sweep.of_directory(tmp_path)
+        sweep.settings_of(tmp_path)
 
 
 def test_halving_marks_what_it_stopped_and_mixes_can_be_maximised(

@@ -1,0 +1,53 @@
+"""How the work is dealt out changes nothing: actors not a byte, batches no identity."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+import idol
+from idol import synthetic
+from pipelines import annotations, configuration, detect, stored, track
+
+
+@pytest.mark.ray
+def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of_single_frames(
+    ray_local: None, tmp_path: Path
+) -> None:
+    drawn = synthetic.SyntheticConfig.crowded()
+    dataset = annotations.read(synthetic.write_dataset(tmp_path / "videos", drawn, 3, 78))
+    model = idol.load("shipped")
+    ways = {"one": (1, 8), "two": (2, 8), "single": (2, 1)}
+    results: dict[str, bytes] = {}
+    for name, (actors, batch) in ways.items():
+        settings = [f"detect.batch_frames={batch}", "detect.frames_per_shard=6"]
+        config = configuration.changed(model.config, settings, None)
+        out = tmp_path / name
+        detect.run(dataset, model, out / "detections", config, actors=actors)
+        track.run(out / "detections", out / "tracks", config.tracker)
+        results[name] = (out / "tracks" / track.RESULTS).read_bytes()
+    assert results["one"] == results["two"]
+
+    # Sums in another order differ in their last bits; nothing that is decided by them does.
+    whole = stored.read(tmp_path / "two" / "detections")
+    for position in range(len(dataset.videos)):
+        eight, one = (
+            track.read_results(tmp_path / name / "tracks", position) for name in ("two", "single")
+        )
+        assert [(r.track_id, r.label) for r in eight] == [(r.track_id, r.label) for r in one]
+        np.testing.assert_allclose([r.score for r in eight], [r.score for r in one], atol=1e-5)
+        for ours, theirs in zip(eight, one, strict=True):
+            frames = [m is None for m in ours.segmentations]
+            assert frames == [m is None for m in theirs.segmentations]
+            differing = total = 0
+            size = list(whole.videos[position].size)
+            for a, b in zip(ours.segmentations, theirs.segmentations, strict=True):
+                if a is None or b is None:
+                    continue
+                pair = [coco_mask.decode({"size": size, "counts": c}) for c in (a, b)]
+                differing += int((pair[0] != pair[1]).sum())
+                total += int(pair[0].sum())
+            assert differing <= 1e-3 * total
+    assert len(json.loads(results["one"])) > 3
