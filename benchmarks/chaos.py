@@ -113,8 +113,8 @@ def disturbed(
     shards = rng.randrange(0, 8)
     wait_for(lambda: count(out / "detections") >= shards or process.poll() is not None)
     time.sleep(rng.uniform(0.0, 1.0 if victim == "detect actor" else 4.0))
-    when = f"after {count(out / 'detections')} shards, {count(out / 'tracks')} tracked"
     killed = kill(victim, process, nodes, rng)
+    when = f"after {count(out / 'detections')} shards, {count(out / 'tracks')} tracked"
     note = ""
     try:
         status = process.wait(_LIMIT_S)

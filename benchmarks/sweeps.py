@@ -38,22 +38,22 @@ def main(argv: Sequence[str] | None = None) -> None:
                 str(options.samples), "--objective", options.objective,
                 "--out", str(options.out / f"{name}-{tracker}"), "--log-to", str(options.out),
             )  # fmt: skip
-            rows.append(row(name, tracker, options.objective, found))
+            rows.append(row(name, tracker, found))
     print(machine.header(f"python -m benchmarks.sweeps {' '.join(sys.argv[1:])}"))
     print(
-        f"| videos | tracker | {options.objective} as it comes | best of the sweep | held out, 95 % "
-        "interval | gain held out, interval | configurations, failed | seconds |"
+        f"| videos | tracker | {options.objective} as it comes | best of the sweep | held out, "
+        "95 % interval | gain held out, interval | configurations, failed | seconds |"
     )
     print("|---" * 8 + "|")
     print("\n".join(rows))
 
 
-def row(name: str, tracker: str, objective: str, found: dict[str, Any]) -> str:
+def row(name: str, tracker: str, found: dict[str, Any]) -> str:
     """A line of the table from the last line of jobs.sweep."""
     held = found["held_out"]
     gap = held["difference"]
     return (
-        f"| {name} | {tracker} | {100 * held['base']:.1f} | {100 * found['best'][objective]:.1f} | "
+        f"| {name} | {tracker} | {100 * held['base']:.1f} | {100 * found['best']['value']:.1f} | "
         f"{points(held['value'], held['interval'])} | {points(gap['value'], gap['interval'], '+')} "
         f"| {found['configurations']}, {found['failed']} | {found['seconds']:.0f} |"
     )

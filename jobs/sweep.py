@@ -212,8 +212,8 @@ def line(manifest: Manifest, out: Path) -> dict[str, object]:
     best, base = manifest.extra["best"], manifest.extra["base"]
     return {
         "objective": manifest.extra["objective"],
-        "best": {**best["values"], **best["metrics"]},
-        "base": {**base["values"], **base["metrics"]},
+        "best": {**best["values"], **best["metrics"], "value": best["value"]},
+        "base": {**base["values"], **base["metrics"], "value": base["value"]},
         "held_out": manifest.extra["held_out"],
         "configurations": manifest.extra["configurations"],
         "failed": manifest.extra["failed"],

@@ -185,9 +185,12 @@ def _detect_and_track(
     if overwrite:
         shutil.rmtree(ahead, ignore_errors=True)
     frames_to_track = sum(len(video.frames) for video in dataset.videos)
-    if frames_to_track <= track.FEW_FRAMES:
+    detected = (out / DETECTIONS / manifest.MANIFEST).exists()
+    if detected or frames_to_track <= track.FEW_FRAMES:
         detect.run(dataset, model, out / DETECTIONS, config, actors=actors, overwrite=overwrite)
-        return track.run(out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite)
+        return track.run(
+            out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead
+        )
     with cluster.session():
         shards = detect.plan(dataset.videos, config.detect.frames_per_shard)
         early = TrackAhead(shards, out / DETECTIONS, config, ahead)
