@@ -171,9 +171,14 @@ def start(annotations: Path, out: Path, nodes: Nodes) -> subprocess.Popen[bytes]
 
 def drive(words: Sequence[str]) -> None:
     """The job itself; every video is a Ray task, as on a large set, and takes its time."""
+    import ray
+
     from jobs import evaluate
     from pipelines import cluster, track
 
+    # Joined by hand, for the code is on PYTHONPATH: as a working_dir it would be unpacked anew by
+    # each node that joins, on this one machine over the copy that the other nodes' workers run in.
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
     track.FEW_FRAMES = 0
     tasks = cluster.tasks
 
