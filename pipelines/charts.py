@@ -108,8 +108,8 @@ def sweep(trials: Sequence[Trial], name: str, metric: str = "AP") -> Markup:
         x_ticks = [(place[v], _short(v) if numeric else str(v)) for v in values]
     best = {v: max(t.score for t in trials if t.value == v) for v in values}
     line = np.array([(place[v], best[v]) for v in values])
-    # Where hardly two trials share a value, as with random ones, the line would be noise.
-    joined = numeric and (len(values) <= 8 or 2 * len(values) <= len(trials))
+    # Where few trials share a value, as with random ones, the line would be noise.
+    joined = numeric and (len(values) <= 8 or 4 * len(values) <= len(trials))
     body = [_line(axes, line, "mean")] if joined else []
     # The marked ones last, on top of the others.
     for trial in sorted(trials, key=lambda t: (t.best, t.default)):

@@ -187,8 +187,8 @@ def _usual_ranges(config: TrackerConfig) -> dict[str, Dimension]:
     top = 1.0 if config.similarity == "cosine" and config.position_weight > 0 else 0.9
     return {
         "match_threshold": Range(0.05, top),
-        "new_threshold": Range(0.1, 0.7),
-        "first_threshold": Range(0.1, 0.7),
+        "new_threshold": Range(0.1, 0.9),
+        "first_threshold": Range(0.1, 0.9),
         "score_threshold": Range(0.1, 0.5),
         "memory_lifetime": Range(2, 60, log=True, integer=True),
         "mask_nms": Range(0.3, 0.95),
