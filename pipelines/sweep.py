@@ -412,6 +412,7 @@ def log(place: Path, output: manifest.Output, table: Mapping[str, Any]) -> None:
         full = [row for row in rows if row["budget"] == table["budget"]]
         ranked = sorted(full, key=lambda row: -row["value"])
         for row in ranked[:_CHILD_RUNS]:
-            name = ", ".join(f"{k}={v}" for k, v in row["values"].items())
+            # Short, for MLflow's page writes it large; the values are parameters there.
+            name = f"{table['objective']} {100 * row['value']:.1f}, number {row['number']}"
             with experiment_log.run(place, name, row["values"], parent=run) as child:
                 child.metrics({table["objective"]: row["value"], **row["metrics"]})
