@@ -175,8 +175,10 @@ def association(config: TrackerConfig) -> Space:
     if config.similarity == "multi_cue":
         fields.remove("match_threshold")
         fields += ["cue_score", "cue_overlap", "cue_class"]
-    if config.position_weight > 0:
-        fields.append("position_weight")
+    # What is off stays off: a sweep of the numbers does not choose another method.
+    fields += [name for name in ("position_weight", "size_weight") if getattr(config, name) > 0]
+    if config.new_overlap < 1:
+        fields.append("new_overlap")
     ranges = _usual_ranges(config)
     return {f"tracker.{field}": ranges[field] for field in fields}
 
@@ -191,12 +193,16 @@ def _usual_ranges(config: TrackerConfig) -> dict[str, Dimension]:
         "first_threshold": Range(0.1, 0.9),
         "score_threshold": Range(0.1, 0.5),
         "memory_lifetime": Range(2, 60, log=True, integer=True),
-        "mask_nms": Range(0.3, 0.95),
+        "mask_nms": Range(0.2, 0.95),
         "class_score_threshold": Range(0.005, 0.2, log=True),
         "tau": Range(0.0, 2.0),
         "memory_length": Range(1, 10, integer=True),
         "momentum": Range(0.2, 1.0),
         "position_weight": Range(0.0, 2.0),
+        "size_weight": Range(0.0, 1.5),
+        "softmax_weight": Range(0.0, 1.0),
+        "class_weight": Range(0.0, 1.0),
+        "new_overlap": Range(0.02, 1.0),
         "min_cosine": Range(-1.0, 0.8),
         "cue_score": Range(0.0, 3.0),
         "cue_overlap": Range(0.0, 5.0),

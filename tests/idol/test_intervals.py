@@ -126,12 +126,12 @@ def test_a_difference_needs_draws_of_both() -> None:
 def test_draws_say_how_wide_an_interval_is_and_the_score_where() -> None:
     # Draws 0, 0.001, ..., 1: 95 % lie within 0.475 of their median.
     values = np.linspace(0, 1, 1001)
-    centred = intervals._interval(values, 0.5, AnalysisConfig())
+    centred = intervals.interval(values, 0.5, AnalysisConfig())
     assert centred == intervals.Interval(pytest.approx(0.025), pytest.approx(0.975))
     # Nearly every draw beats this score. No score is below 0.
-    moved = intervals._interval(values, 0.2, AnalysisConfig())
+    moved = intervals.interval(values, 0.2, AnalysisConfig())
     assert moved == intervals.Interval(0.0, pytest.approx(0.675))
-    gap = intervals._interval(values, 0.2, AnalysisConfig(), lowest=-1.0)
+    gap = intervals.interval(values, 0.2, AnalysisConfig(), lowest=-1.0)
     assert gap == intervals.Interval(pytest.approx(-0.275), pytest.approx(0.675))
 
 

@@ -35,12 +35,12 @@ BASE = TrackerConfig(
 
 
 def test_every_field_of_the_tracker_changes_the_hash() -> None:
-    base = TrackerConfig()
+    base = TrackerConfig(similarity="cosine")
     other: dict[type, Callable[[Any], Any]] = {
         bool: lambda v: not v,
         int: lambda v: v + 1,
         float: lambda v: v / 2 + 0.03,
-        str: lambda v: {"released": "paper", "greedy": "argmax"}[v],
+        str: lambda v: {"released": "paper", "cosine": "paper", "greedy": "argmax"}[v],
     }
     hashes = {tracker_trials.hash_of(base)}
     for field in dataclasses.fields(base):

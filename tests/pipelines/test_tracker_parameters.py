@@ -29,6 +29,11 @@ TRIED: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "cue_overlap": (MULTI_CUE, [0.0, 20.0]),
     "cue_class": (MULTI_CUE, [0.0, 20.0]),
     "position_weight": (ROBUST, [0.0, 2.0]),
+    "size_weight": (ROBUST, [0.0, 3.0]),
+    "newest_too": (ROBUST, [True, False]),
+    "softmax_weight": (ROBUST, [0.0, 1.0]),
+    "class_weight": (ROBUST, [0.0, 1.0]),
+    "new_overlap": (ROBUST, [0.05, 1.0]),
     "assignment": ({"match_threshold": 0.1}, ["greedy", "argmax", "hungarian"]),
     "match_threshold": ({}, [0.2, 0.9]),
     "min_cosine": (ROBUST, [-1.0, 0.9]),
@@ -82,7 +87,8 @@ def _frame(
         look = looks[i] if i >= 0 else rng.normal(size=8)
         embeddings[n] = look + 0.9 * rng.normal(size=8)
         centre = (place[i] if i >= 0 else rng.uniform(0, 200, 2)) + rng.normal(0, 4, 2)
-        boxes[n] = [*(centre - 15), *(centre + 15)]
+        half = rng.uniform(10, 20, 2)
+        boxes[n] = [*(centre - half), *(centre + half)]
         classes[n, max(i, 0) % 2 if rng.random() < 0.8 else 2] = score[n]
     same = np.array([[a == b and a >= 0 for b, _ in rows] for a, _ in rows]).reshape(count, count)
     overlaps = np.where(same, 0.7, 0.1)
@@ -116,7 +122,7 @@ def outcome(frames: list[list[FrameDetections]], config: TrackerConfig) -> list[
 
 
 def test_every_field_of_the_tracker_is_tried() -> None:
-    assert list(TRIED) == [field.name for field in dataclasses.fields(TrackerConfig)]
+    assert set(TRIED) == {field.name for field in dataclasses.fields(TrackerConfig)}
 
 
 @pytest.mark.parametrize("field", TRIED)
