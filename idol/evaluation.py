@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idol import results as results_file
-from idol import rle
 from idol import truth as truth_file
 from idol.cores import usable_cores
 from idol.matching import (
@@ -34,7 +33,7 @@ from idol.matching import (
     measure_columns,
 )
 from idol.overlaps import Floats, FrameOverlap, Overlap, frame_overlap, ratio
-from idol.results_index import ResultsIndex
+from idol.results_index import ResultsIndex, compile_reader
 from idol.stored_overlaps import match_video_from_overlaps
 from idol.truth import Truth, VideoTruth
 
@@ -153,7 +152,7 @@ def _evaluate_large(truth: Truth, path: Path) -> Metrics | None:
     returns: None for a small file, and where anything is wrong or unusual: reading the file as a
              whole tells what
     """
-    if not path.is_file() or path.stat().st_size < LARGE or rle.compile_kernel() is None:
+    if not path.is_file() or path.stat().st_size < LARGE or not compile_reader():
         return None
     try:
         index = ResultsIndex(path)

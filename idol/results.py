@@ -258,14 +258,18 @@ def check_video(
             )
         track: list[Rle | None] = []
         for frame, segmentation in enumerate(segmentations):
-            if (
-                segmentation.__class__ is dict
-                and segmentation.get("size") == size
-                and segmentation.get("counts").__class__ is str
-                and segmentation["counts"].isascii()
-            ):  # as nearly all are, and there are hundreds of thousands
-                track.append({"size": size, "counts": segmentation["counts"].encode("ascii")})
+            if segmentation is None:
+                track.append(None)
                 continue
+            if segmentation.__class__ is dict and segmentation.get("size") == size:
+                # As nearly all are, and there are hundreds of thousands.
+                counts = segmentation.get("counts")
+                if counts.__class__ is str and counts.isascii():
+                    track.append({"size": size, "counts": counts.encode("ascii")})
+                    continue
+                if counts.__class__ is bytes:
+                    track.append({"size": size, "counts": counts})
+                    continue
             mask = _mask(segmentation, f"results[{index}].segmentations[{frame}]")
             if mask is not None and tuple(mask["size"]) != truth.size and not compat:
                 raise ValueError(

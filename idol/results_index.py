@@ -30,6 +30,19 @@ class UnusualLayout(ValueError):
     """The file is written in a way that this reader does not know; read it as a whole."""
 
 
+def compile_reader() -> bool:
+    """Compile what `ResultsIndex.columns` needs, or load it: about a second, or seconds once.
+
+    Before threads or forked processes want it. returns: whether it is there, as without numba not
+    """
+    if rle.compile_kernel() is None:
+        return False
+    from idol import entry_kernel
+
+    entry_kernel.prepare()
+    return True
+
+
 class ResultsIndex:
     """Where the entries of every video stand in a results file.
 
@@ -75,7 +88,7 @@ class ResultsIndex:
         """A video's entries, read by compiled code: what `of` reads, twenty times as fast.
 
         truth:   of the video
-        returns: None without compiled code (`rle.compile_kernel`), and where an entry is wrong or
+        returns: None without compiled code (`compile_reader`), and where an entry is wrong or
                  written in an unusual way; `of` and the checks of its entries tell which
         """
         if rle.kernel() is None:

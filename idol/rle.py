@@ -77,10 +77,9 @@ def compile_kernel() -> ModuleType | None:
         with contextlib.suppress(ImportError), warnings.catch_warnings():
             # What numba thinks of the versions around it is not the caller's concern.
             warnings.simplefilter("ignore")
-            from idol import entry_kernel, rle_kernel
+            from idol import rle_kernel
 
             rle_kernel.prepare()
-            entry_kernel.prepare()
             _Read.kernel = rle_kernel
     return _Read.kernel
 

@@ -24,7 +24,6 @@ from idol import (
     intervals,
     matching,
     oracles,
-    rle,
     tracking_metrics,
 )
 from idol import results as results_file
@@ -35,7 +34,7 @@ from idol.error_causes import VideoErrors
 from idol.matching import VideoMatches
 from idol.oracles import VideoOracles
 from idol.results import Entry
-from idol.results_index import ResultsIndex, UnusualLayout
+from idol.results_index import ResultsIndex, UnusualLayout, compile_reader
 from idol.tracking_metrics import TrackingMetrics, TrackingOptions, VideoTracking
 from idol.truth import Truth, VideoTruth
 from pipelines import score_page
@@ -322,7 +321,7 @@ def _parts(work: _Work, workers: int) -> Iterator[_Part]:
     videos = list(work.truth.videos)
     size = work.results.path.stat().st_size
     analyses = work.analyses
-    compiled = size >= evaluation.LARGE and rle.compile_kernel() is not None
+    compiled = size >= evaluation.LARGE and compile_reader()
     part = partial(_part, work)
     if compiled and analyses.is_light and analyses.tracking is None and workers > 1:
         # Compiled code lets threads run side by side, and they start at once.
