@@ -197,9 +197,11 @@ def _box_iou(boxes: Floats, others: Floats) -> npt.NDArray[np.float64]:
 
 def _cosine(a: Floats, b: Floats) -> Floats:
     """(n, C), (M, C) → (n, M); 0 with an embedding of length 0."""
-    exact_a, exact_b = a.astype(np.float64), b.astype(np.float64)
-    lengths = np.linalg.norm(exact_a, axis=1)[:, None] * np.linalg.norm(exact_b, axis=1)[None]
-    cosine: Floats = (exact_a @ exact_b.T / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+    # torch, not numpy: its threads are as many as the caller wants, those of numpy's BLAS are not.
+    exact_a, exact_b = torch.from_numpy(a).double(), torch.from_numpy(b).double()
+    products = torch.mm(exact_a, exact_b.T)
+    lengths = exact_a.norm(dim=1)[:, None] * exact_b.norm(dim=1)
+    cosine: Floats = (products / lengths.where(lengths > 0, 1.0)).float().numpy()
     return cosine
 
 

@@ -87,6 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The message says what to do; a traceback would bury it.
         done = f" {_written(summary)}" if summary.frames else ""
         sys.exit(f"{type(error).__name__}: {error}{done}")
+    if summary.film and not summary.drawn and summary.best:
+        logging.warning(
+            "nothing is drawn: the most certain instance of all frames has score %.2f, below "
+            "--score-threshold %g. Lower that, or use weights that know what is to be seen.",
+            summary.best,
+            job.score_threshold,
+        )
     print(json.dumps(_line(job, summary), sort_keys=True))
 
 

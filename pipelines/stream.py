@@ -54,6 +54,8 @@ class Summary:
     frames:  segmented
     tracks:  in the results; 0 until they are written
     seconds: from the first frame on
+    drawn:   instances in the film, over all frames
+    best:    score of the most certain instance of any frame, 0 where there is none
     results: path, None until it is written
     film:    path, None until it is written
     """
@@ -61,6 +63,8 @@ class Summary:
     frames: int = 0
     tracks: int = 0
     seconds: float = 0.0
+    drawn: int = 0
+    best: float = 0.0
     results: Path | None = None
     film: Path | None = None
 
@@ -119,6 +123,8 @@ def run(
                 instances = segmenter(image)
                 if config.film:
                     film.add(draw(image, instances, config.drawn_score))
+                    summary.drawn += int((instances.scores >= config.drawn_score).sum())
+                summary.best = max([summary.best, *instances.scores.tolist()])
                 summary.frames = segmenter.frames
                 summary.seconds = time.monotonic() - started
         finally:

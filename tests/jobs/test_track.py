@@ -130,6 +130,20 @@ def test_options_reach_the_tracker_and_what_is_drawn(
         assert film.rate == pytest.approx(7.5)
 
 
+def test_a_film_in_which_nothing_is_drawn_is_explained(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    video: Path,
+    tmp_path: Path,
+) -> None:
+    run(capsys, video, tmp_path / "seen")
+    assert not caplog.records
+    line = run(capsys, video, tmp_path / "unseen", "--score-threshold", "1.0")
+    assert line["tracks"]
+    (record,) = caplog.records
+    assert "below --score-threshold 1. Lower that" in record.getMessage()
+
+
 def test_following_a_video_needs_no_ray(video: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from jobs import track; "
