@@ -170,6 +170,8 @@ def _mask(text: Any, place: Any, height: int, width: int, characters: Any, used:
     sizes, strings = 0, 0
     place = _space(text, place + 1)
     while True:
+        if text[place] != _QUOTE:
+            return -1, used
         if _is(text, place + 1, _SIZE):
             sizes += 1
             place = _colon(text, place + 1 + len(_SIZE))
@@ -215,8 +217,6 @@ def _mask(text: Any, place: Any, height: int, width: int, characters: Any, used:
         if text[place] != _COMMA:
             return -1, used
         place = _space(text, place + 1)
-        if text[place] != _QUOTE:
-            return -1, used
 
 
 @compiled

@@ -124,6 +124,14 @@ def test_what_is_unusual_is_left_to_pythons_reader(change):
     assert scan([json.dumps({**entry, **change}, ensure_ascii=False).encode()]) is None
 
 
+def test_a_name_without_its_quote_is_left_to_pythons_reader():
+    text = (
+        b'{"score": 1, "video_id": 1, "category_id": 1, "segmentations": [null, {\\size": [4, 5], '
+    )
+    assert scan([text + b'"counts": "0"}]}']) is None
+    assert scan([text.replace(b"\\", b'"') + b'"counts": "0"}]}']) is not None
+
+
 def test_a_name_twice_is_left_to_pythons_reader():
     text = (
         b'{"score": 1, "video_id": 1, "category_id": 1, "segmentations": [null, null], "score": 2}'
