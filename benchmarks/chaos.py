@@ -16,6 +16,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,14 +88,15 @@ def run(options: argparse.Namespace, annotations: Path, nodes: Nodes) -> Iterato
     """The undisturbed run, then the disturbed ones."""
     rng = random.Random(options.seed)
     calm = options.out / "calm"
-    if not (calm / "_manifest.json").exists():
-        started = start(annotations, calm, nodes)
-        if started.wait(_LIMIT_S) != 0:
-            sys.exit("the undisturbed run failed; its log is beside it")
+    # Always anew: other code may give other bytes.
+    shutil.rmtree(calm, ignore_errors=True)
+    if start(annotations, calm, nodes).wait(_LIMIT_S) != 0:
+        sys.exit("the undisturbed run failed; its log is beside it")
     expected = {name: (calm / name).read_bytes() for name in COMPARED}
     for number in range(options.runs):
         victim = VICTIMS[(number + options.seed) % len(VICTIMS)]
         out = options.out / f"run-{options.seed}-{number}"
+        shutil.rmtree(out, ignore_errors=True)
         outcome = disturbed(annotations, out, nodes, victim, rng)
         if (out / "_manifest.json").exists():
             found = {name: (out / name).read_bytes() for name in COMPARED}
