@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 import idol
-from idol import synthetic
+from idol import masks, synthetic
 from pipelines import annotations, configuration, detect, stored, track
 
 
@@ -42,11 +41,11 @@ def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of
             frames = [m is None for m in ours.segmentations]
             assert frames == [m is None for m in theirs.segmentations]
             differing = total = 0
-            size = list(whole.videos[position].size)
+            size = whole.videos[position].size
             for a, b in zip(ours.segmentations, theirs.segmentations, strict=True):
                 if a is None or b is None:
                     continue
-                pair = [coco_mask.decode({"size": size, "counts": c}) for c in (a, b)]
+                pair = masks.decode([a, b], size)
                 differing += int((pair[0] != pair[1]).sum())
                 total += int(pair[0].sum())
             assert differing <= 1e-3 * total
