@@ -132,11 +132,14 @@ def detection(
             on_shard=lambda n, m=marks, s=sizes: m.append((time.monotonic(), s[n])),  # type: ignore[misc]
         )
         ended = time.monotonic()
-        # The first shards of all actors bear their start.
+        # The first shards of all actors bear their start. Fewer than four more each: no rate.
         rest = marks[actors:]
-        rate = sum(n for _, n in rest) / max(1e-9, marks[-1][0] - marks[actors - 1][0])
         first = marks[0][0] - began
-        print(f"| {actors} | {rate:.1f} | {count / (ended - began):.1f} | {first:.1f} |")
+        steady = "–"  # a few shards end all at once, and say nothing about a rate
+        if len(rest) >= 4 * actors:
+            rate = sum(n for _, n in rest) / (marks[-1][0] - marks[actors - 1][0])
+            steady = f"{rate:.1f}"
+        print(f"| {actors} | {steady} | {count / (ended - began):.1f} | {first:.1f} |")
         if actors == 1:
             times.start = max(0.0, first - marks[0][1] * spent / count)
     print(
