@@ -81,16 +81,20 @@ def nms(
     threshold: IoU strictly above this suppresses
     returns:   (n,)   kept rows, ascending
     """
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    sides = np.maximum(high - low, 0)
-    inter = sides[..., 0] * sides[..., 1]
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    with np.errstate(invalid="ignore", divide="ignore"):  # 0/0 is NaN, which suppresses nothing
-        iou = inter / (areas[:, None] + areas[None] - inter)
-    conflict = np.triu((iou > threshold) & (labels[:, None] == labels[None]), k=1)
-    alive = np.ones(len(boxes), np.bool_)
-    for i in np.flatnonzero(conflict.any(axis=1)):
+    corners = torch.from_numpy(boxes)
+    iou = box_iou(corners, corners).numpy()  # NaN for boxes without an area: suppresses nothing
+    return greedy((iou > threshold) & (labels[:, None] == labels[None]))
+
+
+def greedy(conflict: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Of rows in descending score those that no kept row before them conflicts with.
+
+    conflict: (N, N) whether two rows are too much alike; symmetric, its diagonal does not count
+    returns:  (n,) kept rows, ascending
+    """
+    later = np.triu(conflict, k=1)
+    alive = np.ones(len(conflict), np.bool_)
+    for i in np.flatnonzero(later.any(axis=1)):
         if alive[i]:
-            alive &= ~conflict[i]
+            alive &= ~later[i]
     return np.flatnonzero(alive)

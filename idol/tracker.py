@@ -11,6 +11,7 @@ from torch import Tensor
 
 from idol import association
 from idol.assembler import AssembledTrack, TrackAssembler
+from idol.boxes import greedy
 from idol.config import TrackerConfig
 from idol.memory_bank import FrameArrays, MemoryBank
 from idol.structures import FrameDetections, Track
@@ -163,12 +164,7 @@ def _survivors(scores: Floats, overlaps: Floats, threshold: float) -> Ints | Non
     if np.count_nonzero(conflict) == np.count_nonzero(conflict.diagonal()):
         return None if ordered else np.argsort(-scores, kind="stable")
     order = np.arange(len(scores)) if ordered else np.argsort(-scores, kind="stable")
-    conflict = np.triu(conflict if ordered else conflict[np.ix_(order, order)], k=1)
-    alive = np.ones(len(scores), np.bool_)
-    for i in np.flatnonzero(conflict.any(axis=1)):
-        if alive[i]:
-            alive &= ~conflict[i]
-    survivors: Ints = order[alive]
+    survivors: Ints = order[greedy(conflict if ordered else conflict[np.ix_(order, order)])]
     return survivors
 
 
