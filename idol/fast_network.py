@@ -119,8 +119,8 @@ class FastNetwork:
     """
 
     def __init__(self, model: IDOL, *, batch: int = 1, compiled: bool = False) -> None:
-        self.batch = batch if compiled or next(model.parameters()).is_cuda else 1
         self.device = next(model.parameters()).device
+        self.batch = batch if compiled or self.device.type == "cuda" else 1
         self.dtype = best_type(self.device)
         self.model = copy.deepcopy(model).eval()
         if not self.model.folded:

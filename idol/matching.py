@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ from idol.overlaps import (
     track_iou,
 )
 from idol.truth import VideoTruth
-
-if TYPE_CHECKING:  # with torch, which scoring a file does not need
-    pass
 
 # The benchmarks' protocol, not ours to tune: hence constants and no configuration.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -77,6 +77,27 @@ class Job:
     values: dict[str, Any]
     budget: int
 
+    def row(
+        self, value: float, metrics: dict[str, Any], folds: list[float], config_hash: str
+    ) -> dict[str, Any]:
+        """What came out of it, as the workers hand it back.
+
+        value:       of the objective
+        metrics:     of the videos it was scored on
+        folds:       the objective without each fold; none where there were no folds
+        config_hash: of the configuration that was really used
+        """
+        return {
+            "number": self.number,
+            "hash": self.hash,
+            "values": self.values,
+            "budget": self.budget,
+            "value": value,
+            "metrics": metrics,
+            "folds": folds,
+            "config_hash": config_hash,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

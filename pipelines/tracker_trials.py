@@ -79,16 +79,7 @@ class TrackerTrials:
         if self.folds and job.budget == len(self.order):
             weights = sweep_scoring.fold_weights(self.order, self.folds)
             folds = sweep_scoring.without_folds(matches, counts, self.goal, weights)
-        return {
-            "number": job.number,
-            "hash": job.hash,
-            "values": job.values,
-            "budget": job.budget,
-            "value": self.goal.of(metrics),
-            "metrics": metrics,
-            "folds": folds,
-            "config_hash": hash_of(config),
-        }
+        return job.row(self.goal.of(metrics), metrics, folds, hash_of(config))
 
 
 def hash_of(config: TrackerConfig) -> str:

@@ -144,16 +144,7 @@ class TrainingTrials:
             log=False,
         )
         metrics = dict(done.extra["metrics"])
-        return {
-            "number": job.number,
-            "hash": job.hash,
-            "values": job.values,
-            "budget": job.budget,
-            "value": self.goal.of(metrics),
-            "metrics": metrics,
-            "folds": [],
-            "config_hash": self._really_used(weights, config),
-        }
+        return job.row(self.goal.of(metrics), metrics, [], self._really_used(weights, config))
 
     def _really_used(self, weights: Path, config: Config) -> str:
         """The hash of the configuration that the checkpoint carries, which is the trained one."""
