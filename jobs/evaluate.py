@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -60,8 +60,12 @@ class Evaluate:
     """Evaluate only these video ids. Default: all. Needs a single annotation file."""
     stride: int = 1
     """Use every n-th frame only, so that objects move faster."""
-    actors: int | None = None
-    """Copies of the network. Default: one per GPU, else half the logical CPUs."""
+    actors: Annotated[str | None, tyro.conf.arg(metavar="N | MIN..MAX")] = None
+    """Copies of the network: 4, or 1..8 for a pool that grows with the work while the cluster has
+    room, or its autoscaler brings it. Default: one per GPU, else half the logical CPUs."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Where they run. gpu: a GPU each, waited for where nodes come on demand. auto: on GPUs where
+    the cluster has any when the job starts."""
     batch_frames: int | None = None
     """Frames in one forward pass; short for --set detect.batch_frames=N."""
     speed: Speed | None = None
@@ -83,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if job.videos and len(job.annotations) > 1:
             raise ValueError("--videos needs a single annotation file: ids of several may clash")
+        if job.actors is not None:
+            cluster.Pool.of(job.actors)  # complain before anything is read
         named = compare.names(job.checkpoint)
         outputs = {
             name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named
@@ -142,7 +148,8 @@ def _evaluate(job: Evaluate, annotation_file: str, checkpoint: str, out: Path) -
         checkpoint,
         out,
         **_settings(job),
-        actors=job.actors,
+        actors=None if job.actors is None else cluster.Pool.of(job.actors),
+        gpu=None if job.device == "auto" else job.device == "gpu",
         overwrite=job.overwrite,
         log_to=job.log_to or job.out,
     )

@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ _MIN_CPUS = 4
 An actor pool that holds every CPU starves the tasks before it and hangs in silence."""
 
 _TASKS_PER_CPU = 2  # one runs, one waits
+_WAIT_FOR_NODES_S = 900.0  # a GPU instance that has to pull its image first takes ten minutes
+WAIT_VARIABLE = "IDOL_WAIT_FOR_NODES_S"
+"""Seconds to wait for the nodes of a joined cluster, where a stage needs more than there are."""
 _END = object()
 
 logger = logging.getLogger(__name__)
@@ -75,28 +79,99 @@ def session(
             ray.shutdown()
 
 
-def require(cpus: float, gpus: float = 0, *, wait_s: float = 0.0) -> None:
-    """Check that Ray has these resources at all, where asking for them would wait for ever.
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """How many actors do a stage: at least, and at most where there is work and room for more."""
 
-    cpus, gpus: what the stage holds at the same time
-    wait_s:     how long to wait for nodes that an autoscaler is still starting
-    Errors:     RuntimeError saying what is there, and how to ask for less
+    least: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise ValueError(
+                f"a pool has 1 actor or more, and its upper bound is not below its lower one, got "
+                f"{self.least}..{self.most}. Write 4, or 1..8."
+            )
+
+    @classmethod
+    def of(cls, size: Pool | int | str) -> Pool:
+        """A pool from its size: 4 or "4" for a fixed one, "1..8" for one that grows and shrinks.
+
+        Errors: ValueError
+        """
+        if isinstance(size, Pool):
+            return size
+        low, dots, high = str(size).partition("..")
+        try:
+            least = int(low)
+            most = int(high) if dots else least
+        except ValueError:
+            raise ValueError(f"{size!r} is no number of actors. Write 4, or 1..8.") from None
+        return cls(least, most)
+
+    def within(self, most: int) -> Pool:
+        """This pool with no more actors than there is work for."""
+        return Pool(min(self.least, most), min(self.most, most))
+
+
+def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
+    """Have room for so many workers at once, where asking for them might wait for ever.
+
+    A Ray of our own has what it has. A cluster may be one that grows: its nodes come when something
+    asks for them, so this asks, says so, and waits.
+
+    count: workers
+    cpus:  of each
+    gpus:  of each
+    Errors: RuntimeError saying what is there, and how to ask for less
     """
+    if _there(count, cpus, gpus):
+        return
+    limit = float(os.environ.get(WAIT_VARIABLE, _WAIT_FOR_NODES_S))
+    lacking = _lacking(count, cpus, gpus)
+    if _own() or limit <= 0:
+        raise RuntimeError(
+            f"{lacking} Ask for fewer actors or workers, or start a larger cluster (--actors 1 "
+            "without GPUs runs anywhere)."
+        )
+    logger.warning("%s Waiting up to %.0f s for nodes to join.", lacking, limit)
+    from ray.util import placement_group, remove_placement_group
+
+    # What waits for a place is what an autoscaler looks at; it is given back at once.
+    bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    group = placement_group([bundle] * count, strategy="PACK")
+    try:
+        deadline = time.monotonic() + limit
+        while not (group.wait(timeout_seconds=1) or _there(count, cpus, gpus)):
+            if time.monotonic() >= deadline:
+                raise RuntimeError(
+                    f"{_lacking(count, cpus, gpus)} No more came within {limit:.0f} s "
+                    f"({WAIT_VARIABLE} sets how long to wait). See `ray status` for what the "
+                    "autoscaler tries, or ask for fewer actors or workers."
+                )
+    finally:
+        remove_placement_group(group)
+
+
+def _there(count: int, cpus_each: float, gpus_each: float) -> bool:
+    """Whether Ray has so much, used or not."""
     import ray
 
-    deadline = time.monotonic() + wait_s
-    while True:
-        there = ray.cluster_resources()
-        have_cpus, have_gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
-        if have_cpus >= cpus and have_gpus >= gpus:
-            return
-        if time.monotonic() >= deadline:
-            raise RuntimeError(
-                f"This stage needs {cpus:g} CPUs and {gpus:g} GPUs, but Ray has {have_cpus:g} and "
-                f"{have_gpus:g}. Ask for fewer actors or workers, or start a larger cluster "
-                "(--actors 1 without GPUs runs anywhere)."
-            )
-        time.sleep(1.0)
+    there = ray.cluster_resources()
+    return bool(
+        there.get("CPU", 0.0) >= count * cpus_each and there.get("GPU", 0.0) >= count * gpus_each
+    )
+
+
+def _lacking(count: int, cpus_each: float, gpus_each: float) -> str:
+    """What is needed and what is there, in a sentence."""
+    import ray
+
+    there = ray.cluster_resources()
+    return (
+        f"This stage needs {count * cpus_each:g} CPUs and {count * gpus_each:g} GPUs, but Ray has "
+        f"{there.get('CPU', 0.0):g} and {there.get('GPU', 0.0):g}."
+    )
 
 
 def tasks(
@@ -117,8 +192,9 @@ def tasks(
     stored_once = ray.put(shared)
     waiting = iter(items)
     running: dict[Any, Any] = {}
-    window = _TASKS_PER_CPU * cpus()
     while True:
+        # Looked up anew: on a cluster that grows, what waits brings nodes, and they want tasks.
+        window = _TASKS_PER_CPU * max(1, cpus())
         while len(running) < window and (item := next(waiting, _END)) is not _END:
             running[task.remote(stored_once, item)] = item
         if not running:

@@ -187,7 +187,8 @@ def run(
     out: Path,
     config: Config,
     *,
-    actors: int | None = None,
+    actors: cluster.Pool | int | None = None,
+    gpu: bool | None = None,
     overwrite: bool = False,
     on_shard: Callable[[int], None] | None = None,
 ) -> Manifest:
@@ -199,7 +200,10 @@ def run(
     dataset:   what annotations.read returned
     model:     in eval mode
     config:    its transforms and detect sections count here
-    actors:    copies of the network; default: one per GPU, else one per two logical CPUs
+    actors:    copies of the network, or how many at least and at most; default: one per GPU, else
+               one per two logical CPUs
+    gpu:       True: on GPUs, and on a cluster that grows wait for them; False: on CPUs; default: on
+               GPUs where the cluster has any now
     overwrite: replace another run's output
     on_shard:  called with the number of every shard once it lies in out, also of those that an
                earlier run has left there
@@ -219,7 +223,8 @@ def run(
     told = on_shard or _nobody
     for index in sorted(set(range(len(shards))) - set(todo)):
         told(index)
-    _detect(model, shards, todo, output, config, truth=truth, actors=actors, on_shard=told)
+    pool = None if actors is None else cluster.Pool.of(actors)
+    _detect(model, shards, todo, output, config, truth=truth, pool=pool, gpu=gpu, on_shard=told)
     rejected = {int(row["video_id"]) for row in dataset.rejects}
     for index in range(len(shards)):
         rejected |= {int(r["video_id"]) for r in manifest.shard_rejects(output.shard(index))}
@@ -239,7 +244,7 @@ def run(
 class DetectActor:
     """One copy of the network, in an actor: shards in, finished parquet files out."""
 
-    def __init__(self, config: Config, out: str, truth: bool) -> None:
+    def __init__(self, config: Config, out: str, truth: bool, must_be_gpu: bool) -> None:
         import ray
         import torch
 
@@ -247,6 +252,11 @@ class DetectActor:
         from idol.detector import Detector
 
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
+        if must_be_gpu and not gpu:
+            raise RuntimeError(
+                f"Ray gave this actor GPU {ray.get_gpu_ids()}, but torch {torch.__version__} sees "
+                "no CUDA on its node. Install a CUDA build of torch there, or ask for CPUs."
+            )
         if not gpu:
             torch.set_num_threads(1)
         self.output = manifest.Output(Path(out), STAGE, {}, "", "")
@@ -285,7 +295,8 @@ def _detect(
     config: Config,
     *,
     truth: bool,
-    actors: int | None,
+    pool: cluster.Pool | None,
+    gpu: bool | None,
     on_shard: Callable[[int], None],
 ) -> None:
     """Hand the missing shards to a pool of actors, and wait for the last one."""
@@ -297,15 +308,8 @@ def _detect(
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
-        gpus = cluster.gpus()
-        # Half of the logical CPUs: two actors on a laptop, and never all of them (a pool that
-        # holds every CPU starves whatever feeds it).
-        size = actors or gpus or max(1, cluster.cpus() // 2)
-        size = min(size, len(todo))
-        per_actor = min(1.0, gpus / size)
-        if 0 < per_actor < 1:
-            per_actor = int(per_actor * 100) / 100
-        cluster.require(size, per_actor * size)
+        pool, share = _room(pool, gpu, len(todo))
+        cluster.require(pool.least, 1.0, share)
         checkpoint.save(model, output.path / _NETWORK)
         # Our bar counts frames; Ray's would write over it, and its log tells of every execution.
         DataContext.get_current().enable_progress_bars = False
@@ -317,13 +321,16 @@ def _detect(
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             DetectActor,
             batch_size=1,
-            compute=ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(
+                min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=2
+            ),
             num_cpus=1,
-            num_gpus=per_actor,
+            num_gpus=share,
             fn_constructor_kwargs={
                 "config": config,
                 "out": str(output.path.resolve()),
                 "truth": truth,
+                "must_be_gpu": bool(gpu),
             },
         )
         total = sum(len(piece.frames) for i in todo for piece in shards[i])
@@ -332,6 +339,19 @@ def _detect(
                 bar.update(int(row["frames"]))
                 on_shard(int(row["shard"]))
     (output.path / _NETWORK).unlink()
+
+
+def _room(pool: cluster.Pool | None, gpu: bool | None, shards: int) -> tuple[cluster.Pool, float]:
+    """The pool, and the share of a GPU that each of its actors holds (0: it runs on a CPU)."""
+    gpus = 0 if gpu is False else cluster.gpus()
+    # Half of the logical CPUs: two actors on a laptop, and never all of them (a pool that holds
+    # every CPU starves whatever feeds it).
+    pool = pool or cluster.Pool.of(gpus or max(1, cluster.cpus() // 2))
+    pool = pool.within(shards)
+    if not gpus:
+        return pool, float(bool(gpu))
+    share = min(1.0, gpus / pool.least)
+    return pool, share if share == 1 else int(share * 100) / 100
 
 
 def _nobody(shard: int) -> None:

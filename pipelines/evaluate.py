@@ -65,7 +65,8 @@ def run(
     frames_root: str | None = None,
     video_ids: Collection[int] | None = None,
     stride: int = 1,
-    actors: int | None = None,
+    actors: cluster.Pool | int | None = None,
+    gpu: bool | None = None,
     overwrite: bool = False,
     log_to: Path | None = None,
     log: bool = True,
@@ -82,6 +83,7 @@ def run(
     video_ids:       only these videos
     stride:          every stride-th frame only
     actors:          copies of the network; see detect.run
+    gpu:             whether they run on GPUs; see detect.run
     overwrite:       replace another run's output
     log_to:          folder of the MLflow file; default: out
     log:             False: no MLflow run, for MLflow wants a single writer and this is not it
@@ -104,7 +106,7 @@ def run(
     )
     if output.finished is not None:
         return output.finished
-    tracked = _detect_and_track(dataset, model, out, config, actors, overwrite)
+    tracked = _detect_and_track(dataset, model, out, config, actors, gpu, overwrite)
     source = stored.read(out / DETECTIONS)
     result_bytes = (out / TRACKS / track.RESULTS).read_bytes()
     manifest.commit_bytes(result_bytes, out / track.RESULTS)
@@ -177,7 +179,8 @@ def _detect_and_track(
     model: IDOL,
     out: Path,
     config: Config,
-    actors: int | None,
+    actors: cluster.Pool | int | None,
+    gpu: bool | None,
     overwrite: bool,
 ) -> Manifest:
     """Detections, then tracks; of many frames, both at the same time."""
@@ -187,7 +190,9 @@ def _detect_and_track(
     frames_to_track = sum(len(video.frames) for video in dataset.videos)
     detected = (out / DETECTIONS / manifest.MANIFEST).exists()
     if detected or frames_to_track <= track.FEW_FRAMES:
-        detect.run(dataset, model, out / DETECTIONS, config, actors=actors, overwrite=overwrite)
+        detect.run(
+            dataset, model, out / DETECTIONS, config, actors=actors, gpu=gpu, overwrite=overwrite
+        )
         return track.run(
             out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead
         )
@@ -200,6 +205,7 @@ def _detect_and_track(
             out / DETECTIONS,
             config,
             actors=actors,
+            gpu=gpu,
             overwrite=overwrite,
             on_shard=early.shard,
         )

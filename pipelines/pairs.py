@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines import frames, manifest, schemas
+from pipelines import cluster, frames, manifest, schemas
 from pipelines.errors import PipelineError, VideoError
 
 if TYPE_CHECKING:  # workers read, resize and encode: none of that needs torch, which idol imports
@@ -228,6 +228,7 @@ def _write_shards(
     missing = output.missing(total)
     if not missing:
         return
+    cluster.require(1, num_cpus)
     import ray.data
 
     labels = dataset.labels

@@ -70,7 +70,7 @@ def run(
         from ray import tune
 
         count = max(1, min(processes or cluster.cpus() // 2, total))
-        cluster.require(count * workload.cpus)
+        cluster.require(count, workload.cpus)
         searcher = ray.remote(num_cpus=0)(_Searcher).remote(space, settings, workload, list(known))
 
         class Listener(tune.Callback):  # type: ignore[misc]

@@ -317,7 +317,7 @@ def _fit(
     on_report: Callable[[int, dict[str, float]], None] | None,
 ) -> Path:
     """Run the loop on Ray Train; the folder of its last checkpoint, on this machine."""
-    cluster.require(max(workers, 1), workers if gpus else 0)
+    cluster.require(max(workers, 1), gpus=1.0 if gpus else 0.0)
     with _watched(settings["config"]["train"]["steps"], on_report) as mailbox:
         result = _trainer(settings, mailbox, out, workers, gpus).fit()
     if result.error is not None:
