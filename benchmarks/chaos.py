@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.processes import below
 from idol.synthetic import SyntheticConfig, write_dataset
 
 VICTIMS = ("detect actor", "track or score task", "node", "driver")
@@ -223,20 +224,11 @@ class Nodes:
 
     def workers(self) -> list[tuple[int, str]]:
         """(pid, title) of the worker processes below the raylets of this cluster."""
-        parents, titles = {}, {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                status = (entry / "stat").read_text()
-                titles[int(entry.name)] = (entry / "cmdline").read_text().replace("\0", " ")
-            except (OSError, UnicodeDecodeError):
-                continue  # it ended meanwhile
-            parents[int(entry.name)] = int(status.rpartition(")")[2].split()[1])
-        ours = {os.getpid()}
-        while grown := {pid for pid, parent in parents.items() if parent in ours} - ours:
-            ours |= grown
-        return [(pid, titles[pid]) for pid in ours if titles.get(pid, "").startswith("ray::")]
+        return [
+            (process.pid, process.title)
+            for process in below(os.getpid())
+            if process.title.startswith("ray::")
+        ]
 
 
 def count(folder: Path) -> int:

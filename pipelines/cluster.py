@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines.errors import ResourcesError
+
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds the four rooms: what a worker needs on its path."""
 
@@ -123,14 +125,14 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
     count: workers
     cpus:  of each
     gpus:  of each
-    Errors: RuntimeError saying what is there, and how to ask for less
+    Errors: ResourcesError saying what is there, and how to ask for less
     """
     if _there(count, cpus, gpus):
         return
     limit = float(os.environ.get(WAIT_VARIABLE, _WAIT_FOR_NODES_S))
     lacking = _lacking(count, cpus, gpus)
     if _own() or limit <= 0:
-        raise RuntimeError(
+        raise ResourcesError(
             f"{lacking} Ask for fewer actors or workers, or start a larger cluster (--actors 1 "
             "without GPUs runs anywhere)."
         )
@@ -144,7 +146,7 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
         deadline = time.monotonic() + limit
         while not (group.wait(timeout_seconds=1) or _there(count, cpus, gpus)):
             if time.monotonic() >= deadline:
-                raise RuntimeError(
+                raise ResourcesError(
                     f"{_lacking(count, cpus, gpus)} No more came within {limit:.0f} s "
                     f"({WAIT_VARIABLE} sets how long to wait). See `ray status` for what the "
                     "autoscaler tries, or ask for fewer actors or workers."

@@ -208,7 +208,7 @@ def run(
     on_shard:  called with the number of every shard once it lies in out, also of those that an
                earlier run has left there
     Errors:    ManifestError for a directory with something else in it; PipelineError where more
-               than reject_limit of the videos cannot be read; RuntimeError for missing resources
+               than reject_limit of the videos cannot be read; ResourcesError where Ray has too few
     """
     shards = plan(dataset.videos, config.detect.frames_per_shard)
     truth = any(video.instances for video in dataset.videos)

@@ -7,6 +7,10 @@ class PipelineError(Exception):
     """A fault in the data or its directories that a person has to mend: PipelineError(message)."""
 
 
+class ResourcesError(PipelineError):
+    """A stage asks for CPUs or GPUs that Ray has not: ResourcesError(message)."""
+
+
 class DatasetError(PipelineError):
     """A whole annotation file cannot be used: nothing is started.
 

@@ -106,7 +106,15 @@ def score_video(
     def passing() -> Iterator[FrameDetections]:
         """The frames one by one; what stays of a long video is a few numbers of each."""
         for frame in source.frames(video):
-            frames.append(replace(frame, embeddings=frame.embeddings.new_zeros(len(frame), 0)))
+            count = len(frame)
+            frames.append(
+                replace(
+                    frame,
+                    embeddings=frame.embeddings.new_zeros(count, 0),
+                    overlaps=frame.overlaps.new_zeros(1).expand(count, count),
+                    masks=(),
+                )
+            )
             # The tracker that knows every identity gets the detections that the real one gets.
             rows.append(select(frame, tracker).tolist())
             yield frame

@@ -141,6 +141,7 @@ def test_evaluate_score_and_sweep_agree(
         (["--set", "tracker.tua=1"], "Did you mean 'tau'"),
         (["--set", "model.num_queries=7"], "trained network"),
         (["--videos", "99"], "99"),
+        (["--actors", "8..1"], "Write 4, or 1..8"),
     ],
 )
 def test_mistakes_are_said_in_one_line_and_leave_nothing_behind(
@@ -152,6 +153,20 @@ def test_mistakes_are_said_in_one_line_and_leave_nothing_behind(
     with pytest.raises(SystemExit, match=message):
         evaluate.main([word for pair in given.items() for word in pair])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+def test_gpus_that_are_not_there_are_missed_at_once(
+    ray_local: None, walk: tuple[Path, Path], tmp_path: Path
+) -> None:
+    annotations, weights = map(str, walk)
+    with pytest.raises(SystemExit, match=r"needs \d CPUs and \d GPUs, but Ray has 4 and 0\. Ask"):
+        evaluate.main(
+            [
+                *("--annotations", annotations, "--checkpoint", weights),
+                *("--device", "gpu", "--out", str(tmp_path / "out")),
+            ]
+        )
 
 
 def test_several_sets_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cluster
+from pipelines.errors import ResourcesError
 
 
 @pytest.mark.ray
@@ -23,7 +24,7 @@ def test_a_session_uses_the_ray_that_is_there_and_leaves_it_running(ray_local: N
 def test_missing_resources_are_an_error_and_not_a_wait(ray_local: None) -> None:
     cluster.require(4)
     with pytest.raises(
-        RuntimeError, match=r"needs 2 CPUs and 3 GPUs, but Ray has 4 and 0\. Ask for"
+        ResourcesError, match=r"needs 2 CPUs and 3 GPUs, but Ray has 4 and 0\. Ask for"
     ):
         cluster.require(2, gpus=1.5)
 
@@ -36,7 +37,7 @@ def test_a_cluster_of_others_is_waited_for_and_nothing_stays_asked_for(
 
     monkeypatch.setenv("RAY_ADDRESS", "as if it had been joined")
     monkeypatch.setenv(cluster.WAIT_VARIABLE, "2")
-    with pytest.raises(RuntimeError, match=r"No more came within 2 s \(IDOL_WAIT_FOR_NODES_S"):
+    with pytest.raises(ResourcesError, match=r"No more came within 2 s \(IDOL_WAIT_FOR_NODES_S"):
         cluster.require(1, gpus=1)
     assert "Waiting up to 2 s" in caplog.text
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
@@ -75,6 +76,7 @@ def test_the_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _TWICE = """
 from pipelines import cluster
+from pipelines.errors import ResourcesError
 
 for _ in range(2):
     with cluster.session():
