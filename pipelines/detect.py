@@ -66,14 +66,16 @@ class ShardRows:
 
 
 def plan(videos: Iterable[VideoRecord], frames_per_shard: int) -> list[list[Piece]]:
-    """Deal videos into shards, in order of video_id; a long video is cut into several.
+    """Deal videos into shards, in order of size and video_id; a long video is cut into several.
 
+    Videos of one size lie together because only frames of one shape share a batch, and because an
+    actor on a GPU keeps the graphs of few shapes.
     Depends on the dataset alone, so that a restarted run, or one on more machines, makes the same
     shards. A shard holds at most frames_per_shard frames, and at least one piece.
     """
     shards: list[list[Piece]] = []
     free = 0
-    for video in sorted(videos, key=lambda v: v.video_id):
+    for video in sorted(videos, key=lambda v: (v.size, v.video_id)):
         for start in range(0, len(video.frames), frames_per_shard):
             stop = min(start + frames_per_shard, len(video.frames))
             if stop - start > free:
