@@ -68,7 +68,7 @@ lint: setup ## style, formatting, types
 	$(BIN)/python -m mypy
 
 bench: setup ## every benchmark, each prints one table
-	@for file in $(filter-out benchmarks/tiny_weights.py benchmarks/tiny_training.py benchmarks/real_clips.py benchmarks/machine.py benchmarks/replay.py benchmarks/simulated_detections.py benchmarks/sweeps.py benchmarks/chaos.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	@for file in $(filter-out benchmarks/tiny_weights.py benchmarks/tiny_training.py benchmarks/real_clips.py benchmarks/machine.py benchmarks/processes.py benchmarks/replay.py benchmarks/simulated_detections.py benchmarks/sweeps.py benchmarks/chaos.py,$(wildcard benchmarks/[a-z]*.py)); do \
 	  module=$${file%.py}; echo "== $$file"; $(BIN)/python -m "$${module//\//.}"; \
 	done
 
