@@ -22,7 +22,7 @@ from benchmarks import machine
 from idol.assembler import TrackAssembler
 from idol.config import TrackerConfig
 from idol.structures import FrameDetections
-from idol.tracker import Tracker, select, subset
+from idol.tracker import Tracker
 
 CHART = Path("docs/association-stream.svg")
 _SIZE, _CATEGORIES, _STAY = 256, 40, 300
@@ -77,9 +77,7 @@ def run(
     times: list[float] = []
     for number, frame in enumerate(stream(frames, objects, seed=0), start=1):
         start = time.perf_counter()
-        rows = select(frame, config)
-        ids = tracker.update(subset(frame, rows)).tolist()
-        assembler.add(frame, rows.tolist(), ids, tracker.alive)
+        assembler.add(frame, *tracker.follow(frame), tracker.alive)
         times.append(time.perf_counter() - start)
         if number % every == 0:
             gc.collect()

@@ -33,9 +33,10 @@ def similarity(
     embeddings = now.embeddings
     bar: Similarity | None = None
     if config.similarity == "cosine":
-        found: Similarity = _cosine(embeddings, memory.embeddings)
         if config.newest_too:
-            found = np.maximum(found, _cosine(embeddings, memory.newest))
+            found: Similarity = np.maximum(*_cosines(embeddings, memory.embeddings, memory.newest))
+        else:
+            found = _cosine(embeddings, memory.embeddings)
     else:
         products = _products(embeddings, memory.embeddings)
         if config.similarity == "released":
@@ -197,12 +198,23 @@ def _box_iou(boxes: Floats, others: Floats) -> npt.NDArray[np.float64]:
 
 def _cosine(a: Floats, b: Floats) -> Floats:
     """(n, C), (M, C) → (n, M); 0 with an embedding of length 0."""
-    # torch, not numpy: its threads are as many as the caller wants, those of numpy's BLAS are not.
-    exact_a, exact_b = torch.from_numpy(a).double(), torch.from_numpy(b).double()
-    products = torch.mm(exact_a, exact_b.T)
-    lengths = exact_a.norm(dim=1)[:, None] * exact_b.norm(dim=1)
-    cosine: Floats = (products / lengths.where(lengths > 0, 1.0)).float().numpy()
+    (cosine,) = _cosines(a, b)
     return cosine
+
+
+def _cosines(a: Floats, *others: Floats) -> list[Floats]:
+    """(n, C) and any number of (M, C) → as many (n, M)."""
+    # torch, not numpy: its threads are as many as the caller wants, those of numpy's BLAS are not.
+    exact = torch.from_numpy(a).double()
+    lengths = torch.linalg.vector_norm(exact, dim=1)[:, None]
+    found: list[Floats] = []
+    for other in others:
+        there = torch.from_numpy(other).double()
+        products = torch.mm(exact, there.T)
+        # Squares of float32 numbers, in float64, are 0 or far above this; and 0 / this is 0.
+        products /= (lengths * torch.linalg.vector_norm(there, dim=1)).clamp_min_(1e-300)
+        found.append(products.float().numpy())
+    return found
 
 
 def _proximity(boxes: Floats, expected: Floats, absent: Ints, size_weight: float) -> Floats:
@@ -214,13 +226,20 @@ def _proximity(boxes: Floats, expected: Floats, absent: Ints, size_weight: float
     size_weight: of the logarithm of the sides' ratio
     returns:     (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
     """
-    centre, there = (boxes[:, :2] + boxes[:, 2:]) / 2, (expected[:, :2] + expected[:, 2:]) / 2
-    side, other = (
-        np.sqrt(np.prod(np.maximum(b[:, 2:] - b[:, :2], 1.0), axis=1)) for b in (boxes, expected)
-    )
-    distance = np.linalg.norm(centre[:, None] - there[None], axis=-1)
+    (x, y, side), (there_x, there_y, other) = (_place(b) for b in (boxes, expected))
+    across, down = x[:, None] - there_x, y[:, None] - there_y
+    distance = np.sqrt(across * across + down * down)
     distance = 2 * distance / (side[:, None] + other[None])
     if size_weight > 0:
         distance += size_weight * np.abs(np.log(side[:, None] / other[None]))
     near: Floats = np.exp(-distance) / absent
     return near.astype(np.float32)
+
+
+def _place(boxes: Floats) -> tuple[Floats, Floats, Floats]:
+    """Centres x and y of boxes (n, 4) xyxy, and the mean of their sides: (n,) each."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    centre = (low + high) / np.float32(2)
+    size = np.maximum(high - low, np.float32(1))
+    side: Floats = np.sqrt(size[:, 0] * size[:, 1])
+    return centre[:, 0], centre[:, 1], side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -92,9 +93,16 @@ def greedy(conflict: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     conflict: (N, N) whether two rows are too much alike; symmetric, its diagonal does not count
     returns:  (n,) kept rows, ascending
     """
-    later = np.triu(conflict, k=1)
+    later = conflict & _above_diagonal(len(conflict))
     alive = np.ones(len(conflict), np.bool_)
     for i in np.flatnonzero(later.any(axis=1)):
         if alive[i]:
             alive &= ~later[i]
     return np.flatnonzero(alive)
+
+
+@functools.lru_cache(maxsize=64)  # a tracker asks for the same few sizes in every frame
+def _above_diagonal(size: int) -> npt.NDArray[np.bool_]:
+    above = np.triu(np.ones((size, size), np.bool_), k=1)
+    above.setflags(write=False)
+    return above

@@ -7,7 +7,7 @@ videos alone. Matches are per video, so a draw is nothing but a weight for each 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ STATS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 """What draws are scored by, besides AP within each range of sizes or occlusion."""
 
 _AT_ONCE = 1 << 22  # numbers of a block of draws; larger ones leave the cache
+_TOGETHER = 64  # draws that a thread takes at least, for most of their time is the same for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,16 @@ def draws(num_videos: int, config: AnalysisConfig) -> NDArray[np.int64]:
 
 
 def scores_of_draws(
-    matches: Sequence[VideoMatches], weights: NDArray[np.int64]
+    matches: Sequence[VideoMatches],
+    weights: NDArray[np.int64],
+    *,
+    only: Collection[str] | None = None,
 ) -> dict[str, Floats]:
     """The scores of every draw, as `evaluation.summarise` has them for a video's worth of copies.
 
     matches: of V videos
     weights: (B, V) how often a draw has each video, in the order of ascending video ids
+    only:    the scores that are needed; the others, which take the time, may be left out
     returns: AP, AP50, AP75, AR1, AR10, AR100, and AP by range (APs, ..., AP_ho) -> (B,); NaN where
              a draw has no instance to find. Copies of one video stand side by side among equal
              scores; the official order of such ties would have copy after copy
@@ -77,19 +82,25 @@ def scores_of_draws(
             per_class[category_id] = per_class.get(category_id, 0) + len(scores)
     cores = usable_cores()
     block = max(1, _AT_ONCE // max(len(videos), *per_class.values(), 1))
-    block = min(block, -(-len(weights) // cores) or 1)
+    # A few draws cost what one does, and are not worth a second thread.
+    block = min(block, max(_TOGETHER, -(-len(weights) // cores)))
     blocks = [weights[first : first + block] for first in range(0, len(weights), block)]
     # Sums of whole numbers, so any cut gives the same; numpy lets threads run side by side.
     with ThreadPoolExecutor(cores) as pool:
-        parts = list(pool.map(lambda some: _block(videos, some.astype(np.float64)), blocks))
+        parts = list(pool.map(lambda some: _block(videos, some.astype(np.float64), only), blocks))
     out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    assert len(out) == len(STATS) + len(ranges) - 1
+    assert only is not None or len(out) == len(STATS) + len(ranges) - 1
     return out
 
 
-def _block(videos: Sequence[VideoMatches], weights: Floats) -> dict[str, Floats]:
+def _block(
+    videos: Sequence[VideoMatches], weights: Floats, only: Collection[str] | None
+) -> dict[str, Floats]:
     """As scores_of_draws, for some of the draws."""
     ranges, num_draws = videos[0].ranges, len(weights)
+    names = ["AP", *_range_names(ranges[1:])]
+    # All of those over the first range are made together.
+    needed = [s for s, name in enumerate(names) if only is None or s == 0 or name in only]
     at = {round(float(threshold) * 100): t for t, threshold in enumerate(IOU_THRESHOLDS)}
     # Sums over classes with an instance in the draw, and the number of such classes.
     precision = np.zeros((len(ranges), len(IOU_THRESHOLDS), num_draws))
@@ -112,7 +123,7 @@ def _block(videos: Sequence[VideoMatches], weights: Floats) -> dict[str, Floats]
         matched = np.concatenate([m.matched[category_id] for m in of_class], axis=2)
         ignored = np.concatenate([m.ignored[category_id] for m in of_class], axis=2)
         drawn = weights[:, having]
-        for s in np.flatnonzero(truths.any(axis=0)):
+        for s in (s for s in needed if truths[:, s].any()):
             for t in range(len(IOU_THRESHOLDS)):
                 right = (matched[s, t] & ~ignored[s, t])[order]
                 wrong = (~matched[s, t] & ~ignored[s, t])[order]
@@ -127,9 +138,8 @@ def _block(videos: Sequence[VideoMatches], weights: Floats) -> dict[str, Floats]
             share = _divide(drawn @ found, wanted[0])
             recall[a] += share / len(IOU_THRESHOLDS)
     means = precision / np.where(classes > 0, classes, np.nan)[:, None]
-    names = ["AP", *_range_names(ranges[1:])]
     return {
-        **{name: means[s].mean(axis=0) for s, name in enumerate(names)},
+        **{names[s]: means[s].mean(axis=0) for s in needed},
         "AP50": means[0, at[50]],
         "AP75": means[0, at[75]],
         **{

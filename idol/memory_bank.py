@@ -28,27 +28,27 @@ class FrameArrays:
     scores:       (n,)
     embeddings:   (n, C)
     boxes:        (n, 4) xyxy
-    labels:       (n,)
     class_scores: (n, K)
     """
 
     scores: Floats
     embeddings: Floats
     boxes: Floats
-    labels: Ints
     class_scores: Floats
 
     def __len__(self) -> int:
         return len(self.scores)
 
-    def rows(self, rows: Ints) -> FrameArrays:
-        """These rows, (n,), in this order."""
+    @property
+    def labels(self) -> Ints:
+        """The best class of each, (n,)."""
+        count = len(self)
+        return self.class_scores.argmax(axis=1) if count else np.zeros(0, np.int64)
+
+    def rows(self, rows: Ints | slice) -> FrameArrays:
+        """These rows, (n,) or the first so many, in this order."""
         return FrameArrays(
-            self.scores[rows],
-            self.embeddings[rows],
-            self.boxes[rows],
-            self.labels[rows],
-            self.class_scores[rows],
+            self.scores[rows], self.embeddings[rows], self.boxes[rows], self.class_scores[rows]
         )
 
 

@@ -24,7 +24,7 @@ from idol.config import Config, Speed, TrackerConfig
 from idol.detector import Detector
 from idol.model import IDOL
 from idol.structures import FrameDetections
-from idol.tracker import Tracker, select, subset
+from idol.tracker import Tracker
 
 __all__ = ["Instances", "OnlineSegmenter"]
 
@@ -138,13 +138,12 @@ class OnlineSegmenter:
         """
         size = self._check(frame)
         (found,) = self._detector.detect([self._detector.prepare(frame)], [self._frames])
-        rows = select(found, self.config)
-        ids = self._tracker.update(subset(found, rows)).tolist()
+        rows, ids = self._tracker.follow(found)
         if self._assembler is not None:
-            self._ended += self._assembler.add(found, rows.tolist(), ids, self._tracker.alive)
+            self._ended += self._assembler.add(found, rows, ids, self._tracker.alive)
         self._size = size
         self._frames += 1
-        named = [(row, i) for row, i in zip(rows.tolist(), ids, strict=True) if i >= 0]
+        named = [(row, i) for row, i in zip(rows, ids, strict=True) if i >= 0]
         return self._instances(found, [row for row, _ in named], [i for _, i in named], size)
 
     def finish(self) -> list[AssembledTrack]:

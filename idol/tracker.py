@@ -57,8 +57,35 @@ class Tracker:
         errors:  ValueError, before anything is changed, for frames out of order or repeated,
                  numbers that are not finite, scores outside [0, 1], another embedding size
         """
+        overlaps = _numpy(frame.overlaps)
+        ids = self._associate(_arrays(frame), overlaps, frame.frame_index)
+        result = torch.from_numpy(ids)
+        return result if frame.scores.device.type == "cpu" else result.to(frame.scores.device)
+
+    def follow(self, frame: FrameDetections) -> tuple[list[int], list[int]]:
+        """`select`, then `update` with the rows that it leaves, without making a frame of them.
+
+        frame:   the next frame, with all its detections
+        returns: the n rows that entered, and their track ids as of `update`
+        errors:  as update
+        """
+        now, overlaps = _arrays(frame), _numpy(frame.overlaps)
+        rows = _selected(now.scores, self.config)
+        count = len(rows)
+        if count < len(now):
+            # The usual frame is in descending score: what enters are its first rows.
+            if count == 0 or rows[-1] == count - 1:
+                now, overlaps = now.rows(slice(count)), overlaps[:count, :count]
+            else:
+                now, overlaps = now.rows(rows), overlaps[np.ix_(rows, rows)]
+        return rows.tolist(), self._associate(now, overlaps, frame.frame_index).tolist()
+
+    def _associate(self, now: FrameArrays, overlaps: Floats, index: int) -> Ints:
+        """Identities of the n detections that enter, overlaps (n, n), of the frame of this index:
+        what update returns."""
         config = self.config
-        now, overlaps = self._read(frame)
+        self._check(now, overlaps, index)
+        entered = len(now)
         rows = _survivors(now.scores, overlaps, config.mask_nms)
         if rows is not None:
             now = now.rows(rows)
@@ -79,7 +106,7 @@ class Tracker:
             born = _apart(born, matched, overlaps, rows, config.new_overlap)
 
         # From here on nothing can fail: a refused frame leaves the tracker as it was.
-        if memory is None and len(frame):
+        if memory is None and entered:
             memory = self._memory = MemoryBank(
                 now.embeddings.shape[1], now.class_scores.shape[1], config
             )
@@ -99,30 +126,20 @@ class Tracker:
                 self._next_id += len(born)
             memory.forget(self._clock - config.memory_lifetime)
         self._clock += 1
-        self._last_index = frame.frame_index
+        self._last_index = index
+        if rows is None:
+            return ids
+        all_ids = np.full(entered, -1)
+        all_ids[rows] = ids
+        return all_ids
 
-        if rows is not None:
-            survivors, ids = ids, np.full(len(frame), -1)
-            ids[rows] = survivors
-        result = torch.from_numpy(ids)
-        return result if frame.scores.device.type == "cpu" else result.to(frame.scores.device)
-
-    def _read(self, frame: FrameDetections) -> tuple[FrameArrays, Floats]:
-        """The frame as checked numpy arrays, and its overlaps, (N, N)."""
-        index = frame.frame_index
+    def _check(self, arrays: FrameArrays, overlaps: Floats, index: int) -> None:
+        """Refuse what cannot be tracked; nothing has changed yet."""
         if self._last_index is not None and index <= self._last_index:
             raise ValueError(
                 f"frames must come in order, but frame {index} came after frame "
                 f"{self._last_index}. Sort them by frame_index; use a new Tracker for each video."
             )
-        class_scores, overlaps = _numpy(frame.class_scores), _numpy(frame.overlaps)
-        arrays = FrameArrays(
-            scores=_numpy(frame.scores),
-            embeddings=_numpy(frame.embeddings),
-            boxes=_numpy(frame.boxes),
-            labels=class_scores.argmax(axis=1) if len(class_scores) else np.zeros(0, np.int64),
-            class_scores=class_scores,
-        )
         for name, values in (
             ("embeddings", arrays.embeddings),
             ("overlaps", overlaps),
@@ -142,12 +159,11 @@ class Tracker:
                 f"{arrays.scores.min()} to {arrays.scores.max()}. Apply the sigmoid to logits."
             )
         size = arrays.embeddings.shape[1]
-        if self._memory is not None and len(frame) and size != self._memory.embeddings.shape[1]:
+        if self._memory is not None and len(arrays) and size != self._memory.embeddings.shape[1]:
             raise ValueError(
                 f"embeddings of frame {index} have size {size}, those before it "
                 f"{self._memory.embeddings.shape[1]}. All frames must come from one checkpoint."
             )
-        return arrays, overlaps
 
 
 def _survivors(scores: Floats, overlaps: Floats, threshold: float) -> Ints | None:
@@ -194,9 +210,15 @@ def select(frame: FrameDetections, config: TrackerConfig) -> Tensor:
     returns: (n,) int64 rows above score_threshold; where there is none and keep_best is set, the
              best row; empty only if the frame is empty or keep_best is not set
     """
-    rows = (frame.scores > config.score_threshold).nonzero()[:, 0]
-    if len(rows) == 0 and config.keep_best and len(frame):
-        return frame.scores.argmax()[None]
+    rows = torch.from_numpy(_selected(_numpy(frame.scores), config))
+    return rows.to(frame.scores.device)
+
+
+def _selected(scores: Floats, config: TrackerConfig) -> Ints:
+    """select, of scores (N,)."""
+    rows: Ints = (scores > np.float32(config.score_threshold)).nonzero()[0]
+    if len(rows) == 0 and config.keep_best and len(scores):
+        return np.array([scores.argmax()])
     return rows
 
 
@@ -227,11 +249,19 @@ def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> lis
     tracker, assembler = Tracker(config), TrackAssembler(config)
     tracks: list[AssembledTrack] = []
     for frame in frames:
-        rows = select(frame, config)
-        ids = tracker.update(subset(frame, rows)).tolist()
-        tracks += assembler.add(frame, rows.tolist(), ids, tracker.alive)
+        tracks += assembler.add(frame, *tracker.follow(frame), tracker.alive)
     tracks += assembler.finish()
     return [one.track for one in sorted(tracks, key=lambda one: one.position)]
+
+
+def _arrays(frame: FrameDetections) -> FrameArrays:
+    """What association needs of a frame; the arrays share its memory where they can."""
+    return FrameArrays(
+        scores=_numpy(frame.scores),
+        embeddings=_numpy(frame.embeddings),
+        boxes=_numpy(frame.boxes),
+        class_scores=_numpy(frame.class_scores),
+    )
 
 
 def _numpy(tensor: Tensor) -> Floats:

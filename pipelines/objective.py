@@ -60,7 +60,7 @@ class Objective:
         weights: (B, V) how often a draw has each video, by ascending video ids
         returns: (B,), NaN where a draw has nothing to score against
         """
-        scores = intervals.scores_of_draws(matches, weights)
+        scores = intervals.scores_of_draws(matches, weights, only=self.weights)
         if self.tracking:
             scores |= tracking_draws.tracking_of_draws(counts, weights)
         total: Floats = np.sum([w * scores[name] for name, w in self.weights.items()], axis=0)

@@ -34,7 +34,6 @@ def arrays(scores: Any, vectors: Any, boxes: Any, labels: Any) -> FrameArrays:
         scores=np.asarray(scores, np.float32),
         embeddings=np.asarray(vectors, np.float32),
         boxes=np.asarray(boxes, np.float32),
-        labels=np.asarray(labels),
         class_scores=np.eye(3, dtype=np.float32)[np.asarray(labels)],
     )
 

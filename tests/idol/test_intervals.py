@@ -41,6 +41,18 @@ def test_a_draw_scores_what_the_evaluator_gives_copies_of_its_videos(
             assert values[b] == pytest.approx(want) if want >= 0 else np.isnan(values[b])
 
 
+@pytest.mark.parametrize("only", [["AP"], ["AP_ho", "AP75"], ["AR10"]])
+def test_scores_that_are_asked_for_alone_are_the_same(only: list[str]) -> None:
+    matches = matches_of(5, occlusion=True)
+    weights = intervals.draws(len(matches), AnalysisConfig(resamples=130, seed=5))
+    scores = intervals.scores_of_draws(matches, weights)
+    alone = intervals.scores_of_draws(matches, weights, only=only)
+    for name in only:
+        np.testing.assert_array_equal(alone[name], scores[name])
+    assert "APs" in scores
+    assert "APs" not in alone
+
+
 def test_draws_have_as_many_videos_and_are_the_same_for_a_seed() -> None:
     config = AnalysisConfig(resamples=50, seed=3)
     weights = intervals.draws(7, config)

@@ -18,7 +18,6 @@ def arrays(vectors: Floats) -> FrameArrays:
         scores=np.ones(count, np.float32),
         embeddings=vectors,
         boxes=np.zeros((count, 4), np.float32),
-        labels=np.zeros(count, np.int64),
         class_scores=np.zeros((count, 3), np.float32),
     )
 

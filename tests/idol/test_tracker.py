@@ -581,6 +581,24 @@ def test_subset_keeps_rows_and_columns_of_everything() -> None:
     assert subset(frame, torch.arange(len(frame))) is frame
 
 
+@pytest.mark.parametrize("name", EVERY_CONFIG)
+@pytest.mark.parametrize("ordered", [True, False])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**16), threshold=st.floats(0.05, 0.95), keep_best=st.booleans())
+def test_to_follow_a_frame_is_to_select_and_update(
+    name: str, ordered: bool, seed: int, threshold: float, keep_best: bool
+) -> None:
+    config = dataclasses.replace(EVERY_CONFIG[name], score_threshold=threshold, keep_best=keep_best)
+    at_once, in_steps = Tracker(config), Tracker(config)
+    for frame in random_video(seed, 8):
+        order = torch.argsort(-frame.scores, stable=True) if ordered else torch.arange(len(frame))
+        given_frame = subset(frame, order)
+        rows = select(given_frame, config)
+        ids = in_steps.update(subset(given_frame, rows))
+        assert at_once.follow(given_frame) == (rows.tolist(), ids.tolist())
+    assert at_once.alive == in_steps.alive
+
+
 def test_tracks_count_rows_in_the_frames_as_given() -> None:
     # Row 0 fails the threshold, so the tracker sees rows 1 and 2 only.
     frame = make_frame(0, [0.05, 0.9, 0.8], torch.eye(3))

@@ -28,6 +28,7 @@ def run(
     config: Config,
     *,
     actors: int | None = None,
+    gpu: bool | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """In the place of detect.run: every visible instance is found, and nothing else.
