@@ -35,6 +35,7 @@ COMPARED = ("results.json", "results.zip", "report.json")
 _FRAMES_PER_SHARD = 6
 _PAUSE_S = 0.4  # in every tracking and scoring task, so that a kill can hit one
 _LIMIT_S = 300.0  # of one run
+_MOMENTS = 24  # shards and tracked videos of the eight videos, more or less
 
 
 @dataclass
@@ -112,12 +113,12 @@ def disturbed(
     """One run with one death."""
     began = time.monotonic()
     process = start(annotations, out, nodes)
-    # Detect actors die while there are shards to come, the others at any time from the first on.
-    shards = rng.randrange(0, 8)
-    wait_for(lambda: count(out / "detections") >= shards or process.poll() is not None)
+    # Detect actors die while there are shards to come, the others at any time until all is tracked.
+    done = rng.randrange(0, 8 if victim == "detect actor" else _MOMENTS)
+    wait_for(lambda: sum(progress(out)) >= done or process.poll() is not None)
     time.sleep(rng.uniform(0.0, 1.0 if victim == "detect actor" else 4.0))
     killed = kill(victim, process, nodes, rng)
-    when = f"after {count(out / 'detections')} shards, {count(out / 'tracks')} tracked"
+    when = "after {} shards, {} tracked".format(*progress(out))
     note = ""
     try:
         status = process.wait(_LIMIT_S)
@@ -231,9 +232,10 @@ class Nodes:
         ]
 
 
-def count(folder: Path) -> int:
-    """Finished shards in a folder."""
-    return len([*folder.glob("shard-*.parquet")])
+def progress(out: Path) -> tuple[int, int]:
+    """Finished shards of detections, and videos tracked, ahead of the last shard or after it."""
+    tracked = [*out.glob("ahead/video-*.parquet"), *out.glob("tracks/shard-*.parquet")]
+    return len([*out.glob("detections/shard-*.parquet")]), len(tracked)
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
