@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--videos", type=int, default=120, help="synthetic videos")
     parser.add_argument("--configurations", type=int, default=200)
     parser.add_argument("--gpu-ms", type=float, nargs="+", default=[5.0, 20.0])
+    parser.add_argument("--loop-threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/bench-evaluate"))
     options = parser.parse_args(argv)
     out: Path = options.out
@@ -105,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cluster.session():
         detection(dataset, model, config, out / "work", count, times)
         tracking(out / "work" / "actors-2", path, count, times)
-        end_to_end(path, options.checkpoint, dataset, model, config, out / "work", times)
+        threads = options.loop_threads
+        end_to_end(path, options.checkpoint, dataset, model, config, out / "work", times, threads)
         whole_sweep(out / "work", options.configurations, count, times)
     simulated(times, options.gpu_ms)
 
@@ -215,13 +217,20 @@ def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
 
 
 def end_to_end(
-    path: str, checkpoint: str, dataset: Any, model: Any, config: Any, out: Path, times: Measured
+    path: str,
+    checkpoint: str,
+    dataset: Any,
+    model: Any,
+    config: Any,
+    out: Path,
+    times: Measured,
+    loop_threads: Sequence[int],
 ) -> None:
     """(d) The whole evaluation against a plain loop over the videos, in the same run."""
     print("(d) from files to results and scores\n")
     print("| way | seconds | ratio |\n|---|---|---|")
     loops = {}
-    for threads in (1, 2):
+    for threads in loop_threads:
         torch.set_num_threads(threads)
         began = time.monotonic()
         plain_loop(path, dataset, model, config, out / "loop.json")
