@@ -141,6 +141,7 @@ class TrainingTrials:
             weights,
             folder / f"evaluate-{job.budget}",
             actors=max(1, wanted.workers) if wanted.gpus else 1,
+            gpu=wanted.gpus or None,
             log=False,
         )
         metrics = dict(done.extra["metrics"])
