@@ -261,12 +261,15 @@ def end_to_end(
     for share in (8, 2):
         some = [video.video_id for video in dataset.videos[: max(1, len(dataset.videos) // share)]]
         part = out / f"part-{share}"
-        began = time.monotonic()
-        evaluate.run(
-            path, checkpoint, part, video_ids=some, actors=2, overwrite=True, log_to=out / "log"
-        )
-        made = json.loads((part / evaluate.DETECTIONS / "_manifest.json").read_text())
-        besides.append(time.monotonic() - began - made["seconds"])
+        seconds = []
+        for _ in range(2):  # the quicker of two, for a machine may be busy with something else
+            began = time.monotonic()
+            evaluate.run(
+                path, checkpoint, part, video_ids=some, actors=2, overwrite=True, log_to=out / "log"
+            )
+            made = json.loads((part / evaluate.DETECTIONS / "_manifest.json").read_text())
+            seconds.append(time.monotonic() - began - made["seconds"])
+        besides.append(min(seconds))
         sizes.append(len(some))
     video = max(0.0, (besides[1] - besides[0]) / (sizes[1] - sizes[0]))
     times.driver = max(0.0, whole - parts["detections"] - len(dataset.videos) * video)

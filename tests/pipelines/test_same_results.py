@@ -8,7 +8,7 @@ import pytest
 
 import idol
 from idol import masks, synthetic
-from pipelines import annotations, configuration, detect, stored, track
+from pipelines import annotations, cluster, configuration, detect, stored, track
 
 
 @pytest.mark.ray
@@ -18,7 +18,11 @@ def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of
     drawn = synthetic.SyntheticConfig.crowded()
     dataset = annotations.read(synthetic.write_dataset(tmp_path / "videos", drawn, 3, 78))
     model = idol.load("shipped")
-    ways = {"one": (1, 8), "two": (2, 8), "single": (2, 1)}
+    ways: dict[str, tuple[int | cluster.Pool, int]] = {
+        "one": (1, 8),
+        "two": (cluster.Pool(1, 2), 8),
+        "single": (2, 1),
+    }
     results: dict[str, bytes] = {}
     for name, (actors, batch) in ways.items():
         settings = [f"detect.batch_frames={batch}", "detect.frames_per_shard=6"]
