@@ -315,7 +315,8 @@ def _write_video(
     for g, label in enumerate(video.labels.tolist()):
         present = [bool(mask.any()) for mask in video.masks[:, g]]
         encoded = coco.encode(np.asfortranarray(video.masks[:, g].transpose(1, 2, 0), np.uint8))
-        boxes, areas = coco.toBbox(encoded), coco.area(encoded)
+        boxes = coco.toBbox(encoded)
+        areas = video.masks[:, g].sum((1, 2))  # coco.area overflows on more than 255 masks
         runs = [{"size": [height, width], "counts": e["counts"].decode("ascii")} for e in encoded]
         rows.append(
             {

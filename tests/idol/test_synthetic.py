@@ -199,6 +199,14 @@ def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path: Path) -> None:
     assert digest(tmp_path / "1") == digest(tmp_path / "2")
 
 
+def test_a_long_video_has_the_area_of_every_mask(tmp_path: Path) -> None:
+    config = SyntheticConfig(size=(32, 48), length=(260, 260), num_objects=(1, 1), leaving=0.0)
+    (row,) = json.loads(write_dataset(tmp_path, config, 1, 5).read_text())["annotations"]
+    assert len(row["areas"]) == 260
+    for area, mask in zip(row["areas"], row["segmentations"], strict=True):
+        assert area == (None if mask is None else int(coco.area(mask)))
+
+
 def test_a_video_file_holds_the_same_frames_by_number(tmp_path: Path) -> None:
     path = write_dataset(tmp_path, EASY, num_videos=1, seed=2, format="mp4")
     (entry,) = json.loads(path.read_text())["videos"]
