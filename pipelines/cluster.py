@@ -129,7 +129,7 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
     """
     if _there(count, cpus, gpus):
         return
-    limit = float(os.environ.get(WAIT_VARIABLE, _WAIT_FOR_NODES_S))
+    limit = _patience()
     lacking = _lacking(count, cpus, gpus)
     if _own() or limit <= 0:
         raise ResourcesError(
@@ -153,6 +153,15 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
                 )
     finally:
         remove_placement_group(group)
+
+
+def _patience() -> float:
+    """Seconds to wait for nodes."""
+    text = os.environ.get(WAIT_VARIABLE)
+    try:
+        return _WAIT_FOR_NODES_S if text is None else float(text)
+    except ValueError:
+        raise ValueError(f"{WAIT_VARIABLE} must be a number of seconds, got {text!r}") from None
 
 
 def _there(count: int, cpus_each: float, gpus_each: float) -> bool:

@@ -40,6 +40,9 @@ def test_a_cluster_of_others_is_waited_for_and_nothing_stays_asked_for(
     with pytest.raises(ResourcesError, match=r"No more came within 2 s \(IDOL_WAIT_FOR_NODES_S"):
         cluster.require(1, gpus=1)
     assert "Waiting up to 2 s" in caplog.text
+    monkeypatch.setenv(cluster.WAIT_VARIABLE, "soon")
+    with pytest.raises(ValueError, match="must be a number of seconds, got 'soon'"):
+        cluster.require(1, gpus=1)
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
 
 
