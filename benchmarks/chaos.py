@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with Nodes() as nodes:
         outcomes = [*run(options, annotations, nodes)]
-    print(machine.header(f"python -m benchmarks.chaos {' '.join(sys.argv[1:])}"))
+    print(machine.header(machine.command("benchmarks.chaos")))
     print("| run | killed | when | same bytes | seconds | |\n|---|---|---|---|---|---|")
     for number, one in enumerate(outcomes, start=1):
         same = "yes" if one.same else "NO"

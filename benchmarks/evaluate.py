@@ -15,7 +15,6 @@ import heapq
 import json
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -64,7 +63,6 @@ class Measured:
 
     frame:    detect, one frame in the network with all around it
     start:    an actor, from its request to the first finished shard's beginning
-    shard:    around the frames of a shard: opening, rows, parquet
     tracking: a frame of a video, masks and RESULTS included
     scoring:  a frame
     tail:     a video, on the driver alone: results.json, report, page
@@ -73,7 +71,6 @@ class Measured:
 
     frame: float = 0.0
     start: float = 0.0
-    shard: float = 0.0
     tracking: float = 0.0
     scoring: float = 0.0
     tail: float = 0.0
@@ -96,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = options.annotations or str(
         write_dataset(out / "crowded", SyntheticConfig.crowded(), options.videos, 90_000)
     )
-    print(machine.header(f"python -m benchmarks.evaluate {' '.join(sys.argv[1:])}".strip()))
+    print(machine.header(machine.command("benchmarks.evaluate")))
     dataset = annotations.read(path)
     model = idol.load(options.checkpoint)
     config = evaluate.configuration(model, dataset, [], None)
@@ -233,7 +230,7 @@ def end_to_end(
     for threads in loop_threads:
         torch.set_num_threads(threads)
         began = time.monotonic()
-        plain_loop(path, dataset, model, config, out / "loop.json")
+        loop_ap = plain_loop(path, dataset, model, config, out / "loop.json")
         loops[threads] = time.monotonic() - began
     loop = min(loops.values())
     torch.set_num_threads(1)
@@ -254,7 +251,8 @@ def end_to_end(
         f"{whole:.1f} | {loop / whole:.2f} |"
     )
     print(f"| of it detect | {parts['detections']:.1f} | {loop / parts['detections']:.2f} |")
-    print(f"\nAP of both: {done.extra['metrics']['AP']:.4f}.\n")
+    ap = done.extra["metrics"]["AP"]
+    print(f"\nAP {loop_ap:.4f} by the loop, {ap:.4f} by jobs.evaluate.\n")
     # What the driver does besides detection: a line through two parts of the set gives what a video
     # costs. What is left of the whole is spent once in a job, imports included (it came first).
     sizes, besides = [], []
@@ -282,8 +280,8 @@ def end_to_end(
     )
 
 
-def plain_loop(annotated: str, dataset: Any, model: Any, config: Any, path: Path) -> None:
-    """What a script would do: video after video, frame after frame, then score the file."""
+def plain_loop(annotated: str, dataset: Any, model: Any, config: Any, path: Path) -> float:
+    """What a script would do: video after video, frame after frame, then score the file; its AP."""
     detector = Detector(model, config)
     entries: list[dict[str, Any]] = []
     for video in dataset.videos:
@@ -303,7 +301,7 @@ def plain_loop(annotated: str, dataset: Any, model: Any, config: Any, path: Path
     results.write(path, entries)
     truth = evaluate.read_truth(annotated, dataset)
     assert truth is not None
-    evaluation.evaluate(truth, path)
+    return evaluation.evaluate(truth, path).stats["AP"]
 
 
 def whole_sweep(out: Path, configurations: int, count: int, times: Measured) -> None:
@@ -373,7 +371,7 @@ def simulate(videos: Sequence[VideoRecord], times: Measured, gpus: int) -> float
     ready: dict[int, float] = {}
     for index in detect._longest_first(shards, range(len(shards))):
         begin = heapq.heappop(free)
-        end = begin + times.shard + times.frame * sum(len(p.frames) for p in shards[index])
+        end = begin + times.frame * sum(len(p.frames) for p in shards[index])
         heapq.heappush(free, end)
         for piece in shards[index]:
             ready[piece.video_id] = max(ready.get(piece.video_id, 0.0), end)

@@ -10,7 +10,6 @@ same command goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "--out", str(options.out / f"{name}-{tracker}"), "--log-to", str(options.out),
             )  # fmt: skip
             rows.append(row(name, tracker, found))
-    print(machine.header(f"python -m benchmarks.sweeps {' '.join(sys.argv[1:])}"))
+    print(machine.header(machine.command("benchmarks.sweeps")))
     print(
         f"| videos | tracker | {options.objective} as it comes | best of the sweep | held out, "
         "95 % interval | gain held out, interval | configurations, failed | seconds |"

@@ -237,7 +237,7 @@ def _proximity(boxes: Floats, expected: Floats, absent: Ints, size_weight: float
 
 
 def _place(boxes: Floats) -> tuple[Floats, Floats, Floats]:
-    """Centres x and y of boxes (n, 4) xyxy, and the mean of their sides: (n,) each."""
+    """Centres x and y of boxes (n, 4) xyxy, and the geometric mean of their sides: (n,) each."""
     low, high = boxes[:, :2], boxes[:, 2:]
     centre = (low + high) / np.float32(2)
     size = np.maximum(high - low, np.float32(1))

@@ -117,11 +117,8 @@ def fixed_ap(videos: Sequence[VideoErrors], causes: Collection[str]) -> float:
         raise ValueError(f"there is no cause {unknown[0]!r}; causes are {', '.join(CAUSES)}")
     typical = _typical_scores(videos)
     matches = [_fixed(video, frozenset(causes), typical) for video in videos]
-    ap = float(
-        intervals.scores_of_draws(matches, np.ones((1, len(videos)), np.int64), only=("AP",))["AP"][
-            0
-        ]
-    )
+    once = np.ones((1, len(videos)), np.int64)
+    ap = float(intervals.scores_of_draws(matches, once, only=("AP",))["AP"][0])
     return -1.0 if np.isnan(ap) else ap
 
 

@@ -87,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if job.videos and len(job.annotations) > 1:
             raise ValueError("--videos needs a single annotation file: ids of several may clash")
-        if job.actors is not None:
-            cluster.Pool.of(job.actors)  # complain before anything is read
+        pool = None if job.actors is None else cluster.Pool.of(job.actors)
         named = compare.names(job.checkpoint)
         outputs = {
             name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with cluster.session(job.num_cpus):
             lines = {
                 name: {
-                    set_name: _evaluate(job, path, named[name], out)
+                    set_name: _evaluate(job, path, named[name], out, pool)
                     for set_name, (path, out) in sets.items()
                 }
                 for name, sets in outputs.items()
@@ -142,13 +141,15 @@ def _settings(job: Evaluate) -> dict[str, Any]:
     }
 
 
-def _evaluate(job: Evaluate, annotation_file: str, checkpoint: str, out: Path) -> dict[str, Any]:
+def _evaluate(
+    job: Evaluate, annotation_file: str, checkpoint: str, out: Path, pool: cluster.Pool | None
+) -> dict[str, Any]:
     manifest = evaluate.run(
         annotation_file,
         checkpoint,
         out,
         **_settings(job),
-        actors=None if job.actors is None else cluster.Pool.of(job.actors),
+        actors=pool,
         gpu=None if job.device == "auto" else job.device == "gpu",
         overwrite=job.overwrite,
         log_to=job.log_to or job.out,

@@ -127,10 +127,10 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
     gpus:  of each
     Errors: ResourcesError saying what is there, and how to ask for less
     """
-    if _there(count, cpus, gpus):
+    lacking = _lacking(count, cpus, gpus)
+    if lacking is None:
         return
     limit = _patience()
-    lacking = _lacking(count, cpus, gpus)
     if _own() or limit <= 0:
         raise ResourcesError(
             f"{lacking} Ask for fewer actors or workers, or start a larger cluster (--actors 1 "
@@ -144,10 +144,13 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
     group = placement_group([bundle] * count, strategy="PACK")
     try:
         deadline = time.monotonic() + limit
-        while not (group.wait(timeout_seconds=1) or _there(count, cpus, gpus)):
+        while not group.wait(timeout_seconds=1):
+            lacking = _lacking(count, cpus, gpus)
+            if lacking is None:
+                return
             if time.monotonic() >= deadline:
                 raise ResourcesError(
-                    f"{_lacking(count, cpus, gpus)} No more came within {limit:.0f} s "
+                    f"{lacking} No more came within {limit:.0f} s "
                     f"({WAIT_VARIABLE} sets how long to wait). See `ray status` for what the "
                     "autoscaler tries, or ask for fewer actors or workers."
                 )
@@ -164,24 +167,17 @@ def _patience() -> float:
         raise ValueError(f"{WAIT_VARIABLE} must be a number of seconds, got {text!r}") from None
 
 
-def _there(count: int, cpus_each: float, gpus_each: float) -> bool:
-    """Whether Ray has so much, used or not."""
+def _lacking(count: int, cpus_each: float, gpus_each: float) -> str | None:
+    """What is needed and what is there, in a sentence; None where it is enough, used or not."""
     import ray
 
     there = ray.cluster_resources()
-    return bool(
-        there.get("CPU", 0.0) >= count * cpus_each and there.get("GPU", 0.0) >= count * gpus_each
-    )
-
-
-def _lacking(count: int, cpus_each: float, gpus_each: float) -> str:
-    """What is needed and what is there, in a sentence."""
-    import ray
-
-    there = ray.cluster_resources()
+    have_cpus, have_gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+    if have_cpus >= count * cpus_each and have_gpus >= count * gpus_each:
+        return None
     return (
         f"This stage needs {count * cpus_each:g} CPUs and {count * gpus_each:g} GPUs, but Ray has "
-        f"{there.get('CPU', 0.0):g} and {there.get('GPU', 0.0):g}."
+        f"{have_cpus:g} and {have_gpus:g}."
     )
 
 
@@ -205,7 +201,7 @@ def tasks(
     running: dict[Any, Any] = {}
     while True:
         # Looked up anew: on a cluster that grows, what waits brings nodes, and they want tasks.
-        window = _TASKS_PER_CPU * max(1, cpus())
+        window = _TASKS_PER_CPU * cpus()
         while len(running) < window and (item := next(waiting, _END)) is not _END:
             running[task.remote(stored_once, item)] = item
         if not running:
@@ -223,10 +219,11 @@ def gpus() -> int:
 
 
 def cpus() -> int:
-    """Number of logical CPUs of the connected Ray."""
+    """Number of logical CPUs of the connected Ray, at least 1: where a cluster that grows has none
+    yet, the first task brings some."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 0))
+    return max(1, int(ray.cluster_resources().get("CPU", 0)))
 
 
 def progress(total: int, what: str, unit: str) -> Any:

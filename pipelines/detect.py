@@ -20,7 +20,7 @@ from idol.config import Config, to_dict
 from idol.overlaps import intersections
 from pipelines import cluster, frames, manifest, schemas, stored
 from pipelines.annotations import Dataset, VideoRecord
-from pipelines.errors import PipelineError, VideoError
+from pipelines.errors import PipelineError, ResourcesError, VideoError
 from pipelines.manifest import Manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the driver's --help never needs it
@@ -255,7 +255,7 @@ class DetectActor:
 
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
         if must_be_gpu and not gpu:
-            raise RuntimeError(
+            raise ResourcesError(
                 f"Ray gave this actor GPU {ray.get_gpu_ids()}, but torch {torch.__version__} sees "
                 "no CUDA on its node. Install a CUDA build of torch there, or ask for CPUs."
             )

@@ -87,7 +87,7 @@ class TrackAhead:
         if self._running:
             _, self._running = ray.wait(self._running, num_returns=len(self._running), timeout=0.0)
         # The actors of detect hold theirs, so a queue of one task a CPU only waits for free ones.
-        while self._ready and len(self._running) < max(1, cluster.cpus()):
+        while self._ready and len(self._running) < cluster.cpus():
             if self._task is None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._task = ray.remote(num_cpus=1, max_retries=3)(_track)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs import submit
+from tests.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = "import idol, json; print('found', idol.__file__); print(json.dumps({'here': True}))"
@@ -39,7 +40,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("head")
     token = folder / "auth_token"
     token.write_text("0123456789abcdef" * 4)
-    ports = _free_ports(2)
+    ports = free_ports(3)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -49,6 +50,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--num-cpus=2"]
     command += ["--dashboard-host=127.0.0.1", "--disable-usage-stats"]
+    # Its agent takes jobs. At the usual port may listen that of the Ray which other tests share.
+    command += [f"--dashboard-agent-listen-port={ports[2]}"]
     # --block keeps the cluster's processes children of this one, so stopping it stops them and no
     # other Ray of this machine, which `ray stop` would.
     with (folder / "log").open("wb") as log:
@@ -93,16 +96,6 @@ def _submit(environment: dict[str, str], *arguments: str) -> subprocess.Complete
         timeout=180,
         check=False,
     )
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _wait_until_answering(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -7,13 +7,13 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines import cluster
+from tests.ports import free_ports
 
 _NODES = {
     "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
@@ -33,9 +33,7 @@ def growing(folder: Path) -> Iterator[dict[str, str]]:
     Ray's own fake node provider starts the nodes as processes here, so that the real autoscaler
     decides. Its GPU exists for scheduling alone.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     address = f"127.0.0.1:{port}"
     config = {
         "cluster_name": "growing",
@@ -70,13 +68,8 @@ def growing(folder: Path) -> Iterator[dict[str, str]]:
         head = subprocess.Popen(
             [
                 *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
-                *(
-                    "--node-ip-address=127.0.0.1",
-                    f"--port={port}",
-                    "--num-cpus=0",
-                    "--include-dashboard=false",
-                ),
-                f"--autoscaling-config={path}",
+                *("--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=0"),
+                *("--include-dashboard=false", f"--autoscaling-config={path}"),
             ],
             env=environment | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"},
             stdout=log,

@@ -79,7 +79,6 @@ def test_the_environment_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _TWICE = """
 from pipelines import cluster
-from pipelines.errors import ResourcesError
 
 for _ in range(2):
     with cluster.session():
