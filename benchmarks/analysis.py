@@ -22,11 +22,14 @@ from typing import Any, NamedTuple
 from benchmarks import machine
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED
 from benchmarks.tiny_weights import TRACKERS, job
-from idol import clips, evaluation, matching, oracles, truth
+from idol.analysis import clips, oracles
 from idol.config import AnalysisConfig
-from idol.synthetic import write_dataset
-from pipelines import charts, score, score_page
-from pipelines.score import Analyses
+from idol.evaluation import average_precision, matching
+from idol.images.synthetic import write_dataset
+from idol.ytvis import truth
+from pipelines.report import charts, score_page
+from pipelines.stages import score
+from pipelines.stages.score import Analyses
 
 DOCS = Path("docs")
 OVERLAP = 1
@@ -143,7 +146,7 @@ def rejoined(known: truth.Truth, row: Evaluation, length: int, config: AnalysisC
         ]
         joined = clips.join(parts, range(len(parts)), of_video, config)
         matches.append(matching.match_video(joined, of_video))
-    return evaluation.summarise(matches).stats["AP"]
+    return average_precision.summarise(matches).stats["AP"]
 
 
 if __name__ == "__main__":

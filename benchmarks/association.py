@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from idol import masks
+from idol.masks import resize
 from idol.structures import FrameDetections
-from idol.tracker import Tracker, TrackerConfig
+from idol.tracker.online import Tracker, TrackerConfig
 
 MASK_SIZE = (90, 160)  # of a 360 x 640 input
 
@@ -52,7 +52,7 @@ def make_video(count: int, length: int, seed: int = 0) -> list[tuple[FrameDetect
             scores=scores,
             class_scores=scores[:, None],
             embeddings=torch.from_numpy(vectors).float(),
-            overlaps=masks.overlaps(shapes),
+            overlaps=resize.overlaps(shapes),
             boxes=torch.zeros(count, 4),
         )
         video.append((frame, shapes))
@@ -133,7 +133,7 @@ def timed(
     tracker, counted, updated, ids = Tracker(config), [], [], []
     for frame, shapes in video:
         start = time.perf_counter()
-        masks.overlaps(shapes)
+        resize.overlaps(shapes)
         between = time.perf_counter()
         given = tracker.update(frame)
         end = time.perf_counter()

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from idol.assembler import TrackAssembler
 from idol.config import TrackerConfig
 from idol.structures import FrameDetections
-from idol.tracker import Tracker
+from idol.tracker.online import Tracker
+from idol.tracker.tracks import TrackAssembler
 
 CHART = Path("docs/association-stream.svg")
 _SIZE, _CATEGORIES, _STAY = 256, 40, 300

@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.processes import below
-from idol.synthetic import SyntheticConfig, write_dataset
+from idol.images.synthetic import SyntheticConfig, write_dataset
 
 VICTIMS = ("detect actor", "track or score task", "node", "driver")
 COMPARED = ("results.json", "results.zip", "report.json")
@@ -178,7 +178,8 @@ def drive(words: Sequence[str]) -> None:
     import ray
 
     from jobs import evaluate
-    from pipelines import cluster, track
+    from pipelines import cluster
+    from pipelines.stages import track
 
     # Joined by hand, for the code is on PYTHONPATH: as a working_dir it would be unpacked anew by
     # each node that joins, on this one machine over the copy that the other nodes' workers run in.

@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks import machine
 from idol import presets
 from idol.config import AssignmentConfig
-from idol.criterion import Criterion, split
-from idol.model import IDOL
+from idol.learning.criterion import Criterion, split
+from idol.network.model import IDOL
 from idol.structures import Outputs, PairBatch, Targets
 
 PAIRS, TRUTHS = 4, 10

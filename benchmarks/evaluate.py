@@ -26,26 +26,20 @@ import torch
 
 import idol
 from benchmarks import machine
-from idol import evaluation, results
 from idol.config import TrackerConfig
-from idol.detector import Detector
-from idol.synthetic import SyntheticConfig, write_dataset
-from idol.tracker import track_video
-from pipelines import (
-    annotations,
-    cluster,
-    detect,
-    evaluate,
-    frames,
-    scoring,
-    search_space,
-    stored,
-    sweep,
-    sweep_scoring,
-    track,
-)
-from pipelines.annotations import VideoRecord
-from pipelines.search import SearchConfig
+from idol.detection.detector import Detector
+from idol.evaluation import average_precision
+from idol.images.synthetic import SyntheticConfig, write_dataset
+from idol.tracker.online import track_video
+from idol.ytvis import results
+from pipelines import cluster
+from pipelines.sources import annotations, frames
+from pipelines.sources.annotations import VideoRecord
+from pipelines.stages import detect, evaluate, scoring, track
+from pipelines.storage import stored
+from pipelines.sweep import scoring as sweep_scoring
+from pipelines.sweep import space, tracker_sweep
+from pipelines.sweep.search import SearchConfig
 
 VALIDATION = {
     "YouTube-VIS 2019": (302, 27.4, 36, (720, 1280)),
@@ -301,21 +295,21 @@ def plain_loop(annotated: str, dataset: Any, model: Any, config: Any, path: Path
     results.write(path, entries)
     truth = evaluate.read_truth(annotated, dataset)
     assert truth is not None
-    return evaluation.evaluate(truth, path).stats["AP"]
+    return average_precision.evaluate(truth, path).stats["AP"]
 
 
 def whole_sweep(out: Path, configurations: int, count: int, times: Measured) -> None:
     """(c) A sweep against running everything for every configuration."""
     evaluated = out / "evaluate"
-    base = sweep.base_config(evaluated)
-    wanted = sweep.Sweep(
+    base = tracker_sweep.base_config(evaluated)
+    wanted = tracker_sweep.Sweep(
         evaluated=evaluated,
         base=base,
-        space=search_space.association(base),
+        space=space.association(base),
         search=SearchConfig(method="random", samples=configurations - 1),
     )
     began = time.monotonic()
-    done = sweep.run(wanted, out / "sweep", log_to=out / "log")
+    done = tracker_sweep.run(wanted, out / "sweep", log_to=out / "log")
     spent = time.monotonic() - began
     once = count * (times.frame + times.tracking + times.scoring)
     every = json.loads((evaluated / "_manifest.json").read_text())["seconds"]

@@ -55,7 +55,7 @@ def build(way: str, device: str, batch: int, compiled: bool) -> Callable[[], obj
         return step
 
     from idol import presets
-    from idol.model import IDOL
+    from idol.network.model import IDOL
 
     model = IDOL(presets.by_name(PRESET)).eval().to(device)
     if way != "ours-no-fold":

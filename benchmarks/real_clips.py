@@ -16,7 +16,9 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.tiny_weights import METRICS, cells, job
-from pipelines import evaluate, manifest, sweep, train
+from pipelines.stages import evaluate, train
+from pipelines.storage import manifest
+from pipelines.sweep import tracker_sweep
 
 SETTINGS = ("train.steps=2600", "train.learning_rate=0.0015", "transforms.stretch=[160,256]")
 """Larger pictures than the preset's, for small objects; a lower rate, for it is fine-tuning."""
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             set_name = f"{folder.name[2:]}, {summary['videos']} videos"
             print(f"| {set_name} | {name} | {cells(summary['metrics'])} | {switches} |")
         print(f"| {set_name} | true identities | {cells(summary['true_identities'])} | 0 |")
-    swept = manifest.read(out / "sweep", sweep.STAGE).extra
+    swept = manifest.read(out / "sweep", tracker_sweep.STAGE).extra
     best = swept["best"]
     value = 100 * best["metrics"]["AP"]
     print(f"\nSweep on {folders[-1].name[2:]}: best AP {value:.1f} with {best['values']}")

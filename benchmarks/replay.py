@@ -10,18 +10,20 @@ import numpy as np
 import torch
 from scipy import stats
 
-from idol import masks, matching, truth
 from idol.config import TrackerConfig
-from idol.evaluation import summarise, true_identity_tracks
-from idol.matching import FrameOverlap, TrackOverlaps, match_video_from_overlaps
-from idol.model import IDOL
-from idol.postprocess import detections
+from idol.detection.postprocess import detections
+from idol.evaluation import matching
+from idol.evaluation.average_precision import summarise, true_identity_tracks
+from idol.evaluation.matching import FrameOverlap, TrackOverlaps, match_video_from_overlaps
+from idol.evaluation.tracking_metrics import count_overlaps, summarise_tracking
+from idol.images.synthetic import SyntheticVideo
+from idol.images.transforms import collate_images, normalise
+from idol.masks import resize
+from idol.network.model import IDOL
 from idol.structures import FrameDetections, Track
-from idol.synthetic import SyntheticVideo
-from idol.tracker import select, track_video
-from idol.tracking_metrics import count_overlaps, summarise_tracking
-from idol.transforms import collate_images, normalise
-from idol.truth import VideoTruth
+from idol.tracker.online import select, track_video
+from idol.ytvis import truth
+from idol.ytvis.truth import VideoTruth
 
 METRICS = ("AP", "AP50", "IDF1", "AssA", "IDSW")
 """AP as in every table; identity metrics over all classes together."""
@@ -49,7 +51,7 @@ def video_truth(
 ) -> VideoTruth:
     """Truth from masks (T, G, H, W) bool and labels (G,); category_id is label + 1."""
     length, count, height, width = bits.shape
-    coded = [masks.encode(bits[:, g]) for g in range(count)]
+    coded = [resize.encode(bits[:, g]) for g in range(count)]
     return truth.from_masks(
         video_id, (height, width), length, range(1, num_classes + 1),
         instance_ids=range(1, count + 1),

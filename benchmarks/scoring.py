@@ -133,11 +133,11 @@ def generate(folder: Path, numbers: Set, seed: int = 7) -> None:
 def score(truth_file: Path, results: Path, workers: int) -> dict[str, float]:
     """Seconds, MiB above the start and AP of scoring a set in this process."""
     logging.disable(logging.WARNING)
-    from idol import truth
     from idol.config import AnalysisConfig
-    from idol.evaluation import LARGE
-    from idol.results_index import compile_reader
-    from pipelines import score as scoring
+    from idol.evaluation.average_precision import LARGE
+    from idol.ytvis import truth
+    from idol.ytvis.index import compile_reader
+    from pipelines.stages import score as scoring
 
     if results.stat().st_size >= LARGE:
         compile_reader()

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.replay import Clip, video_truth
-from idol import masks, matching
+from idol.evaluation import matching
+from idol.masks import resize
 from idol.structures import FrameDetections
 
 Floats = NDArray[np.float64]
@@ -213,9 +214,9 @@ class _World:
             scores=torch.from_numpy(best[order]),
             class_scores=torch.from_numpy(class_scores[order]).float(),
             embeddings=torch.from_numpy(embeddings).float(),
-            overlaps=masks.overlaps(shapes),
+            overlaps=resize.overlaps(shapes),
             boxes=torch.from_numpy(boxes).float(),
-            masks=tuple(masks.encode(shapes)),
+            masks=tuple(resize.encode(shapes)),
         )
 
     def _look(self, g: int) -> Floats:

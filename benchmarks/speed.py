@@ -30,15 +30,16 @@ from pycocotools import mask as coco_mask
 import idol
 from benchmarks import machine
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED, truth_of
-from idol import presets, rle
+from idol import presets
 from idol.config import Config, DetectConfig, Speed
-from idol.detector import Detector
-from idol.evaluation import evaluate
-from idol.model import IDOL
-from idol.results import to_ytvis
+from idol.detection.detector import Detector
+from idol.evaluation.average_precision import evaluate
+from idol.images.synthetic import make_video
+from idol.masks import rle
+from idol.network.model import IDOL
 from idol.structures import FrameDetections, Track
-from idol.synthetic import make_video
-from idol.tracker import track_video
+from idol.tracker.online import track_video
+from idol.ytvis.results import to_ytvis
 
 Frames = Sequence[NDArray[np.uint8]]
 Found = list[list[FrameDetections]]

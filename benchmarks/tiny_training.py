@@ -19,17 +19,19 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from idol import checkpoint, masks, presets
+from idol import presets
 from idol.config import Config, override
-from idol.detector import Detector
-from idol.evaluation import Metrics, evaluate
-from idol.model import IDOL
-from idol.results import to_ytvis
+from idol.detection.detector import Detector
+from idol.evaluation.average_precision import Metrics, evaluate
+from idol.images.synthetic import SyntheticConfig, SyntheticVideo, make_video
+from idol.images.transforms import Pair, augment, collate
+from idol.learning.training import Trainer
+from idol.masks import resize
+from idol.network.model import IDOL
 from idol.structures import PairBatch
-from idol.synthetic import SyntheticConfig, SyntheticVideo, make_video
-from idol.tracker import track_video
-from idol.training import Trainer
-from idol.transforms import Pair, augment, collate
+from idol.tracker.online import track_video
+from idol.weights import checkpoint
+from idol.ytvis.results import to_ytvis
 
 DIALS = {"easy": SyntheticConfig.easy(), "crowded": SyntheticConfig.crowded()}
 TRAINING_SEED, HELD_OUT_SEED = 1, 1001
@@ -70,7 +72,7 @@ def truth_of(videos: Sequence[SyntheticVideo], classes: int) -> dict[str, Any]:
                     "category_id": int(label) + 1, "areas": [a or None for a in areas],
                     "segmentations": [
                         {"size": [height, width], "counts": counts.decode()} if area else None
-                        for counts, area in zip(masks.encode(shown), areas, strict=True)
+                        for counts, area in zip(resize.encode(shown), areas, strict=True)
                     ],
                 }
             )  # fmt: skip

@@ -17,9 +17,11 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED, TRAINING_SEED
-from idol import checkpoint
-from idol.synthetic import write_dataset
-from pipelines import charts, evaluate, manifest, train
+from idol.images.synthetic import write_dataset
+from idol.weights import checkpoint
+from pipelines.report import charts
+from pipelines.stages import evaluate, train
+from pipelines.storage import manifest
 
 CURVE = Path("docs/tiny-training.svg")
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10")

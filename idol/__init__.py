@@ -3,52 +3,63 @@
 What is imported here is loaded when it is first used: scoring results takes no PyTorch.
 """
 
-import importlib
-import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from idol.lazy import attach
 
 if TYPE_CHECKING:
-    from idol import config, evaluation, presets, segmenter, structures, tracker
-    from idol.checkpoint import from_pretrained, load
+    from idol import (
+        analysis,
+        config,
+        detection,
+        evaluation,
+        images,
+        learning,
+        masks,
+        network,
+        presets,
+        segmenter,
+        structures,
+        tracker,
+        weights,
+        ytvis,
+    )
     from idol.config import Config
-    from idol.model import IDOL
+    from idol.network.model import IDOL
     from idol.segmenter import OnlineSegmenter
+    from idol.weights.checkpoint import build, from_pretrained, load
 
 __all__ = [
     "IDOL",
     "Config",
     "OnlineSegmenter",
+    "analysis",
+    "build",
     "config",
+    "detection",
     "evaluation",
     "from_pretrained",
+    "images",
+    "learning",
     "load",
+    "masks",
+    "network",
     "presets",
     "segmenter",
     "structures",
     "tracker",
+    "weights",
+    "ytvis",
 ]
 
-_HOMES = {
-    "IDOL": "model",
-    "Config": "config",
-    "OnlineSegmenter": "segmenter",
-    "from_pretrained": "checkpoint",
-    "load": "checkpoint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for (PEP 562), a name of `__all__` or a module of this package."""
-    if name in _HOMES:
-        found = getattr(importlib.import_module(f"idol.{_HOMES[name]}"), name)
-    elif not name.startswith("_") and importlib.util.find_spec(f"idol.{name}") is not None:
-        found = importlib.import_module(f"idol.{name}")
-    else:
-        raise AttributeError(f"module 'idol' has no attribute {name!r}")
-    globals()[name] = found
-    return found
-
-
-def __dir__() -> list[str]:
-    """Names of `__all__` too, loaded or not."""
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "IDOL": "idol.network.model",
+        "Config": "idol.config",
+        "OnlineSegmenter": "idol.segmenter",
+        "build": "idol.weights.checkpoint",
+        "from_pretrained": "idol.weights.checkpoint",
+        "load": "idol.weights.checkpoint",
+    },
+)

@@ -18,13 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idol import checkpoint, masks, results
-from idol.assembler import AssembledTrack, TrackAssembler
 from idol.config import Config, Speed, TrackerConfig
-from idol.detector import Detector
-from idol.model import IDOL
+from idol.detection.detector import Detector
+from idol.masks import resize
+from idol.network.model import IDOL
 from idol.structures import FrameDetections
-from idol.tracker import Tracker
+from idol.tracker.online import Tracker
+from idol.tracker.tracks import AssembledTrack, TrackAssembler
+from idol.weights import checkpoint
+from idol.ytvis import results
 
 __all__ = ["Instances", "OnlineSegmenter"]
 
@@ -60,7 +62,7 @@ class Instances:
     @property
     def masks(self) -> NDArray[np.bool_]:
         """(n, H, W) bool, at the size of the frame; decoded at every reading."""
-        return masks.decode(self.counts, self.size).astype(np.bool_)
+        return resize.decode(self.counts, self.size).astype(np.bool_)
 
 
 class OnlineSegmenter:
@@ -74,7 +76,7 @@ class OnlineSegmenter:
     config:      sizes, detection and categories; its section model is the model's. None:
                  model.config
     keep_tracks: whether the whole video can be had in the end
-    speed:       exact or fast, see idol.detector.Detector. None: config.detect.speed
+    speed:       exact or fast, see idol.detection.detector.Detector. None: config.detect.speed
     """
 
     def __init__(

@@ -14,9 +14,10 @@ import tyro
 
 from idol import presets
 from idol.config import override
-from idol.synthetic import SyntheticConfig, write_dataset
-from pipelines import cluster, train, walk
+from idol.images.synthetic import SyntheticConfig, write_dataset
+from pipelines import cluster, demo
 from pipelines.errors import PipelineError
+from pipelines.stages import train
 
 GRID: dict[str, Sequence[float | str]] = {
     "weighting": ["paper"],
@@ -66,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = override(presets.by_name("tiny"), job.set)
         files = draw(job)
         with cluster.session(dashboard=True):
-            result = walk.run(
-                walk.Walk(
+            result = demo.run(
+                demo.Walk(
                     train_files=list(files["train"].values()),
                     validation_files=files["validation"],
                     config=config,

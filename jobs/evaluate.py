@@ -16,8 +16,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from idol.config import Speed
-from pipelines import cluster, compare, evaluate
+from pipelines import cluster
 from pipelines.errors import PipelineError
+from pipelines.report import compare
+from pipelines.stages import evaluate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,12 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from idol import checkpoint, export
-from idol.synthetic import SyntheticConfig, make_video
-from idol.transforms import collate_images, normalise
-from pipelines import configuration, frames
+from idol.images.synthetic import SyntheticConfig, make_video
+from idol.images.transforms import collate_images, normalise
+from idol.weights import checkpoint, export
+from pipelines import configuration
 from pipelines.errors import PipelineError
+from pipelines.sources import frames
 
 _TOLERANCE = 1e-3  # of each output, relative to its largest value
 
@@ -31,7 +32,7 @@ _TOLERANCE = 1e-3  # of each output, relative to its largest value
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """Export the network of one frame: images in; class logits, boxes, embeddings and the masks of
-    the best queries out (idol.export.PerFrame has the shapes). Association is not part of it.
+    the best queries out (export.PerFrame has the shapes). Association is not part of it.
 
     What was written is run on a frame (by onnxruntime, or by torch) and compared with the network
     before this ends. The last line of stdout is one JSON object: the path, the input's size, the

@@ -18,9 +18,10 @@ import tyro
 
 from idol import config as settings
 from idol import presets
-from pipelines import annotations as annotation_files
-from pipelines import cluster, pairs
+from pipelines import cluster
 from pipelines.errors import PipelineError
+from pipelines.sources import annotations as annotation_files
+from pipelines.stages import pairs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from pipelines import walk
+from pipelines import demo
 from pipelines.errors import PipelineError
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write the page, print its path as the last line."""
     job = tyro.cli(Report, args=argv, prog="python -m jobs.report")
     try:
-        page = walk.page(
+        page = demo.page(
             job.out,
             title=job.title,
             training=job.train,

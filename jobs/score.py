@@ -19,12 +19,13 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from idol import submission, truth
+from idol.analysis.oracles import CLIP_LENGTHS
 from idol.config import AnalysisConfig
-from idol.oracles import CLIP_LENGTHS
-from idol.tracking_metrics import TrackingOptions
-from pipelines import score, score_page
-from pipelines.score import Analyses, Scores
+from idol.evaluation.tracking_metrics import TrackingOptions
+from idol.ytvis import submission, truth
+from pipelines.report import score_page
+from pipelines.stages import score
+from pipelines.stages.score import Analyses, Scores
 
 _DEFAULTS = AnalysisConfig()
 _ANY_LENGTHS: tuple[int, ...] = (-1,)  # --oracle was not given
@@ -35,7 +36,7 @@ class Score:
     """Average precision and recall of tracks, equal to the official YouTube-VIS and OVIS code.
 
     Several results files are scored side by side, each after the first also with its difference to
-    the first. Results of clips (entries with a first_frame, see idol/clips.py) are joined first.
+    the first. Results of clips (entries with a first_frame) are joined first.
 
     The last line of stdout is one JSON object: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100,
     ARs, ARm, ARl, in [0, 1], -1 where there is no such truth; with OVIS truth also AP_so, AP_mo,

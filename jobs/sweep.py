@@ -19,12 +19,14 @@ import tyro
 
 from idol import presets
 from idol.config import Config, override
-from pipelines import cluster, search_space, sweep, train_sweep
+from pipelines import cluster
 from pipelines.errors import PipelineError
-from pipelines.manifest import Manifest
-from pipelines.search import SearchConfig
-from pipelines.search_space import Range, Space
-from pipelines.train_sweep import TrainSweep
+from pipelines.storage.manifest import Manifest
+from pipelines.sweep import space as search_space
+from pipelines.sweep import tracker_sweep, training_sweep
+from pipelines.sweep.search import SearchConfig
+from pipelines.sweep.space import Range, Space
+from pipelines.sweep.training_sweep import TrainSweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,16 +128,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         training = isinstance(wanted, TrainSweep)
         with cluster.session(job.num_cpus, dashboard=training):
             if isinstance(wanted, TrainSweep):
-                manifest = train_sweep.run(wanted, job.out, **how)
+                manifest = training_sweep.run(wanted, job.out, **how)
             else:
-                manifest = sweep.run(wanted, job.out, **how)
+                manifest = tracker_sweep.run(wanted, job.out, **how)
     except (PipelineError, ValueError, FileNotFoundError) as error:
         # The message says what to do; a traceback would bury it.
         sys.exit(f"{type(error).__name__}: {error}")
     print(json.dumps(line(manifest, job.out), sort_keys=True))
 
 
-def asked_for(job: Sweep) -> sweep.Sweep | TrainSweep:
+def asked_for(job: Sweep) -> tracker_sweep.Sweep | TrainSweep:
     """What the command line asks for.
 
     Errors: ValueError for flags that do not go together; what sweep.base_config and
@@ -147,8 +149,12 @@ def asked_for(job: Sweep) -> sweep.Sweep | TrainSweep:
                 "--resume goes on with what is in --out: leave out the flags that say what to "
                 "sweep, or leave out --resume"
             )
-        plain = sweep.settings_of(job.out)
-        return TrainSweep.from_dict(plain["train"]) if "train" in plain else sweep.Sweep.of(plain)
+        plain = tracker_sweep.settings_of(job.out)
+        return (
+            TrainSweep.from_dict(plain["train"])
+            if "train" in plain
+            else tracker_sweep.Sweep.of(plain)
+        )
     if (job.evaluation is None) == (job.pairs is None):
         raise ValueError(
             "give --evaluation, a finished OUT of jobs.evaluate, to sweep its tracker; or --pairs, "
@@ -157,12 +163,12 @@ def asked_for(job: Sweep) -> sweep.Sweep | TrainSweep:
     if job.pairs is not None:
         return _training(job, job.pairs)
     assert job.evaluation is not None
-    base = sweep.base_config(job.evaluation, job.tracker, job.set)
+    base = tracker_sweep.base_config(job.evaluation, job.tracker, job.set)
     fields = [*job.grid, *job.space]
     space = search_space.parse(fields, Config(tracker=base), search_space.TRACKER)
     if not space:
         space = search_space.association(base)
-    return sweep.Sweep(
+    return tracker_sweep.Sweep(
         evaluated=job.evaluation,
         base=base,
         space=space,
@@ -218,7 +224,7 @@ def line(manifest: Manifest, out: Path) -> dict[str, object]:
         "configurations": manifest.extra["configurations"],
         "failed": manifest.extra["failed"],
         "seconds": manifest.seconds,
-        "paths": {name: str(out / file) for name, file in sweep.FILES.items()},
+        "paths": {name: str(out / file) for name, file in tracker_sweep.FILES.items()},
     }
 
 

@@ -16,11 +16,12 @@ from typing import Annotated
 import torch
 import tyro
 
-from idol import checkpoint
 from idol.config import Speed
 from idol.segmenter import OnlineSegmenter
-from pipelines import configuration, source, stream
+from idol.weights import checkpoint
+from pipelines import configuration, stream
 from pipelines.errors import PipelineError
+from pipelines.sources import live
 
 _INTERRUPTED = 130  # what a shell calls a program ended by Ctrl-C
 
@@ -104,7 +105,7 @@ def _follow(job: Track, summary: stream.Summary) -> None:
         rate=job.fps,
         drawn_score=job.score_threshold,
     )
-    opened = source.open_source(job.source, job.every)
+    opened = live.open_source(job.source, job.every)
     stream.prepare(job.out, overwrite=job.overwrite)
     device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:

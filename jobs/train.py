@@ -13,9 +13,11 @@ import tyro
 
 from idol import presets
 from idol.config import Config, override, to_dict
-from pipelines import cluster, experiment_log, train
+from pipelines import cluster
 from pipelines.errors import PipelineError
-from pipelines.manifest import Manifest
+from pipelines.report import experiment_log
+from pipelines.stages import train
+from pipelines.storage.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)

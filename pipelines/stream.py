@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from idol import results, visualize
+from idol.images import visualize
 from idol.segmenter import Instances, OnlineSegmenter
+from idol.ytvis import results
 from pipelines.errors import ManifestError, PipelineError
-from pipelines.film import Film
-from pipelines.frames import Image
-from pipelines.source import Source
+from pipelines.report.film import Film
+from pipelines.sources.frames import Image
+from pipelines.sources.live import Source
 
 RESULTS = "results.json"
 FILM = "annotated.mp4"

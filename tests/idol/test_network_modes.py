@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import idol
-from idol import geometry as geometry_module
 from idol.config import BackboneConfig, Config
-from idol.model import IDOL
+from idol.network import geometry as geometry_module
+from idol.network.model import IDOL
 from tests.idol import oracle_recipe as recipe
 
 SIZES = [(60, 90), (64, 96)]

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from idol import checkpoint, presets
+from idol import presets
 from idol.config import AssignmentConfig, Config, TrackerConfig
+from idol.weights import checkpoint
 
 YTVIS_SIDES = (320, 352, 392, 416, 448, 480, 512, 544, 576, 608, 640)
 OVIS_SIDES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)

@@ -7,14 +7,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from idol import checkpoint, results
 from idol.config import TrackerConfig
-from idol.model import IDOL
-from idol.postprocess import detections
+from idol.detection.postprocess import detections
+from idol.images.transforms import collate_images, normalise
+from idol.network.model import IDOL
 from idol.segmenter import OnlineSegmenter
 from idol.structures import FrameDetections
-from idol.tracker import track_video
-from idol.transforms import collate_images, normalise
+from idol.tracker.online import track_video
+from idol.weights import checkpoint
+from idol.ytvis import results
 
 LENGTH, SIZE = 12, (96, 144)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import idol
-from idol.assignment import assign, select
-from idol.checkpoint import from_released
-from idol.criterion import Criterion, split
-from idol.model import IDOL
+from idol.learning.assignment import assign, select
+from idol.learning.criterion import Criterion, split
+from idol.network.model import IDOL
 from idol.structures import PairBatch, Targets
+from idol.weights.checkpoint import from_released
 from tests.idol import oracle_recipe as recipe
 
 SIZE = (192, 256)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from idol import results
+from idol.ytvis import results
 from jobs import demo, report
-from pipelines import experiment_log, manifest
+from pipelines.report import experiment_log
+from pipelines.storage import manifest
 
 pytestmark = pytest.mark.ray
 

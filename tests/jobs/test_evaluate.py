@@ -14,12 +14,15 @@ import pytest
 import torch
 
 import idol
-from idol import checkpoint, results, synthetic
 from idol.config import override
+from idol.images import synthetic
 from idol.segmenter import OnlineSegmenter
+from idol.weights import checkpoint
+from idol.ytvis import results
 from jobs import evaluate, score, sweep
-from pipelines import configuration, frames
+from pipelines import configuration
 from pipelines.cluster import ROOT
+from pipelines.sources import frames
 
 LOW = [
     word

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from idol import export
+from idol.weights import export
 from jobs import export as job
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from idol import synthetic
+from idol.images import synthetic
 from jobs import prepare
-from pipelines import manifest
+from pipelines.storage import manifest
 
 SMALL = ["--preset", "tiny", "--set", "pairs.rows_per_shard=6"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs import score
-from tests.idol.test_clips import cut, entry, strip
-from tests.pipelines.test_score import A, dataset, perfect, poor
+from tests.idol.analysis.test_clips import cut, entry, strip
+from tests.pipelines.stages.test_score import A, dataset, perfect, poor
 
 
 @pytest.fixture

@@ -8,9 +8,11 @@ import pytest
 
 from idol.config import TrackerConfig, to_dict
 from jobs import sweep as job
-from pipelines import evaluate, manifest, search_space
-from pipelines.search import SearchConfig
-from pipelines.search_space import Choices, Range
+from pipelines.stages import evaluate
+from pipelines.storage import manifest
+from pipelines.sweep import space
+from pipelines.sweep.search import SearchConfig
+from pipelines.sweep.space import Choices, Range
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_lists_are_a_grid_and_ranges_are_searched(evaluated: Path) -> None:
 
 def test_without_a_space_the_numbers_that_matter_are_searched(evaluated: Path) -> None:
     found = asked(evaluated)
-    assert found.space == search_space.association(TrackerConfig.paper())
+    assert found.space == space.association(TrackerConfig.paper())
     assert "tracker.tau" in found.space
     assert found.search.method == "bayes"
 
@@ -77,7 +79,7 @@ def test_mistakes_are_said_in_one_line(
 def asked_or_run(evaluated: Path, out: Path, flags: list[str]) -> None:
     try:
         wanted = asked(evaluated, *flags)
-        list(search_space.combinations(wanted.space))
+        list(space.combinations(wanted.space))
     except ValueError as error:
         raise SystemExit(f"ValueError: {error}") from error
 
@@ -104,7 +106,7 @@ def test_a_sweep_killed_half_way_goes_on_and_repeats_nothing(tmp_path: Path) -> 
     import sys
     import time
 
-    from idol import synthetic
+    from idol.images import synthetic
     from pipelines.cluster import ROOT
 
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}

@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from idol import checkpoint, results
 from idol.segmenter import OnlineSegmenter
+from idol.weights import checkpoint
+from idol.ytvis import results
 from jobs import track
-from pipelines import frames, source, stream
+from pipelines import stream
 from pipelines.errors import PipelineError
+from pipelines.sources import frames, live
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, LENGTH = (96, 144), 6
@@ -202,7 +204,7 @@ def test_a_video_cut_short_is_told_from_one_that_ended(
 
 
 def test_an_mp4_that_shows_a_part_of_what_it_stores_is_whole(shared: Path) -> None:
-    opened = source.open_source(str(shared / "data/videos/snakeboard_trackformer.mp4"))
+    opened = live.open_source(str(shared / "data/videos/snakeboard_trackformer.mp4"))
     assert opened.frames == 188  # as stated; its edit list shows 109 of them
     assert sum(1 for _ in opened) == 109
 
@@ -214,7 +216,7 @@ def test_an_mp4_cut_short_is_told(tmp_path: Path, shared: Path) -> None:
     path = tmp_path / "cut.mp4"
     path.write_bytes(data[: len(data) // 3])
     with pytest.raises(PipelineError, match=r"cannot be decoded, though the file states 247"):
-        sum(1 for _ in source.open_source(str(path), every=10))
+        sum(1 for _ in live.open_source(str(path), every=10))
 
 
 def test_what_cannot_be_written_in_the_end_leaves_no_half_file(

@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ops import (
-    MSDeformAttn,
-    backend,
-    cuda,
-    ms_deform_attn,
-    ms_deform_attn_fused,
-    nvrtc,
-    reference,
-)
+from ops import MSDeformAttn, backend, cuda, ms_deform_attn, ms_deform_attn_fused, nvrtc, reference
 from tests.ops.test_fused import LEVELS, arguments
 
 pytestmark = pytest.mark.gpu

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from idol import device_masks, masks
+from idol.detection import gpu_masks
+from idol.masks import resize
 from ops import mask_bits, nvrtc
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -123,13 +124,13 @@ def test_masks_that_come_as_bits_are_those_of_the_processor(emulated, method):
     torch.manual_seed(3)
     logits = torch.nn.functional.avg_pool2d(torch.randn(5, 14, 18), 3, 1)
     sizes = [((45, 60), (90, 121))] * 2 + [((48, 64), (25, 30))]
-    overlaps, strings = device_masks._by_bits(logits, [2, 1, 2], sizes, method)
-    right_overlaps, right = device_masks.from_logits(logits, [2, 1, 2], sizes, method)
+    overlaps, strings = gpu_masks._by_bits(logits, [2, 1, 2], sizes, method)
+    right_overlaps, right = gpu_masks.from_logits(logits, [2, 1, 2], sizes, method)
     for a, b in zip(overlaps, right_overlaps, strict=True):
         assert torch.equal(a, b)
     for a, b, (_, size) in zip(strings, right, sizes, strict=True):
         # At a tie the rounding of the last bit decides.
-        assert (masks.decode(a, size) != masks.decode(b, size)).mean() < 1e-3
+        assert (resize.decode(a, size) != resize.decode(b, size)).mean() < 1e-3
 
 
 def test_no_masks_ask_for_no_kernel():

@@ -10,13 +10,14 @@ import torch
 from pycocotools import mask as coco
 
 import idol
-from idol import checkpoint
 from idol.config import Config, TrackerConfig
-from idol.model import IDOL
+from idol.network.model import IDOL
 from idol.structures import FrameDetections
-from pipelines import detect, manifest, schemas, stored
-from pipelines.annotations import Dataset
-from pipelines.manifest import Manifest
+from idol.weights import checkpoint
+from pipelines.sources.annotations import Dataset
+from pipelines.stages import detect
+from pipelines.storage import manifest, schemas, stored
+from pipelines.storage.manifest import Manifest
 
 EMBEDDING_SIZE = 16
 

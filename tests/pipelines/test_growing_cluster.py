@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from idol.synthetic import SyntheticConfig, write_dataset
+from idol.images.synthetic import SyntheticConfig, write_dataset
 from tests.pipelines.growing import growing
 
 _LIMIT_S = 180.0  # of one job

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 
 import idol
-from idol import masks, synthetic
-from pipelines import annotations, cluster, configuration, detect, stored, track
+from idol.images import synthetic
+from idol.masks import resize
+from pipelines import cluster, configuration
+from pipelines.sources import annotations
+from pipelines.stages import detect, track
+from pipelines.storage import stored
 
 
 @pytest.mark.ray
@@ -49,7 +53,7 @@ def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of
             for a, b in zip(ours.segmentations, theirs.segmentations, strict=True):
                 if a is None or b is None:
                     continue
-                pair = masks.decode([a, b], size)
+                pair = resize.decode([a, b], size)
                 differing += int((pair[0] != pair[1]).sum())
                 total += int(pair[0].sum())
             assert differing <= 1e-3 * total

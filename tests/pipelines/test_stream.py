@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 import idol
-from idol import results, synthetic
+from idol.images import synthetic
 from idol.segmenter import OnlineSegmenter
-from pipelines import annotations, configuration, detect, source, stream, track
+from idol.ytvis import results
+from pipelines import configuration, stream
+from pipelines.sources import annotations, live
+from pipelines.stages import detect, track
 
 
 @pytest.mark.ray
@@ -31,7 +34,7 @@ def test_a_stream_ends_with_the_bytes_of_the_whole_data_set(
             out = at / str(video.video_id)
             stream.prepare(out)
             summary = stream.Summary()
-            opened = source.open_source(str(Path(video.frames[0]).parent))
+            opened = live.open_source(str(Path(video.frames[0]).parent))
             stream.run(opened, segmenter, out, stream.StreamConfig(film=False), summary)
             assert summary.frames == len(video.frames)
             of_video = segmenter.finish_ytvis(video.video_id)

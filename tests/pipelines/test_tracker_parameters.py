@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from idol import results
 from idol.config import Config, TrackerConfig, to_dict
 from idol.structures import FrameDetections
-from idol.tracker import track_video
-from pipelines import search_space, tracker_trials
+from idol.tracker.online import track_video
+from idol.ytvis import results
+from pipelines.sweep import space, tracker_trials
 
 ROBUST = to_dict(TrackerConfig.robust())
 PAPER = to_dict(TrackerConfig.paper())
@@ -132,7 +132,7 @@ def test_another_value_gives_another_outcome(field: str, hard: list[list[FrameDe
     outcomes = []
     for value in values:
         # As a sweep's worker makes it, from the text of a job.
-        config = search_space.applied(Config(tracker=base), {f"tracker.{field}": value}).tracker
+        config = space.applied(Config(tracker=base), {f"tracker.{field}": value}).tracker
         assert getattr(config, field) == value
         assert tracker_trials.hash_of(config) == tracker_trials.hash_of(
             dataclasses.replace(base, **{field: value})

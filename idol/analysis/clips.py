@@ -1,0 +1,317 @@
+"""Predictions clip by clip: cut from whole tracks, or read from a file and joined by mask overlap.
+
+An offline method predicts clips. A file of clip predictions is a results file whose entries say
+where their clip starts, and have one mask (or null) for every frame of the clip alone:
+
+    [{"video_id": 1, "category_id": 3, "score": 0.9, "first_frame": 10,
+      "segmentations": [{"size": [h, w], "counts": "..."}, null, ...]}, ...]
+
+Entries of one video with the same first_frame are one clip and equally long. Clips may overlap;
+`join` then makes whole tracks of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from idol.config import AnalysisConfig
+from idol.evaluation.overlaps import Floats, intersections, ratio
+from idol.ytvis import results as results_file
+from idol.ytvis.results import Entry
+from idol.ytvis.truth import Rle, VideoTruth
+
+_log = logging.getLogger(__name__)
+
+Place = tuple[int, int]
+"""(track, frame) of a mask."""
+
+
+class Span(NamedTuple):
+    """The frames of a clip."""
+
+    first: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipTrack:
+    """What a method put together within one clip: masks, and the classes it was submitted under.
+
+    clip:         frames of its clip
+    masks:        frame of the video -> mask; frames without any pixel are absent
+    areas:        frame of the video -> its pixels, > 0
+    class_scores: category_id -> score
+    positions:    category_id -> index of the entry; it decides between equal scores
+    """
+
+    clip: Span
+    masks: dict[int, Rle]
+    areas: dict[int, int]
+    class_scores: dict[int, float]
+    positions: dict[int, int]
+
+
+def are_clips(entries: Sequence[Any], name: str = "results") -> bool:
+    """Whether these are clip predictions: every entry says its first_frame.
+
+    Errors: ValueError where some do and some do not.
+    """
+    have = [isinstance(entry, Mapping) and "first_frame" in entry for entry in entries]
+    if any(have) and not all(have):
+        raise ValueError(
+            f"{name}[{have.index(False)}] has no 'first_frame', but others have. Clip predictions "
+            "say it in every entry, whole tracks in none; keep the two in files of their own."
+        )
+    return any(have)
+
+
+def tracks_of(
+    entries: Sequence[Mapping[str, Any]], indices: Sequence[int], truth: VideoTruth
+) -> list[ClipTrack]:
+    """One video's entries as tracks: those with equal masks are one track under several classes.
+
+    entries: of this video, of either form, with fields checked (`results.check_ids`)
+    indices: positions in the whole file, for messages and for order
+    truth:   of the video; its instances are not looked at
+    returns: tracks by first position. A track that is one whole video has its clip (0, T)
+    Errors:  ValueError with the entry's index
+    """
+    spans = [_span(e, i, truth) for e, i in zip(entries, indices, strict=True)]
+    lengths: dict[int, tuple[int, int]] = {}
+    for span, index in zip(spans, indices, strict=True):
+        length, earlier = lengths.setdefault(span.first, (span.length, index))
+        if span.length != length:
+            raise ValueError(
+                f"results[{index}].segmentations has {span.length} entries, results[{earlier}] of "
+                f"the same video and first_frame {span.first} has {length}. A clip has one length."
+            )
+    full = [_whole(e, span, truth) for e, span in zip(entries, spans, strict=True)]
+    read, areas = results_file.check_video(full, indices, truth)
+    tracks: dict[tuple[Any, ...], ClipTrack] = {}
+    for n, (entry, index, span) in enumerate(zip(entries, indices, spans, strict=True)):
+        category_id, score = int(entry["category_id"]), float(entry["score"])
+        seen = np.flatnonzero(areas[n]).tolist()
+        shown = {t: mask for t in seen if (mask := read[n][t]) is not None}
+        copy = 0
+        key: tuple[Any, ...] = (span, *((t, mask["counts"]) for t, mask in shown.items()))
+        # The same masks under the same class again are another track: a duplicate.
+        while (*key, copy) in tracks and category_id in tracks[*key, copy].class_scores:
+            copy += 1
+        track = tracks.setdefault(
+            (*key, copy), ClipTrack(span, shown, {t: int(areas[n, t]) for t in shown}, {}, {})
+        )
+        track.class_scores[category_id] = score
+        track.positions[category_id] = index
+    return list(tracks.values())
+
+
+def _span(entry: Mapping[str, Any], index: int, truth: VideoTruth) -> Span:
+    if "first_frame" not in entry:
+        return Span(0, truth.length)
+    first, length = entry["first_frame"], len(entry["segmentations"])
+    if not isinstance(first, Integral) or isinstance(first, bool) or int(first) < 0:
+        raise ValueError(
+            f"results[{index}].first_frame must be a whole number from 0, got {first!r}"
+        )
+    if not length or int(first) + length > truth.length:
+        raise ValueError(
+            f"results[{index}] is a clip of {length} frames from frame {first} on, but video "
+            f"{truth.video_id} has the frames 0 to {truth.length - 1}. Frames count from 0, and "
+            "segmentations has one entry for every frame of the clip."
+        )
+    return Span(int(first), length)
+
+
+def _whole(entry: Mapping[str, Any], span: Span, truth: VideoTruth) -> Mapping[str, Any]:
+    """The entry with null in the frames outside its clip."""
+    if "first_frame" not in entry:
+        return entry
+    after = truth.length - span.first - span.length
+    whole = [*[None] * span.first, *entry["segmentations"], *[None] * after]
+    return {**entry, "segmentations": whole}
+
+
+# ---- clip matching ------------------------------------------------------------------------------
+
+
+def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> NDArray[np.int64]:
+    """Join overlapping clips' tracks: clip matching by soft mask IoU, the scheme of IFC.
+
+    Clips are taken in order of time. What is joined so far has in every frame a soft mask: the mean
+    of its masks in the clips that cover the frame and that it has a track in. Against the next
+    clip's masks, over the frames that this clip shares with earlier ones, the soft IoU is
+
+        sum of a * b / sum of (a + b - a * b)      over pixels and frames
+
+    An optimal one-to-one assignment maximises the sum of soft IoUs; pairs below
+    config.clip_match_iou are not joined, and what is left starts a track of its own. Classes and
+    scores take no part (paper Sec. 3.3: "using the predicted masks of overlapping frames").
+
+    tracks:  of one video
+    returns: (len(tracks),) identity of each, counted from 0 in order of appearance
+    """
+    clips = sorted({track.clip for track in tracks})
+    out = np.full(len(tracks), -1, np.int64)
+    members: list[list[int]] = []
+    covered: set[int] = set()
+    apart = 0
+    for clip in clips:
+        here = [n for n, track in enumerate(tracks) if track.clip == clip]
+        frames = covered & set(range(clip.first, clip.first + clip.length))
+        apart += bool(covered) and not frames
+        score = _soft_iou(members, here, tracks, frames)
+        score[score < config.clip_match_iou] = 0.0
+        rows, columns = linear_sum_assignment(score, maximize=True)
+        joined = {here[b]: int(a) for a, b in zip(rows, columns, strict=True) if score[a, b] > 0.0}
+        for n in here:
+            out[n] = joined.get(n, len(members))
+            if n in joined:
+                members[joined[n]].append(n)
+            else:
+                members.append([n])
+        covered |= set(range(clip.first, clip.first + clip.length))
+    if apart:
+        _log.warning(
+            "%d of %d clips share no frame with earlier ones: not joined", apart, len(clips)
+        )
+    return out
+
+
+def _soft_iou(
+    members: Sequence[Sequence[int]],
+    here: Sequence[int],
+    tracks: Sequence[ClipTrack],
+    frames: set[int],
+) -> Floats:
+    """(joined so far, tracks here) soft IoU over these frames.
+
+    Linear in each mask, so exact areas and intersections of the binary masks are all it needs.
+    """
+    shared = np.zeros((len(members), len(here)))
+    soft = np.zeros(len(members))
+    hard = np.array([sum(tracks[n].areas.get(t, 0) for t in frames) for n in here], np.float64)
+    for t in sorted(frames):
+        columns = [b for b, n in enumerate(here) if t in tracks[n].masks]
+        for a, joined in enumerate(members):
+            covering = [n for n in joined if 0 <= t - tracks[n].clip.first < tracks[n].clip.length]
+            seen = [n for n in covering if t in tracks[n].masks]
+            if not seen:
+                continue
+            areas = np.array([tracks[n].areas[t] for n in seen])
+            soft[a] += areas.sum() / len(covering)
+            if columns:
+                part = intersections(
+                    [tracks[n].masks[t] for n in seen],
+                    areas,
+                    [tracks[here[b]].masks[t] for b in columns],
+                )
+                shared[a, columns] += part.sum(axis=0) / len(covering)
+    return ratio(shared, soft[:, None] + hard - shared)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some frames of a clip track, as they were given to one identity.
+
+    track:  the clip track
+    frames: of it, ascending
+    """
+
+    track: ClipTrack
+    frames: tuple[int, ...]
+
+
+def joined_entries(
+    groups: Sequence[Sequence[Part]], video_id: int, length: int
+) -> list[tuple[int, Entry]]:
+    """Results entries of joined tracks.
+
+    A frame's mask is that of its part. Where several overlapping clips have one, a pixel belongs
+    if at least half of them say so, a clip that covers the frame without a mask included.
+
+    The score of a class is the mean over the frames in which the joined track has a mask, each with
+    the score that its part's track had for the class (0 where it was not submitted under it). Of
+    these classes the best are kept: as many as the part with most classes has.
+
+    groups:  parts of every joined track
+    returns: (position, entry) ascending, position being the first entry that this one came from:
+             tracks that nothing was done to keep masks, scores and order
+    """
+    entries: list[tuple[int, Entry]] = []
+    for parts in groups:
+        whole: list[Rle | None] = [None] * length
+        by_frame: dict[int, list[Rle]] = {}
+        for part in parts:
+            for t in part.frames:
+                if t in part.track.masks:
+                    by_frame.setdefault(t, []).append(part.track.masks[t])
+        for t, found in by_frame.items():
+            covering = sum(t in part.frames for part in parts)
+            whole[t] = _majority(found, covering)
+        for category_id, score, position in _classes(parts):
+            entry: Entry = {"video_id": video_id, "category_id": category_id, "score": score}
+            entries.append((position, {**entry, "segmentations": whole}))
+    return sorted(entries, key=lambda row: row[0])
+
+
+def _classes(parts: Sequence[Part]) -> list[tuple[int, float, int]]:
+    """(category_id, mean score, position) of a joined track's classes."""
+    positions: dict[int, int] = {}
+    for part in parts:
+        for category_id, position in part.track.positions.items():
+            positions[category_id] = min(position, positions.get(category_id, position))
+    first = parts[0].track.class_scores
+    if all(part.track.class_scores == first for part in parts):
+        return [(c, score, positions[c]) for c, score in first.items()]
+    seen = [sum(t in part.track.masks for t in part.frames) for part in parts]
+    # Parts without a mask weigh nothing, unless none has one.
+    weights = np.array(seen if any(seen) else [1] * len(parts), np.float64)
+    ids = sorted(positions)
+    scores = np.array([[part.track.class_scores.get(c, 0.0) for c in ids] for part in parts])
+    mean = weights @ scores / weights.sum()
+    most = max(len(part.track.class_scores) for part in parts)
+    kept = sorted(range(len(ids)), key=lambda k: (-mean[k], ids[k]))[:most]
+    return [(ids[k], float(mean[k]), positions[ids[k]]) for k in kept]
+
+
+def _majority(found: Sequence[Rle], voters: int) -> Rle | None:
+    """Pixels that at least half of the voters have; None if there are none."""
+    if len(found) == voters == 1:
+        return found[0]
+    from idol.masks import resize  # with torch, which whole tracks do not need
+
+    size: list[int] = list(found[0]["size"])
+    votes = resize.decode([mask["counts"] for mask in found], (size[0], size[1]))
+    pixels = 2 * votes.sum(axis=0, dtype=np.int64) >= voters
+    return {"size": size, "counts": resize.encode(pixels[None])[0]} if pixels.any() else None
+
+
+def join(
+    entries: Sequence[Mapping[str, Any]],
+    indices: Sequence[int],
+    truth: VideoTruth,
+    config: AnalysisConfig,
+) -> list[Entry]:
+    """One video's clip predictions as whole tracks, by clip matching (`identities`).
+
+    entries, indices, truth: as in `tracks_of`. Whole tracks come back as they were
+    """
+    tracks = tracks_of(entries, indices, truth)
+    of_track = identities(tracks, config)
+    groups: list[list[Part]] = [[] for _ in range(of_track.max(initial=-1) + 1)]
+    for track, identity in zip(tracks, of_track.tolist(), strict=True):
+        groups[identity].append(part(track))
+    return [entry for _, entry in joined_entries(groups, truth.video_id, truth.length)]
+
+
+def part(track: ClipTrack) -> Part:
+    """All frames of a track's clip."""
+    return Part(track, tuple(range(track.clip.first, track.clip.first + track.clip.length)))

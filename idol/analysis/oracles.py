@@ -1,0 +1,315 @@
+"""Oracle experiments: how much of the error is segmentation, and how much is association?
+
+The paper (Sec. 4.3, Tables 1 and 2, Figures 1 and 3) asks this of any method's predictions:
+
+    predicted     the method associates everything itself
+    clip oracle   the true identities are given between clips; within a clip of L frames the method
+                  associates itself
+    frame oracle  the true identities are given within and between clips, so that the score depends
+                  on the quality of the masks alone
+
+From predicted to the frame oracle is what association loses. From the frame oracle to the clip
+oracle is what the method's association within clips of that length loses.
+
+What "given" means here. A *piece* is what one predicted track has within one clip (frame oracle:
+within one frame). In each clip, pieces and true instances are paired one to one, the highest
+spatio-temporal IoU within the clip first, down to `AnalysisConfig.identity_iou`; a paired piece
+gets its instance's identity. A piece that shows no instance has no true identity to be given: it
+stays with the method's track, that is with the instance which most frames of that track were given
+to, if this instance has no piece in the clip, and otherwise in what remains of the track. Pieces of
+one identity become one track, with the mean of their scores (`clips.joined_entries`).
+
+So the oracle changes identities and nothing else: every predicted mask is in exactly one of its
+tracks. It follows that clips of one frame are the frame oracle, and clips of the whole video are
+the prediction itself. False positives remain, one per track as the method has them.
+
+For predictions that come clip by clip (`clips.py`), "predicted" is clip matching, and L cuts
+clips that are longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idol.analysis import clips
+from idol.analysis.clips import ClipTrack, Part
+from idol.config import AnalysisConfig
+from idol.evaluation import average_precision, matching
+from idol.evaluation.average_precision import Metrics
+from idol.evaluation.matching import VideoMatches
+from idol.evaluation.overlaps import Floats, frame_overlap, ratio
+from idol.ytvis.results import Entry
+from idol.ytvis.truth import VideoTruth
+
+CLIP_LENGTHS = (1, 3, 5, 10, 20, 30)
+"""The paper's (Table 2)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskOverlaps:
+    """How every mask of a video's tracks overlaps the truth in its frame. R masks, G instances.
+
+    track:        (R,)   position of the track
+    frame:        (R,)   frame of the video
+    area:         (R,)   pixels
+    intersection: (R, G) pixels shared with each instance
+    """
+
+    track: NDArray[np.int64]
+    frame: NDArray[np.int64]
+    area: Floats
+    intersection: Floats
+
+
+def overlaps(tracks: Sequence[ClipTrack], truth: VideoTruth) -> MaskOverlaps:
+    """Measure all masks of one video against the truth, once for every experiment."""
+    places = sorted((t, n) for n, track in enumerate(tracks) for t in track.masks)
+    by_frame: dict[int, list[int]] = {}
+    for t, n in places:
+        by_frame.setdefault(t, []).append(n)
+    parts = [
+        frame_overlap([tracks[n].masks[t]["counts"] for n in rows], truth, t)
+        for t, rows in by_frame.items()
+    ]
+    shared = np.concatenate([np.zeros((0, len(truth))), *[p.intersection for p in parts]])
+    return MaskOverlaps(
+        np.array([n for _, n in places], np.int64),
+        np.array([t for t, _ in places], np.int64),
+        np.concatenate([np.zeros(0), *[p.area for p in parts]]),
+        shared,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoPrediction:
+    """One video's predictions, measured once: any oracle is arithmetic on them.
+
+    tracks:     clip tracks; whole tracks have one clip, the video
+    identities: the method's own identity of each, by clip matching where there are clips
+    overlaps:   of their masks with the truth
+    """
+
+    tracks: list[ClipTrack]
+    identities: NDArray[np.int64]
+    overlaps: MaskOverlaps
+
+
+def prediction(
+    entries: Sequence[Mapping[str, Any]],
+    indices: Sequence[int],
+    truth: VideoTruth,
+    config: AnalysisConfig,
+) -> VideoPrediction:
+    """Read and measure one video's entries, arguments as of `clips.tracks_of`."""
+    tracks = clips.tracks_of(entries, indices, truth)
+    return VideoPrediction(tracks, clips.identities(tracks, config), overlaps(tracks, truth))
+
+
+def oracle(
+    predicted: VideoPrediction, truth: VideoTruth, length: int, config: AnalysisConfig
+) -> list[Entry]:
+    """The results of one video with true identities between clips of this many frames.
+
+    length:  L >= 1 frames; 1 is the frame oracle
+    returns: results entries, which `matching.match_video` scores and `results.write` keeps
+    """
+    if length < 1:
+        raise ValueError(f"a clip has at least 1 frame, got a clip length of {length}")
+    tracks, found = predicted.tracks, predicted.overlaps
+    pieces: list[Part] = []
+    source: list[int] = []
+    cells: list[tuple[int, int, int]] = []  # a clip of the method, and the part of it cut out here
+    of_row = np.full(len(found.track), -1, np.int64)
+    for n, track in enumerate(tracks):
+        rows = np.flatnonzero(found.track == n)
+        cut = (found.frame[rows] - track.clip.first) // length
+        number_of_cuts = -(-track.clip.length // length)
+        # Cuts without a mask carry nothing, but a track that has none at all stays.
+        for k in np.unique(cut).tolist() if len(rows) else [0]:
+            of_row[rows[cut == k]] = len(pieces)
+            first = track.clip.first + k * length
+            last = min(first + length, track.clip.first + track.clip.length)
+            pieces.append(Part(track, tuple(range(first, last))))
+            source.append(int(predicted.identities[n]))
+            cells.append((*track.clip, k if number_of_cuts > 1 else 0))
+    given = _given(pieces, cells, of_row, found, truth, config)
+    groups = _groups(pieces, cells, source, given)
+    return [e for _, e in clips.joined_entries(groups, truth.video_id, truth.length)]
+
+
+def _given(
+    pieces: Sequence[Part],
+    cells: Sequence[tuple[int, int, int]],
+    of_row: NDArray[np.int64],
+    found: MaskOverlaps,
+    truth: VideoTruth,
+    config: AnalysisConfig,
+) -> NDArray[np.int64]:
+    """(pieces,) position of the instance each is given to, -1 for none."""
+    shared = np.zeros((len(pieces), len(truth)))
+    area = np.zeros(len(pieces))
+    np.add.at(shared, of_row, found.intersection)
+    np.add.at(area, of_row, found.area)
+    # Prefix sums: the instances' pixels within any range of frames.
+    until = np.concatenate([np.zeros((len(truth), 1)), truth.areas.cumsum(axis=1)], axis=1)
+    there = np.array([until[:, p.frames[-1] + 1] - until[:, p.frames[0]] for p in pieces]).reshape(
+        len(pieces), len(truth)
+    )
+    iou = ratio(shared, area[:, None] + there - shared)
+    best = np.array([max(p.track.class_scores.values()) for p in pieces])
+    given = np.full(len(pieces), -1, np.int64)
+    taken: set[tuple[tuple[int, int, int], int]] = set()
+    rows, columns = np.nonzero(iou >= config.identity_iou)
+    # Equal overlaps: the higher score, then the earlier track.
+    for k in np.lexsort((columns, rows, -best[rows], -iou[rows, columns])):
+        piece, g = int(rows[k]), int(columns[k])
+        if given[piece] < 0 and (cells[piece], g) not in taken:
+            given[piece] = g
+            taken.add((cells[piece], g))
+    return given
+
+
+def _groups(
+    pieces: Sequence[Part],
+    cells: Sequence[tuple[int, int, int]],
+    source: Sequence[int],
+    given: NDArray[np.int64],
+) -> list[list[Part]]:
+    """The pieces of every identity: those given to it, and those that follow the method."""
+    frames: dict[int, dict[int, int]] = {}  # source -> instance -> frames given to it
+    for piece, s, g in zip(pieces, source, given.tolist(), strict=True):
+        if g >= 0:
+            row = frames.setdefault(s, {})
+            row[g] = row.get(g, 0) + sum(t in piece.track.masks for t in piece.frames)
+    # Of equal numbers of frames the instance given first, as a dict keeps that order.
+    follows = {s: max(row, key=lambda g: row[g]) for s, row in frames.items()}
+    taken = {(cell, g) for cell, g in zip(cells, given.tolist(), strict=True) if g >= 0}
+    groups: dict[tuple[bool, int], list[Part]] = {}
+    rest = [k for k, g in enumerate(given.tolist()) if g < 0]
+    rest.sort(key=lambda k: -max(pieces[k].track.class_scores.values()))
+    own = dict.fromkeys(rest, True)
+    for k in rest:
+        g = follows.get(source[k], -1)
+        if g >= 0 and (cells[k], g) not in taken:
+            taken.add((cells[k], g))
+            given[k], own[k] = g, False
+    for k, piece in enumerate(pieces):
+        identity = (True, source[k]) if own.get(k, False) else (False, int(given[k]))
+        groups.setdefault(identity, []).append(piece)
+    return list(groups.values())
+
+
+# ---- the tables and the curve -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VideoOracles:
+    """Matches of one video in every experiment: mergeable, the unit of the map.
+
+    predicted: the method's own association
+    frame:     true identities in every frame
+    clips:     clip length -> true identities between clips of this length
+    """
+
+    predicted: VideoMatches
+    frame: VideoMatches
+    clips: dict[int, VideoMatches]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OracleExperiments:
+    """Scores of a whole data set in every experiment (paper Tables 1 and 2).
+
+    predicted: the method's own association
+    frame:     frame oracle
+    clips:     clip length -> clip oracle
+    """
+
+    predicted: Metrics
+    frame: Metrics
+    clips: dict[int, Metrics]
+
+    @property
+    def lost(self) -> float:
+        """AP that association loses; -1 where there is no truth to find."""
+        best = self.frame.stats["AP"]
+        return -1.0 if best < 0 else best - self.predicted.stats["AP"]
+
+    def curve(self) -> list[tuple[int, float]]:
+        """(clip length, AP) of the clip oracle, ascending."""
+        return [(length, self.clips[length].stats["AP"]) for length in sorted(self.clips)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; clip lengths become strings."""
+        return {
+            "predicted": dict(self.predicted.stats),
+            "frame": dict(self.frame.stats),
+            "clips": {str(n): dict(self.clips[n].stats) for n in sorted(self.clips)},
+            "lost": self.lost,
+        }
+
+
+def match_oracles(
+    entries: Sequence[Mapping[str, Any]],
+    indices: Sequence[int],
+    truth: VideoTruth,
+    lengths: Sequence[int],
+    config: AnalysisConfig,
+) -> VideoOracles:
+    """All experiments on one video.
+
+    entries, indices: as of `clips.tracks_of`
+    truth:            of the video, with masks
+    lengths:          clip lengths, each >= 1
+    """
+    predicted = prediction(entries, indices, truth, config)
+    groups: list[list[Part]] = [[] for _ in range(predicted.identities.max(initial=-1) + 1)]
+    for track, identity in zip(predicted.tracks, predicted.identities.tolist(), strict=True):
+        groups[identity].append(clips.part(track))
+    own = [e for _, e in clips.joined_entries(groups, truth.video_id, truth.length)]
+    longest = max((track.clip.length for track in predicted.tracks), default=1)
+    scored: dict[int, VideoMatches] = {}
+
+    def score(length: int) -> VideoMatches:
+        # All lengths from the longest clip on cut nothing.
+        length = min(length, longest)
+        if length not in scored:
+            made = oracle(predicted, truth, length, config)
+            scored[length] = matching.match_video(made, truth)
+        return scored[length]
+
+    return VideoOracles(
+        matching.match_video(own, truth), score(1), {n: score(n) for n in sorted(set(lengths))}
+    )
+
+
+def summarise(videos: Sequence[VideoOracles]) -> OracleExperiments:
+    """Reduce the experiments of all videos. Errors: ValueError as of `evaluation.summarise`."""
+    if not videos:
+        raise ValueError("there is no video to analyse: the truth lists none")
+    lengths = sorted(videos[0].clips)
+    return OracleExperiments(
+        average_precision.summarise(v.predicted for v in videos),
+        average_precision.summarise(v.frame for v in videos),
+        {n: average_precision.summarise(v.clips[n] for v in videos) for n in lengths},
+    )
+
+
+def to_markdown(methods: Mapping[str, OracleExperiments]) -> str:
+    """The paper's Tables 1 and 2 in one, in percent, for several methods side by side."""
+    lengths = sorted({n for done in methods.values() for n in done.clips})
+    head = ["method", "predicted", *[f"clips of {n}" for n in lengths], "frame oracle", "lost"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, done in methods.items():
+        cells = [done.predicted.stats["AP"]]
+        cells += [done.clips[n].stats["AP"] if n in done.clips else -1.0 for n in lengths]
+        cells += [done.frame.stats["AP"], done.lost]
+        known = [done.frame.stats["AP"] >= 0 and (c >= 0 or c is cells[-1]) for c in cells]
+        shown = [f"{100 * c:.1f}" if k else "–" for c, k in zip(cells, known, strict=True)]
+        lines.append(f"| {' | '.join([name, *shown])} |")
+    return "\n".join(lines)

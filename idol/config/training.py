@@ -1,0 +1,235 @@
+"""The numbers of training: pairs, augmentation, assignment, losses, optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from idol.config.checks import positive, require, unit
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformConfig:
+    """From decoded frames to network inputs (specification 4.1, 5.2)."""
+
+    train_short_sides: tuple[int, ...] = (320, 352, 392, 416, 448, 480, 512, 544, 576, 608, 640)
+    """The shorter side of both frames of a training pair is drawn from these, in pixels."""
+    train_max_side: int = 768
+    """Longest side allowed while training."""
+    test_short_side: int = 480
+    """Shorter side at inference."""
+    test_max_side: int = 1333
+    """Longest side allowed at inference."""
+    stretch: tuple[int, int] | None = None
+    """(height, width): resize every frame to exactly this, ignoring its aspect ratio, for training
+    and inference alike. None: keep the aspect ratio, as released."""
+    flip_probability: float = 0.5
+    """Horizontal flip, the same for both frames."""
+    crop_probability: float = 0.5
+    """Chance of a random crop before resizing."""
+    crop_range: tuple[int, int] = (384, 600)
+    """Smallest and largest crop side in original pixels."""
+    shared_crop: bool = False
+    """Use one crop window for both frames; released: independent windows."""
+    independent: bool = False
+    """Transform key and reference independently of one another: flip, sizes, whether to crop and
+    where. For pairs.pseudo, where that is all that makes them differ (specification 5.3)."""
+    crop_short_sides: tuple[int, ...] = ()
+    """Before a crop, resize the shorter side to one of these; empty: crop at original size.
+    Released: 400, 500, 600 for pseudo pairs."""
+    color_jitter: float = 0.0
+    """Strength of brightness, contrast, saturation jitter, one draw for a pair (released: 0)."""
+    scale_jitter: float = 0.0
+    """With stretch: random crop of up to this fraction of each side, one window for the pair."""
+    size_divisor: int = 32
+    """Padded sides are multiples of this."""
+
+    def __post_init__(self) -> None:
+        unit(self, "flip_probability", "crop_probability", "color_jitter", "scale_jitter")
+        positive(self, "train_max_side", "test_short_side", "test_max_side", "size_divisor")
+        require(len(self.train_short_sides) > 0, "train_short_sides must not be empty")
+        require(
+            0 < self.crop_range[0] <= self.crop_range[1],
+            f"crop_range must be (smallest, largest), got {self.crop_range}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairConfig:
+    """How key and reference frames are paired (paper Sec. 3.2, specification 5.2)."""
+
+    max_gap: int = 10
+    """Largest distance in frames between key and reference."""
+    pairs_per_video: int = 0
+    """Rows per video; 0: one row per frame of the video."""
+    order: Literal["released", "any"] = "released"
+    """released: the earlier frame is the key; any: as drawn (the paper's text)."""
+    pseudo: bool = False
+    """Pair every annotated frame with itself, for pre-training on still images such as COCO
+    (specification 5.3); transforms.independent then makes key and reference differ."""
+    max_side: int = 0
+    """Resize stored frames so that the longer side is at most this; 0: keep the bytes."""
+    seed: int = 0
+    """Seeds the choice of pairs, per video, and the order of the rows."""
+    rows_per_shard: int = 512
+    """Rows per parquet file, at most."""
+    jpeg_quality: int = 95
+    """Quality of frames that have to be encoded: resized ones, PNG files, frames of video files."""
+    max_reject_fraction: float = 0.5
+    """The stage fails where a larger fraction of the videos has a fault."""
+
+    def __post_init__(self) -> None:
+        positive(self, "max_gap", "rows_per_shard")
+        require(self.pairs_per_video >= 0, f"pairs_per_video >= 0, got {self.pairs_per_video}")
+        require(self.max_side >= 0, f"max_side must be >= 0, got {self.max_side}")
+        require(0 <= self.jpeg_quality <= 100, f"jpeg_quality is 0..100, got {self.jpeg_quality}")
+        unit(self, "max_reject_fraction")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssignmentConfig:
+    """Optimal-transport assignment and positive/negative selection (specification 3.1, 3.2)."""
+
+    cost: Literal["released", "exact", "paper"] = "released"
+    """Cost of a query for a truth. released: focal class cost - giou_weight * GIoU, + 100 outside
+    the centre prior and + 10000 out of every truth's reach, summed in float32, where far queries
+    differ in steps of 1e-3 only. exact: the same in float64, so that the penalties order queries
+    and hide no difference between them. paper, Sec. 3.1 ("class prediction and the similarity of
+    predicted and ground truth boxes"): no centre prior; class, L1 and GIoU under paper_weights."""
+    paper_weights: tuple[float, float, float] = (2.0, 5.0, 2.0)
+    """Weights of the focal class cost, the L1 distance and -GIoU with cost "paper", which names
+    none: SET_COST_CLASS, _BOX and _GIOU of the released files, which the released code ignores."""
+    giou_weight: float = 3.0
+    """Weight of -GIoU with costs "released" and "exact"; the focal class cost has weight 1."""
+    center_radius: float = 2.5 / 32
+    """Half side of the centre prior's square, in normalised coordinates."""
+    candidates: int = 10
+    """The dynamic k of a truth is the sum of this many largest IoUs."""
+    negative_candidates: int = 100
+    """The same for the set whose complement are the negatives of the contrastive loss."""
+    repair: Literal["released", "exact"] = "released"
+    """How a truth that lost all its queries to others gets one. released: takes its cheapest free
+    query, and truths that choose the same one both keep it, though it answers for the first of
+    them only. exact: the free queries are dealt out one to one at the least total cost, so every
+    truth has a query of its own wherever there are as many queries as truths."""
+    selection: Literal["optimal_transport", "iou"] = "optimal_transport"
+    """Positives and negatives of the contrastive loss. optimal_transport: the paper's. iou: the
+    baseline of its ablation (Tables 6, 7; A.2), by the IoU of box and truth alone."""
+    positives: Literal["released", "paper"] = "released"
+    """With optimal_transport. released: an assignment, a query shows one truth only (Sec. 3.1).
+    paper, A.2: the m1 queries of lowest cost for each truth by itself, shared or not."""
+    negatives: Literal["released", "paper"] = "released"
+    """With optimal_transport. released: what an assignment of negative_candidates leaves over.
+    paper, A.2: the Q - m2 queries of highest cost for each truth by itself. They differ where
+    truths compete."""
+    iou_positive: float = 0.7
+    """With selection "iou": queries whose box has a larger IoU with the truth are positives."""
+    iou_negative: float = 0.3
+    """With selection "iou": queries whose box has a smaller one are negatives."""
+
+    def __post_init__(self) -> None:
+        positive(self, "center_radius", "candidates", "negative_candidates")
+        unit(self, "iou_positive", "iou_negative")
+        require(
+            self.iou_negative <= self.iou_positive,
+            "iou_negative must not exceed iou_positive, or a query were both: got "
+            f"{self.iou_negative} and {self.iou_positive}",
+        )
+        require(
+            min(self.paper_weights) >= 0 and max(self.paper_weights) > 0,
+            f"paper_weights must be >= 0 and not all 0, got {self.paper_weights}",
+        )
+
+    @classmethod
+    def paper(cls) -> AssignmentConfig:
+        """Sec. 3.1 and Appendix A.2 as written, with no conflict between truths left unsettled."""
+        return cls(cost="paper", repair="exact", positives="paper", negatives="paper")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossConfig:
+    """Loss weights (specification 3.4)."""
+
+    ce: float = 2.0
+    """Sigmoid focal classification loss."""
+    bbox: float = 5.0
+    """L1 of normalised cxcywh boxes."""
+    giou: float = 2.0
+    """1 - GIoU."""
+    mask: float = 2.0
+    """Sigmoid focal loss of mask logits."""
+    dice: float = 5.0
+    """Dice loss of masks."""
+    reid: float = 2.0
+    """Contrastive loss, paper Eq. 4."""
+    reid_aux: float = 3.0
+    """Squared error of cosines, positives against sampled negatives (released code only)."""
+    identity: float = 0.0
+    """Cross-entropy of the "ID head" (ablation, Tables 6 and 7): an M-way classification of the
+    training set's instances, from the embeddings of the matched queries of both frames. 0: no
+    head. Beside the contrastive losses, or instead of them (reid and reid_aux 0)."""
+    dense: float = 2.0
+    """Dense auxiliary classification of encoder tokens; counts only with dense_auxiliary."""
+    focal_alpha: float = 0.25
+    """Alpha of every focal loss."""
+    focal_gamma: float = 2.0
+    """Gamma of every focal loss."""
+    negatives_per_positive: int = 10
+    """Negatives sampled per positive in the auxiliary embedding loss."""
+    supervise_reference: bool = False
+    """Detection and mask losses on the reference frame too (released: key frame only)."""
+    normaliser: Literal["local", "global"] = "local"
+    """Detection losses are divided by the matched queries of this worker's part of the batch
+    (local, as released) or by the mean over all workers (global, which makes the gradient that of
+    the whole batch, however it is cut)."""
+
+    def __post_init__(self) -> None:
+        unit(self, "focal_alpha")
+        for name in (
+            "ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux", "identity", "dense",
+        ):  # fmt: skip
+            require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Optimisation (specification 6)."""
+
+    pairs_per_batch: int = 32
+    """Key/reference pairs of one optimiser step, over all workers together."""
+    steps: int = 12000
+    """Optimiser steps."""
+    learning_rate: float = 1e-4
+    """AdamW learning rate."""
+    backbone_rate: float = 0.1
+    """Factor on the learning rate for backbone parameters."""
+    weight_decay: float = 1e-4
+    """AdamW weight decay, on every parameter."""
+    schedule: Literal["step", "cosine"] = "step"
+    """step: times 0.1 at each milestone (released); cosine: to final_rate of the peak."""
+    milestones: tuple[int, ...] = (8000,)
+    """Steps at which the rate drops (schedule step)."""
+    warmup_steps: int = 0
+    """Linear warm-up."""
+    final_rate: float = 0.02
+    """Last learning rate as a fraction of the peak (schedule cosine)."""
+    clip_norm: float = 0.01
+    """Clip of the whole model's gradient norm."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: the network's products in bfloat16 (autocast); weights, optimiser and losses stay in
+    float32. fp32: as released."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights, used for evaluation; 0: none."""
+    shuffle_rows: int = 1024
+    """Rows in the shuffle buffer of the loader."""
+    report_every: int = 50
+    """Steps between two reports of the losses."""
+    checkpoint_every: int = 1000
+    """Steps between two checkpoints (one is always written at the end)."""
+    seed: int = 0
+    """Seeds weights, data order and augmentation."""
+
+    def __post_init__(self) -> None:
+        positive(self, "pairs_per_batch", "steps", "learning_rate", "clip_norm")
+        positive(self, "report_every", "checkpoint_every", "shuffle_rows")
+        unit(self, "backbone_rate", "final_rate", "ema_decay")

@@ -1,0 +1,136 @@
+"""Masks of a batch of frames from their logits, on the device where the logits are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from idol.masks import resize
+from ops import mask_bits
+
+Size = tuple[int, int]
+
+
+def from_logits(
+    logits: Tensor, counts: Sequence[int], sizes: Sequence[tuple[Size, Size]], method: resize.Method
+) -> tuple[list[Tensor], list[list[bytes]]]:
+    """Overlaps and run-length masks of every frame.
+
+    On a GPU pixels are counted, interpolated and thresholded there, and come to the host as bits;
+    overlaps are the same numbers, and masks differ from the CPU's in a pixel whose interpolated
+    logit is within rounding of zero.
+
+    logits:  (n, h/4, w/4) float32 over the padded input, frame after frame
+    counts:  masks of each frame, n together
+    sizes:   for each frame its input's (height, width) without padding, and its own
+    method:  see DetectConfig.mask_resize
+    returns: for each frame (N, N) float32 mask IoU on the CPU, and N compressed counts
+    """
+    if not logits.is_cuda or mask_bits.missing(logits.device.index) is not None or not len(logits):
+        parts = torch.split(logits, list(counts))
+        return (
+            [resize.overlaps(part > 0).cpu() for part in parts],
+            [
+                resize.resize_and_encode(part, *size, method)
+                for part, size in zip(parts, sizes, strict=True)
+            ],
+        )
+    return _by_bits(logits.contiguous(), counts, sizes, method)
+
+
+def _by_bits(
+    logits: Tensor, counts: Sequence[int], sizes: Sequence[tuple[Size, Size]], method: resize.Method
+) -> tuple[list[Tensor], list[list[bytes]]]:
+    """As from_logits, by the kernels of ops.mask_bits."""
+    from idol.masks import bits as bit_rle
+
+    shared = to_host(mask_bits.shared_pixels(logits, counts))
+    bits = []
+    for begin, end, (input_size, size) in _runs(counts, sizes):
+        rows, columns = (
+            _reads(length, i, o, method, logits.device)
+            for length, i, o in zip(logits.shape[1:], input_size, size, strict=True)
+        )
+        bits.append((to_host(mask_bits.resize(logits[begin:end], rows, columns)), size[0]))
+    if logits.is_cuda:
+        torch.cuda.current_stream(logits.device).synchronize()
+    strings: list[bytes] = []
+    for part, height in bits:
+        strings += bit_rle.encode(part.numpy().view(np.uint32), height)
+    overlaps, encoded, start = [], [], 0
+    for count in counts:
+        overlaps.append(iou_of_counts(shared[start : start + count, :count]))
+        encoded.append(strings[start : start + count])
+        start += count
+    return overlaps, encoded
+
+
+def iou_of_counts(shared: Tensor) -> Tensor:
+    """Mask IoU as masks.overlaps has it.
+
+    shared:  (N, N) pixels that masks share, their areas on the diagonal
+    returns: (N, N) float32
+    """
+    areas = shared.diagonal()
+    union = areas[:, None] + areas[None] - shared
+    return (shared.float() + 1e-6) / (union.float() + 1e-6)
+
+
+def _runs(
+    counts: Sequence[int], sizes: Sequence[tuple[Size, Size]]
+) -> list[tuple[int, int, tuple[Size, Size]]]:
+    """(first mask, end, sizes) of neighbouring frames whose sizes are the same."""
+    runs: list[tuple[int, int, tuple[Size, Size]]] = []
+    start = 0
+    for count, size in zip(counts, sizes, strict=True):
+        if runs and runs[-1][2] == size:
+            runs[-1] = (runs[-1][0], start + count, size)
+        else:
+            runs.append((start, start + count, size))
+        start += count
+    return runs
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """The same on the host: on its way there, and arrived once the stream has come so far.
+
+    tensor: (...) anything; of the CPU it is returned itself
+    """
+    if not tensor.is_cuda:
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _reads(
+    length: int, input_length: int, output_length: int, method: resize.Method, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where each place of the result reads, for mask_bits.resize, on the device."""
+    low, share = reads(length, input_length, output_length, method)
+    return low.to(device), share.to(device)
+
+
+def reads(
+    length: int, input_length: int, output_length: int, method: resize.Method
+) -> tuple[Tensor, Tensor]:
+    """Between which two neighbours of the logits each place of the result lies.
+
+    released: the place of the upsampled map that the nearest pixel of the input has.
+
+    length:        of the logits' axis
+    input_length:  of the input without padding
+    output_length: of the frame
+    returns:       (output_length,) int32 the lower neighbour, float32 the share of the next one
+    """
+    if method == "released":
+        pixels = resize.nearest(input_length, output_length).astype(np.float32)
+    else:
+        pixels = (np.arange(output_length) + 0.5) * (input_length / output_length) - 0.5
+    places = np.clip((pixels + 0.5) / resize.STRIDE - 0.5, 0, length - 1).astype(np.float32)
+    low = places.astype(np.int32)
+    return torch.from_numpy(low), torch.from_numpy(places - low.astype(np.float32))

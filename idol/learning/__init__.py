@@ -1,0 +1,26 @@
+"""Outputs and truth to a training step: assignment, losses, criterion, optimiser."""
+
+from typing import TYPE_CHECKING
+
+from idol.lazy import attach
+
+if TYPE_CHECKING:
+    from idol.learning.criterion import Criterion, split
+    from idol.learning.training import PairLoss, Trainer
+
+__all__ = [
+    "Criterion",
+    "PairLoss",
+    "Trainer",
+    "split",
+]
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "Criterion": "idol.learning.criterion",
+        "PairLoss": "idol.learning.training",
+        "Trainer": "idol.learning.training",
+        "split": "idol.learning.criterion",
+    },
+)

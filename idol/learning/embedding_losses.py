@@ -1,0 +1,135 @@
+"""Losses of the contrastive embedding: paper Eq. 4, its companion in the code, and the ID head."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from idol.learning import losses
+from idol.learning.assignment import Bools, Ints, Selection
+from idol.learning.targets import to_device
+from idol.structures import Outputs
+
+
+def contrast(
+    key: Outputs,
+    reference: Outputs,
+    best: Ints,
+    selection: Selection,
+    negatives_per_positive: int,
+    rng: random.Random,
+    samples: Sequence[Sequence[int]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Eq. 4 and the auxiliary loss (specification 3.3), means over the truths that count.
+
+    best:      (B, G) each truth's query on the key frame
+    selection: (B, G, Q) positives and negatives on the reference frame. A truth without any
+               positive counts in neither loss, nor in the number they are divided by
+    samples:   see sample_negatives, one entry per truth that counts
+    returns:   loss_reid (), loss_reid_aux (); 0 with a gradient of 0 where no truth counts
+    """
+    device = key.embeddings.device
+    pair, row = np.nonzero(selection.positives.any(-1))
+    if len(pair) == 0:
+        nothing = 0.0 * (key.embeddings.float().sum() + reference.embeddings.float().sum())
+        return nothing, nothing
+    positives, negatives = selection.positives[pair, row], selection.negatives[pair, row]
+    sampled = sample_negatives(positives, negatives, negatives_per_positive, rng, samples)
+    positive, negative, sample = to_device(np.stack([positives, negatives, sampled]), device)
+    pairs, queries = to_device(np.stack([pair, best[pair, row]]), device)
+
+    vectors = key.embeddings[pairs, queries].float()  # (n, C)
+    others = reference.embeddings.float()
+    ends = np.cumsum(np.bincount(pair, minlength=len(others))).tolist()
+    # In float32 also where the network runs under autocast: similarities are sums of 256
+    # products, unnormalised, that enter an exponential.
+    with torch.autocast(device.type, enabled=False):
+        similarities = torch.cat(
+            [
+                vectors[start:end] @ others[b].T
+                for b, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+                if end > start
+            ]
+        )  # (n, Q)
+    norms = others.norm(dim=-1)[pairs] * vectors.norm(dim=-1)[:, None]
+    cosines = similarities / norms.clamp(min=1e-12)
+    return (
+        losses.contrastive_rows(similarities, positive, negative).mean(),
+        losses.cosine_rows(cosines, positive, sample).mean(),
+    )
+
+
+def sample_negatives(
+    positives: Bools,
+    negatives: Bools,
+    per_positive: int,
+    rng: random.Random,
+    samples: Sequence[Sequence[int]] | None = None,
+) -> Bools:
+    """Choose the negatives of the auxiliary loss, per_positive times as many as positives.
+
+    positives, negatives: (n, Q), each row with a positive
+    samples: instead of drawing: for each of the n truths, indices into its list of negatives in
+             ascending query order
+    returns: (n, Q) bool
+    """
+    if samples is not None and len(samples) != len(positives):
+        raise ValueError(
+            "samples must have one entry per truth visible in both frames that has a positive, "
+            f"{len(positives)}, got {len(samples)}"
+        )
+    chosen = np.zeros_like(negatives)
+    for i, (mine, others) in enumerate(zip(positives, negatives, strict=True)):
+        (candidates,) = np.nonzero(others)
+        if samples is None:
+            wanted = min(per_positive * int(mine.sum()), len(candidates))
+            drawn: Sequence[int] = rng.sample(range(len(candidates)), wanted)
+        else:
+            drawn = samples[i]
+        chosen[i, candidates[np.asarray(drawn, np.int64)]] = True
+    return chosen
+
+
+def classify_identities(
+    frames: Sequence[tuple[Outputs, Ints, Sequence[Ints]]], num_identities: int
+) -> Tensor:
+    """Cross-entropy of the "ID head" (paper Sec. 4.5): which training instance is this embedding?
+
+    frames:         one entry per side of the pairs: Outputs of B images, the truth that each
+                    query answers for (B, Q), -1 for none, and B times (G_b,) the truths' numbers
+                    in the training set, -1 where not known
+    num_identities: M
+    returns:        () mean over the matched queries of known identity, in all frames together; 0
+                    with a gradient of 0 where there is none
+    errors:         ValueError where the network has no identity head, or a number is not below M
+    """
+    head = frames[0][0].identity_head
+    if head is None:
+        raise ValueError(
+            "losses.identity needs a network with an identity head, but model.num_identities is "
+            "0. Set it to the number of instances in the training set (jobs.train does)."
+        )
+    embeddings, numbers = [], []
+    for outputs, truth, identities in frames:
+        found = [np.append(mine, -1)[rows] for mine, rows in zip(identities, truth, strict=True)]
+        known = np.stack(found)  # (B, Q); rows of -1 picked the appended -1
+        if known.max(initial=-1) >= num_identities:
+            raise ValueError(
+                f"identities must be below model.num_identities ({num_identities}), got "
+                f"{known.max()}. Was the head made for another training set?"
+            )
+        image, query = np.nonzero(known >= 0)
+        index = to_device(np.stack([image, query]), outputs.embeddings.device)
+        embeddings.append(outputs.embeddings[index[0], index[1]])
+        numbers.append(known[image, query])
+    number = to_device(np.concatenate(numbers), embeddings[0].device)
+    if len(number) == 0:
+        # One embedding stands in, so that the head's weights still get their (zero) gradient.
+        first = frames[0][0].embeddings
+        return 0.0 * (head(first[:1, 0]).float().sum() + first.float().sum())
+    return F.cross_entropy(head(torch.cat(embeddings)).float(), number)

@@ -1,0 +1,169 @@
+"""The losses, each a pure function of tensors (paper Sec. 3.1, 3.2; specification 3.3, 3.4).
+
+None of them divides by the number of positives or weighs itself: idol/learning/criterion.py does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from idol.masks.boxes import cxcywh_to_xyxy, elementwise_giou
+
+
+def sigmoid_focal(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss of every element, not reduced (Lin et al. 2017, Eq. 5).
+
+    logits:  (...)
+    targets: (...) bool, or numbers that are 0 or 1
+    returns: (...) alpha_t (1 - p_t)^gamma (-log p_t), where p_t = σ(logits) and alpha_t = alpha
+             for a target of 1, and one minus that for 0
+    """
+    # With z = -x for a target of 1 and x for 0: 1 - p_t = σ(z) and -log p_t = softplus(z). Two
+    # transcendental passes, neither overflows, and a product is 1.6 times faster than `where`.
+    targets = targets.to(logits.dtype)
+    z = logits * (1 - 2 * targets)
+    weight = (1 - alpha) + (2 * alpha - 1) * targets
+    return weight * z.sigmoid() ** gamma * F.softplus(z)
+
+
+def mask_losses(
+    logits: Tensor, targets: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Focal and dice loss (Milletari et al. 2016) of each mask, in one go over the pixels.
+
+    logits:  (n, h, w)
+    targets: (n, h, w) bool
+    returns: (n,) mean over the pixels of sigmoid_focal
+             (n,) 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), p = σ(logits)
+
+    Differentiable once. In autograd's own steps these losses keep half a dozen copies of all
+    masks until backward, gigabytes in a crowd; this keeps none and is six times as fast on a CPU.
+    """
+    focal, dice = _MaskLosses.apply(  # type: ignore[no-untyped-call]
+        logits.flatten(1), targets.flatten(1), alpha, gamma
+    )
+    return focal, dice
+
+
+class _MaskLosses(torch.autograd.Function):
+    """mask_losses on (n, pixels), with the gradient written out.
+
+    u = σ(z) is 1 - p_t and l = softplus(z) is -log p_t, as in sigmoid_focal; so u' = u (1 - u),
+    l' = u, and the focal loss u^gamma l has the derivative gamma u^gamma (1 - u) l + u^(gamma+1).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, alpha: float, gamma: float
+    ) -> tuple[Tensor, Tensor]:
+        focal, inside, total = (logits.new_empty(len(logits)) for _ in range(3))
+        for rows in _pieces(logits):
+            x, t = logits[rows], targets[rows].to(logits.dtype)
+            focal[rows] = sigmoid_focal(x, t, alpha, gamma).mean(1)
+            p = x.sigmoid()
+            total[rows] = p.sum(1) + t.sum(1) + 1
+            inside[rows] = 2 * p.mul_(t).sum(1) + 1
+        ctx.save_for_backward(logits, targets, inside, total)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        return focal, 1 - inside / total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, on_focal: Tensor, on_dice: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets, inside, total = ctx.saved_tensors
+        alpha, gamma = ctx.alpha, ctx.gamma
+        on_focal = (on_focal / logits.shape[1])[:, None]
+        # d dice / d p = inside / total^2 - 2 t / total
+        everywhere = (on_dice * inside / total**2)[:, None]
+        on_truth = (on_dice * 2 / total)[:, None]
+        gradient = torch.empty_like(logits)
+        for rows in _pieces(logits):
+            x, t = logits[rows], targets[rows].to(logits.dtype)
+            p = x.sigmoid()
+            torch.sub(everywhere[rows], on_truth[rows] * t, out=gradient[rows])
+            gradient[rows] *= p.mul_(1 - p)
+            sign = 1 - 2 * t
+            z = x * sign
+            u = z.sigmoid()
+            slope = F.softplus(z).mul_(1 - u).mul_(gamma).add_(u).mul_(u**gamma)
+            weight = sign.mul_((1 - alpha) + (2 * alpha - 1) * t)
+            gradient[rows] += slope.mul_(weight).mul_(on_focal[rows])
+        return gradient, None, None, None
+
+
+def _pieces(masks: Tensor) -> Iterator[slice]:
+    """Rows of (n, pixels) few enough that the steps between them stay in the cache of a CPU, or
+    take a bounded part of the memory of an accelerator."""
+    pixels = 1 << 16 if masks.device.type == "cpu" else 1 << 26
+    step = max(1, pixels // max(1, masks.shape[1]))
+    for start in range(0, len(masks), step):
+        yield slice(start, start + step)
+
+
+def box_l1(boxes: Tensor, targets: Tensor) -> Tensor:
+    """Absolute differences of each box, summed over its four numbers.
+
+    boxes, targets: (n, 4) cxcywh in [0, 1]
+    returns:        (n,)
+    """
+    return (boxes - targets).abs().sum(-1)
+
+
+def box_giou(boxes: Tensor, targets: Tensor) -> Tensor:
+    """1 - GIoU of each box with its target (Rezatofighi et al. 2019).
+
+    boxes, targets: (n, 4) cxcywh in [0, 1]
+    returns:        (n,) in [0, 2]
+    """
+    return 1 - elementwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
+
+
+def contrastive_loss(key: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Multi-positive contrastive loss of one instance (paper Eq. 4).
+
+    key:       (C,)    v, the instance's embedding on the key frame
+    positives: (m1, C) k+, its embeddings on the reference frame
+    negatives: (m2, C) k-, everything else there
+    returns:   ()      log(1 + sum over p, n of exp(v.k-_n - v.k+_p)); 0 if m1 or m2 is 0
+    """
+    similarities = torch.cat([positives @ key, negatives @ key])[None]
+    is_positive = torch.arange(len(similarities[0]), device=key.device)[None] < len(positives)
+    return contrastive_rows(similarities, is_positive, ~is_positive)[0]
+
+
+def contrastive_rows(similarities: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Paper Eq. 4 for many instances, each with its own positives and negatives.
+
+    similarities: (n, Q) v.k of each instance with every embedding of its reference frame
+    positives:    (n, Q) bool
+    negatives:    (n, Q) bool
+    returns:      (n,)   0 where an instance has no positive or no negative
+    """
+    # The double sum factorises into sum_n exp(v.k-) * sum_p exp(-v.k+): m1 + m2 terms instead
+    # of m1 * m2, and softplus(logsumexp) cannot overflow.
+    either = positives.any(1) & negatives.any(1)
+    # An empty sum would be -inf, whose gradient is NaN: such rows get a harmless term instead
+    # and leave through the last line, with gradient 0.
+    rest = ~either[:, None]
+    high = similarities.masked_fill(~(negatives | rest), -torch.inf).logsumexp(1)
+    low = (-similarities).masked_fill(~(positives | rest), -torch.inf).logsumexp(1)
+    return F.softplus(high + low) * either
+
+
+def cosine_rows(cosines: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    """Auxiliary embedding loss of the released code (specification 3.3), for many instances.
+
+    cosines:   (n, Q) cosine of each instance with every embedding of its reference frame
+    positives: (n, Q) bool, pulled to 1
+    negatives: (n, Q) bool, the sampled ones, pulled to 0
+    returns:   (n,)   mean over both of (cosine - target)²; 0 where an instance has neither.
+                      What is positive and negative at once is pulled, and counted, twice
+    """
+    error = (cosines - 1) ** 2 * positives + cosines**2 * negatives
+    return error.sum(1) / (positives.sum(1) + negatives.sum(1)).clamp(min=1)

@@ -1,0 +1,247 @@
+"""The network at inference as fast as its device allows: 16 bits, folded, compiled, as graphs.
+
+What it changes of the answer is measured by benchmarks/speed.py and told in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib.util
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor
+
+from idol.network.geometry import Geometry
+from idol.network.model import IDOL
+from idol.structures import Outputs
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MOST_SHAPES = 8
+"""Padded shapes that are compiled or captured; frames of others run as the network is."""
+
+_WARM_UP = 3  # passes before a capture: algorithms are chosen, kernels compiled and loaded
+_TENSORS: Final = ("sizes", "padding", "positions", "valid_ratios", "references")
+
+Shape = tuple[int, int, bool]  # height, width, whether nothing of them is padding
+
+
+def best_type(device: torch.device) -> torch.dtype:
+    """The precision in which a device multiplies fastest: bfloat16 where it has units for it."""
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if capability >= (8, 0) else torch.float16
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+@functools.cache
+def cannot_compile(device: str) -> str | None:
+    """Why torch.compile cannot be used here, in one line; None when it can."""
+    if shutil.which("cc") is None and shutil.which("gcc") is None and shutil.which("g++") is None:
+        return "torch.compile needs a C compiler (gcc), and there is none"
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "torch.compile needs triton, and it is not installed"
+    return None
+
+
+@dataclass(slots=True)
+class _Captured:
+    """A graph of one shape: what is written before a replay, and what is read after it."""
+
+    graph: torch.cuda.CUDAGraph
+    images: Tensor
+    geometry: Geometry
+    source: Tensor  # positions of the geometry that was copied last
+    outputs: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What inference asks of a pass over B images: the last decoder layer alone.
+
+    class_scores: (B, Q, K)          float32
+    scores:       (B, Q)             float32, the best of them; NaN where anything is not finite
+    labels:       (B, Q)             int64, its class
+    boxes:        (B, Q, 4)          float32 cxcywh in [0, 1]
+    embeddings:   (B, Q, C)          float32
+    references:   (1, B, Q, 2)       as in Outputs, and the following
+    features:     (B, 8, H/8, W/8)
+    states:       (1, B, Q, C)
+    sizes:        (B, 2)
+    """
+
+    class_scores: Tensor
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+    embeddings: Tensor
+    references: Tensor
+    features: Tensor
+    states: Tensor
+    sizes: Tensor
+
+    def outputs(self, model: IDOL) -> Outputs:
+        """As far as masks need them."""
+        return Outputs(
+            logits=self.class_scores[None],
+            boxes=self.boxes[None],
+            references=self.references,
+            refined=self.boxes,
+            embeddings=self.embeddings,
+            mask_features=self.features,
+            states=self.states,
+            sizes=self.sizes,
+            controller=model.controller,
+        )
+
+
+class FastNetwork:
+    """A copy of a network that answers faster, and about the same. Not for several threads.
+
+    On a GPU it computes in 16 bits, and the passes of a shape are one graph that is launched at
+    once; on a CPU it computes in bfloat16 where that has units of its own, else it is only folded.
+
+    model:    stays as it is
+    batch:    images of a pass: smaller batches are filled up to it
+    compiled: also fuse operations by torch.compile: half a minute for each shape, then 1.5 times as
+              fast. Where that cannot be had the reason is logged
+    """
+
+    def __init__(self, model: IDOL, *, batch: int = 1, compiled: bool = False) -> None:
+        self.device = next(model.parameters()).device
+        self.batch = batch if compiled or self.device.type == "cuda" else 1
+        self.dtype = best_type(self.device)
+        self.model = copy.deepcopy(model).eval()
+        if not self.model.folded:
+            self.model.fold()
+        self.model.to(self.dtype)
+        self._forward: Any = self._pass
+        reason = cannot_compile(self.device.type) if compiled else None
+        if compiled and reason is None:
+            self._forward = torch.compile(self._pass, dynamic=False)
+        elif compiled:
+            logger.warning("the network is not compiled: %s", reason)
+        self.compiled = compiled and reason is None
+        self._graphs: dict[tuple[int, int, int, bool], _Captured] = {}
+        self._shapes: set[Shape] = set()
+        self._pool: Any = None
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, size: tuple[int, int]) -> Found:
+        """One pass over images of one size.
+
+        images:  (B, 3, H, W) normalised, zero where padded, of any precision
+        size:    (height, width) of the un-padded images
+        returns: the caller's own
+        """
+        images = images.to(self.dtype, memory_format=torch.channels_last)
+        count, _, height, width = images.shape
+        padded = (height, width)
+        known = self._know((height, width, size == padded))
+        if known and count < self.batch:
+            # A smaller batch would be another shape, to be compiled and captured on its own.
+            images = torch.cat([images, images[-1:].expand(self.batch - count, -1, -1, -1)])
+        geometry = self.model.geometry(padded, [size] * len(images), self.device)
+        tensors: Sequence[Tensor]
+        if self.device.type == "cuda" and known:
+            tensors = self._replay(images, geometry)
+        else:
+            tensors = (self._forward if known else self._pass)(images, geometry)
+        return self._found(tensors, geometry, count)
+
+    def _know(self, shape: Shape) -> bool:
+        """Whether that padded shape is one of the few that are worth a graph."""
+        if len(self._shapes) < MOST_SHAPES:
+            self._shapes.add(shape)
+        return shape in self._shapes
+
+    def _replay(self, images: Tensor, geometry: Geometry) -> list[Tensor]:
+        height, width = images.shape[2:]
+        key = (len(images), height, width, geometry.padding is None)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(images, geometry)
+        one = self._graphs[key]
+        one.images.copy_(images)
+        if one.source is not geometry.positions:
+            # Frames of another size, padded to the same.
+            for name in _TENSORS:
+                if (still := getattr(one.geometry, name)) is not None:
+                    still.copy_(getattr(geometry, name))
+            one.source = geometry.positions
+        one.graph.replay()
+        # The next replay writes over what this one made, and nobody waits for the reader.
+        return [tensor.clone() for tensor in one.outputs]
+
+    def _capture(self, images: Tensor, geometry: Geometry) -> _Captured:
+        """The passes over images of this shape as a graph."""
+        images = images.clone(memory_format=torch.channels_last)
+        tensors = {name: getattr(geometry, name) for name in _TENSORS}
+        own: dict[str, Any] = {k: None if t is None else t.clone() for k, t in tensors.items()}
+        still = dataclasses.replace(geometry, **own)
+        graph, outputs = self._graph_of(lambda: self._forward(images, still))
+        return _Captured(graph, images, still, geometry.positions, outputs)
+
+    def _pass(self, images: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
+        """What inference asks for, of the decoder's layers the last alone."""
+        outputs = self.model(images, geometry=geometry)
+        logits, boxes = outputs.logits[-1].float(), outputs.boxes[-1].float()
+        class_scores = logits.sigmoid()
+        scores, labels = class_scores.max(-1)
+        whole = logits.isfinite().all(-1) & boxes.isfinite().all(-1)
+        return (
+            class_scores,
+            torch.where(whole, scores, torch.nan),
+            labels,
+            boxes,
+            outputs.embeddings.float(),
+            outputs.references[-1:],
+            outputs.mask_features,
+            outputs.states[-1:],
+        )
+
+    def _found(self, tensors: Sequence[Tensor], geometry: Geometry, count: int) -> Found:
+        """Of the first so many images; the others were there to fill the batch."""
+        class_scores, scores, labels, boxes, embeddings = (t[:count] for t in tensors[:5])
+        references, features, states = tensors[5][:, :count], tensors[6][:count], tensors[7]
+        return Found(
+            class_scores, scores, labels, boxes, embeddings, references, features,
+            states[:, :count], geometry.sizes[:count],
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def mask_logits(self, found: Found, images: Tensor, queries: Tensor) -> Tensor:
+        """Dynamic masks of some queries.
+
+        images, queries: (n,) int64
+        returns:         (n, H/4, W/4) float32 logits over the padded input
+        """
+        layers = torch.zeros_like(queries)
+        return self.model.mask_logits(found.outputs(self.model), images, layers, queries).float()
+
+    def _graph_of(self, function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        """What the function asks of the device, as a graph, and what it then returns.
+
+        Whatever it reads has to be kept alive: a graph knows addresses, and no tensors.
+        """
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                function()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=side):
+            out = function()
+        self._pool = graph.pool()  # one memory for all: only one graph runs at a time
+        return graph, out

@@ -1,0 +1,70 @@
+"""Layers that several parts of the network share, and the base class of backbones."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from idol.config import BackboneConfig
+from ops.linear import linear
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which products on x's device have the precision of their factors."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int = 3) -> None:
+        super().__init__()
+        sizes = [inputs, *[hidden] * (layers - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., inputs) → (..., outputs)."""
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
+            x = linear(layer, x, relu=index < last)
+        return x
+
+
+class Backbone(nn.Module):
+    """Images (B, 3, H, W) to three feature maps (B, C, h, w) of strides 8, 16 and 32."""
+
+    channels: tuple[int, ...]
+    """Channels of the three maps."""
+    checkpoint_activations: bool = False
+    """Keep only what enters each block while training, and compute the rest again backwards."""
+    folded: bool = False
+    """Whether fold changed the weights: the network is good for inference only."""
+
+    def fold(self) -> bool:
+        """Merge layers that are constant at inference, in place; True where anything changed.
+
+        Outputs stay equal up to rounding. A backbone without such layers stays as it is.
+        Errors: ValueError in training mode.
+        """
+        return False
+
+    def portable(self, config: BackboneConfig) -> BackboneConfig:
+        """The configuration it was built from, for a checkpoint: free of links to other files."""
+        return config
+
+    def run(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
+        """block(x, *args), with its activations checkpointed where that is asked for and helps."""
+        worth = self.checkpoint_activations and self.training and torch.is_grad_enabled()
+        if worth and (x.requires_grad or any(p.requires_grad for p in block.parameters())):
+            out: Tensor = checkpoint(block, x, *args, use_reentrant=False)
+            return out
+        out = block(x, *args)
+        return out

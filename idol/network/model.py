@@ -1,0 +1,302 @@
+"""The network: images in, Outputs out. It keeps no state between frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from idol.config import Config, ModelConfig
+from idol.network import backbone
+from idol.network.geometry import Geometry, Shapes, level_shapes, of_padding, of_sizes
+from idol.network.layers import MLP, without_autocast
+from idol.network.mask_head import MaskBranch, dynamic_masks, num_dynamic_parameters
+from idol.network.transformer import NUM_LEVELS, Transformer
+from idol.structures import Outputs
+from ops.linear import full_precision
+
+
+def _projection(channels: int, width: int, kernel: int) -> nn.Sequential:
+    """Backbone channels to the transformer's width; a 3x3 kernel also halves the resolution."""
+    convolution = nn.Conv2d(channels, width, kernel, 2 if kernel == 3 else 1, kernel // 2)
+    nn.init.xavier_uniform_(convolution.weight)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return nn.Sequential(convolution, nn.GroupNorm(min(32, width // 2), width))
+
+
+def _classifier(width: int, classes: int) -> nn.Linear:
+    """A linear class head that starts with every class at a score of 0.01."""
+    head = nn.Linear(width, classes)
+    nn.init.constant_(head.bias, -math.log(99.0))
+    return head
+
+
+def _class_head(config: ModelConfig) -> nn.Linear | MLP:
+    """Class logits of one decoder layer; scores start at 0.01 in both kinds."""
+    if config.class_head == "linear":
+        return _classifier(config.width, config.num_classes)
+    head = MLP(config.width, config.width, config.num_classes)
+    head.layers[-1] = _classifier(config.width, config.num_classes)
+    return head
+
+
+def _box_head(width: int, side: float) -> MLP:
+    """Box deltas that start at zero, with this bias on width and height."""
+    head = MLP(width, width, 4)
+    last = head.layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([0.0, 0.0, side, side]))
+    return head
+
+
+def _controller(width: int, parameters: int) -> MLP:
+    """Decoder state to dynamic mask parameters."""
+    head = MLP(width, width, parameters)
+    for layer in head.layers:
+        assert isinstance(layer, nn.Linear)
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return head
+
+
+class IDOL(nn.Module):
+    """Deformable DETR with dynamic masks and contrastive embeddings (paper Fig. 4).
+
+    Key and reference frames are just images of one batch: weights are shared and no layer looks
+    across images.
+
+    Works under torch.autocast and as a whole in 16 bits (model.to(torch.bfloat16)): what needs
+    more, see Outputs, keeps float32.
+    """
+
+    folded: bool = False
+    """Whether fold changed it for inference: it neither trains nor can be saved any more."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        model = config.model
+        self.config = config
+        width = model.width
+        self.backbone = backbone.build(model.backbone, model.checkpoint_activations)
+        inputs = [*self.backbone.channels, self.backbone.channels[-1]]
+        self.input_proj = nn.ModuleList(
+            _projection(channels, width, 3 if level == NUM_LEVELS - 1 else 1)
+            for level, channels in enumerate(inputs)
+        )
+        self.transformer = Transformer(model)
+        layers = model.decoder_layers
+        self.class_embed = nn.ModuleList(_class_head(model) for _ in range(layers))
+        # The first layer starts from boxes of a fixed size, the others from no change.
+        self.bbox_embed = nn.ModuleList(
+            _box_head(width, -2.0 if layer == 0 else 0.0) for layer in range(layers)
+        )
+        self.mask_branch = MaskBranch(width, model.mask_channels)
+        self.controller = _controller(width, num_dynamic_parameters(model.mask_channels))
+        self.embedding_head = MLP(width, width, model.embedding_size)
+        self.dense_head = _classifier(width, model.num_classes) if model.dense_auxiliary else None
+        self.identity_head = (
+            nn.Linear(model.embedding_size, model.num_identities) if model.num_identities else None
+        )
+
+    def forward(
+        self,
+        images: Tensor,
+        padding: Tensor | None = None,
+        sizes: Tensor | Sequence[tuple[int, int]] | None = None,
+        geometry: Geometry | None = None,
+    ) -> Outputs:
+        """One pass over any number of independent images.
+
+        images:   (B, 3, H, W) normalised, zero where padded; H and W multiples of 32
+        padding:  (B, H, W) bool, True where padded; not needed with one of the following
+        sizes:    B pairs (height, width) of the un-padded images where the host knows them: what
+                  they decide is then remembered from batch to batch, and padding is not looked
+                  at. Or a tensor (B, 2) beside padding
+        geometry: what self.geometry returned for these sizes; for compiled graphs
+        returns:  Outputs, the same bits whichever way the sizes came
+        Errors: ValueError for a wrong shape, sides that are not multiples of 32, or sizes outside
+        the input.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise ValueError(
+                "images must be (B, 3, H, W), normalised floating-point numbers, got "
+                f"{images.dtype} {tuple(images.shape)}. See idol.images.transforms.normalise."
+            )
+        if images.shape[2] % 32 or images.shape[3] % 32:
+            raise ValueError(
+                f"H and W must be multiples of 32, got {tuple(images.shape[2:])}. "
+                "Pad with idol.images.transforms.collate_images."
+            )
+        if geometry is None:
+            geometry = self._geometry(images, padding, sizes)
+        _check_geometry(images, geometry)
+        tokens = self._tokens(images, geometry.shapes)
+        memory = self.transformer.encode(tokens, geometry)
+        states, boxes, references = self.transformer.decode(memory, geometry, self.bbox_embed)
+        mask_features = self.mask_branch(self._maps(memory, geometry.shapes))
+        dense = self.dense_head if self.training else None
+        # The heads are a thousandth of the arithmetic and all of the answer.
+        with without_autocast(states):
+            heads = zip(self.class_embed, states, strict=True)
+            logits = torch.stack([full_precision(head(state)) for head, state in heads])
+            embeddings = full_precision(self.embedding_head(states[-1]))
+            dense_logits = full_precision(dense(memory)) if dense is not None else None
+        return Outputs(
+            logits=logits,
+            boxes=boxes,
+            references=references,
+            refined=boxes[-1].detach(),
+            embeddings=embeddings,
+            mask_features=mask_features,
+            states=states,
+            sizes=geometry.sizes,
+            controller=self.controller,
+            dense_logits=dense_logits,
+            level_shapes=geometry.shapes,
+            identity_head=self.identity_head,
+        )
+
+    def geometry(
+        self,
+        padded: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        device: torch.device | str = "cpu",
+    ) -> Geometry:
+        """What forward needs to know about a batch beside its pixels, remembered per size.
+
+        padded: (H, W) of the input
+        sizes:  B pairs (height, width) of the un-padded images
+        Errors: ValueError for a size outside the input.
+        """
+        return of_sizes(padded, sizes, self.config.model.width, device)
+
+    def fold(self) -> Self:
+        """Make the network faster at inference, in place, with outputs equal up to rounding.
+
+        Frozen norms become part of their convolutions, whose weights are laid out channels-last.
+        Afterwards it neither trains nor can be saved: keep the checkpoint.
+        Errors: ValueError in training mode.
+        """
+        if self.training:
+            raise ValueError("only a network in eval mode can be folded; call .eval() first")
+        self.backbone.fold()
+        # One thread of an AMD EPYC: a tenth off the backbone, 29 to 12 ms of it in the stem.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.requires_grad_(False)
+        self.folded = True
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """As nn.Module.train. Errors: ValueError where a folded network is asked to train."""
+        if mode and self.folded:
+            raise ValueError(
+                "a folded network is for inference only. Load the checkpoint again and train that."
+            )
+        return super().train(mode)
+
+    def mask_logits(
+        self, outputs: Outputs, images: Tensor, layers: Tensor, queries: Tensor
+    ) -> Tensor:
+        """Dynamic masks of any (image, decoder layer, query) triples, all in one product.
+
+        images, layers, queries: (n,) int64
+        returns: (n, H/4, W/4) logits over the padded input, at least float32
+        """
+        features = outputs.mask_features.index_select(0, images)
+        return self._masks(outputs, features, images, layers, queries)
+
+    def masks(self, outputs: Outputs, image: int, queries: Tensor, layer: int = -1) -> Tensor:
+        """Mask logits of some queries of one image.
+
+        queries: (n,) int64
+        returns: (n, H/4, W/4) logits over the padded input, at least float32
+        """
+        layer %= len(outputs.states)
+        return self._masks(outputs, outputs.mask_features[image], image, layer, queries)
+
+    def masks_of_batch(
+        self, outputs: Outputs, queries: Sequence[Tensor], layer: int = -1
+    ) -> list[Tensor]:
+        """Mask logits of some queries of every image, in one product and without waiting for it.
+
+        queries: for each of the B images, (n_b,) int64
+        returns: for each, (n_b, H/4, W/4) logits over the padded input, at least float32
+        Errors: ValueError unless there is one entry per image.
+        """
+        if len(queries) != len(outputs.mask_features):
+            raise ValueError(
+                f"queries must have one entry per image, {len(outputs.mask_features)}, got "
+                f"{len(queries)}"
+            )
+        counts = [len(rows) for rows in queries]
+        every = torch.cat(list(queries))
+        images = torch.cat([torch.full_like(rows, b) for b, rows in enumerate(queries)])
+        layers = torch.full_like(every, layer % len(outputs.states))
+        return list(torch.split(self.mask_logits(outputs, images, layers, every), counts))
+
+    def _masks(
+        self,
+        outputs: Outputs,
+        features: Tensor,
+        images: Tensor | int,
+        layers: Tensor | int,
+        queries: Tensor,
+    ) -> Tensor:
+        """features: F_mask of one image (8, h, w), or of each query's image (n, 8, h, w)."""
+        # (height, width) of the un-padded image turn the reference into pixels, x first.
+        centres = outputs.references[layers, images, queries] * outputs.sizes[images].flip(-1)
+        with without_autocast(features):
+            parameters = self.controller(outputs.states[layers, images, queries])
+            scale = self.config.model.mask_coordinate_scale
+            return dynamic_masks(features, parameters, centres, scale)
+
+    def _geometry(
+        self,
+        images: Tensor,
+        padding: Tensor | None,
+        sizes: Tensor | Sequence[tuple[int, int]] | None,
+    ) -> Geometry:
+        if sizes is not None and not isinstance(sizes, Tensor):
+            return self.geometry((images.shape[2], images.shape[3]), sizes, images.device)
+        if padding is None or padding.shape != images[:, 0].shape:
+            raise ValueError(
+                "padding must be (B, H, W) like the images, or else sizes B pairs (height, width); "
+                f"got {None if padding is None else tuple(padding.shape)} beside images "
+                f"{tuple(images.shape)}."
+            )
+        return of_padding(padding, self.config.model.width, sizes)
+
+    def _tokens(self, images: Tensor, shapes: Shapes) -> Tensor:
+        """The features of all levels at the transformer's width: (B, S, C)."""
+        features = self.backbone(images.to(self.transformer.level_embed.dtype))
+        maps = [f(x) for f, x in zip(self.input_proj, [*features, features[-1]], strict=True)]
+        found = tuple((x.shape[2], x.shape[3]) for x in maps)
+        if found != shapes:
+            raise ValueError(
+                f"the backbone gave levels of {found} where strides 8, 16, 32 and 64 make {shapes}."
+            )
+        return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+
+    @staticmethod
+    def _maps(memory: Tensor, shapes: Shapes) -> list[Tensor]:
+        """The first three levels of the encoder's tokens as (B, C, h, w) maps."""
+        levels = torch.split(memory, [h * w for h, w in shapes], dim=1)
+        return [
+            level.transpose(1, 2).reshape(len(memory), -1, *shape)
+            for level, shape in zip(levels[:3], shapes[:3], strict=True)
+        ]
+
+
+def _check_geometry(images: Tensor, geometry: Geometry) -> None:
+    batch, _, height, width = images.shape
+    padded = level_shapes(height, width)
+    if geometry.shapes != padded or len(geometry.sizes) != batch:
+        raise ValueError(
+            f"geometry is of {len(geometry.sizes)} images with levels {geometry.shapes}, but the "
+            f"images {tuple(images.shape)} are {batch} with levels {padded}."
+        )

@@ -1,0 +1,192 @@
+"""Deformable encoder and decoder with iterative box refinement (specification 1.4 – 1.6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from idol.config import ModelConfig
+from idol.network.geometry import Geometry
+from idol.network.layers import without_autocast
+from ops import MSDeformAttn, spread
+from ops.linear import full_precision, linear
+
+NUM_LEVELS = 4
+"""L: strides 8, 16, 32 of the backbone and one more at 64."""
+
+
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """log(x / (1 − x)) with x and 1 − x floored at 1e-5 (specification 1.6)."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=1e-5) / (1 - x).clamp(min=1e-5))
+
+
+class EncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward block, each followed by a LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(config.width, config.num_heads, config.num_points, NUM_LEVELS)
+        self.norm1 = nn.LayerNorm(config.width)
+        self.linear1 = nn.Linear(config.width, config.feedforward)
+        self.linear2 = nn.Linear(config.feedforward, config.width)
+        self.norm2 = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        anchors: Tensor,
+        geometry: Geometry,
+    ) -> Tensor:
+        """One round of self-attention over the pyramid.
+
+        tokens:    (B, S, C)
+        positions: (B or 1, S, C)
+        anchors:   every token's centre, (B or 1, S, L, 2) or as ops.spread repeats it
+        returns:   (B, S, C)
+        """
+        attended = self.self_attn(
+            tokens + positions, anchors, tokens, geometry.shapes, geometry.padding
+        )
+        tokens = self.norm1(tokens + self.dropout(attended))
+        hidden = linear(self.linear2, self.dropout(linear(self.linear1, tokens, relu=True)))
+        out: Tensor = self.norm2(tokens + self.dropout(hidden))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention among queries, deformable cross-attention, feed-forward (norms 2, 1, 3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.cross_attn = MSDeformAttn(
+            config.width, config.num_heads, config.num_points, NUM_LEVELS
+        )
+        self.norm1 = nn.LayerNorm(config.width)
+        self.self_attn = nn.MultiheadAttention(
+            config.width, config.num_heads, dropout=config.dropout, batch_first=True
+        )
+        self.norm2 = nn.LayerNorm(config.width)
+        self.linear1 = nn.Linear(config.width, config.feedforward)
+        self.linear2 = nn.Linear(config.feedforward, config.width)
+        self.norm3 = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        states: Tensor,
+        positions: Tensor,
+        references: Tensor,
+        tokens: Tensor,
+        geometry: Geometry,
+    ) -> Tensor:
+        """One round: queries look at each other, then at the picture.
+
+        states, positions: (B, Q, C)
+        references:        (B, Q, L, 2 or 4) where each query looks, in units of each padded level
+        tokens:            (B, S, C) encoder output
+        returns:           (B, Q, C)
+        """
+        query = states + positions
+        attended = self.self_attn(query, query, states, need_weights=False)[0]
+        states = self.norm2(states + self.dropout(attended))
+        attended = self.cross_attn(
+            states + positions, references, tokens, geometry.shapes, geometry.padding
+        )
+        states = self.norm1(states + self.dropout(attended))
+        hidden = linear(self.linear2, self.dropout(linear(self.linear1, states, relu=True)))
+        out: Tensor = self.norm3(states + self.dropout(hidden))
+        return out
+
+
+def _starts_at_zero(name: str) -> bool:
+    return "sampling_offsets" in name or "attention_weights" in name
+
+
+class Transformer(nn.Module):
+    """Encoder over the pyramid's tokens; decoder over object queries."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.checkpoint_activations = config.checkpoint_activations
+        self.heads, self.points = config.num_heads, config.num_points
+        self.level_embed = nn.Parameter(torch.randn(NUM_LEVELS, config.width))
+        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.query_embed = nn.Embedding(config.num_queries, 2 * config.width)
+        self.reference_points = nn.Linear(config.width, 2)
+        # As the original initialises every matrix of the transformer.
+        for module in (self.encoder, self.decoder):
+            for name, parameter in module.named_parameters():
+                if parameter.dim() > 1 and not _starts_at_zero(name):
+                    nn.init.xavier_uniform_(parameter)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def encode(self, tokens: Tensor, geometry: Geometry) -> Tensor:
+        """The tokens of all levels after the encoder.
+
+        tokens:  (B, S, C) the projected features, level after level
+        returns: (B, S, C)
+        """
+        counts = [height * width for height, width in geometry.shapes]
+        # In the parameters' precision: under autocast that of the residual stream, float32.
+        dtype = self.level_embed.dtype
+        levels = torch.split(geometry.positions.to(dtype), counts, dim=1)
+        positions = torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)], 1)
+        tokens = tokens.to(dtype)
+        anchors = spread(geometry.references, self.heads, self.points)
+        for layer in self.encoder:
+            tokens = self._run(layer, tokens, positions, anchors, geometry)
+        return tokens
+
+    def decode(
+        self, memory: Tensor, geometry: Geometry, bbox_embed: nn.ModuleList
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Refine every object query through the decoder layers.
+
+        memory:     (B, S, C) encoder output
+        bbox_embed: one box head per decoder layer
+        returns:    states (D, B, Q, C), boxes (D, B, Q, 4) cxcywh, and references (D, B, Q, 2):
+                    the point that entered each layer; the latter two have at least float32
+        """
+        batch = len(memory)
+        positions, states = self.query_embed.weight.chunk(2, dim=1)
+        with without_autocast(memory):
+            reference = full_precision(self.reference_points(positions)).sigmoid()
+        reference = reference.expand(batch, -1, -1)
+        positions, states = positions.expand(batch, -1, -1), states.expand(batch, -1, -1)
+        ratios = geometry.valid_ratios[:, None]  # (B or 1, 1, L, 2)
+        all_states, all_boxes, all_references = [], [], []
+        for layer, head in zip(self.decoder, bbox_embed, strict=True):
+            scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], -1)
+            states = self._run(
+                layer, states, positions, reference[:, :, None] * scale, memory, geometry
+            )
+            with without_autocast(states):
+                delta = full_precision(head(states))
+            anchor = inverse_sigmoid(reference)
+            if reference.shape[-1] == 2:
+                anchor = F.pad(anchor, (0, 2))
+            boxes = (delta + anchor).sigmoid()
+            all_states.append(states)
+            all_boxes.append(boxes)
+            all_references.append(reference[..., :2])
+            # Each layer corrects the one before without sending gradients into it.
+            reference = boxes.detach()
+        return torch.stack(all_states), torch.stack(all_boxes), torch.stack(all_references)
+
+    def _run(self, layer: nn.Module, *args: Any) -> Tensor:
+        """layer(*args); with checkpoint_activations, run again for its gradients."""
+        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
+            # Remembers the random state, so that dropout drops the same units both times.
+            out: Tensor = checkpoint(layer, *args, use_reentrant=False)
+        else:
+            out = layer(*args)
+        return out

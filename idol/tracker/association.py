@@ -1,0 +1,245 @@
+"""How likely each detection continues each instance, and who gets whom (Eq. 6, 7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from idol.config import TrackerConfig
+from idol.tracker.memory_bank import FrameArrays, MemoryBank
+
+__all__ = ["assign", "similarity"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Similarity = npt.NDArray[np.floating[Any]]
+
+
+def similarity(
+    now: FrameArrays, memory: MemoryBank, clock: int, config: TrackerConfig
+) -> tuple[Similarity, Similarity]:
+    """f(i, j) of detection i and instance j, and the value it has to exceed.
+
+    now:     n detections
+    memory:  of M instances
+    clock:   of this frame
+    returns: (n, M) f, -inf where a gate forbids; (n, 1) or (1, 1) the bar
+    Errors: ValueError where products of embeddings overflow
+    """
+    embeddings = now.embeddings
+    bar: Similarity | None = None
+    if config.similarity == "cosine":
+        if config.newest_too:
+            found: Similarity = np.maximum(*_cosines(embeddings, memory.embeddings, memory.newest))
+        else:
+            found = _cosine(embeddings, memory.embeddings)
+    else:
+        products = _products(embeddings, memory.embeddings)
+        if config.similarity == "released":
+            found = _bi_softmax(products)
+        elif config.similarity == "paper":
+            found = _paper(products, clock - memory.born)
+        else:
+            found, bar = _multi_cue(products, now, memory, config)
+    if config.softmax_weight > 0:
+        relative = _bi_softmax(_products(embeddings, memory.embeddings))
+        found = found + np.float32(config.softmax_weight) * relative
+    if config.position_weight > 0:
+        found = found + np.float32(config.position_weight) * _proximity(
+            now.boxes, memory.boxes + memory.motion, clock - memory.last_seen, config.size_weight
+        )
+    if config.class_weight > 0:
+        agreement = _cosine(now.class_scores, memory.class_scores)
+        found = found - np.float32(config.class_weight) * (1 - agreement)
+    if config.min_cosine > -1.0:
+        alike = _cosine(embeddings, memory.embeddings) >= np.float32(config.min_cosine)
+        found = np.where(alike, found, -np.inf)
+    if config.same_class:
+        found = np.where(now.labels[:, None] == memory.labels, found, -np.inf)
+    if bar is None:
+        # A threshold is rounded like the values it meets.
+        bar = np.array([[config.match_threshold]], found.dtype)
+    return found, bar
+
+
+def assign(found: Similarity, bar: Similarity, existence: Floats, config: TrackerConfig) -> Ints:
+    """The memory row of every detection, each row at most once.
+
+    found, bar: as similarity returns them
+    existence:  (M,) frames in which each instance was seen
+    returns:    (n,) rows of the memory, -1 for none
+    """
+    ranking = found
+    passing = found > bar
+    if config.similarity == "released" and config.frame_weight:
+        # The released code multiplies candidates by their existence time, and the others by the
+        # candidates' mean, where several pass. The largest product is always a candidate's, so
+        # ranking the candidates is the same, and with a single one the factor changes nothing.
+        ranking = found * existence.astype(found.dtype, copy=False)
+    ranking = np.where(passing, ranking, -np.inf)
+    if config.assignment == "hungarian":
+        return _hungarian(ranking, bar)
+    best = ranking.argmax(axis=1)
+    matches: Ints = np.where(passing.any(axis=1), best, -1)
+    wanted = [j for j in matches.tolist() if j >= 0]
+    if len(set(wanted)) == len(wanted):
+        return matches  # nobody wants what another wants: whatever the order, each gets it
+    rows = (matches >= 0).nonzero()[0]
+    matches.fill(-1)
+    if config.assignment == "argmax":
+        # Of the detections that want one instance the most similar has it; a tie goes to the
+        # higher score, which comes first.
+        order = np.argsort(-found[rows, best[rows]], kind="stable")
+        served, first = np.unique(best[rows][order], return_index=True)
+        matches[rows[order[first]]] = served
+        return matches
+    taken: set[int] = set()
+    for i, j in zip(rows.tolist(), wanted, strict=True):
+        if j in taken:  # its best column has gone to a higher score: look again
+            j = int(ranking[i].argmax())
+            if not ranking[i, j] > -np.inf:
+                continue
+        matches[i] = j
+        taken.add(j)
+        ranking[:, j] = -np.inf
+    return matches
+
+
+def _hungarian(ranking: Similarity, bar: Similarity) -> Ints:
+    from scipy.optimize import linear_sum_assignment
+
+    # Leaving a detection unmatched costs nothing, a pair below the bar is never worth it.
+    gain = np.where(ranking > -np.inf, ranking - bar, 0.0)
+    matches = np.full(len(gain), -1)
+    rows, columns = linear_sum_assignment(gain, maximize=True)
+    real = ranking[rows, columns] > -np.inf
+    matches[rows[real]] = columns[real]
+    return matches
+
+
+def _products(embeddings: Floats, memory: Floats) -> Tensor:
+    """d_i · ê_j, (n, C), (M, C) → (n, M)."""
+    # torch, not numpy, for product and softmax: the released decision can hang on the last bit
+    # (with one instance in memory f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up).
+    products = torch.mm(torch.from_numpy(embeddings), torch.from_numpy(memory).T)
+    finite = np.isfinite(products.numpy())
+    if np.count_nonzero(finite) < finite.size:
+        raise ValueError(
+            "products of embeddings overflow float32: their largest entry is "
+            f"{max(np.abs(embeddings).max(), np.abs(memory).max()):.3g}. "
+            "Check the checkpoint that made them."
+        )
+    return products
+
+
+def _paper(products: Tensor, existence: Ints) -> Similarity:
+    """Eq. 6: σ_j, the frames since instance j entered the memory, inside the softmax over memory.
+
+    products:  (n, M) ê_j · d_i
+    existence: (M,)   σ_j
+    """
+    exact = products.double()
+    sigma = torch.from_numpy(existence).double()
+    # (e^F + σ) / Σ(e^F + σ), both sides divided by e^s. s = max(F, 0) keeps every exponent at or
+    # below 0, and one of the terms at 1 or above: nothing overflows, nothing vanishes.
+    scale = exact.amax(dim=1, keepdim=True).clamp(min=0)
+    terms = (exact - scale).exp() + sigma * (-scale).exp()
+    over_memory = terms / terms.sum(dim=1, keepdim=True)
+    likely: Similarity = ((over_memory + exact.softmax(dim=0)) / 2).numpy()
+    return likely
+
+
+def _bi_softmax(products: Tensor) -> Floats:
+    """Mean of the softmax over memory and that over detections, (n, M) → (n, M)."""
+    likely: Floats = products.softmax(dim=1).numpy()
+    likely += products.softmax(dim=0).numpy()
+    likely /= np.float32(2)
+    return likely
+
+
+def _multi_cue(
+    products: Tensor, now: FrameArrays, memory: MemoryBank, config: TrackerConfig
+) -> tuple[Similarity, Similarity]:
+    """MaskTrack R-CNN (ICCV 2019), Eq. 1 and 3: log p + α log s + β IoU + γ [same class].
+
+    p is the softmax of the products over the M instances and "new", whose logit is 0 and whose
+    class always agrees; so the bar is the value of "new".
+
+    products: (n, M)
+    returns:  (n, M) values, (n, 1) those of "new"
+    """
+    logits = np.concatenate([np.zeros((len(now), 1)), products.numpy()], axis=1)
+    logits -= logits.max(axis=1, keepdims=True)
+    values = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    # It is the same for all instances, and so decides between detections alone. A score of 0
+    # must not turn into -inf, which means forbidden.
+    certain = np.log(np.maximum(now.scores.astype(np.float64), np.finfo(np.float32).tiny))
+    values += config.cue_score * certain[:, None]
+    values[:, 1:] += config.cue_overlap * _box_iou(now.boxes, memory.boxes)
+    values[:, 1:] += config.cue_class * (now.labels[:, None] == memory.labels)
+    values[:, 0] += config.cue_class
+    return values[:, 1:], values[:, :1]
+
+
+def _box_iou(boxes: Floats, others: Floats) -> npt.NDArray[np.float64]:
+    """(n, 4), (M, 4) xyxy → (n, M); 0 where both are empty."""
+    a, b = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
+    shared = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    inter = np.prod(np.maximum(shared, 0), axis=-1)
+    areas = (np.prod(np.maximum(x[..., 2:] - x[..., :2], 0), axis=-1) for x in (a, b))
+    union = sum(areas) - inter
+    iou: npt.NDArray[np.float64] = inter / np.where(union > 0, union, 1)
+    return iou
+
+
+def _cosine(a: Floats, b: Floats) -> Floats:
+    """(n, C), (M, C) → (n, M); 0 with an embedding of length 0."""
+    (cosine,) = _cosines(a, b)
+    return cosine
+
+
+def _cosines(a: Floats, *others: Floats) -> list[Floats]:
+    """(n, C) and any number of (M, C) → as many (n, M)."""
+    # torch, not numpy: its threads are as many as the caller wants, those of numpy's BLAS are not.
+    exact = torch.from_numpy(a).double()
+    lengths = torch.linalg.vector_norm(exact, dim=1)[:, None]
+    found: list[Floats] = []
+    for other in others:
+        there = torch.from_numpy(other).double()
+        products = torch.mm(exact, there.T)
+        # Squares of float32 numbers, in float64, are 0 or far above this; and 0 / this is 0.
+        products /= (lengths * torch.linalg.vector_norm(there, dim=1)).clamp_min_(1e-300)
+        found.append(products.float().numpy())
+    return found
+
+
+def _proximity(boxes: Floats, expected: Floats, absent: Ints, size_weight: float) -> Floats:
+    """How near each detection is to where each instance is expected: 1 at the place, towards 0.
+
+    boxes:       (n, 4) xyxy
+    expected:    (M, 4) xyxy, the last box moved on as it moved last
+    absent:      (M,) frames since the instance was seen, 1 for the last frame
+    size_weight: of the logarithm of the sides' ratio
+    returns:     (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
+    """
+    (x, y, side), (there_x, there_y, other) = (_place(b) for b in (boxes, expected))
+    across, down = x[:, None] - there_x, y[:, None] - there_y
+    distance = np.sqrt(across * across + down * down)
+    distance = 2 * distance / (side[:, None] + other[None])
+    if size_weight > 0:
+        distance += size_weight * np.abs(np.log(side[:, None] / other[None]))
+    near: Floats = np.exp(-distance) / absent
+    return near.astype(np.float32)
+
+
+def _place(boxes: Floats) -> tuple[Floats, Floats, Floats]:
+    """Centres x and y of boxes (n, 4) xyxy, and the geometric mean of their sides: (n,) each."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    centre = (low + high) / np.float32(2)
+    size = np.maximum(high - low, np.float32(1))
+    side: Floats = np.sqrt(size[:, 0] * size[:, 1])
+    return centre[:, 0], centre[:, 1], side

@@ -1,0 +1,271 @@
+"""Online association: a memory bank, temporally weighted embeddings, and identities (Sec. 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from idol.config import TrackerConfig
+from idol.masks.boxes import greedy
+from idol.structures import FrameDetections, Track
+from idol.tracker import association
+from idol.tracker.memory_bank import FrameArrays, MemoryBank
+from idol.tracker.tracks import AssembledTrack, TrackAssembler
+
+__all__ = ["Tracker", "TrackerConfig", "select", "subset", "track_video"]
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+class Tracker:
+    """Gives the detections of one video their identities, frame by frame.
+
+    A pure function of small arrays: embeddings, scores and the matrix of mask overlaps. What it
+    keeps does not grow with the video: at most memory_length embeddings of every instance seen in
+    the last memory_lifetime frames. One tracker per video.
+
+    Its clock is the call: every update is one frame, also of a video sampled at every third frame
+    and also with N = 0, so a frame without detections must be passed as well.
+    """
+
+    def __init__(self, config: TrackerConfig) -> None:
+        self.config = config
+        self._clock = 0
+        self._last_index: int | None = None
+        self._next_id = 0
+        self._memory: MemoryBank | None = None  # made when the embedding size is known
+
+    @property
+    def alive(self) -> tuple[int, ...]:
+        """Track ids that can still be continued, in the order of their creation."""
+        return () if self._memory is None else tuple(self._memory.ids.tolist())
+
+    def update(self, frame: FrameDetections) -> Tensor:
+        """Associate one frame (specification 4.3; paper Eq. 5 to 7, see TrackerConfig).
+
+        Every row takes part, whatever its score: `select` applies score_threshold before. Rows in
+        another order than descending score are considered in descending score.
+
+        frame:   the next frame; frame_index must grow from call to call
+        returns: (N,) int64 track ids; -1: no identity (suppressed by mask NMS, or neither matched
+                 nor confident enough to be new). Ids count from 0 and are never used again.
+        errors:  ValueError, before anything is changed, for frames out of order or repeated,
+                 numbers that are not finite, scores outside [0, 1], another embedding size
+        """
+        overlaps = _numpy(frame.overlaps)
+        ids = self._associate(_arrays(frame), overlaps, frame.frame_index)
+        result = torch.from_numpy(ids)
+        return result if frame.scores.device.type == "cpu" else result.to(frame.scores.device)
+
+    def follow(self, frame: FrameDetections) -> tuple[list[int], list[int]]:
+        """`select`, then `update` with the rows that it leaves, without making a frame of them.
+
+        frame:   the next frame, with all its detections
+        returns: the n rows that entered, and their track ids as of `update`
+        errors:  as update
+        """
+        now, overlaps = _arrays(frame), _numpy(frame.overlaps)
+        rows = _selected(now.scores, self.config)
+        count = len(rows)
+        if count < len(now):
+            # The usual frame is in descending score: what enters are its first rows.
+            if count == 0 or rows[-1] == count - 1:
+                now, overlaps = now.rows(slice(count)), overlaps[:count, :count]
+            else:
+                now, overlaps = now.rows(rows), overlaps[np.ix_(rows, rows)]
+        return rows.tolist(), self._associate(now, overlaps, frame.frame_index).tolist()
+
+    def _associate(self, now: FrameArrays, overlaps: Floats, index: int) -> Ints:
+        """Identities of the n detections that enter, overlaps (n, n), of the frame of this index:
+        what update returns."""
+        config = self.config
+        self._check(now, overlaps, index)
+        entered = len(now)
+        rows = _survivors(now.scores, overlaps, config.mask_nms)
+        if rows is not None:
+            now = now.rows(rows)
+        count = len(now)
+        memory = self._memory
+        known = memory is not None and len(memory) > 0
+        ids = np.empty(count, np.int64)
+        ids.fill(-1)
+        matches = ids
+        if memory is not None and known and count:
+            found, bar = association.similarity(now, memory, self._clock, config)
+            matches = association.assign(found, bar, memory.existence, config)
+        matched = matches >= 0
+        # Float32 comparisons on purpose: a threshold is rounded like the scores it meets.
+        threshold = np.float32(config.new_threshold if known else config.first_threshold)
+        born = ((now.scores > threshold) > matched).nonzero()[0]
+        if config.new_overlap < 1 and len(born):
+            born = _apart(born, matched, overlaps, rows, config.new_overlap)
+
+        # From here on nothing can fail: a refused frame leaves the tracker as it was.
+        if memory is None and entered:
+            memory = self._memory = MemoryBank(
+                now.embeddings.shape[1], now.class_scores.shape[1], config
+            )
+        if memory is not None:
+            continued = matched.nonzero()[0]
+            if len(continued) == count:  # the usual frame: nothing to pick
+                ids = memory.ids[matches]
+                memory.see(matches, now, self._clock)
+            elif len(continued):
+                again = matches[continued]
+                ids[continued] = memory.ids[again]
+                memory.see(again, now.rows(continued), self._clock)
+            if len(born):
+                new_ids = np.arange(self._next_id, self._next_id + len(born))
+                ids[born] = new_ids
+                memory.add(new_ids, now.rows(born), self._clock)
+                self._next_id += len(born)
+            memory.forget(self._clock - config.memory_lifetime)
+        self._clock += 1
+        self._last_index = index
+        if rows is None:
+            return ids
+        all_ids = np.full(entered, -1)
+        all_ids[rows] = ids
+        return all_ids
+
+    def _check(self, arrays: FrameArrays, overlaps: Floats, index: int) -> None:
+        """Refuse what cannot be tracked; nothing has changed yet."""
+        if self._last_index is not None and index <= self._last_index:
+            raise ValueError(
+                f"frames must come in order, but frame {index} came after frame "
+                f"{self._last_index}. Sort them by frame_index; use a new Tracker for each video."
+            )
+        for name, values in (
+            ("embeddings", arrays.embeddings),
+            ("overlaps", overlaps),
+            ("boxes", arrays.boxes),
+            ("scores", arrays.scores),
+        ):
+            finite = np.isfinite(values)
+            if np.count_nonzero(finite) < finite.size:  # a third of the time of finite.all()
+                bad = np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
+                raise ValueError(
+                    f"{name} of frame {index} must be finite, but rows {bad[:10].tolist()} "
+                    f"({len(bad)} of {len(values)}) are not. Check the checkpoint that made them."
+                )
+        if len(arrays.scores) and not (arrays.scores.min() >= 0 and arrays.scores.max() <= 1):
+            raise ValueError(
+                f"scores of frame {index} must lie in [0, 1], got "
+                f"{arrays.scores.min()} to {arrays.scores.max()}. Apply the sigmoid to logits."
+            )
+        size = arrays.embeddings.shape[1]
+        if self._memory is not None and len(arrays) and size != self._memory.embeddings.shape[1]:
+            raise ValueError(
+                f"embeddings of frame {index} have size {size}, those before it "
+                f"{self._memory.embeddings.shape[1]}. All frames must come from one checkpoint."
+            )
+
+
+def _survivors(scores: Floats, overlaps: Floats, threshold: float) -> Ints | None:
+    """Greedy mask NMS, regardless of class.
+
+    scores:   (N,)
+    overlaps: (N, N)
+    returns:  (n,) the rows that are left, in descending score; None: all, as they stand
+    """
+    conflict = overlaps > np.float32(threshold)
+    ordered = not np.count_nonzero(scores[1:] > scores[:-1])
+    # Nothing but the diagonal, and that only where the threshold is below 1: nobody is in another's
+    # way.
+    if np.count_nonzero(conflict) == np.count_nonzero(conflict.diagonal()):
+        return None if ordered else np.argsort(-scores, kind="stable")
+    order = np.arange(len(scores)) if ordered else np.argsort(-scores, kind="stable")
+    survivors: Ints = order[greedy(conflict if ordered else conflict[np.ix_(order, order)])]
+    return survivors
+
+
+def _apart(
+    born: Ints, matched: npt.NDArray[np.bool_], overlaps: Floats, rows: Ints | None, most: float
+) -> Ints:
+    """Those of born that show nothing which another detection shows already.
+
+    born:     (b,) rows that would start an identity, in descending score
+    matched:  (n,) whether a detection continues one
+    overlaps: (N, N) of the frame; rows (n,) are those that take part, None: all
+    returns:  the rows of born whose mask IoU with all matched, and with those that start before
+              them, is at most this
+    """
+    near = (overlaps if rows is None else overlaps[np.ix_(rows, rows)]) > np.float32(most)
+    taken, kept = matched.copy(), []
+    for i in born.tolist():
+        if not (near[i] & taken).any():
+            taken[i] = True
+            kept.append(i)
+    return np.array(kept, np.int64)
+
+
+def select(frame: FrameDetections, config: TrackerConfig) -> Tensor:
+    """The rows of a frame that enter the tracker (specification 4.2).
+
+    returns: (n,) int64 rows above score_threshold; where there is none and keep_best is set, the
+             best row; empty only if the frame is empty or keep_best is not set
+    """
+    rows = torch.from_numpy(_selected(_numpy(frame.scores), config))
+    return rows.to(frame.scores.device)
+
+
+def _selected(scores: Floats, config: TrackerConfig) -> Ints:
+    """select, of scores (N,)."""
+    rows: Ints = (scores > np.float32(config.score_threshold)).nonzero()[0]
+    if len(rows) == 0 and config.keep_best and len(scores):
+        return np.array([scores.argmax()])
+    return rows
+
+
+def subset(frame: FrameDetections, rows: Tensor) -> FrameDetections:
+    """A frame with only these rows, (n,) int64, in this order."""
+    count = len(frame)
+    if len(rows) == count and torch.equal(rows, torch.arange(count, device=rows.device)):
+        return frame
+    masks = tuple(frame.masks[i] for i in rows.tolist()) if frame.masks else ()
+    return FrameDetections(
+        frame_index=frame.frame_index,
+        scores=frame.scores[rows],
+        class_scores=frame.class_scores[rows],
+        embeddings=frame.embeddings[rows],
+        overlaps=frame.overlaps[rows][:, rows],
+        boxes=frame.boxes[rows],
+        masks=masks,
+    )
+
+
+def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> list[Track]:
+    """All tracks of a video (specification 4.4); TrackAssembler has the pruning rule.
+
+    frames:  in order, one for every frame of the video, also those without detections
+    returns: tracks in the order of their creation; rows count in the frames as given
+    errors:  as Tracker.update
+    """
+    tracker, assembler = Tracker(config), TrackAssembler(config)
+    tracks: list[AssembledTrack] = []
+    for frame in frames:
+        tracks += assembler.add(frame, *tracker.follow(frame), tracker.alive)
+    tracks += assembler.finish()
+    return [one.track for one in sorted(tracks, key=lambda one: one.position)]
+
+
+def _arrays(frame: FrameDetections) -> FrameArrays:
+    """What association needs of a frame; the arrays share its memory where they can."""
+    return FrameArrays(
+        scores=_numpy(frame.scores),
+        embeddings=_numpy(frame.embeddings),
+        boxes=_numpy(frame.boxes),
+        class_scores=_numpy(frame.class_scores),
+    )
+
+
+def _numpy(tensor: Tensor) -> Floats:
+    if tensor.dtype != torch.float32:
+        tensor = tensor.float()
+    array: Floats = tensor.numpy(force=True)
+    return array

@@ -1,0 +1,163 @@
+"""ImageNet weights for a backbone, where training starts from scratch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from idol.network.resnet import ResNet
+from idol.network.swin import Swin
+from idol.weights import hub, torch_file
+from idol.weights.report import CheckpointError, compare
+
+_log = logging.getLogger(__name__)
+
+# What a classifier has and a backbone has not: the head, the norm before it, counters, and
+# attention masks, which depend on the image's size. The relative position index is computed.
+_NOT_TAKEN = re.compile(
+    r"^(stem\.)?(fc|head|fc_norm|norm)\.|\.(num_batches_tracked|attn_mask|relative_position_index)$"
+)
+# The first convolution, by which the backbone is found inside whatever a file wraps around it.
+_FIRST = {
+    ResNet: ("stem.conv1.weight", "conv1.weight"),
+    Swin: ("patch_embed.proj.weight",),
+}
+# torchvision's and timm's names → detectron2's, in this order.
+_RESNET_NAMES = (
+    (re.compile(r"^(layer\d\.\d+)\.bn(\d)\."), r"\1.conv\2.norm."),
+    (re.compile(r"^(layer\d\.\d+)\.downsample\.0\."), r"\1.shortcut."),
+    (re.compile(r"^(layer\d\.\d+)\.downsample\.1\."), r"\1.shortcut.norm."),
+    (re.compile(r"^conv1\."), "stem.conv1."),
+    (re.compile(r"^bn1\."), "stem.conv1.norm."),
+)
+
+
+def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[str]:
+    """Load published weights into a ResNet or Swin, in place, all of them or none.
+
+    ResNets come in torchvision's and timm's names, or in detectron2's. They have to be trained
+    with torchvision's layout, the stride in the 3x3 convolution, on normalised RGB: the MSRA
+    weights of detectron2's model zoo have the same names and shapes and would load in silence.
+    Swin comes in the official names or timm's.
+
+    backbone: what idol.network.backbone.build made, its sizes those of the file
+    source:   a safetensors or torch file, or a reference to one that hub.fetch knows, such
+              as hf://timm/resnet50.tv_in1k/model.safetensors
+    returns:  keys of the file that were not taken: the classifier's, counters, masks, and all
+              that is not below the backbone's prefix in a larger network
+    Errors: ValueError for a backbone without published weights, or a folded one.
+            CheckpointError where weights are missing, have another shape, are not finite, or are
+            of a part that this backbone has not, and for unreadable files; what hub.fetch
+            raises for one that is not there. Only the norms of Swin's outputs may be missing, for
+            a classifier has none: they keep their values.
+    """
+    if not isinstance(backbone, ResNet | Swin):
+        raise ValueError(
+            "published weights load into a ResNet or Swin, but this backbone is a "
+            f"{type(backbone).__name__}. One of the transformers library brings the weights of its "
+            "source; tiny has none."
+        )
+    if backbone.folded:
+        raise ValueError("this backbone is folded. Load weights into a fresh one and fold that.")
+    stored = _read(source)
+    prefix = _prefix(stored, _FIRST[type(backbone)], str(source))
+    inside = [key for key in stored if key.startswith(prefix)]
+    bare = [key.removeprefix(prefix) for key in inside]
+    names = map(_resnet_name, bare) if isinstance(backbone, ResNet) else _swin_names(bare)
+    dropped = [key for key in stored if not key.startswith(prefix)]
+    taken: dict[str, Tensor] = {}
+    for key, name in zip(inside, names, strict=True):
+        if _NOT_TAKEN.search(name):
+            dropped.append(key)
+        elif name in taken:
+            raise CheckpointError(f"{source} holds {name} twice, the second time as {key!r}.")
+        else:
+            taken[name] = stored[key]
+    report = compare(backbone, taken)
+    kept = [key for key in report.missing if _keeps_its_value(key, backbone)]
+    report = replace(report, missing=tuple(key for key in report.missing if key not in kept))
+    if not report.fits:
+        shown = "\n  ".join(report.lines())
+        raise CheckpointError(
+            f"the weights of {source} do not fit this {type(backbone).__name__}, {report.count} "
+            f"problems:\n  {shown}\nIs it the same depth, width and window?",
+            report,
+        )
+    backbone.load_state_dict(taken, strict=False)
+    fresh = [key for key in kept if key.startswith("norm")]
+    if fresh:
+        _log.info("%s has no %s: these norms start as they are", source, ", ".join(fresh))
+    return dropped
+
+
+def _read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Every tensor of a file, under the names it has there."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = hub.fetch(os.fspath(source))
+    with path.open("rb") as file:
+        # A safetensors file is the length of its header in eight bytes, then a JSON object.
+        safe = file.read(9)[8:] == b"{"
+    if not safe:
+        return torch_file.read(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is truncated, damaged or no safetensors file: {error}. Copy or download it "
+            "again."
+        ) from error
+
+
+def _prefix(stored: Mapping[str, Tensor], first: tuple[str, ...], source: str) -> str:
+    """What precedes the backbone's keys: "", "module.", "backbone.", ..."""
+    prefixes = set()
+    for key, tensor in stored.items():
+        # The blocks of a ResNet have a conv1 too, but only the first sees an image.
+        if tensor.ndim == 4 and tensor.shape[1] == 3:
+            name = next((n for n in first if key == n or key.endswith(f".{n}")), None)
+            if name is not None:
+                prefixes.add(key.removesuffix(name))
+    if not prefixes:
+        raise CheckpointError(
+            f"{source} holds no backbone of this kind: no convolution over an image is called "
+            f"{' or '.join(first)}."
+        )
+    if len(prefixes) > 1:
+        raise CheckpointError(
+            f"{source} holds more than one network, under {', '.join(sorted(map(repr, prefixes)))}."
+            " Store the one that is meant in a file of its own."
+        )
+    return prefixes.pop()
+
+
+def _resnet_name(key: str) -> str:
+    """torchvision's, timm's or detectron2's name of a ResNet's tensor → ours."""
+    for pattern, name in _RESNET_NAMES:
+        key = pattern.sub(name, key)
+    return re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", key)
+
+
+def _swin_names(keys: list[str]) -> list[str]:
+    """The official or timm's names of a Swin's tensors → ours."""
+    # timm puts the merging of patches at the start of a stage, the others at the end of the one
+    # before.
+    if any(key.startswith("layers.0.downsample.") for key in keys):
+        return keys
+    return [
+        re.sub(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", key)
+        for key in keys
+    ]
+
+
+def _keeps_its_value(key: str, backbone: ResNet | Swin) -> bool:
+    """Whether a weight that no classifier has may be missing."""
+    return isinstance(backbone, Swin) and bool(
+        re.match(r"norm\d\.", key) or key.endswith(".relative_position_index")
+    )

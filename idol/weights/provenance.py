@@ -1,0 +1,116 @@
+"""Which preset a file of weights belongs to: by a released file's name, and by its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from idol import presets
+from idol.config import Config, ModelConfig
+from idol.network.model import IDOL
+from idol.weights.report import LoadReport, differences
+
+TRAINING_HEADS = ("dense_head.", "identity_head.")
+"""Prefixes of the parts that only training uses: whether a file has them says little."""
+
+# The names of the released files: cocopretrain_R50.pth, YTVIS19_SWINL_639AP-003.pth, ...
+_DATASETS = {"cocopretrain": "coco", "ytvis19": "ytvis19", "ytvis21": "ytvis21", "ovis": "ovis"}
+_RELEASED = re.compile(rf"({'|'.join(_DATASETS)})[_-](r50|r101|swinl)(?![a-z0-9])")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Presets by how well their networks take a state dict."""
+
+    fitting: tuple[str, ...]
+    """Those that take it as it is."""
+    other_classes: tuple[str, ...]
+    """Those that take it but for the number of classes."""
+    nearest: str
+    """The one with the fewest differences."""
+    report: LoadReport
+    """Those differences, the number of classes aside."""
+
+
+def named(file_name: str) -> str | None:
+    """The preset that the name of a released file tells, or None.
+
+    Any folder, case and ending: "YTVIS19_R50_502AP.pth" is "ytvis19_r50".
+    """
+    match = _RELEASED.match(file_name.lower())
+    if match is None:
+        return None
+    wanted = _DATASETS[match[1]] + match[2]
+    # Presets spell Swin-L as swin_l or swinl; underscores are no difference.
+    found = [name for name in presets.PRESETS if name.replace("_", "") == wanted]
+    return found[0] if len(found) == 1 else None
+
+
+def num_classes(state: Mapping[str, Tensor]) -> int | None:
+    """K of a state dict by our names; None without a class head."""
+    heads = [k for k in state if re.fullmatch(r"class_embed\.0\.(layers\.\d+\.)?bias", k)]
+    return len(state[max(heads)]) if heads else None
+
+
+def candidates(state: Mapping[str, Tensor]) -> Candidates:
+    """Presets whose networks take these tensors.
+
+    state: tensors by our names, on any device; values are not looked at
+    """
+    shapes = {key: t.to("meta") for key, t in state.items() if not key.startswith(TRAINING_HEADS)}
+    classes = num_classes(state)
+    reports: dict[str, LoadReport] = {}
+    own: dict[str, int] = {}
+    for name in presets.PRESETS:
+        model = presets.by_name(name).model
+        # A backbone of the transformers library may have to be downloaded to know its shapes.
+        if model.backbone.name != "transformers":
+            own[name] = model.num_classes
+            inference = replace(
+                model,
+                num_classes=classes or model.num_classes,
+                dense_auxiliary=False,
+                num_identities=0,
+            )
+            reports[name] = differences(_shapes(inference), shapes)
+    nearest = min(reports, key=lambda name: reports[name].count)
+    fitting = [name for name, report in reports.items() if report.fits]
+    return Candidates(
+        fitting=tuple(name for name in fitting if own[name] == classes),
+        other_classes=tuple(name for name in fitting if own[name] != classes),
+        nearest=nearest,
+        report=reports[nearest],
+    )
+
+
+@lru_cache(maxsize=32)
+def _shapes(model: ModelConfig) -> dict[str, Tensor]:
+    """The state dict of such a network, without memory."""
+    with _Uninitialised():
+        state = IDOL(Config(model=model)).state_dict()
+    return {key: tensor.to("meta") for key, tensor in state.items()}
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Make tensors without ever writing into them, which makes a large network in no time.
+
+    Not torch's meta device: arithmetic there loads its compiler first, for seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run what is called, unless it fills a tensor with values."""
+        name = getattr(func, "__name__", "")
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        if name.endswith("_") and not name.endswith("__") and isinstance(target, Tensor):
+            return target
+        return (torch.empty if func in _RANDOM else func)(*args, **(kwargs or {}))
+
+
+_RANDOM = (torch.randn, torch.rand)

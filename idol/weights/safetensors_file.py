@@ -1,0 +1,149 @@
+"""Our format: a safetensors file with the configuration in its metadata, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from idol.config import Config, from_dict, to_dict
+from idol.weights.report import CheckpointError
+
+FORMAT = 1
+"""Version of the format: raised when a reader of the one before would misunderstand a file."""
+# One entry only: safetensors writes several in an order that changes from run to run.
+_METADATA = "idol"
+_BARE_CONFIG = "config"  # the entry of files from before the version was written
+
+
+def write(path: Path, config: Config, state: Mapping[str, Tensor]) -> Path:
+    """Store tensors and configuration; the same ones give the same bytes.
+
+    What was at path stays whole until the new file is complete on the disk.
+    state: name → tensor on any device, views allowed
+    """
+    from safetensors.torch import save_file
+
+    tensors = apart(state)
+    values = to_dict(config)
+    entry = {"format": FORMAT, "config": values, "crc32": _checksum(values, tensors)}
+    text = json.dumps(entry, sort_keys=True)
+    return atomically(path, lambda file: save_file(tensors, file, metadata={_METADATA: text}))
+
+
+def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
+    """Configuration and tensors, names as stored, of a safetensors file.
+
+    returns: None for the configuration of a file that write did not make
+    Errors: CheckpointError for a damaged file, or one of a newer version of this code.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is truncated, damaged or no safetensors file: {error}. Copy or download it "
+            "again."
+        ) from error
+    entry = _entry(metadata, path)
+    if entry is None:
+        return None, state
+    if "crc32" in entry and entry["crc32"] != _checksum(entry["config"], state):
+        raise CheckpointError(
+            f"{path} is damaged: it has another checksum than when it was written. Copy or "
+            "download it again."
+        )
+    return _config(entry, path), state
+
+
+def atomically(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file under another name, make sure it is on the disk, then give it its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        # safetensors makes files that only their owner may read, whatever the umask says.
+        temporary.chmod(mode)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):
+        # The new name is on the disk only once the folder is.
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    return path
+
+
+def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached, contiguous CPU tensors, each with memory of its own, copied only where needed."""
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for key, tensor in state.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        # A view would take its whole storage along, and safetensors takes no two views of one.
+        if storage.nbytes() != own.nbytes or storage.data_ptr() in taken:
+            own = own.clone()
+        taken.add(own.untyped_storage().data_ptr())
+        tensors[key] = own
+    return tensors
+
+
+def _checksum(config: Any, state: Mapping[str, Tensor]) -> int:
+    """CRC-32 of the configuration and of all tensors, by name; safetensors itself has none."""
+    value = zlib.crc32(json.dumps(config, sort_keys=True).encode())
+    for _, tensor in sorted(state.items()):
+        value = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
+    return value
+
+
+def _entry(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
+    """What write put into a file's metadata; None where there is nothing of the kind."""
+    if _METADATA not in metadata and _BARE_CONFIG not in metadata:
+        return None
+    try:
+        if _METADATA in metadata:
+            entry = json.loads(metadata[_METADATA])
+            version = entry["format"]
+            # What a newer version keeps beside its number is not for this one to ask.
+            if version == FORMAT:
+                entry["crc32"], entry["config"]
+        else:
+            entry, version = {"config": json.loads(metadata[_BARE_CONFIG])}, FORMAT
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has a damaged configuration: {error!r}") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, but this version of the code reads up to {FORMAT}. "
+            "Update idol-vis."
+        )
+    return dict(entry)
+
+
+def _config(entry: Mapping[str, Any], path: Path) -> Config:
+    try:
+        # Fields that the file does not know take today's defaults, which are chosen so that what
+        # was saved before they existed stays what it was.
+        return from_dict(Config, entry["config"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} has a configuration that this version of the code does not understand: "
+            f"{error} Was it written by a newer one? Update idol-vis."
+        ) from error

@@ -1,0 +1,208 @@
+"""The whole walk in one call: prepare, train, evaluate, sweep, and one page about all of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from idol.config import Config, to_dict
+from pipelines.report import experiment_log
+from pipelines.report import page as report
+from pipelines.sources import annotations as annotation_files
+from pipelines.sources.annotations import Dataset
+from pipelines.stages import evaluate, pairs, train
+from pipelines.storage import manifest, stored
+from pipelines.sweep import tracker_sweep
+
+PAIRS, TRAIN, EVALUATE, SWEEP, PAGE = "pairs", "train", "evaluate", "sweep", "report.html"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Walk:
+    """What one walk reads and how far it goes.
+
+    train_files:      annotation JSON to train on
+    validation_files: annotation JSON to evaluate on, by the name of the set
+    config:           the whole configuration
+    weights:          what to start from (idol.load); None: random
+    reset_classes:    start class heads of another size anew
+    workers:          data-parallel training processes
+    gpus:             one GPU each
+    grid:             field of TrackerConfig -> values, swept on the set named sweep_set;
+                      empty: no sweep
+    """
+
+    train_files: Sequence[str]
+    validation_files: Mapping[str, str]
+    config: Config
+    weights: str | None = None
+    reset_classes: bool = False
+    workers: int = 2
+    gpus: bool = False
+    grid: Mapping[str, Sequence[Any]]
+    sweep_set: str = ""
+
+
+def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]:
+    """Take the walk; everything finished before is kept, so the same call goes on where it was.
+
+    out:      gets pairs/, train/, evaluate/NAME/, sweep/, report.html and MLflow's file
+    commands: shown in the page: how to do this, or a part of it, again
+    returns:  {"sets": {name: metrics}, "sweep": ..., "page": path, "seconds": {stage: s}}
+    Errors:   what the stages raise; it must run inside cluster.session(dashboard=True)
+    """
+    seconds: dict[str, float] = {}
+    dataset = annotation_files.combine([annotation_files.read(path) for path in walk.train_files])
+    seconds["prepare"] = pairs.run(dataset, out / PAIRS, walk.config.pairs).seconds
+    seconds["train"] = _train(walk, out)
+    checkpoint = out / TRAIN / train.WEIGHTS
+    sets: dict[str, Any] = {}
+    for name, path in walk.validation_files.items():
+        done = evaluate.run(path, checkpoint, out / EVALUATE / name, log_to=out)
+        seconds[f"evaluate {name}"] = done.seconds
+        summary = json.loads((out / EVALUATE / name / evaluate.REPORT).read_text())
+        sets[name] = {**done.extra["metrics"], "AP_true_identities": _true(summary)}
+    result: dict[str, Any] = {"sets": sets, "seconds": seconds}
+    if walk.grid:
+        evaluated = out / EVALUATE / walk.sweep_set
+        wanted = tracker_sweep.Sweep(
+            evaluated=evaluated,
+            base=tracker_sweep.base_config(evaluated),
+            space=tracker_sweep.grid(walk.grid),
+        )
+        swept = tracker_sweep.run(wanted, out / SWEEP, log_to=out)
+        seconds["sweep"] = swept.seconds
+        result["sweep"] = swept.extra
+    result["page"] = str(
+        page(
+            out / PAGE,
+            title="IDOL: one walk",
+            training=out / TRAIN,
+            evaluations={name: out / EVALUATE / name for name in walk.validation_files},
+            swept=out / SWEEP if walk.grid else None,
+            commands=commands,
+        )
+    )
+    return result
+
+
+def page(
+    path: Path,
+    *,
+    title: str,
+    training: Path | None = None,
+    evaluations: Mapping[str, Path],
+    swept: Path | None = None,
+    commands: Mapping[str, str] | None = None,
+) -> Path:
+    """One self-contained page about a training run, evaluations and a sweep.
+
+    training:    finished output of train.run
+    evaluations: name of the set -> finished output of evaluate.run
+    swept:       finished output of sweep.run
+    Errors:      ManifestError where one of them is not finished
+    """
+    metrics: list[report.MetricSet] = []
+    videos: list[report.VideoRow] = []
+    strips: list[report.Strip] = []
+    rejects: list[dict[str, Any]] = []
+    for name, folder in evaluations.items():
+        manifest.read(folder, evaluate.STAGE)
+        summary = json.loads((folder / evaluate.REPORT).read_text())
+        metrics += evaluate.metric_sets(name, summary)
+        videos += evaluate.video_rows(summary, name)
+        shown = evaluate.pictures(
+            _dataset(summary["selection"]),
+            stored.read(folder / evaluate.DETECTIONS),
+            folder / evaluate.TRACKS,
+            summary,
+        )
+        strips += [replace(strip, title=f"{name}, {strip.title}") for strip in shown]
+        rejects += [{"set": name, **row} for row in summary["rejects"]]
+    facts: dict[str, Any] = {}
+    config: Mapping[str, Any] = {}
+    if training is not None:
+        made = manifest.read(training, train.STAGE)
+        config = made.config["config"]
+        facts = {
+            "training steps": made.extra["steps"],
+            "workers": made.extra["workers"],
+            "minutes of training": round(made.extra["seconds_training"] / 60, 1),
+            "started from": made.config["weights"] or "random weights",
+            "code": made.code_version,
+        }
+    return report.write(
+        path,
+        report.Report(
+            title=title,
+            facts=facts,
+            config=config,
+            metrics=metrics,
+            curves=_curves(training) if training is not None else {},
+            **_sweep_part(swept),
+            videos=videos,
+            strips=strips,
+            rejects=rejects,
+            commands=commands or {},
+        ),
+    )
+
+
+def _curves(training: Path) -> dict[str, list[tuple[int, float]]]:
+    """The total loss, then the losses of the last decoder layer; the others look like these."""
+    named = train.curves(training)
+    losses = [name for name in named if name.startswith("loss_") and not name[-1].isdigit()]
+    return {name: named[name] for name in ("loss", *losses, "gradient_norm")}
+
+
+def _train(walk: Walk, out: Path) -> float:
+    if (out / TRAIN / manifest.MANIFEST).exists():
+        # train.run checks that it is this very run; an MLflow run of it exists already.
+        return _run_training(walk, out, None)
+    with experiment_log.run(out, "train", to_dict(walk.config)) as log:
+        return _run_training(walk, out, log)
+
+
+def _run_training(walk: Walk, out: Path, log: experiment_log.Log | None) -> float:
+    done = train.run(
+        out / PAIRS,
+        out / TRAIN,
+        walk.config,
+        weights=walk.weights,
+        reset_classes=walk.reset_classes,
+        workers=walk.workers,
+        gpus=walk.gpus,
+        on_report=None if log is None else lambda step, values: log.metrics(values, step),
+    )
+    return done.seconds
+
+
+def _true(summary: Mapping[str, Any]) -> float | None:
+    known = summary.get("true_identities")
+    return None if known is None else float(known["AP"])
+
+
+def _dataset(selection: Mapping[str, Any]) -> Dataset:
+    return annotation_files.read(
+        selection["annotations"],
+        selection["frames"],
+        video_ids=selection["videos"],
+        stride=selection["stride"],
+    )
+
+
+def _sweep_part(swept: Path | None) -> dict[str, Any]:
+    """What the page says of a sweep."""
+    if swept is None:
+        return {}
+    manifest.read(swept, tracker_sweep.STAGE)
+    table = json.loads((swept / tracker_sweep.TABLE).read_text())
+    return {
+        "sweep": tracker_sweep.sweep_rows(table),
+        "sweep_metric": table["objective"],
+        "sweep_note": tracker_sweep.held_out_sentence(table),
+        "sweep_name": swept.name,
+    }

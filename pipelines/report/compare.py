@@ -1,0 +1,71 @@
+"""Several checkpoints, on one set of videos or several, in one submission and on one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import demo
+from pipelines.stages import evaluate
+from pipelines.storage import manifest
+
+TABLE = "comparison.json"
+PAGE = "comparison.html"
+FILES = {"table": TABLE, "page": PAGE}
+"""What the directory of a comparison holds beside a folder for each checkpoint."""
+
+
+def names(checkpoints: Sequence[str]) -> dict[str, str]:
+    """A short name for each checkpoint -> checkpoint: the parts of its path that tell it apart.
+
+    Errors: ValueError for the same checkpoint twice
+    """
+    if len(set(checkpoints)) < len(checkpoints):
+        twice = next(c for c in checkpoints if checkpoints.count(c) > 1)
+        raise ValueError(f"checkpoint {twice} is given twice")
+    parts = {c: _parts(c) for c in checkpoints}
+    for depth in range(1, 1 + max(map(len, parts.values()))):
+        short = {c: "-".join(p[-depth:]) for c, p in parts.items()}
+        if len(set(short.values())) == len(checkpoints):
+            return {name: c for c, name in short.items()}
+    return {f"{'-'.join(parts[c])}-{number}": c for number, c in enumerate(checkpoints, start=1)}
+
+
+def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
+    """The comparison of finished evaluations: a table, and one page with all of them.
+
+    out:     gets comparison.json and comparison.html
+    folders: checkpoint -> set of videos -> finished output of evaluate.run
+    returns: checkpoint -> set -> metrics, and AP with true identities
+    Errors:  ManifestError where one of them is not finished
+    """
+    table: dict[str, Any] = {}
+    shown: dict[str, Path] = {}
+    for checkpoint, sets in folders.items():
+        for name, folder in sets.items():
+            manifest.read(folder, evaluate.STAGE)
+            summary = json.loads((folder / evaluate.REPORT).read_text())
+            known = summary.get("true_identities")
+            table.setdefault(checkpoint, {})[name] = {
+                **summary["metrics"],
+                "AP_true_identities": None if known is None else known["AP"],
+                "switches": sum(row["switches"] for row in summary.get("per_video", [])),
+                "rejects": len(summary["rejects"]),
+            }
+            shown[checkpoint if len(sets) == 1 else f"{checkpoint}, {name}"] = folder
+    manifest.commit_json(table, out / TABLE)
+    demo.page(out / PAGE, title=f"{len(folders)} checkpoints side by side", evaluations=shown)
+    return table
+
+
+def _parts(checkpoint: str) -> list[str]:
+    """The path's parts without a suffix, and without what says nothing."""
+    path = checkpoint.split("#")[0].partition("://")[2] or checkpoint
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    parts[-1] = parts[-1].removesuffix(".safetensors").removesuffix(".pth")
+    # jobs.train names every one of its results checkpoint.safetensors, in a folder of its own.
+    if parts[-1] == "checkpoint" and len(parts) > 1:
+        parts.pop()
+    return parts

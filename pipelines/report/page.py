@@ -1,0 +1,319 @@
+"""Metrics, curves and pictures as one self-contained HTML page: no network, no other files."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pipelines.report import charts, sweep_charts
+
+Image = NDArray[np.uint8]
+
+HEADLINE: Final = ("AP", "AP50", "AP75", "AR1", "AR10", "AP_so", "AP_mo", "AP_ho")
+"""Metrics of the headline table in order; those that no set has are left out."""
+IMAGE_WIDTH: Final = 420
+"""Pictures wider than this many pixels are shrunk, so that a page stays a few megabytes."""
+JPEG_QUALITY: Final = 85
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricSet:
+    """The scores of one set of videos."""
+
+    name: str
+    """How the page calls the set, e.g. "easy"."""
+    stats: Mapping[str, float]
+    """Metric name -> value in [0, 1], as in idol.evaluation.Metrics.stats; -1: no truth for it."""
+    true_identities: float | None = None
+    """AP of the same detections joined by their true identities: what perfect tracking gives."""
+    per_category: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Category name -> metric name -> value, as in idol.evaluation.Metrics.per_class."""
+    note: str = ""
+    """One line on what the set is, e.g. "30 videos of seeds never trained on"."""
+
+    def __post_init__(self) -> None:
+        values = dict(self.stats) | {"true_identities": self.true_identities}
+        for category, scores in self.per_category.items():
+            values |= {f"{category} {key}": value for key, value in scores.items()}
+        for key, value in values.items():
+            if value is not None and value > 1.0 + 1e-9:
+                raise ValueError(
+                    f"{key} of set {self.name!r} must lie in [0, 1], got {value}. Is it a "
+                    "percentage? Divide by 100."
+                )
+
+    @property
+    def lost(self) -> float | None:
+        """AP lost in association, where both AP and its value with true identities are known."""
+        score = _known(self.stats.get("AP"))
+        best = _known(self.true_identities)
+        return None if score is None or best is None else best - score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepRow:
+    """One trial of a sweep."""
+
+    params: Mapping[str, float | int | str | bool | None]
+    """Swept field -> value."""
+    score: float
+    """What was maximised, in [0, 1]."""
+    default: bool = False
+    """Whether these are the values used without a sweep."""
+    stopped: str | None = None
+    """After what it was stopped early, e.g. "12 videos"; None: it was not."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoRow:
+    """How one video went."""
+
+    name: str
+    """Name or id of the video."""
+    ap: float | None = None
+    """AP of this video alone, in [0, 1]; None or -1 where it has no truth."""
+    tracks: int | None = None
+    """Tracks found."""
+    truth: int | None = None
+    """True instances."""
+    switches: int | None = None
+    """Times a true instance changed its predicted identity."""
+    set_name: str = ""
+    """The set it belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strip:
+    """Frames of one video side by side, predictions above the truth."""
+
+    title: str
+    """Whose frames these are."""
+    predictions: Sequence[Image]
+    """(H, W, 3) uint8 RGB each, masks and identities already drawn."""
+    truth: Sequence[Image] = ()
+    """The same frames with the truth drawn; or none."""
+    frame_labels: Sequence[str] = ()
+    """A word above each column, e.g. "frame 4"; or none."""
+    caption: str = ""
+    """What is to be seen."""
+
+    def __post_init__(self) -> None:
+        for name in ("truth", "frame_labels"):
+            count = len(getattr(self, name))
+            if count not in (0, len(self.predictions)):
+                raise ValueError(
+                    f"{name} of strip {self.title!r} must have one entry for each of "
+                    f"{len(self.predictions)} predictions, or none, got {count}"
+                )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """All that the page shows. Whatever is empty is left out."""
+
+    title: str
+    """Heading of the page."""
+    created: str = ""
+    """When, as text."""
+    command: str = ""
+    """The command that made it."""
+    summary: str = ""
+    """A sentence or two below the heading."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Short facts of the run in order, e.g. {"machine": "2 CPU cores", "training": "3.1 min"}."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The whole configuration (plain JSON types), folded away."""
+    metrics: Sequence[MetricSet] = ()
+    """One set of videos each, shown side by side."""
+    curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    """Loss (or other) name -> (step, value) in order of steps."""
+    sweep: Sequence[SweepRow] = ()
+    """Trials of the sweep, in any order."""
+    sweep_name: str = ""
+    """What was swept on which set, e.g. "crowded, 36 trials on stored detections"."""
+    sweep_metric: str = "AP"
+    """What the sweep maximised."""
+    sweep_note: str = ""
+    """A sentence below the best, e.g. what it is worth on held-out videos."""
+    videos: Sequence[VideoRow] = ()
+    """Shown worst first; a click on a column sorts by it."""
+    strips: Sequence[Strip] = ()
+    """Pictures."""
+    rejects: Sequence[Mapping[str, Any]] = ()
+    """Rows of the rejects tables: video_id, path, reason."""
+    commands: Mapping[str, str] = field(default_factory=dict)
+    """How to run it again: what it does -> command."""
+
+
+def write(path: Path | str, report: Report) -> Path:
+    """Write the page to path, atomically; returns the path.
+
+    Errors: OSError where the folder is missing or cannot be written.
+    """
+    path = Path(path)
+    page = render(report)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def render(report: Report) -> str:
+    """The page as one string of HTML."""
+    shown = [
+        key for key in HEADLINE if any(_known(s.stats.get(key)) is not None for s in report.metrics)
+    ]
+    categories = list(dict.fromkeys(name for s in report.metrics for name in s.per_category))
+    # What was stopped early was scored on fewer videos: it stands below all others.
+    sweep = sorted(
+        report.sweep,
+        key=lambda row: (
+            row.stopped is None,
+            -math.inf if math.isnan(row.score) else row.score,
+        ),
+        reverse=True,
+    )
+    runs = [
+        sweep_charts.Run(row.params, 100 * row.score, best=row is sweep[0], default=row.default)
+        for row in sweep
+        if row.stopped is None
+    ]
+    return (
+        template("report.html")
+        .render(
+            report=report,
+            shown=shown,
+            with_true_identities=any(s.true_identities is not None for s in report.metrics),
+            categories=categories,
+            category_sets=[s for s in report.metrics if s.per_category],
+            curves=[(name, charts.curve(points, name)) for name, points in report.curves.items()],
+            sweep=sweep,
+            sweep_default=next((row for row in sweep if row.default), None),
+            sweep_params=list(dict.fromkeys(key for row in sweep for key in row.params)),
+            sweep_charts=_sweep_charts(sweep, report.sweep_metric),
+            sweep_parallel=sweep_charts.parallel(runs, report.sweep_metric),
+            sweep_importance=sweep_charts.bars(sweep_charts.importance(runs)),
+            videos=sorted(report.videos, key=_badness),
+            video_columns=_video_columns(report.videos),
+            strips=[_embedded(strip) for strip in report.strips],
+            reject_columns=list(dict.fromkeys(key for row in report.rejects for key in row)),
+            config_text=json.dumps(report.config, indent=2, default=str) if report.config else "",
+        )
+        .strip()
+        + "\n"
+    )
+
+
+def _sweep_charts(sweep: Sequence[SweepRow], metric: str) -> list[tuple[str, Markup]]:
+    """One chart for each swept field that takes more than one value; sweep is best first."""
+    drawn = []
+    for name in dict.fromkeys(key for row in sweep for key in row.params):
+        trials = [
+            charts.Trial(
+                value=row.params[name],
+                score=100 * row.score,
+                best=row is sweep[0],
+                default=row.default,
+                title=", ".join(f"{k} {_value(v)}" for k, v in row.params.items()),
+            )
+            for row in sweep
+            if name in row.params and row.stopped is None and math.isfinite(row.score)
+        ]
+        if len({str(trial.value) for trial in trials}) > 1:
+            drawn.append((name, charts.sweep(trials, name, metric)))
+    return drawn
+
+
+def _video_columns(videos: Sequence[VideoRow]) -> list[tuple[str, str]]:
+    """(field, heading) of the columns in which any row has something to say."""
+    headings = {
+        "set_name": "set",
+        "name": "video",
+        "ap": "AP",
+        "tracks": "tracks",
+        "truth": "true instances",
+        "switches": "identity switches",
+    }
+    return [
+        (key, heading)
+        for key, heading in headings.items()
+        if any(getattr(row, key) not in (None, "") for row in videos)
+    ]
+
+
+def _badness(row: VideoRow) -> tuple[float, int, str]:
+    """Sorts the worst first; videos without a score last."""
+    score = _known(row.ap)
+    return (math.inf if score is None else score, -(row.switches or 0), row.name)
+
+
+def _embedded(strip: Strip) -> dict[str, Any]:
+    rows = [("found", strip.predictions), ("truth", strip.truth)]
+    return {
+        "title": strip.title,
+        "caption": strip.caption,
+        "labels": list(strip.frame_labels),
+        "columns": len(strip.predictions),
+        "rows": [(name, [data_uri(i) for i in images]) for name, images in rows if len(images)],
+    }
+
+
+def data_uri(image: Image) -> str:
+    """An RGB picture as text that an <img> can show."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"a picture of a strip must be (H, W, 3) uint8 RGB, got {image.dtype}{image.shape}"
+        )
+    height, width = image.shape[:2]
+    if width > IMAGE_WIDTH:
+        size = (IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
+
+
+def _known(value: float | None) -> float | None:
+    """None for what the evaluators write where there is nothing to score: -1, or not a number."""
+    return None if value is None or math.isnan(value) or value < 0 else value
+
+
+def as_points(value: float | None) -> str:
+    """A metric in [0, 1] as points of 100, one decimal."""
+    known = _known(value)
+    return "–" if known is None else f"{100 * known:.1f}"
+
+
+def _value(value: Any) -> str:
+    """A table's cell: None is a dash, a number is short."""
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+@functools.cache
+def template(name: str, **filters: Callable[..., str]) -> jinja2.Template:
+    """A page of templates/, with filters of its own beside those that all pages share."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"points": as_points, "value": _value, "known": _known, **filters}
+    return environment.get_template(name)

@@ -1,0 +1,217 @@
+"""The frames of one video file, image folder or camera, one after the other, as they are asked for.
+
+Here no data set says how many frames there are and of which size: the source itself does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipelines.errors import PipelineError, VideoError
+from pipelines.sources import frames
+from pipelines.sources.frames import Image
+
+CAMERA = "camera:"
+"""Before the number of a camera, as in camera:0."""
+
+_OVERSTATED = 0.02
+"""Containers may state this share of frames, or two, more than they hold. What ends earlier than
+that is cut short or broken."""
+
+_MP4_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
+_MP4_HEADER = 8  # bytes of a box's length and name
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where frames come from; iterate over it for (H, W, 3) uint8 RGB. A video or folder can be
+    iterated over again; a camera goes on.
+
+    name:            the path, or "camera:0"
+    every:           only each n-th frame is given
+    frames:          how many it will give, as far as it says; None: a camera
+    rate:            frames a second, of those given; None where nothing says so
+    Errors, while iterating: PipelineError for a frame that cannot be decoded, a video that ends
+                     before it says, a camera that stops
+    """
+
+    name: str
+    every: int
+    frames: int | None
+    rate: float | None
+    _images: tuple[Path, ...] = ()
+
+    def __iter__(self) -> Iterator[Image]:
+        if self._images:
+            return self._of_folder()
+        return self._of_camera() if self.name.startswith(CAMERA) else self._of_video()
+
+    def _of_folder(self) -> Iterator[Image]:
+        for path in self._images[:: self.every]:
+            try:
+                yield frames.read(str(path), video_id=0)
+            except VideoError as error:
+                raise PipelineError(f"{error.path}: {error.reason}") from error
+
+    def _of_video(self) -> Iterator[Image]:
+        number = 0
+        with _open_video(self.name) as reader:
+            while True:
+                try:
+                    image = reader.read(number)
+                except VideoError as error:
+                    stated = len(reader)
+                    if number == 0 or _cut_short(self.name, number, stated):
+                        raise PipelineError(
+                            f"{self.name}: frame {number} cannot be decoded, though the file "
+                            f"states {stated} frames. Is the file complete? "
+                            "ffmpeg -i may repair it."
+                        ) from error
+                    return
+                yield image
+                number += self.every
+
+    def _of_camera(self) -> Iterator[Image]:
+        number = 0
+        with closing(_Camera(self.name)) as camera:
+            while True:
+                image = camera.read()
+                if image is None:
+                    raise PipelineError(f"{self.name} gave no more frames after {number}.")
+                if number % self.every == 0:
+                    yield image
+                number += 1
+
+
+def open_source(name: str, every: int = 1) -> Source:
+    """Look at a source and say what it is.
+
+    name:  a video file, a folder of images (taken in natural order: 2.jpg before 10.jpg), a
+           single image, or camera:N
+    every: give each n-th frame only
+    Errors: PipelineError where it is missing, empty, or nothing of these; ValueError for every < 1
+    """
+    if every < 1:
+        raise ValueError(f"every must be 1 or more, got {every}")
+    if name.startswith(CAMERA):
+        with closing(_Camera(name)) as camera:
+            return Source(name, every, None, _rate(camera.rate, every))
+    path = Path(name)
+    if not frames.is_remote(name) and path.is_dir():
+        images = images_of(path)
+        return Source(name, every, -(-len(images) // every), None, images)
+    if not frames.is_remote(name) and not path.exists():
+        raise PipelineError(
+            f"{name} does not exist. Give a video file, a folder of images, or camera:0."
+        )
+    if path.suffix.lower() in frames.IMAGE_SUFFIXES:
+        return Source(name, every, 1, None, (path,))
+    with _open_video(name) as reader:
+        stated = -(-len(reader) // every)
+        return Source(name, every, stated or None, _rate(reader.rate, every))
+
+
+def images_of(folder: Path) -> tuple[Path, ...]:
+    """The images of a folder in natural order.
+
+    Errors: PipelineError where there is none, or the folder cannot be read
+    """
+    try:
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise PipelineError(f"{folder} cannot be read ({error.strerror}).") from error
+    images = [path for path in entries if path.suffix.lower() in frames.IMAGE_SUFFIXES]
+    if not images:
+        known = ", ".join(sorted(frames.IMAGE_SUFFIXES))
+        there = f"holds {len(entries)} other entries" if entries else "is empty"
+        raise PipelineError(
+            f"{folder} {there}: a folder must hold images ({known}), all of one video."
+        )
+    return tuple(sorted(images, key=lambda path: _natural(path.name)))
+
+
+def _natural(name: str) -> tuple[list[int | str], str]:
+    """frame2 before frame10; names that differ in zeros only keep a fixed order."""
+    parts = re.split(r"([0-9]+)", name.lower())  # text and digits in turn, text first
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _open_video(name: str) -> frames.VideoReader:
+    try:
+        return frames.VideoReader(name, video_id=0)
+    except VideoError as error:
+        raise PipelineError(
+            f"{name}: {error.reason}. Give a video file, a folder of images, or camera:0."
+        ) from error
+
+
+def _cut_short(name: str, read: int, stated: int) -> bool:
+    """Whether a video that ended after so many frames should have gone on."""
+    if stated - read <= max(2, math.ceil(_OVERSTATED * stated)):
+        return False
+    if frames.is_remote(name) or Path(name).suffix.lower() not in _MP4_SUFFIXES:
+        return True
+    # An mp4 may show a part of the frames that it stores and states: its edit list says so, and
+    # players follow it. Cut short it is where the last box reaches beyond the end of the file.
+    with open(name, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        place = 0
+        while place + _MP4_HEADER <= end:
+            file.seek(place)
+            header = file.read(2 * _MP4_HEADER)
+            length = int.from_bytes(header[:4], "big")
+            if length == 1:  # the length follows in 64 bits
+                length = int.from_bytes(header[8:16], "big")
+            if length == 0:  # to the end of the file, however long it is
+                return False
+            if length < _MP4_HEADER:
+                return True
+            place += length
+    return place != end
+
+
+def _rate(stated: float, every: int) -> float | None:
+    # Absent, 0, or the time base of a container that knows no rate.
+    return stated / every if 0 < stated <= 1000 else None
+
+
+class _Camera:
+    """An open camera.
+
+    Errors: ValueError for a name that is no camera:N; PipelineError where it cannot be opened
+    """
+
+    def __init__(self, name: str) -> None:
+        number = name.removeprefix(CAMERA)
+        if not (number.isascii() and number.isdigit()):
+            raise ValueError(f"a camera is named camera:0, camera:1, ..., got {name!r}")
+        self._capture: Any = cv2.VideoCapture(int(number))
+        if not self._capture.isOpened():
+            raise PipelineError(
+                f"{name} cannot be opened. Is it connected, and not in use by another program? "
+                "On Linux cameras are /dev/video0, /dev/video1, ..."
+            )
+
+    @property
+    def rate(self) -> float:
+        return float(self._capture.get(cv2.CAP_PROP_FPS))
+
+    def read(self) -> Image | None:
+        """The next frame, None when there is none."""
+        done, image = self._capture.read()
+        if not done or image is None:
+            return None
+        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+    def close(self) -> None:
+        self._capture.release()

@@ -1,0 +1,407 @@
+"""Detect, track, score and report: a checkpoint and a dataset in, metrics and pictures out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import idol
+from idol.config import Config, to_dict
+from idol.network.model import IDOL
+from idol.ytvis import truth as truth_file
+from idol.ytvis.truth import Truth
+from pipelines import cluster
+from pipelines import configuration as configurations
+from pipelines.report import experiment_log, gallery, page
+from pipelines.sources import annotations as annotation_files
+from pipelines.sources import frames
+from pipelines.sources.annotations import Dataset
+from pipelines.stages import detect, scoring, track
+from pipelines.stages.track_ahead import TrackAhead
+from pipelines.storage import manifest, stored
+from pipelines.storage.manifest import Manifest
+from pipelines.storage.stored import StoredDetections
+
+STAGE = "evaluate"
+DETECTIONS = "detections"
+TRACKS = "tracks"
+REPORT = "report.json"
+PAGE = "report.html"
+FILES = {
+    "results": track.RESULTS,
+    "submission": track.SUBMISSION,
+    "report": REPORT,
+    "page": PAGE,
+    "detections": DETECTIONS,
+}
+"""What a finished directory holds, by the name that the job prints it under."""
+
+_AHEAD = "ahead"  # what was tracked before detection had ended, until it is taken over
+_PICTURES = 4  # videos shown in the report
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    annotation_file: str | Path,
+    checkpoint: str | Path,
+    out: Path,
+    *,
+    preset: str | None = None,
+    overrides: Iterable[str] = (),
+    tracker: str | Path | None = None,
+    frames_root: str | None = None,
+    video_ids: Collection[int] | None = None,
+    stride: int = 1,
+    actors: cluster.Pool | int | None = None,
+    gpu: bool | None = None,
+    overwrite: bool = False,
+    log_to: Path | None = None,
+    log: bool = True,
+) -> Manifest:
+    """Evaluate a checkpoint on a dataset.
+
+    annotation_file: YouTube-VIS or OVIS JSON, with truth or without
+    checkpoint:      see idol.load
+    out:             gets detections/, tracks/, results.json, report.json, report.html
+    preset:          configuration of a released checkpoint, which carries none
+    overrides:       "section.field=value" on the checkpoint's configuration
+    tracker:         see configuration.tracker_config; default: the checkpoint's
+    frames_root:     folder of the frames
+    video_ids:       only these videos
+    stride:          every stride-th frame only
+    actors:          copies of the network; see detect.run
+    gpu:             whether they run on GPUs; see detect.run
+    overwrite:       replace another run's output
+    log_to:          folder of the MLflow file; default: out
+    log:             False: no MLflow run, for MLflow wants a single writer and this is not it
+    returns:         the manifest; its extra holds the metrics
+    Errors:          ValueError for a checkpoint of other categories or a bad override; what the
+                     stages raise (PipelineError and its kinds)
+
+    A killed run goes on where it was by the same call.
+    """
+    dataset = annotation_files.read(
+        annotation_file, frames_root, video_ids=video_ids, stride=stride
+    )
+    model = idol.load(str(checkpoint), preset=preset)
+    config = configuration(model, dataset, overrides, tracker)
+    # Read before anything is computed: what is wrong with it should not be found an hour later.
+    truth = read_truth(annotation_file, dataset, video_ids=video_ids, stride=stride)
+    claimed = {**detect.claim(config), "tracker": to_dict(config.tracker)}
+    output = manifest.prepare_output(
+        out, STAGE, claimed, detect.input_hash(dataset, model), overwrite=overwrite
+    )
+    if output.finished is not None:
+        return output.finished
+    tracked = _detect_and_track(dataset, model, out, config, actors, gpu, overwrite)
+    source = stored.read(out / DETECTIONS)
+    result_bytes = (out / TRACKS / track.RESULTS).read_bytes()
+    manifest.commit_bytes(result_bytes, out / track.RESULTS)
+    manifest.commit_bytes((out / TRACKS / track.SUBMISSION).read_bytes(), out / track.SUBMISSION)
+    scores = None if truth is None else scoring.score(truth, source, config.tracker)
+    rejects = manifest.read_rejects(source.path)
+    summary = summarise(scores, dataset, source, config, rejects)
+    summary["selection"] = {
+        "annotations": _absolute(str(annotation_file)),
+        "frames": None if frames_root is None else _absolute(frames_root),
+        "videos": None if video_ids is None else sorted(video_ids),
+        "stride": stride,
+        "input_hash": dataset.input_hash,
+    }
+    manifest.commit_json(summary, out / REPORT)
+    page.write(
+        out / PAGE,
+        page.Report(
+            title=f"Evaluation of {Path(checkpoint).name}",
+            summary=f"{summary['videos']} videos, {summary['frames']} frames of "
+            f"{', '.join(dataset.sources)}",
+            metrics=metric_sets(out.name, summary),
+            videos=video_rows(summary),
+            strips=pictures(dataset, source, out / TRACKS, summary),
+            rejects=rejects,
+            config=summary["config"],
+        ),
+    )
+    if log:
+        with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as opened:
+            opened.metrics(flat_metrics(summary))
+            opened.artifacts(out / REPORT, out / PAGE, out / track.RESULTS)
+    return output.finish(
+        rows=tracked.rows,
+        rejects=rejects,
+        extra={"metrics": summary["metrics"]},
+    )
+
+
+def check(
+    annotation_file: str | Path,
+    checkpoint: str | Path,
+    *,
+    preset: str | None = None,
+    overrides: Iterable[str] = (),
+    tracker: str | Path | None = None,
+    frames_root: str | None = None,
+    video_ids: Collection[int] | None = None,
+    stride: int = 1,
+) -> None:
+    """Find out whether run would begin, without beginning: arguments and errors as there."""
+    dataset = annotation_files.read(
+        annotation_file, frames_root, video_ids=video_ids, stride=stride
+    )
+    configuration(idol.load(str(checkpoint), preset=preset), dataset, overrides, tracker)
+    read_truth(annotation_file, dataset, video_ids=video_ids, stride=stride)
+
+
+def check_truth(annotation_file: str | Path) -> None:
+    """Find out whether there is something to score against.
+
+    Errors: ValueError where there is not; DatasetError for a file that cannot be read
+    """
+    if read_truth(annotation_file, annotation_files.read(annotation_file)) is None:
+        raise ValueError(f"{annotation_file} holds no truth: there is nothing to score against")
+
+
+def _detect_and_track(
+    dataset: Dataset,
+    model: IDOL,
+    out: Path,
+    config: Config,
+    actors: cluster.Pool | int | None,
+    gpu: bool | None,
+    overwrite: bool,
+) -> Manifest:
+    """Detections, then tracks; of many frames, both at the same time."""
+    ahead = out / _AHEAD
+    if overwrite:
+        shutil.rmtree(ahead, ignore_errors=True)
+    frames_to_track = sum(len(video.frames) for video in dataset.videos)
+    detected = (out / DETECTIONS / manifest.MANIFEST).exists()
+    if detected or frames_to_track <= track.FEW_FRAMES:
+        detect.run(
+            dataset, model, out / DETECTIONS, config, actors=actors, gpu=gpu, overwrite=overwrite
+        )
+        return track.run(
+            out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead
+        )
+    with cluster.session():
+        shards = detect.plan(dataset.videos, config.detect.frames_per_shard)
+        early = TrackAhead(shards, out / DETECTIONS, config, ahead)
+        detect.run(
+            dataset,
+            model,
+            out / DETECTIONS,
+            config,
+            actors=actors,
+            gpu=gpu,
+            overwrite=overwrite,
+            on_shard=early.shard,
+        )
+        early.finish()
+        return track.run(
+            out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead
+        )
+
+
+def configuration(
+    model: IDOL, dataset: Dataset, overrides: Iterable[str], tracker: str | Path | None
+) -> Config:
+    """The checkpoint's configuration with what the caller changes, checked against the dataset.
+
+    Errors: ValueError where the dataset has other categories than the checkpoint, or an override
+            would change the network; PipelineError for a threshold below the score floor
+    """
+    config = with_categories(model.config, dataset)
+    return configurations.changed(config, overrides, tracker)
+
+
+def with_categories(config: Config, dataset: Dataset) -> Config:
+    """The configuration with the dataset's categories, which must be those it was trained on.
+
+    A released checkpoint names no categories; its labels are the dataset's category ids in
+    ascending order, as in the released code.
+    Errors: ValueError where they disagree
+    """
+    names, ids = dataset.category_names, dataset.category_ids
+    if not config.category_ids:
+        if len(ids) != config.model.num_classes:
+            raise ValueError(
+                f"the checkpoint has {config.model.num_classes} classes, the dataset "
+                f"{len(ids)} categories. Was it trained on another dataset?"
+            )
+        return replace(config, categories=names, category_ids=ids)
+    trained = dict(zip(config.category_ids, config.categories, strict=True))
+    given = dict(zip(ids, names, strict=True))
+    if trained != given:
+        differing = sorted(
+            i for i in trained.keys() | given.keys() if trained.get(i) != given.get(i)
+        )
+        first = differing[0]
+        raise ValueError(
+            f"the checkpoint was trained on other categories than the dataset has: category_id "
+            f"{first} is {trained.get(first, 'absent')!r} in the checkpoint and "
+            f"{given.get(first, 'absent')!r} in the dataset ({len(differing)} of "
+            f"{len(trained | given)} differ). Evaluate on the dataset it was trained for, or "
+            "train on this one from it with --reset-classes."
+        )
+    return config
+
+
+def read_truth(
+    annotation_file: str | Path,
+    dataset: Dataset,
+    *,
+    video_ids: Collection[int] | None = None,
+    stride: int = 1,
+) -> Truth | None:
+    """The truth of what was read as dataset, for scoring; None where the file has none.
+
+    Videos without readable frames are in it, and will be scored as missed. Videos whose
+    annotations are at fault cannot be scored, and are left out.
+    """
+    if not any(video.instances for video in dataset.videos):
+        return None
+    content = json.loads(frames.read_bytes(str(annotation_file)))
+    wanted = {v["id"] for v in content["videos"]}
+    if video_ids is not None:
+        wanted &= set(video_ids)
+    seen = {i.instance_id for video in dataset.videos for i in video.instances}
+    usable = {video.video_id for video in dataset.videos}
+
+    def parse(ids: set[int]) -> Truth:
+        return truth_file.read(
+            {
+                "categories": content["categories"],
+                "videos": [_strided(v, stride) for v in content["videos"] if v["id"] in ids],
+                "annotations": [
+                    _strided(a, stride)
+                    for a in content["annotations"]
+                    # Where frames are left out, some objects never appear.
+                    if a["video_id"] in ids and (a["id"] in seen or a["video_id"] not in usable)
+                ],
+            }
+        )
+
+    try:
+        return parse(wanted)
+    except ValueError as error:
+        if not wanted - usable:
+            raise
+        logger.warning("rejected videos are not scored, for their truth is unreadable: %s", error)
+        return parse(wanted & usable)
+
+
+def summarise(
+    scores: scoring.Scores | None,
+    dataset: Dataset,
+    source: StoredDetections,
+    config: Config,
+    rejects: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """report.json: plain JSON types, the metrics under the keys of the official evaluators."""
+    names = {video.video_id: video.name for video in dataset.videos}
+    summary: dict[str, Any] = {
+        "metrics": {},
+        "videos": len(source.videos),
+        "frames": sum(video.length for video in source.videos),
+        "sources": list(dataset.sources),
+        "rejects": [dict(row) for row in rejects],
+        "config": {**detect.claim(config), "tracker": to_dict(config.tracker)},
+    }
+    if scores is None:
+        return summary
+    categories = dict(zip(config.category_ids, config.categories, strict=True))
+    return summary | {
+        "metrics": dict(scores.metrics.stats),
+        "true_identities": dict(scores.true_identities.stats),
+        "per_category": [
+            {"category_id": i, "name": categories.get(i, str(i)), **row}
+            for i, row in scores.metrics.per_class.items()
+        ],
+        "per_video": [{**row, "name": names.get(row["video_id"], "")} for row in scores.per_video],
+        "missing_videos": list(scores.metrics.missing_videos),
+    }
+
+
+def flat_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a summary under one name each, for the experiment log."""
+    flat = {name: float(value) for name, value in summary["metrics"].items()}
+    flat |= {
+        f"true_identities/{name}": float(value)
+        for name, value in summary.get("true_identities", {}).items()
+    }
+    flat |= {f"category/{row['name']}/AP": row["AP"] for row in summary.get("per_category", [])}
+    return flat | {"videos": summary["videos"], "rejects": len(summary["rejects"])}
+
+
+def metric_sets(name: str, summary: Mapping[str, Any]) -> list[page.MetricSet]:
+    """The scores of a report.json for the page; none where there was no truth."""
+    if not summary["metrics"]:
+        return []
+    return [
+        page.MetricSet(
+            name=name,
+            stats=summary["metrics"],
+            true_identities=summary["true_identities"]["AP"],
+            per_category={
+                row["name"]: {k: v for k, v in row.items() if k not in ("name", "category_id")}
+                for row in summary["per_category"]
+                if row["AP"] >= 0  # the others have no true instance here
+            },
+            note=f"{summary['videos']} videos",
+        )
+    ]
+
+
+def video_rows(summary: Mapping[str, Any], set_name: str = "") -> list[page.VideoRow]:
+    """The videos of a report.json for the page."""
+    return [
+        page.VideoRow(
+            name=f"{row['video_id']} {row['name']}".strip(),
+            ap=row["AP"],
+            tracks=row["tracks"],
+            truth=row["truth"],
+            switches=row["switches"],
+            set_name=set_name,
+        )
+        for row in summary.get("per_video", [])
+    ]
+
+
+def pictures(
+    dataset: Dataset, source: StoredDetections, tracks: Path, summary: Mapping[str, Any]
+) -> list[page.Strip]:
+    """A few videos for the page, from the worst to the best; without truth, the first ones."""
+    per_video = summary.get("per_video", [])
+    chosen = gallery.choose(per_video, _PICTURES)
+    if not per_video:
+        chosen = [video.video_id for video in source.videos[:_PICTURES]]
+    notes = {
+        row["video_id"]: f"AP {100 * row['AP']:.1f}, {row['tracks']} tracks for {row['truth']} "
+        f"instances, {row['switches']} identity switches"
+        for row in per_video
+    }
+    return gallery.strips(dataset, source, tracks, chosen, notes)
+
+
+def _absolute(path: str) -> str:
+    """A path that is right from any folder; an address stays."""
+    return path if frames.is_remote(path) else str(Path(path).resolve())
+
+
+def _strided(item: Mapping[str, Any], stride: int) -> dict[str, Any]:
+    """A video or annotation of the JSON with every stride-th frame."""
+    if stride == 1:
+        return dict(item)
+    lists = ("file_names", "segmentations", "areas", "bboxes", "occlusion")
+    kept = {
+        key: value[::stride] if key in lists and isinstance(value, list) else value
+        for key, value in item.items()
+    }
+    kept.pop("length", None)  # counted from file_names instead
+    return kept

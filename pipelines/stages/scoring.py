@@ -1,0 +1,171 @@
+"""Stored detections to scores: every video by itself, anywhere, and one sum of the matches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from idol.config import TrackerConfig
+from idol.evaluation import average_precision
+from idol.evaluation.average_precision import Metrics, VideoMatches
+from idol.evaluation.overlaps import ratio
+from idol.evaluation.stored_overlaps import VideoOverlaps
+from idol.structures import FrameDetections, Track
+from idol.tracker.online import select, track_video
+from idol.ytvis.truth import Truth, VideoTruth
+from pipelines import cluster
+from pipelines.stages import track
+from pipelines.storage.schemas import FrameOverlap
+from pipelines.storage.stored import StoredDetections, StoredVideo
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What a run is worth.
+
+    metrics:         of the whole dataset
+    per_video:       video_id, AP, AP50, ... of each video with truth alone; tracks found, true
+                     instances, and identity switches
+    true_identities: as metrics, for a tracker that knows every true identity: what detection
+                     leaves to be had. The difference is what association loses.
+    """
+
+    metrics: Metrics
+    per_video: list[dict[str, Any]]
+    true_identities: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class VideoScores:
+    """What one video adds to Scores; small, so that it can be made anywhere.
+
+    row: of per_video; None where the video has no instance
+    """
+
+    matches: VideoMatches
+    true_identities: VideoMatches
+    row: dict[str, Any] | None
+
+
+def score(
+    truth: Truth,
+    source: StoredDetections,
+    tracker: TrackerConfig,
+    few_frames: int | None = None,
+) -> Scores:
+    """Score what the tracker makes of stored detections, and what true identities would give.
+
+    No mask is opened: the OVERLAP table says how detections lie on the truth.
+
+    few_frames: up to this many the driver scores by itself, without Ray; default:
+                track.FEW_FRAMES
+    """
+    few = track.FEW_FRAMES if few_frames is None else few_frames
+    stored = {video.video_id: video for video in source.videos}
+    parts: dict[int, VideoScores] = {}
+    work: list[tuple[StoredVideo, VideoTruth]] = []
+    for video_id, known in truth.videos.items():
+        if video_id in stored:
+            work.append((stored[video_id], known.without_masks()))
+        else:
+            missed = average_precision.match_video([], known)
+            parts[video_id] = VideoScores(missed, missed, None)
+    work.sort(key=lambda pair: (-pair[0].length, pair[0].video_id))
+    with cluster.progress(len(work), "score", "videos") as bar:
+        if sum(video.length for video, _ in work) <= few:
+            for item in work:
+                parts[item[0].video_id] = _score_one((source, tracker), item)
+                bar.update()
+        else:
+            with cluster.session():
+                for item, part in cluster.tasks(_score_one, (source, tracker), work):
+                    parts[item[0].video_id] = part
+                    bar.update()
+    ordered = [parts[video_id] for video_id in truth.videos]
+    return Scores(
+        average_precision.summarise(part.matches for part in ordered),
+        [part.row for part in ordered if part.row is not None],
+        average_precision.summarise(part.true_identities for part in ordered),
+    )
+
+
+def score_video(
+    source: StoredDetections, video: StoredVideo, truth: VideoTruth, tracker: TrackerConfig
+) -> VideoScores:
+    """Score one video.
+
+    truth: of this video; its masks are not needed
+    """
+    overlaps = list(source.overlaps(video))
+    known = VideoOverlaps.read(overlaps, truth)
+    frames: list[FrameDetections] = []
+    rows: list[list[int]] = []
+
+    def passing() -> Iterator[FrameDetections]:
+        """The frames one by one; what stays of a long video is a few numbers of each."""
+        for frame in source.frames(video):
+            count = len(frame)
+            frames.append(
+                replace(
+                    frame,
+                    embeddings=frame.embeddings.new_zeros(count, 0),
+                    overlaps=frame.overlaps.new_zeros(1).expand(count, count),
+                    masks=(),
+                )
+            )
+            # The tracker that knows every identity gets the detections that the real one gets.
+            rows.append(select(frame, tracker).tolist())
+            yield frame
+
+    tracks = track_video(passing(), tracker)
+    matches = known.matches(tracks, source.category_ids, tracker)
+    perfect = average_precision.true_identity_tracks(frames, overlaps, rows=rows)
+    row = None
+    if matches.num_truth:
+        row = {
+            "video_id": video.video_id,
+            **average_precision.summarise([matches]).stats,
+            "tracks": len(tracks),
+            "truth": len(truth),
+            "switches": identity_switches(tracks, overlaps),
+        }
+    return VideoScores(matches, known.matches(perfect, source.category_ids, tracker), row)
+
+
+def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap]) -> int:
+    """How often a true instance is shown by another track than the last that showed it.
+
+    A track shows an instance in a frame if their masks there have an IoU of IDENTITY_IOU or more;
+    one to one, the best first.
+    """
+    of_frame: dict[int, list[tuple[int, int]]] = {}  # frame_index -> (track_id, row)
+    for found in tracks:
+        for frame_index, row in found.detections.items():
+            of_frame.setdefault(frame_index, []).append((found.track_id, row))
+    shown_by: dict[int, int] = {}
+    switches = 0
+    for overlap in overlaps:
+        here = of_frame.get(overlap.frame_index, [])
+        rows = [row for _, row in here]
+        shared = overlap.intersection[rows].astype(np.float64)
+        iou = ratio(shared, overlap.area[rows][:, None] + overlap.truth_area - shared)
+        while iou.size and iou.max() >= average_precision.IDENTITY_IOU:
+            n, g = (int(i) for i in np.unravel_index(iou.argmax(), iou.shape))
+            iou[n, :] = iou[:, g] = -1.0
+            track_id = here[n][0]
+            switches += shown_by.get(g, track_id) != track_id
+            shown_by[g] = track_id
+    return switches
+
+
+def _score_one(
+    shared: tuple[StoredDetections, TrackerConfig], item: tuple[StoredVideo, VideoTruth]
+) -> VideoScores:
+    """The task."""
+    import torch
+
+    torch.set_num_threads(1)
+    return score_video(shared[0], *item, shared[1])

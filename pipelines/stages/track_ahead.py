@@ -1,0 +1,140 @@
+"""Videos are tracked while the network is still at work on others, the longest first."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from idol.config import Config, TrackerConfig
+from pipelines import cluster
+from pipelines.stages import detect, track
+from pipelines.stages.detect import Piece
+from pipelines.storage import manifest, stored
+from pipelines.storage.manifest import Manifest
+from pipelines.storage.stored import StoredDetections, StoredVideo
+
+logger = logging.getLogger(__name__)
+
+
+class TrackAhead:
+    """Listens to the shards of detect, and tracks each video on a free CPU once all its frames are
+    there.
+
+    Association is cheap beside detection, so on a cluster it hides behind it wholly: what is left
+    for track.run is what the last shards brought. It is best effort: what is not done here, or
+    fails here, is done by track.run. Use it inside one cluster.session that detect.run shares.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Sequence[Piece]],
+        detections: Path,
+        config: Config,
+        folder: Path,
+    ) -> None:
+        """Nothing is started yet.
+
+        shards:     detect.plan of the data set
+        detections: where detect.run writes
+        config:     that it is given; its tracker is used here
+        folder:     gets a file per video, for the `ahead` of track.run
+        """
+        self._folder = folder
+        self._tracker = config.tracker
+        self._source = _unfinished(detections, config)
+        self._shards = shards
+        self._missing: dict[int, set[int]] = {}
+        for number, pieces in enumerate(shards):
+            for piece in pieces:
+                self._missing.setdefault(piece.video_id, set()).add(number)
+        self._videos = _videos(shards)
+        self._ready: list[tuple[int, int]] = []  # (-frames, video_id), the longest first
+        self._running: list[Any] = []
+        self._task: Any = None
+
+    def shard(self, number: int) -> None:
+        """This shard is there now (detect.run's on_shard)."""
+        for piece in self._shards[number]:
+            video_id = piece.video_id
+            missing = self._missing.get(video_id)
+            if missing is None:
+                continue
+            missing.discard(number)
+            if not missing:
+                del self._missing[video_id]
+                video = self._videos[video_id]
+                path = track.ahead_path(self._folder, video_id)
+                if not path.exists() and not self._rejected(video):
+                    heapq.heappush(self._ready, (-video.length, video_id))
+        self._start()
+
+    def finish(self) -> None:
+        """Wait for what is running; begin nothing more, for track.run deals the rest out better."""
+        import ray
+
+        for reference in self._running:
+            try:
+                ray.get(reference)
+            except ray.exceptions.RayError as error:
+                logger.warning("a video that was tracked ahead will be tracked again: %s", error)
+        self._running = []
+
+    def _start(self) -> None:
+        """Fill the CPUs that detection leaves free."""
+        import ray
+
+        if self._running:
+            _, self._running = ray.wait(self._running, num_returns=len(self._running), timeout=0.0)
+        # The actors of detect hold theirs, so a queue of one task a CPU only waits for free ones.
+        while self._ready and len(self._running) < cluster.cpus():
+            if self._task is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._task = ray.remote(num_cpus=1, max_retries=3)(_track)
+            video = self._videos[heapq.heappop(self._ready)[1]]
+            self._running.append(
+                self._task.remote(self._source, video, self._tracker, str(self._folder.resolve()))
+            )
+
+    def _rejected(self, video: StoredVideo) -> bool:
+        """Whether a frame of it could not be read: then it has no rows."""
+        return any(
+            int(row["video_id"]) == video.video_id
+            for number in video.shards
+            for row in manifest.shard_rejects(stored.shard_path(self._source.path, number))
+        )
+
+
+def _track(
+    source: StoredDetections, video: StoredVideo, config: TrackerConfig, folder: str
+) -> None:
+    """The task."""
+    track.write_video(source, video, config, track.ahead_path(Path(folder), video.video_id))
+
+
+def _unfinished(detections: Path, config: Config) -> StoredDetections:
+    """The directory as readers of single videos need it, before its manifest exists."""
+    sizes = {
+        "num_classes": config.model.num_classes,
+        "embedding_size": config.model.embedding_size,
+        "truth": False,
+    }
+    known = Manifest(stage=detect.STAGE, config=detect.claim(config), extra=sizes)
+    return StoredDetections(detections.resolve(), known, ())
+
+
+def _videos(shards: Sequence[Sequence[Piece]]) -> dict[int, StoredVideo]:
+    found: dict[int, StoredVideo] = {}
+    for number, pieces in enumerate(shards):
+        for piece in pieces:
+            before = found.get(piece.video_id)
+            numbers = before.shards if before else ()
+            found[piece.video_id] = StoredVideo(
+                video_id=piece.video_id,
+                size=piece.size,
+                length=(before.length if before else 0) + len(piece.frames),
+                shards=numbers if number in numbers else (*numbers, number),
+            )
+    return found

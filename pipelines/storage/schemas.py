@@ -1,0 +1,296 @@
+"""The Arrow schema of every table, and the way from a row to what it means and back.
+
+Plain Arrow types only, so that any parquet reader can open the tables. A row is a dict with the
+schema's names; `rows` reads tables fast, with float lists as numpy arrays.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+if TYPE_CHECKING:  # torch takes seconds to import, and workers that only move bytes never need it
+    from idol.structures import FrameDetections
+
+VERSION = 1
+"""Raised whenever a table changes; manifests carry it."""
+
+_FLOATS = pa.list_(pa.float32())
+
+PAIRS = pa.schema(
+    [
+        pa.field("video_id", pa.int64(), nullable=False),
+        pa.field("key_index", pa.int32(), nullable=False),
+        pa.field("reference_index", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("key_jpeg", pa.binary(), nullable=False),
+        pa.field("reference_jpeg", pa.binary(), nullable=False),
+        pa.field(
+            "instances",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("instance_id", pa.int64(), nullable=False),
+                        pa.field("label", pa.int32(), nullable=False),
+                        pa.field("key_rle", pa.binary()),
+                        pa.field("reference_rle", pa.binary()),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+    ]
+)
+"""One key/reference pair. height and width are those of the stored frames and masks; an absent
+instance has a null RLE in that frame; RLEs are COCO compressed counts. Where key_index and
+reference_index are equal (a still image), the frame is stored once: reference_jpeg is empty and
+every reference_rle null, and both stand for the key's."""
+
+DETECTIONS = pa.schema(
+    [
+        pa.field("video_id", pa.int64(), nullable=False),
+        pa.field("frame_index", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("scores", _FLOATS, nullable=False),
+        pa.field("class_scores", _FLOATS, nullable=False),
+        pa.field("embeddings", _FLOATS, nullable=False),
+        pa.field("overlaps", _FLOATS, nullable=False),
+        pa.field("boxes", _FLOATS, nullable=False),
+        pa.field("masks", pa.list_(pa.binary()), nullable=False),
+    ]
+)
+"""One frame, also when nothing was found in it. N = len(scores); the other lists are row-major."""
+
+OVERLAP = pa.schema(
+    [
+        pa.field("video_id", pa.int64(), nullable=False),
+        pa.field("frame_index", pa.int32(), nullable=False),
+        pa.field("intersection", _FLOATS, nullable=False),
+        pa.field("area", _FLOATS, nullable=False),
+        pa.field("truth_area", _FLOATS, nullable=False),
+    ]
+)
+"""Pixels shared by the N detections and G true instances of one frame."""
+
+RESULTS = pa.schema(
+    [
+        pa.field("video_id", pa.int64(), nullable=False),
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("segmentations", pa.list_(pa.binary()), nullable=False),
+    ]
+)
+"""One track of one class; one RLE or null per frame of the video."""
+
+REJECTS = pa.schema(
+    [
+        pa.field("video_id", pa.int64(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""What was left out, and why. Beside every table."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameOverlap:
+    """How the detections of one frame lie on its truth, in pixels of the original frame.
+
+    video_id, frame_index: whose
+    intersection: (N, G) float32
+    area:         (N,)   float32, of each detection's mask
+    truth_area:   (G,)   float32, of each true instance, 0 where absent
+    """
+
+    video_id: int
+    frame_index: int
+    intersection: npt.NDArray[np.float32]
+    area: npt.NDArray[np.float32]
+    truth_area: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        wanted = (len(self.area), len(self.truth_area))
+        if self.intersection.shape != wanted:
+            raise ValueError(f"intersection must be {wanted}, got {self.intersection.shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class ResultTrack:
+    """One row of RESULTS.
+
+    video_id, track_id: whose
+    label:         0..K-1
+    score:         in [0, 1]
+    segmentations: compressed RLE counts, or None, for every frame of the video
+    """
+
+    video_id: int
+    track_id: int
+    label: int
+    score: float
+    segmentations: tuple[bytes | None, ...]
+
+
+def table(items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as an Arrow table. A missing, unknown or null field is a ValueError naming it."""
+    for item in items[:1]:
+        if set(item) != set(schema.names):
+            raise ValueError(
+                f"a row must have the fields {schema.names}, got {sorted(item)}. "
+                "Rows are made by the to_row functions of pipelines/storage/schemas.py."
+            )
+    columns = [
+        pa.array([item[name] for item in items], type=schema.field(name).type)
+        for name in schema.names
+    ]
+    for name, column in zip(schema.names, columns, strict=True):
+        if column.null_count and not schema.field(name).nullable:
+            raise ValueError(f"column {name!r} must not be null, but {column.null_count} rows are")
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def rows(source: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows as dicts: float lists become (n,) float32 arrays, everything else Python objects.
+
+    Several times faster than to_pylist on DETECTIONS, whose lists are long.
+    """
+    batches = source.to_batches() if isinstance(source, pa.Table) else [source]
+    for batch in batches:
+        columns: dict[str, Iterable[Any]] = {}
+        for name, column in zip(batch.schema.names, batch.columns, strict=True):
+            columns[name] = (
+                _float_lists(column) if column.type.equals(_FLOATS) else column.to_pylist()
+            )
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+def _float_lists(column: pa.ListArray) -> list[npt.NDArray[np.float32]]:
+    offsets = column.offsets.to_numpy()
+    values = column.values.to_numpy(zero_copy_only=False)
+    return [values[start:stop] for start, stop in itertools.pairwise(offsets)]
+
+
+def detections_to_row(
+    frame: FrameDetections, video_id: int, size: tuple[int, int]
+) -> dict[str, Any]:
+    """A DETECTIONS row.
+
+    size: (height, width) of the original frame, which boxes and masks refer to
+    """
+    if len(frame.masks) != len(frame):
+        raise ValueError(f"a stored frame needs {len(frame)} masks, got {len(frame.masks)}")
+
+    def flat(name: str) -> npt.NDArray[np.float32]:
+        array = getattr(frame, name).detach().float().cpu().numpy()
+        return np.ascontiguousarray(array, dtype=np.float32).ravel()
+
+    return {
+        "video_id": int(video_id),
+        "frame_index": int(frame.frame_index),
+        "height": int(size[0]),
+        "width": int(size[1]),
+        "scores": flat("scores"),
+        "class_scores": flat("class_scores"),
+        "embeddings": flat("embeddings"),
+        "overlaps": flat("overlaps"),
+        "boxes": flat("boxes"),
+        "masks": list(frame.masks),
+    }
+
+
+def detections_from_row(
+    row: Mapping[str, Any], *, num_classes: int = 0, embedding_size: int = 0
+) -> FrameDetections:
+    """The inverse of detections_to_row. Columns may be left out when reading: without `masks`
+    the frame carries no mask (association needs none).
+
+    num_classes, embedding_size: K and C, needed only to shape the empty tensors of a frame
+        without detections; where there are detections they must agree, or be 0
+    """
+    import torch
+
+    from idol.structures import FrameDetections
+
+    def tensor(name: str) -> torch.Tensor:
+        return torch.from_numpy(np.array(row[name], dtype=np.float32))
+
+    scores = tensor("scores")
+    count = len(scores)
+
+    def matrix(name: str, columns: int) -> torch.Tensor:
+        flat = tensor(name)
+        if count == 0:
+            return flat.reshape(0, columns)
+        if flat.numel() % count or (columns and flat.numel() != count * columns):
+            raise ValueError(
+                f"{name} of video {row.get('video_id')} frame {row.get('frame_index')} has "
+                f"{flat.numel()} numbers for {count} detections of {columns or 'any'} columns"
+            )
+        return flat.reshape(count, -1)
+
+    return FrameDetections(
+        frame_index=int(row["frame_index"]),
+        scores=scores,
+        class_scores=matrix("class_scores", num_classes),
+        embeddings=matrix("embeddings", embedding_size),
+        overlaps=matrix("overlaps", count),
+        boxes=matrix("boxes", 4),
+        masks=tuple(row.get("masks") or ()),
+    )
+
+
+def overlap_to_row(overlap: FrameOverlap) -> dict[str, Any]:
+    """An OVERLAP row."""
+    return {
+        "video_id": int(overlap.video_id),
+        "frame_index": int(overlap.frame_index),
+        "intersection": np.ascontiguousarray(overlap.intersection, dtype=np.float32).ravel(),
+        "area": np.asarray(overlap.area, dtype=np.float32),
+        "truth_area": np.asarray(overlap.truth_area, dtype=np.float32),
+    }
+
+
+def overlap_from_row(row: Mapping[str, Any]) -> FrameOverlap:
+    """The inverse of overlap_to_row."""
+    area = np.asarray(row["area"], dtype=np.float32)
+    truth_area = np.asarray(row["truth_area"], dtype=np.float32)
+    intersection = np.asarray(row["intersection"], dtype=np.float32)
+    return FrameOverlap(
+        video_id=int(row["video_id"]),
+        frame_index=int(row["frame_index"]),
+        intersection=intersection.reshape(len(area), len(truth_area)),
+        area=area,
+        truth_area=truth_area,
+    )
+
+
+def result_to_row(result: ResultTrack) -> dict[str, Any]:
+    """A RESULTS row."""
+    return {
+        "video_id": int(result.video_id),
+        "track_id": int(result.track_id),
+        "label": int(result.label),
+        "score": float(result.score),
+        "segmentations": list(result.segmentations),
+    }
+
+
+def result_from_row(row: Mapping[str, Any]) -> ResultTrack:
+    """The inverse of result_to_row."""
+    return ResultTrack(
+        video_id=int(row["video_id"]),
+        track_id=int(row["track_id"]),
+        label=int(row["label"]),
+        score=float(row["score"]),
+        segmentations=tuple(row["segmentations"]),
+    )

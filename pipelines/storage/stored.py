@@ -1,0 +1,142 @@
+"""Stored detections, read back: what tracking, scoring and sweeping start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+
+from pipelines.errors import ManifestError
+from pipelines.storage import manifest, schemas
+from pipelines.storage.manifest import Manifest
+from pipelines.storage.schemas import FrameOverlap
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from idol.structures import FrameDetections
+
+_WITHOUT_MASKS = [name for name in schemas.DETECTIONS.names if name != "masks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVideo:
+    """Where the frames of one video are.
+
+    video_id: of the dataset
+    size:     (height, width) of its frames
+    length:   its frames
+    shards:   numbers of the shards that hold them, in order
+    """
+
+    video_id: int
+    size: tuple[int, int]
+    length: int
+    shards: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDetections:
+    """A finished detect directory. Small: it holds where things are, not the things.
+
+    path:     the directory
+    manifest: its manifest
+    videos:   its readable videos by ascending video_id; rejected ones are not among them
+    """
+
+    path: Path
+    manifest: Manifest
+    videos: tuple[StoredVideo, ...]
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """The dataset's category_id of each label."""
+        return tuple(self.manifest.config["category_ids"])
+
+    @property
+    def score_floor(self) -> float:
+        """Detections at or below this score were not stored."""
+        return float(self.manifest.config["detect"]["score_floor"])
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the OVERLAP table was made."""
+        return bool(self.manifest.extra["truth"])
+
+    def frames(self, video: StoredVideo) -> Iterator[FrameDetections]:
+        """The frames of a video in order, without masks. Holds one shard at a time."""
+        expected = 0
+        for row in self._rows(video, _WITHOUT_MASKS):
+            if row["frame_index"] != expected:
+                raise self._damaged(video, f"frame {row['frame_index']} follows {expected - 1}")
+            expected += 1
+            yield schemas.detections_from_row(
+                row,
+                num_classes=int(self.manifest.extra["num_classes"]),
+                embedding_size=int(self.manifest.extra["embedding_size"]),
+            )
+        if expected != video.length:
+            raise self._damaged(video, f"{expected} of {video.length} frames are there")
+
+    def masks(self, video: StoredVideo) -> Iterator[tuple[int, list[bytes]]]:
+        """(frame_index, N compressed RLEs) of every frame, in order."""
+        for row in self._rows(video, ["video_id", "frame_index", "masks"]):
+            yield int(row["frame_index"]), list(row["masks"])
+
+    def overlaps(self, video: StoredVideo) -> Iterator[FrameOverlap]:
+        """How each frame's detections lie on its truth, in order."""
+        for row in self._rows(video, schemas.OVERLAP.names, prefix="overlap"):
+            yield schemas.overlap_from_row(row)
+
+    def _rows(
+        self, video: StoredVideo, columns: Sequence[str], prefix: str = "shard"
+    ) -> Iterator[dict[str, Any]]:
+        for number in video.shards:
+            table = pq.read_table(
+                shard_path(self.path, number, prefix),
+                columns=list(columns),
+                filters=[("video_id", "=", video.video_id)],
+            )
+            yield from schemas.rows(table)
+
+    def _damaged(self, video: StoredVideo, what: str) -> ManifestError:
+        return ManifestError(
+            str(self.path),
+            f"is damaged: of video {video.video_id}, {what}",
+            "Make it anew with --overwrite.",
+        )
+
+
+def shard_path(path: Path, number: int, prefix: str = "shard") -> Path:
+    """Where a shard of the DETECTIONS (prefix "shard") or OVERLAP ("overlap") table lies."""
+    return path / f"{prefix}-{number:05d}.parquet"
+
+
+def read(path: str | Path) -> StoredDetections:
+    """Open a finished detect directory.
+
+    Errors: ManifestError where it is none, unfinished, or has lost a file
+    """
+    # Absolute, for it is opened in workers too, whose working directory is another.
+    path = Path(path).resolve()
+    found = manifest.read(path, "detect")
+    manifest.shard_paths(path, "detect")
+    if found.extra["truth"]:
+        lost = [n for n in range(found.shards) if not shard_path(path, n, "overlap").exists()]
+        if lost:
+            raise ManifestError(
+                str(path),
+                f"lost {len(lost)} files of its OVERLAP table, first {lost[0]}",
+                "Make it anew with --overwrite.",
+            )
+    videos = tuple(
+        StoredVideo(
+            video_id=int(entry["video_id"]),
+            size=(int(entry["height"]), int(entry["width"])),
+            length=int(entry["length"]),
+            shards=tuple(entry["shards"]),
+        )
+        for entry in found.extra["videos"]
+    )
+    return StoredDetections(path, found, videos)

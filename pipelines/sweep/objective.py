@@ -1,0 +1,106 @@
+"""What a sweep maximises: one metric, or a weighted mix of average precision and tracking."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idol.analysis import intervals
+from idol.evaluation import average_precision, tracking_draws, tracking_metrics
+from idol.evaluation.matching import OCCLUSION_RANGES, VideoMatches
+from idol.evaluation.overlaps import Floats
+from idol.evaluation.tracking_metrics import VideoTracking
+
+TRACKING: Final = ("HOTA", "DetA", "AssA", "IDF1")
+"""Tracking metrics that can be asked for; averaged over the classes with truth, as AP is."""
+MIXES: Final = {"balanced": {"AP": 0.5, "HOTA": 0.5}}
+"""Mixes by name. balanced: detection and classes count by AP, identities by HOTA."""
+_AVERAGE_PRECISION: Final = (*intervals.STATS, "APs", "APm", "APl")
+_OCCLUSION: Final = tuple(f"AP_{name[0]}o" for name in OCCLUSION_RANGES)
+_TERM = re.compile(r"^(?:([0-9.]+)\s*\*\s*)?([A-Za-z0-9_]+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A weighted sum of metrics.
+
+    name:    as it was asked for
+    weights: metric -> weight
+    """
+
+    name: str
+    weights: dict[str, float]
+
+    @property
+    def tracking(self) -> bool:
+        """Whether tracking metrics are needed, which cost about as much as tracking itself."""
+        return not set(TRACKING).isdisjoint(self.weights)
+
+    def of(self, stats: dict[str, float]) -> float:
+        """The value of a set of metrics; -1 where one of them has no truth to score against."""
+        values = [stats[name] for name in self.weights]
+        if min(values) < 0:
+            return -1.0
+        return sum(w * v for w, v in zip(self.weights.values(), values, strict=True))
+
+    def of_draws(
+        self,
+        matches: Sequence[VideoMatches],
+        counts: Sequence[VideoTracking],
+        weights: NDArray[np.int64],
+    ) -> Floats:
+        """The value of many draws of V videos at once.
+
+        matches: of V videos
+        counts:  of V videos; () where no tracking metric is needed
+        weights: (B, V) how often a draw has each video, by ascending video ids
+        returns: (B,), NaN where a draw has nothing to score against
+        """
+        scores = intervals.scores_of_draws(matches, weights, only=self.weights)
+        if self.tracking:
+            scores |= tracking_draws.tracking_of_draws(counts, weights)
+        total: Floats = np.sum([w * scores[name] for name, w in self.weights.items()], axis=0)
+        return total
+
+
+def parse(text: str, *, occlusion: bool) -> Objective:
+    """An objective from text: AP, HOTA, balanced, "0.7*AP+0.3*IDF1", ...
+
+    occlusion: whether the truth has occlusion scores, hence AP_so, AP_mo, AP_ho
+    Errors:    ValueError naming what can be asked for
+    """
+    known = (*_AVERAGE_PRECISION, *(_OCCLUSION if occlusion else ()), *TRACKING)
+    if text in MIXES:
+        return Objective(text, dict(MIXES[text]))
+    weights: dict[str, float] = {}
+    for term in text.split("+"):
+        found = _TERM.match(term.strip())
+        if found is None or found[2] not in known or found[2] in weights:
+            raise ValueError(
+                f"there is no metric {term.strip()!r} here; an objective is one of {[*known]}, "
+                f"a mix by name ({', '.join(MIXES)}), or a sum such as 0.7*AP+0.3*HOTA"
+            )
+        try:
+            weights[found[2]] = float(found[1] or 1.0)
+        except ValueError as error:
+            raise ValueError(f"{found[1]!r} in the objective {text!r} is no number") from error
+    if sum(weights.values()) <= 0:
+        raise ValueError(f"the weights of the objective {text!r} must not all be 0")
+    return Objective(text, weights)
+
+
+def stats(matches: Sequence[VideoMatches], counts: Sequence[VideoTracking]) -> dict[str, float]:
+    """All metrics of a set of videos under one name each.
+
+    counts: () to leave the tracking metrics out
+    """
+    found = dict(average_precision.summarise(matches).stats)
+    if counts:
+        values = tracking_metrics.summarise_tracking(counts).present_averaged.values
+        found |= {name: values[name] for name in (*TRACKING, "IDSW")}
+    return found

@@ -1,0 +1,235 @@
+"""The training step: it learns, it resumes exactly, and it stops at numbers that are not finite."""
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+import idol
+from idol.config import TrainConfig, override
+from idol.images.synthetic import SyntheticConfig, make_video
+from idol.images.transforms import Pair, augment, collate
+from idol.learning.training import PairLoss, Trainer, learning_rate_factor, make_optimizer
+
+SMALL = ("transforms.stretch=[64,96]", "model.num_queries=20", "train.warmup_steps=5")
+
+
+@pytest.fixture(scope="module")
+def config():
+    return override(idol.presets.by_name("tiny"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def batch(config):
+    rng = np.random.default_rng(0)
+    examples = []
+    for seed in (1, 2):
+        video = make_video(SyntheticConfig.easy(), seed)
+        pair = Pair(video.frames[0], video.frames[2], video.labels, video.masks[0], video.masks[2])
+        examples.append(augment(pair, config.transforms, rng))
+    return collate(examples)
+
+
+def make_trainer(config, seed=0):
+    torch.manual_seed(seed)
+    return Trainer(idol.IDOL(config), config)
+
+
+def test_the_loss_falls_on_a_batch_seen_again_and_again(config, batch):
+    trainer = make_trainer(config)
+    values = [trainer.step(batch)["loss"] for _ in range(25)]
+    assert np.mean(values[-3:]) < 0.75 * np.mean(values[:3])
+
+
+def test_equal_seeds_give_equal_weights(config, batch):
+    a, b = make_trainer(config), make_trainer(config)
+    for trainer in (a, b):
+        for _ in range(3):
+            trainer.step(batch)
+    assert all(torch.equal(x, b.weights()[k]) for k, x in a.weights().items())
+
+
+def test_a_resumed_run_continues_as_the_uninterrupted_one(config, batch, tmp_path):
+    config = override(config, ["losses.reid_aux=0"])  # its negatives are drawn, not stored
+    whole, first = make_trainer(config), make_trainer(config)
+    for _ in range(4):
+        whole.step(batch)
+    for _ in range(2):
+        first.step(batch)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = make_trainer(config, seed=9)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(2):
+        second.step(batch)
+    for key, value in whole.weights().items():
+        torch.testing.assert_close(second.weights()[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_every_parameter_gets_a_gradient(config, batch):
+    # What DistributedDataParallel needs, with truths and without any.
+    model = make_trainer(config)
+    for present in (True, False):
+        for targets in batch.key_targets + batch.reference_targets:
+            targets.present.fill_(present)
+        total, _ = model.network(batch)
+        total.backward()
+        missing = [n for n, p in model.model.named_parameters() if p.grad is None]
+        assert missing == []
+        model.optimizer.zero_grad(set_to_none=True)
+    for targets in batch.key_targets + batch.reference_targets:
+        targets.present.copy_(targets.masks.flatten(1).any(1))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(config, batch):
+    trainer = make_trainer(config)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    handle = trainer.model.embedding_head.layers[0].weight.register_hook(lambda g: g * float("inf"))
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        trainer.step(batch)
+    handle.remove()
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
+
+
+def test_released_schedule_drops_by_ten_at_the_milestone():
+    config = TrainConfig()
+    assert learning_rate_factor(7999, config) == 1.0
+    assert learning_rate_factor(8000, config) == pytest.approx(0.1)
+
+
+def test_cosine_schedule_warms_up_and_ends_at_its_final_rate():
+    config = TrainConfig(schedule="cosine", warmup_steps=10, steps=100, final_rate=0.02)
+    factors = [learning_rate_factor(step, config) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[10] == 1.0
+    assert factors[100] == pytest.approx(0.02)
+    assert all(a >= b for a, b in pairwise(factors[10:]))
+
+
+def test_a_step_in_bfloat16_is_near_one_in_float32_and_learns(config, batch):
+    totals = {}
+    for precision in ("fp32", "bf16"):
+        trainer = make_trainer(override(config, [f"train.precision={precision}"]))
+        losses = [trainer.step(batch) for _ in range(12)]
+        totals[precision] = losses[0]
+        assert losses[-1]["loss"] < 0.85 * losses[0]["loss"]
+        weights = trainer.weights().values()
+        assert all(w.dtype == torch.float32 for w in weights if w.is_floating_point())
+    for name, value in totals["fp32"].items():
+        assert totals["bf16"][name] == pytest.approx(value, rel=0.05), name
+
+
+def test_the_released_optimiser_decays_everything_and_slows_the_backbone_only():
+    released = idol.presets.by_name("ytvis19_r50")
+    model = idol.IDOL(released)
+    optimizer = make_optimizer(model, released.train)
+    names = {id(p): name for name, p in model.named_parameters()}
+    factor = {names[id(p)]: g["factor"] for g in optimizer.param_groups for p in g["params"]}
+    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert factor.keys() == trainable
+    assert len(trainable) == 360  # as many as the released network trains
+    assert {name for name, f in factor.items() if f == 0.1} == {
+        name for name in trainable if name.startswith("backbone.")
+    }
+    assert set(factor.values()) == {0.1, 1.0}
+    for group in optimizer.param_groups:
+        assert group["weight_decay"] == 1e-4
+        assert group["betas"] == (0.9, 0.999)
+        assert group["eps"] == 1e-8
+    assert (released.train.clip_norm, released.train.learning_rate) == (0.01, 1e-4)
+    assert (released.train.steps, released.train.milestones) == (12000, (8000,))
+
+
+def test_a_step_is_adamw_on_the_clipped_gradient(config, batch):
+    config = override(config, ["train.clip_norm=0.01", "train.warmup_steps=0"])
+    ours = make_trainer(config)
+    torch.manual_seed(0)
+    model = idol.IDOL(config).train()
+    loss = PairLoss(model, seed=0)
+    norms = []
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.train.learning_rate, weight_decay=config.train.weight_decay
+    )  # tiny: the backbone's rate is the others'
+    for step in range(3):
+        got = ours.step(batch)
+        optimizer.param_groups[0]["lr"] = config.train.learning_rate * learning_rate_factor(
+            step, config.train
+        )
+        optimizer.zero_grad()
+        loss(batch)[0].backward()
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
+        norms.append(float(norm))
+        assert got["gradient_norm"] == pytest.approx(norms[-1], rel=1e-3)
+        for p in model.parameters():
+            p.grad *= 0.01 / norm
+        optimizer.step()
+    assert min(norms) > 0.01
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(ours.model.state_dict()[name], p.detach(), atol=2e-5, rtol=1e-3)
+
+
+def halves(batch):
+    """A batch of two pairs as two of one."""
+    fields = [f.name for f in dataclasses.fields(batch)]
+    return [type(batch)(**{f: getattr(batch, f)[i : i + 1] for f in fields}) for i in range(2)]
+
+
+def gradients(module):
+    return {k.removeprefix("module."): p.grad.clone() for k, p in module.named_parameters()}
+
+
+def one_worker(rank, config, batches, store, out):
+    """What a process of the test below does: two backward passes under DDP."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    torch.manual_seed(0)
+    module = DistributedDataParallel(PairLoss(idol.IDOL(config)))
+    found = []
+    for parts in batches:
+        module.zero_grad()
+        module(parts[rank])[0].backward()
+        found.append(gradients(module))
+    torch.save(found, f"{out}.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_workers_share_one_gradient_even_where_one_of_them_matches_nothing(config, batch, tmp_path):
+    config = override(
+        config,
+        [
+            "losses.normaliser=global", "losses.reid=0", "losses.reid_aux=0",
+            "model.dense_auxiliary=false", "model.num_identities=4", "losses.identity=1",
+        ],
+    )  # fmt: skip
+    parts = halves(batch)
+    # Nothing is there in the second worker's frames, in the second pass.
+    nothing = dataclasses.replace(
+        parts[1],
+        key_targets=[dataclasses.replace(t, present=torch.zeros_like(t.present))
+                     for t in parts[1].key_targets],
+        reference_targets=[dataclasses.replace(t, present=torch.zeros_like(t.present))
+                           for t in parts[1].reference_targets],
+    )  # fmt: skip
+    numbered = dataclasses.replace(
+        parts[0],
+        key_targets=[dataclasses.replace(t, identities=torch.arange(len(t.labels)) % 4)
+                     for t in parts[0].key_targets],
+    )  # fmt: skip
+    batches = [parts, [numbered, nothing]]
+    arguments = (config, batches, str(tmp_path / "store"), str(tmp_path / "out"))
+    torch.multiprocessing.spawn(one_worker, arguments, nprocs=2)
+    first, second = (torch.load(tmp_path / f"out.{rank}") for rank in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert all(torch.equal(value, b[name]) for name, value in a.items())
+    # The gradient of the global normaliser is that of the batch in one piece.
+    torch.manual_seed(0)
+    whole = PairLoss(idol.IDOL(config))
+    whole(batch)[0].backward()
+    for name, value in gradients(whole).items():
+        torch.testing.assert_close(first[0][name], value, atol=2e-4, rtol=2e-3)
+    assert first[1]["model.identity_head.weight"].abs().sum() > 0

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from idol.masks import rle
+
+
+def encode(mask: np.ndarray) -> bytes:
+    return coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+
+
+@st.composite
+def masks(draw):
+    height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    mask = rng.random((height, width)) < draw(st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]))
+    # Repeated pixels make long runs, whose numbers take several characters.
+    return np.kron(mask, np.ones((draw(st.sampled_from([1, 9])), draw(st.integers(1, 30))), bool))
+
+
+@given(st.lists(masks(), max_size=6))
+def test_measure_counts_pixels_and_foreground(pictures):
+    pixels, areas = rle.measure([encode(m) for m in pictures])
+    assert pixels.tolist() == [m.size for m in pictures]
+    assert areas.tolist() == [m.sum() for m in pictures]
+
+
+@given(masks(), masks(), st.binary(max_size=30))
+def test_garbage_is_measured_without_touching_its_neighbours(before, after, garbage):
+    pixels, areas = rle.measure([encode(before), garbage, encode(after)])
+    assert (pixels[0], pixels[2]) == (before.size, after.size)
+    assert (areas[0], areas[2]) == (before.sum(), after.sum())
+
+
+def test_truncated_and_foreign_characters_are_unreadable():
+    mask = np.kron(np.eye(9, dtype=bool), np.ones((9, 9), bool))
+    counts = encode(mask)
+    # 0x20 in the last character promises another: pycocotools would read past the end.
+    pixels, _ = rle.measure([counts + b"`", b"\x00" + counts, b"o" * 8 + b"0", counts, b""])
+    assert pixels.tolist() == [-1, -1, -1, mask.size, 0]
+
+
+def test_a_set_larger_than_one_pass_is_measured_the_same(monkeypatch):
+    pictures = [np.random.default_rng(n).random((9, 14)) < 0.4 for n in range(60)]
+    counts = [encode(m) for m in pictures]
+    monkeypatch.setattr(rle, "_AT_ONCE", 100)
+    pixels, areas = rle.measure(counts)
+    assert pixels.tolist() == [9 * 14] * 60
+    assert areas.tolist() == [m.sum() for m in pictures]
+
+
+def test_all_written_forms_are_the_same_mask():
+    mask = np.zeros((20, 30), bool)
+    mask[4:12, 6:17] = True
+    runs = [6 * 20 + 4]
+    for _ in range(10):
+        runs += [8, 12]
+    runs += [8, 8 + 13 * 20]
+    expected = {"size": [20, 30], "counts": encode(mask)}
+    polygon = [[6.0, 4.0, 17.0, 4.0, 17.0, 12.0, 6.0, 12.0]]
+    assert rle.compress({"size": [20, 30], "counts": runs}, (20, 30)) == expected
+    assert rle.compress({"size": [20, 30], "counts": encode(mask).decode()}, (20, 30)) == expected
+    assert rle.compress(polygon, (20, 30)) == expected
+    assert rle.compress(None, (20, 30)) is None
+    assert rle.compress([], (20, 30)) is None
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1.0, 2.0, 3.0, 4.0]], "at least three"),
+        ([[1, 2, 3, 4, 5, "six"]], "no number"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "not finite"),
+        ({"size": [2, 2], "counts": [1, 2]}, "add up to 3 pixels"),
+        ({"size": [2, 2], "counts": [-1, 5]}, "whole numbers"),
+        ({"size": [2], "counts": "04"}, r"\[height, width\]"),
+        ({"size": [2, 2], "counts": 7}, "compressed RLE string"),
+        ("04", "a mask is null or"),
+    ],
+)
+def test_what_is_no_mask_is_refused_with_the_reason(segmentation, message):
+    with pytest.raises(ValueError, match=message):
+        rle.compress(segmentation, (2, 2))
+
+
+def test_check_names_the_first_mask_that_does_not_fill_its_size():
+    counts = encode(np.ones((3, 4), bool))
+    areas, wrong = rle.check(
+        [{"size": [3, 4], "counts": counts}, {"size": [4, 4], "counts": counts}]
+    )
+    assert areas[0] == 12
+    assert wrong == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=12) | st.text("0123?@ABOPQo`a", max_size=12), max_size=6))
+def test_the_compiled_reading_says_the_same_of_any_string(strings):
+    rle_kernel = pytest.importorskip("idol.masks.kernels")
+    counts = [s if isinstance(s, bytes) else s.encode() for s in strings]
+    lengths = np.fromiter(map(len, counts), np.int64, len(counts))
+    pixels, areas = rle._measure(counts, lengths)
+    compiled = rle_kernel.measure(b"".join(counts), lengths)
+    np.testing.assert_array_equal(compiled[0], pixels)
+    np.testing.assert_array_equal(compiled[1], areas)
+
+
+def test_a_large_set_is_read_by_compiled_code(monkeypatch):
+    pytest.importorskip("idol.masks.kernels")
+    counts = [encode(m) for m in np.random.default_rng(0).random((20, 30, 40)) < 0.5]
+    expected = rle.measure(counts)
+    monkeypatch.setattr(rle, "_COMPILE_FROM", 100)
+    monkeypatch.setattr(rle, "_Read", type("_Read", (), dict(vars(rle._Read))))
+    rle._Read.asked, rle._Read.kernel = False, None
+    found = rle.measure(counts)
+    assert rle._Read.kernel is not None
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, want)

@@ -1,0 +1,175 @@
+"""A checkpoint and a dataset become metrics, a page and an experiment log."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import idol
+from idol.config import Config, override
+from idol.structures import Track
+from pipelines.errors import PipelineError
+from pipelines.report import experiment_log
+from pipelines.sources import annotations
+from pipelines.sources.annotations import Category, Dataset
+from pipelines.stages import detect, evaluate, scoring
+from pipelines.storage import manifest
+from pipelines.storage.schemas import FrameOverlap
+from tests.pipelines import perfect
+
+
+@pytest.fixture
+def perfect_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detect, "run", perfect.run)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def test_everything_found_scores_everything_and_is_reported_and_logged(
+    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path
+) -> None:
+    file, network = make_videos([6, 3, 5]).write(), perfect.weights(tmp_path / "w.safetensors")
+    out = tmp_path / "out"
+    found = evaluate.run(file, network, out)
+    assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
+    for name in evaluate.FILES.values():
+        assert (out / name).exists(), name
+    summary = json.loads((out / evaluate.REPORT).read_text())
+    assert summary["true_identities"]["AP"] == pytest.approx(1.0)
+    assert [row["name"] for row in summary["per_category"]] == ["person", "car"]
+    assert [(row["video_id"], row["switches"]) for row in summary["per_video"]] == [
+        (1, 0), (2, 0), (3, 0)
+    ]  # fmt: skip
+    page = (out / evaluate.PAGE).read_text()
+    assert page.count("data:image/jpeg;base64,") == 2 * (5 + 3 + 5)
+    (run,) = experiment_log.runs(out)
+    assert run.data.metrics["AP"] == pytest.approx(1.0)
+    assert run.data.params["tracker.similarity"] == "cosine"
+    # The same call again finds it done; another tracker does not fit into the same place.
+    assert evaluate.run(file, network, out) == found
+    with pytest.raises(manifest.ManifestError, match="configuration differs: tracker"):
+        evaluate.run(file, network, out, tracker="paper")
+
+
+def test_videos_without_frames_count_as_missed_and_are_listed(
+    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path
+) -> None:
+    videos = make_videos([4, 4])
+    videos.frame(2, 1).unlink()
+    out = tmp_path / "out"
+    found = evaluate.run(videos.write(), perfect.weights(tmp_path / "w.safetensors"), out)
+    assert found.rejects == 1
+    assert found.extra["metrics"]["AR100"] == pytest.approx(0.5)
+    summary = json.loads((out / evaluate.REPORT).read_text())
+    assert summary["missing_videos"] == [2]
+    assert summary["rejects"][0]["path"].endswith("001.jpg")
+
+
+def test_videos_whose_truth_cannot_be_read_are_not_scored(
+    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path
+) -> None:
+    videos = make_videos([4, 4])
+    del videos.content["annotations"][2]["segmentations"][0]
+    found = evaluate.run(
+        videos.write(), perfect.weights(tmp_path / "w.safetensors"), tmp_path / "out"
+    )
+    assert found.rejects == 1
+    assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
+
+
+def test_without_truth_there_are_results_and_no_scores(
+    make_videos: Callable[..., Any], tmp_path: Path
+) -> None:
+    videos = make_videos([2])
+    videos.content["annotations"] = None
+    dataset = annotations.read(videos.write())
+    assert evaluate.read_truth(videos.folder / "instances.json", dataset) is None
+
+
+def test_a_subset_at_a_stride_is_scored_against_the_same_subset(
+    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path
+) -> None:
+    found = evaluate.run(
+        make_videos([6, 3, 5]).write(),
+        perfect.weights(tmp_path / "w.safetensors"),
+        tmp_path / "out",
+        video_ids=[1, 3],
+        stride=2,
+        overrides=["tracker.match_threshold=0.2"],
+    )
+    assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
+    summary = json.loads((tmp_path / "out" / evaluate.REPORT).read_text())
+    assert (summary["videos"], summary["frames"]) == (2, 6)
+
+
+def categories(**named: int) -> Dataset:
+    kept = tuple(Category(i, name) for name, i in sorted(named.items(), key=lambda item: item[1]))
+    return Dataset((), kept, (), "", ())
+
+
+def test_labels_are_given_the_categories_of_the_dataset() -> None:
+    preset = idol.presets.tiny()
+    config = replace(preset, model=replace(preset.model, num_classes=2))
+    mapped = evaluate.with_categories(config, categories(person=3, car=7))
+    assert (mapped.category_ids, mapped.categories) == ((3, 7), ("person", "car"))
+    assert evaluate.with_categories(mapped, categories(person=3, car=7)) == mapped
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"person": 3, "truck": 7}, "category_id 7 is 'car' in the checkpoint and 'truck'"),
+        ({"person": 3}, "category_id 7 is 'car' in the checkpoint and 'absent'"),
+        ({"person": 3, "car": 7, "dog": 8}, "category_id 8 is 'absent' in the checkpoint"),
+    ],
+)
+def test_other_categories_than_those_trained_on_are_refused(
+    given: dict[str, int], message: str
+) -> None:
+    preset = idol.presets.tiny()
+    config = replace(preset, model=replace(preset.model, num_classes=2))
+    trained = evaluate.with_categories(config, categories(person=3, car=7))
+    with pytest.raises(ValueError, match=message):
+        evaluate.with_categories(trained, categories(**given))
+    with pytest.raises(ValueError, match="4 classes, the dataset 2"):
+        evaluate.with_categories(preset, categories(person=3, car=7))
+
+
+def test_the_network_cannot_be_changed_nor_the_floor_be_undercut(tmp_path: Path) -> None:
+    preset = override(idol.presets.tiny(), ["model.num_classes=2"])
+    model, dataset = idol.IDOL(preset), categories(person=3, car=7)
+    changed: Config = evaluate.configuration(
+        model, dataset, ["transforms.test_short_side=360"], None
+    )
+    assert changed.transforms.test_short_side == 360
+    with pytest.raises(ValueError, match="trained network"):
+        evaluate.configuration(model, dataset, ["model.num_queries=10"], None)
+    with pytest.raises(PipelineError, match=r"detect\.score_floor=0\.01"):
+        evaluate.configuration(model, dataset, ["tracker.score_threshold=0.01"], None)
+
+
+def test_an_identity_switch_is_counted_when_another_track_takes_over() -> None:
+    import torch
+
+    def overlap(index: int, rows: list[tuple[float, float]]) -> FrameOverlap:
+        # Two true instances of 10 pixels; a row says how many of each a detection of 10 covers.
+        shared = np.array(rows, np.float32).reshape(-1, 2)
+        return FrameOverlap(
+            1, index, shared, np.full(len(rows), 10, np.float32), np.full(2, 10, np.float32)
+        )
+
+    def track_of(track_id: int, **rows: int) -> Track:
+        return Track(track_id, {int(k[1:]): v for k, v in rows.items()}, torch.zeros(1))
+
+    overlaps = [
+        overlap(0, [(9, 0), (0, 9)]),
+        overlap(1, [(0, 9), (9, 0)]),  # the same rows show the other instance: two switches
+        overlap(2, [(3, 0)]),  # too little to show anything
+        overlap(3, [(9, 0)]),  # instance 0 again by track 1, as in frame 1: no switch
+        overlap(4, [(9, 0)]),  # by a new track: one switch
+    ]
+    tracks = [track_of(0, f0=0, f1=0, f2=0), track_of(1, f0=1, f1=1, f3=0), track_of(2, f4=0)]
+    assert scoring.identity_switches(tracks, overlaps) == 3

@@ -1,0 +1,234 @@
+"""Batches: every row once an epoch, no row on two workers, the same batch after a restart."""
+
+import itertools
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from idol import presets
+from idol.config import PairConfig, override
+from pipelines.errors import ManifestError, VideoError
+from pipelines.sources import annotations
+from pipelines.stages import loader, pairs
+from pipelines.storage import manifest, schemas
+
+CONFIG = override(
+    presets.tiny(),
+    ["transforms.stretch=[32,32]", "train.shuffle_rows=6", "transforms.crop_probability=0"],
+)
+
+
+@pytest.fixture
+def prepared(make_videos, tmp_path):
+    """17 rows in shards of 5, written as the stage writes them, without Ray."""
+    dataset = annotations.read(make_videos([5, 4, 8]).write())
+    config = PairConfig()
+    rows = [
+        row
+        for video in dataset.videos
+        for row in pairs.pairs_of_video(video, config, dataset.labels)
+    ]
+    output = manifest.prepare_output(tmp_path / "pairs", pairs.STAGE, {}, "h")
+    for shard, start in enumerate(range(0, len(rows), 5)):
+        table = schemas.table(rows[start : start + 5], schemas.PAIRS)
+        manifest.commit_table(table, output.shard(shard), row_group_size=2)
+    output.finish(total_shards=4)
+    return output.path
+
+
+def make(path, **options):
+    return loader.PairLoader(path, CONFIG, **{"batch_size": 3, **options})
+
+
+def take(iterator, count):
+    try:
+        return list(itertools.islice(iterator, count))
+    finally:
+        iterator.close()
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.key_images, b.key_images) and torch.equal(
+        a.reference_images, b.reference_images
+    )
+
+
+def test_decoding_gives_pixels_and_masks_of_the_same_instances(make_videos):
+    videos = make_videos([3])
+    dataset = annotations.read(videos.write())
+    for row in pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels):
+        pair = loader.decode(row)
+        assert pair.key_image.shape == (24, 36, 3)
+        assert pair.key_image.dtype == np.uint8
+        assert pair.labels.tolist() == [1, 0]
+        expected = np.zeros((24, 36), bool)
+        left = row["reference_index"] + 1
+        expected[4:12, left : left + 6] = True
+        np.testing.assert_array_equal(pair.reference_masks[0], expected)
+        assert pair.key_masks[0].any() == (row["key_index"] != 0)
+
+
+def test_a_pair_without_instances_decodes(make_videos):
+    dataset = annotations.read(make_videos([2]).write())
+    row = next(pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
+    pair = loader.decode({**row, "instances": []})
+    assert pair.key_masks.shape == (0, 24, 36)
+
+
+def test_a_stored_frame_that_is_broken_names_its_video_and_frame(make_videos):
+    dataset = annotations.read(make_videos([2]).write())
+    row = next(pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
+    with pytest.raises(VideoError, match="video 1: key frame 0"):
+        loader.decode({**row, "key_jpeg": row["key_jpeg"][:100]})
+
+
+@settings(deadline=None)
+@given(length=st.integers(0, 60), buffer=st.integers(1, 70), seed=st.integers(0, 9))
+def test_a_shuffle_buffer_loses_nothing_and_bounds_what_is_held(length, buffer, seed):
+    given = loader.shuffled(length, buffer, np.random.default_rng(seed))
+    assert sorted(given.tolist()) == list(range(length))
+    assert all(item - place < buffer for place, item in enumerate(given.tolist()))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_an_epoch_visits_every_row_once_over_all_workers(prepared, world_size):
+    seen = Counter()
+    for rank in range(world_size):
+        worker = make(prepared, rank=rank, world_size=world_size, batch_size=1)
+        assert worker.rows == 17 // world_size
+        seen.update(name for step in range(worker.rows) for name in worker.rows_of(step))
+    rows = make(prepared, batch_size=17).rows_of(0)
+    assert sum(seen.values()) == 17 - 17 % world_size
+    assert all(count <= Counter(rows)[name] for name, count in seen.items())
+
+
+def test_epochs_differ_in_order_and_not_in_content(prepared):
+    worker = make(prepared, batch_size=17)
+    first, second = worker.rows_of(0), worker.rows_of(1)
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_a_restart_goes_on_with_the_batch_it_would_have_had(prepared):
+    whole = take(make(prepared).batches(), 14)  # more than two epochs of 17 rows
+    for start in (1, 5, 6, 11):
+        rest = take(make(prepared).batches(start), 3)
+        assert all(same(a, b) for a, b in zip(rest, whole[start:], strict=False))
+    assert not same(whole[0], whole[1])
+
+
+def test_threads_do_not_change_the_batches_and_seeds_do(prepared):
+    one = take(make(prepared, threads=1).batches(), 7)
+    many = take(make(prepared, threads=4).batches(), 7)
+    other = take(make(prepared, seed=1).batches(), 7)
+    assert all(same(a, b) for a, b in zip(one, many, strict=True))
+    assert not all(same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_batches_hold_what_rows_of_says(prepared):
+    worker = make(prepared, batch_size=17)
+    (batch,) = take(worker.batches(), 1)
+    names = worker.rows_of(0)
+    assert len(names) == len(batch.key_targets) == 17
+    # Object 11/21/31 (label 1) is absent from frame 0 only, so its presence tells the key frame.
+    for name, targets in zip(names, batch.key_targets, strict=True):
+        starts_at_zero = "frames 0 and" in name
+        assert targets.present.tolist() == [not starts_at_zero, True]
+
+
+def test_a_shared_function_gives_the_same_batches(prepared):
+    direct = take(make(prepared).batches(2), 1)
+    function = take(loader.batches(prepared, CONFIG, batch_size=3, start_step=2), 1)
+    assert same(direct[0], function[0])
+
+
+def test_instances_are_numbered_by_video_and_instance(prepared):
+    # Videos 1, 2, 3 have the instances 11, 12, 21, 22, 31, 32.
+    assert loader.number_instances(prepared) == {
+        (video, 10 * video + number): 2 * (video - 1) + number - 1
+        for video in (1, 2, 3)
+        for number in (1, 2)
+    }
+
+
+def test_numbers_of_instances_do_not_depend_on_the_shards(make_videos, tmp_path):
+    dataset = annotations.read(make_videos([3, 2]).write())
+    rows = [
+        row
+        for video in dataset.videos
+        for row in pairs.pairs_of_video(video, PairConfig(), dataset.labels)
+    ]
+    found = []
+    for size in (1, 2, 5):
+        output = manifest.prepare_output(tmp_path / f"by{size}", pairs.STAGE, {}, "h")
+        mixed = rows[::2] + rows[1::2] if size == 2 else rows
+        cuts = [mixed[i : i + size] for i in range(0, len(mixed), size)]
+        # One without instances: its list is empty, not missing.
+        cuts[-1] = [{**row, "instances": []} for row in cuts[-1]] if size == 1 else cuts[-1]
+        for shard, cut in enumerate(cuts):
+            manifest.commit_table(schemas.table(cut, schemas.PAIRS), output.shard(shard))
+        output.finish(total_shards=len(cuts))
+        found.append(loader.number_instances(output.path))
+    assert found[0] == found[1] == found[2] == {(1, 11): 0, (1, 12): 1, (2, 21): 2, (2, 22): 3}
+
+
+def test_batches_carry_the_numbers_of_their_instances_in_both_frames(prepared):
+    known = loader.number_instances(prepared)
+    del known[2, 22]
+    worker = make(prepared, batch_size=17, identities=known)
+    (batch,) = take(worker.batches(), 1)
+    videos = [int(name.split()[1].rstrip(",")) for name in worker.rows_of(0)]
+    expected = {1: [0, 1], 2: [2, -1], 3: [4, 5]}
+    for side in (batch.key_targets, batch.reference_targets):
+        assert [t.identities.tolist() for t in side] == [expected[v] for v in videos]
+    (plain,) = take(make(prepared, batch_size=17).batches(), 1)
+    assert all(t.identities.tolist() == [-1, -1] for t in plain.key_targets)
+
+
+def test_closing_the_batches_stops_the_threads(prepared):
+    before = set(threading.enumerate())
+    iterator = make(prepared).batches()
+    next(iterator)
+    assert set(threading.enumerate()) - before
+    iterator.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_a_fault_in_a_thread_is_raised_where_batches_are_asked(prepared, monkeypatch):
+    def broken(row, identities):
+        raise VideoError(1, "a.jpg", "is gone")
+
+    monkeypatch.setattr(loader, "decode", broken)
+    iterator = make(prepared).batches()
+    with pytest.raises(VideoError, match="is gone"):
+        next(iterator)
+
+
+def test_a_file_that_vanishes_while_reading_is_raised_too(prepared):
+    worker = make(prepared)
+    for path in prepared.glob("shard-*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError):
+        next(worker.batches())
+
+
+def test_an_unfinished_directory_is_refused(prepared):
+    (prepared / manifest.MANIFEST).unlink()
+    with pytest.raises(ManifestError, match="is missing"):
+        make(prepared)
+
+
+def test_more_workers_than_rows_are_refused(prepared):
+    with pytest.raises(ManifestError, match="17 pairs for 18 workers"):
+        make(prepared, world_size=18)
+
+
+@pytest.mark.parametrize("options", [{"rank": 1}, {"rank": -1}, {"batch_size": 0}, {"threads": 0}])
+def test_impossible_numbers_are_refused(prepared, options):
+    with pytest.raises(ValueError, match="must"):
+        make(prepared, **options)

@@ -1,0 +1,221 @@
+"""Training runs: finished, resumed, started from other weights, and refused."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import idol
+from idol import presets
+from idol.config import override
+from idol.images.synthetic import SyntheticConfig, write_dataset
+from idol.weights import checkpoint
+from idol.weights.checkpoint import CheckpointError
+from pipelines.errors import ManifestError
+from pipelines.sources import annotations
+from pipelines.stages import loader, pairs, train
+
+pytestmark = pytest.mark.ray
+
+QUICK = (
+    "transforms.stretch=[64,96]",
+    "model.num_queries=12",
+    "train.pairs_per_batch=2",
+    "train.report_every=2",
+    "train.checkpoint_every=2",
+)
+
+
+@pytest.fixture(scope="module")
+def prepared(ray_local, tmp_path_factory):
+    root = tmp_path_factory.mktemp("train")
+    path = write_dataset(root / "videos", SyntheticConfig.easy(), 3, 5)
+    config = presets.by_name("tiny").pairs
+    pairs.run(annotations.read(str(path)), root / "pairs", config)
+    return root / "pairs"
+
+
+def quick(steps, *more):
+    return override(presets.by_name("tiny"), [*QUICK, f"train.steps={steps}", *more])
+
+
+def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
+    seen = []
+    made = train.run(
+        prepared, tmp_path / "run", quick(4), workers=0,
+        on_report=lambda step, values: seen.append((step, values["loss"])),
+    )  # fmt: skip
+    model = idol.load(tmp_path / "run" / train.WEIGHTS)
+    assert model.config.categories == ("star", "fish", "flower", "cross")
+    assert model.config.category_ids == (1, 2, 3, 4)
+    curve = train.curves(tmp_path / "run")["loss"]
+    assert [step for step, _ in curve] == [2, 4]
+    assert seen == curve
+    assert made.extra["steps"] == 4
+    assert train.run(prepared, tmp_path / "run", quick(4), workers=0) == made
+
+
+def test_the_same_command_goes_on_where_a_run_died(prepared, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    train.run(prepared, whole, quick(4, "losses.reid_aux=0"), workers=0)
+    out = tmp_path / "run"
+    steps = []
+    step = train.Trainer.step
+
+    def dies_at_three(self, batch):
+        if self.step_number == 3 and len(steps) == 3:
+            steps.append("died")
+            raise KeyboardInterrupt
+        steps.append(self.step_number)
+        return step(self, batch)
+
+    monkeypatch.setattr(train.Trainer, "step", dies_at_three)
+    with pytest.raises(BaseException):  # noqa: B017, PT011 - Ray wraps it as it likes
+        train.run(prepared, out, quick(4, "losses.reid_aux=0"), workers=0)
+    assert not (out / "_manifest.json").exists()
+    train.run(prepared, out, quick(4, "losses.reid_aux=0"), workers=0)
+    # Step 2 was after the last checkpoint: done again, and nothing before it.
+    assert steps == [0, 1, 2, "died", 2, 3]
+    ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (out, whole))
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_other_categories_start_new_class_heads_only_when_asked(prepared, tmp_path):
+    other = override(quick(2), ["model.num_classes=9"])
+    weights = str(checkpoint.save(idol.IDOL(other), tmp_path / "nine.safetensors"))
+    with pytest.raises(ValueError, match="--reset-classes"):
+        train.run(prepared, tmp_path / "a", quick(2), weights=weights, workers=0)
+    assert not (tmp_path / "a").exists()
+    train.run(prepared, tmp_path / "a", quick(2), weights=weights, reset_classes=True, workers=0)
+    assert idol.load(tmp_path / "a" / train.WEIGHTS).config.model.num_classes == 4
+
+
+def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, tmp_path):
+    # What the README's cluster run does: weights of 80 COCO classes, for another dataset.
+    model = idol.IDOL(override(quick(2), ["model.num_classes=80", "model.dense_auxiliary=false"]))
+    released = {}
+    for key, value in model.state_dict().items():
+        for theirs, ours in checkpoint._RELEASED_PREFIXES:
+            if key.startswith(ours):
+                released[theirs + key.removeprefix(ours)] = value
+                break
+    assert checkpoint.from_released(released).keys() == model.state_dict().keys()
+    path = tmp_path / "coco.pth"
+    torch.save({"model": released}, path)
+    with pytest.raises(ValueError, match="--reset-classes"):
+        train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+    config = quick(2)
+    start = train._initial_model(
+        train.with_categories(config, ["a", "b", "c", "d"], [1, 2, 3, 4]), str(path), None, True
+    ).state_dict()
+    assert torch.equal(start["transformer.level_embed"], model.transformer.level_embed)
+    assert start["class_embed.0.weight"].shape[0] == 4
+
+
+def test_an_identity_head_is_made_for_the_instances_of_the_pairs(prepared, tmp_path):
+    count = len(loader.number_instances(prepared))
+    assert count > 3
+    with_head = quick(2, "losses.identity=1", "losses.reid=0", "losses.reid_aux=0")
+    train.run(prepared, tmp_path / "a", with_head, workers=0)
+    curve = train.curves(tmp_path / "a")["loss_identity"]
+    # About log M from a head that knows nothing yet.
+    assert 0.5 * np.log(count) < curve[-1][1] < 2 * np.log(count)
+    path = tmp_path / "a" / train.WEIGHTS
+    model = idol.load(path)
+    assert model.config.model.num_identities == count == len(model.identity_head.weight)
+    # A start for another run: with its head, without one, or for other instances.
+    same = train._initial_model(model.config, str(path), None, False)
+    assert torch.equal(same.identity_head.weight, model.identity_head.weight)
+    plain = train.with_identities(override(model.config, ["losses.identity=0"]), prepared)
+    assert train._initial_model(plain, str(path), None, False).identity_head is None
+    other = override(model.config, ["model.num_identities=5"])
+    other = train._initial_model(other, str(path), None, False)
+    assert len(other.identity_head.weight) == 5
+    assert torch.equal(other.transformer.level_embed, model.transformer.level_embed)
+    headless = str(checkpoint.save(idol.IDOL(plain), tmp_path / "plain.safetensors"))
+    assert train._initial_model(model.config, headless, None, False).identity_head is not None
+
+
+def test_what_is_done_needs_its_weights_no_more_and_what_is_begun_starts_from_them(
+    prepared, tmp_path, monkeypatch
+):
+    network = train.with_categories(quick(2), ["star", "fish", "flower", "cross"], [1, 2, 3, 4])
+    torch.manual_seed(5)
+    path = checkpoint.save(idol.IDOL(network), tmp_path / "start.safetensors")
+    expected = idol.load(path).state_dict()
+    seen = []
+
+    def dies(self, batch):
+        seen.append({k: v.clone() for k, v in self.model.state_dict().items()})
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "step", dies)
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - Ray wraps it as it likes
+            train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+    assert all(torch.equal(seen[0][k], v) for k, v in expected.items())
+    made = train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+    path.unlink()
+    assert train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0) == made
+    assert not list((tmp_path / "a").glob("_start*"))
+    with pytest.raises(FileNotFoundError):
+        train.run(prepared, tmp_path / "b", quick(2), weights=str(path), workers=0)
+    assert not (tmp_path / "b").exists()
+
+
+def test_backbone_weights_reach_the_backbone_alone_and_exclude_weights(tmp_path, monkeypatch):
+    config = quick(2)
+    torch.manual_seed(config.train.seed)
+    random = idol.IDOL(config).state_dict()
+
+    def load_imagenet(backbone, source):
+        assert source == "hf://owner/repo/imagenet.safetensors"
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                parameter.fill_(0.5)
+        return []
+
+    stand_in = types.SimpleNamespace(load_imagenet=load_imagenet)
+    monkeypatch.setitem(sys.modules, "idol.weights.imagenet", stand_in)
+    source = "hf://owner/repo/imagenet.safetensors"
+    for name, value in train._initial_model(config, None, source, False).state_dict().items():
+        expected = torch.full_like(value, 0.5) if name.startswith("backbone.") else random[name]
+        assert torch.equal(value, expected), name
+    with pytest.raises(ValueError, match="leave out backbone_weights"):
+        train._initial_model(config, "shipped", source, False)
+
+
+def test_weights_of_another_network_are_refused_before_anything_starts(prepared, tmp_path):
+    wide = override(quick(2), ["model.width=32", "model.num_heads=4"])
+    weights = str(checkpoint.save(idol.IDOL(wide), tmp_path / "wide.safetensors"))
+    with pytest.raises(CheckpointError, match="instead of"):
+        train.run(prepared, tmp_path / "a", quick(2), weights=weights, workers=0)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_batch_that_does_not_divide_by_the_workers_is_refused(prepared, tmp_path):
+    with pytest.raises(ValueError, match=r"--set train\.pairs_per_batch=3"):
+        train.run(prepared, tmp_path / "a", quick(2), workers=3)
+
+
+def test_unprepared_pairs_and_a_foreign_output_are_refused(prepared, tmp_path):
+    with pytest.raises(ManifestError, match=r"jobs\.prepare"):
+        train.run(tmp_path / "nothing", tmp_path / "a", quick(2), workers=0)
+    train.run(prepared, tmp_path / "a", quick(2), workers=0)
+    with pytest.raises(ManifestError):
+        train.run(prepared, tmp_path / "a", quick(3), workers=0)
+    assert json.loads((tmp_path / "a/_manifest.json").read_text())["rows"] == 2
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_steps_together(prepared, tmp_path):
+    config = quick(4, "losses.identity=1", "train.precision=bf16", "losses.normaliser=global")
+    made = train.run(prepared, tmp_path / "two", config, workers=2)
+    assert made.extra["workers"] == 2
+    losses = [value for _, value in train.curves(tmp_path / "two")["loss"]]
+    assert len(losses) == 2
+    assert losses[1] < losses[0] * 1.5

@@ -1,0 +1,178 @@
+"""A directory is new, unfinished or finished, and says so."""
+
+import json
+import os
+
+import pyarrow as pa
+import pytest
+
+from pipelines.errors import ManifestError
+from pipelines.storage import manifest, schemas
+
+CONFIG = {"max_gap": 5, "sizes": (1, 2)}
+REJECT = {"video_id": 4, "path": "a.jpg", "reason": "the frame does not exist"}
+
+
+def shard(video_id: int) -> pa.Table:
+    row = {"video_id": video_id, "path": "p", "reason": "r"}
+    return schemas.table([row, row], schemas.REJECTS)
+
+
+def finished(path, stage="prepare", config=CONFIG, input_hash="h"):
+    output = manifest.prepare_output(path, stage, config, input_hash)
+    for index in range(2):
+        manifest.commit_table(shard(index), output.shard(index))
+    return output.finish(total_shards=2)
+
+
+def test_what_was_written_is_what_is_read(tmp_path):
+    written = finished(tmp_path / "out")
+    assert written == manifest.read(tmp_path / "out", "prepare")
+    assert (written.rows, written.shards, written.rejects) == (4, 2, 0)
+    assert written.config == {"max_gap": 5, "sizes": [1, 2]}
+    assert [p.name for p in manifest.shard_paths(tmp_path / "out")] == [
+        "shard-00000.parquet",
+        "shard-00001.parquet",
+    ]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "_manifest.json",
+        "rejects.parquet",
+        "shard-00000.parquet",
+        "shard-00001.parquet",
+    ]
+
+
+def test_the_hash_names_the_content_and_not_the_time_it_took(tmp_path):
+    first, again = finished(tmp_path / "a"), finished(tmp_path / "b")
+    other = finished(tmp_path / "c", config={"max_gap": 6})
+    assert first.hash == again.hash != other.hash
+
+
+def test_an_equal_run_finds_the_finished_output(tmp_path):
+    written = finished(tmp_path / "out")
+    assert manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h").finished == written
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "input_hash", "words"),
+    [
+        ("detect", CONFIG, "h", "stage 'prepare', not 'detect'"),
+        ("prepare", {**CONFIG, "max_gap": 6}, "h", "max_gap was 5, now 6"),
+        ("prepare", CONFIG, "other", "input had other content"),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_another_runs_directory_is_refused(tmp_path, stage, config, input_hash, words, complete):
+    if complete:
+        finished(tmp_path / "out")
+    else:
+        manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    with pytest.raises(ManifestError, match=words) as caught:
+        manifest.prepare_output(tmp_path / "out", stage, config, input_hash)
+    assert "--overwrite" in str(caught.value)
+
+
+def test_a_foreign_directory_is_refused_and_never_deleted(tmp_path):
+    (tmp_path / "thesis.tex").write_text("ten years")
+    for overwrite in (False, True):
+        with pytest.raises(ManifestError, match="not an output of this project"):
+            manifest.prepare_output(tmp_path, "prepare", CONFIG, "h", overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "ten years"
+
+
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ManifestError, match="is a file"):
+        manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+
+
+def test_overwriting_deletes_the_stages_own_files_only(tmp_path):
+    out = tmp_path / "out"
+    finished(out)
+    (out / "notes.txt").write_text("mine")
+    output = manifest.prepare_output(out, "detect", CONFIG, "h", overwrite=True)
+    assert output.finished is None
+    assert output.missing(2) == [0, 1]
+    assert sorted(os.listdir(out)) == ["_started.json", "notes.txt"]
+
+
+def test_an_unfinished_run_goes_on_with_the_missing_shards(tmp_path):
+    out = tmp_path / "out"
+    output = manifest.prepare_output(out, "prepare", CONFIG, "h")
+    manifest.commit_table(shard(1), output.shard(1), rejects=[REJECT])
+    with pytest.raises(ManifestError, match="misses 1 of 2 shards"):
+        output.finish(total_shards=2)
+
+    resumed = manifest.prepare_output(out, "prepare", CONFIG, "h")
+    assert resumed.finished is None
+    assert resumed.missing(2) == [0]
+    manifest.commit_table(shard(0), resumed.shard(0), rejects=[REJECT])
+    # The finished shard's rejects are still known, and the same fault counts once.
+    assert resumed.finish(total_shards=2).rejects == 1
+    assert manifest.read_rejects(out) == [REJECT]
+
+
+def test_going_on_with_other_code_is_recorded(tmp_path, monkeypatch):
+    manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    old = manifest.code_version()
+    monkeypatch.setattr(manifest, "code_version", lambda: "newer")
+    output = manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    assert output.finish().code_version == f"{old} + newer"
+
+
+def test_reading_an_absent_directory_says_what_to_run(tmp_path):
+    with pytest.raises(ManifestError, match=r"no such directory.*python -m jobs.prepare"):
+        manifest.read(tmp_path / "none", "prepare")
+
+
+def test_reading_an_unfinished_directory_says_so(tmp_path):
+    manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    with pytest.raises(ManifestError, match=r"unfinished 'prepare' output.*goes on"):
+        manifest.read(tmp_path / "out", "prepare")
+
+
+def test_reading_another_stages_directory_says_so(tmp_path):
+    finished(tmp_path / "out")
+    with pytest.raises(ManifestError, match="'prepare' output, not 'detect'"):
+        manifest.read(tmp_path / "out", "detect")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": 3}', '{"stage": "prepare", "new": 1}'])
+def test_a_broken_manifest_is_an_error_and_not_a_crash(tmp_path, text):
+    finished(tmp_path / "out")
+    (tmp_path / "out" / manifest.MANIFEST).write_text(text)
+    with pytest.raises(ManifestError, match=r"_manifest\.json"):
+        manifest.read(tmp_path / "out")
+
+
+def test_tables_of_another_schema_version_are_refused(tmp_path):
+    finished(tmp_path / "out")
+    path = tmp_path / "out" / manifest.MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 999}))
+    with pytest.raises(ManifestError, match="schema version 999"):
+        manifest.read(tmp_path / "out")
+
+
+def test_a_finished_directory_that_lost_a_shard_is_not_finished(tmp_path):
+    finished(tmp_path / "out")
+    (tmp_path / "out" / "shard-00001.parquet").unlink()
+    with pytest.raises(ManifestError, match="lost 1 of its 2 shards"):
+        manifest.shard_paths(tmp_path / "out", "prepare")
+    with pytest.raises(ManifestError, match="lost 1 of its 2 shards"):
+        manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+
+
+def test_a_failed_write_leaves_neither_the_file_nor_a_remnant(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(manifest.pq, "write_table", broken)
+    with pytest.raises(OSError, match="disk full"):
+        manifest.commit_table(shard(0), tmp_path / "shard-00000.parquet")
+    assert os.listdir(tmp_path) == []
+
+
+def test_equal_tables_are_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        manifest.commit_table(shard(0), tmp_path / name, rejects=[REJECT])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -1,0 +1,293 @@
+"""A sweep tries what it was asked to try, once, and finds what was hidden."""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idol.config import TrackerConfig
+from pipelines import configuration
+from pipelines.errors import ManifestError, PipelineError
+from pipelines.report import experiment_log
+from pipelines.stages import detect, evaluate
+from pipelines.storage import stored
+from pipelines.sweep import objective, tracker_sweep, tracker_trials, workers
+from pipelines.sweep.ledger import Ledger
+from pipelines.sweep.search import Search, SearchConfig
+from pipelines.sweep.space import Range
+from tests.pipelines import perfect
+
+BASE = TrackerConfig(
+    weighting="paper", similarity="cosine", match_threshold=0.99, keep_best=False, prune_short=0
+)
+"""Neighbouring frames of an instance have a cosine of 0.95: at 0.99 every track breaks."""
+
+
+def test_every_field_of_the_tracker_changes_the_hash() -> None:
+    base = TrackerConfig(similarity="cosine")
+    other: dict[type, Callable[[Any], Any]] = {
+        bool: lambda v: not v,
+        int: lambda v: v + 1,
+        float: lambda v: v / 2 + 0.03,
+        str: lambda v: {"released": "paper", "cosine": "paper", "greedy": "argmax"}[v],
+    }
+    hashes = {tracker_trials.hash_of(base)}
+    for field in dataclasses.fields(base):
+        value = getattr(base, field.name)
+        changed = dataclasses.replace(base, **{field.name: other[type(value)](value)})
+        hashes.add(tracker_trials.hash_of(changed))
+    assert len(hashes) == 1 + len(dataclasses.fields(base))
+
+
+def test_the_ledger_passes_over_a_torn_line_and_other_detections(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl", "a")
+    assert ledger.read() == []
+    ledger.append({"hash": "x", "value": 0.5})
+    Ledger(ledger.path, "b").append({"hash": "y", "value": 0.6})
+    with ledger.path.open("a") as file:
+        file.write('{"input": "a", "hash": "z", "metr')
+    assert ledger.read() == [{"hash": "x", "value": 0.5}]
+    # What comes after a torn line must not be lost with it.
+    ledger.append({"hash": "w", "value": 0.7})
+    assert [row["hash"] for row in ledger.read()] == ["x", "w"]
+
+
+def test_a_result_of_another_configuration_stops_the_sweep(evaluated: Path) -> None:
+    source = stored.read(evaluated / evaluate.DETECTIONS)
+    trials = tracker_sweep._trials(wanted(evaluated, {"tau": [1.0]}), source)
+    values = {"tracker.tau": 1.0}
+    right = tracker_trials.hash_of(dataclasses.replace(BASE, tau=1.0))
+    result = {"values": values, "hash": right, "config_hash": right}
+    workers.verify(result, trials)
+    for wrong in (result | {"config_hash": tracker_trials.hash_of(BASE)}, result | {"values": {}}):
+        with pytest.raises(RuntimeError, match="used another configuration"):
+            workers.verify(wrong, trials)
+
+
+@pytest.fixture
+def evaluated(
+    make_videos: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Path:
+    """An evaluation of perfect detections, with frames of one video missing."""
+    monkeypatch.setattr(detect, "run", perfect.run)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    videos = make_videos([6, 3, 5, 4])
+    videos.frame(4, 0).unlink()
+    out = tmp_path / "evaluated"
+    evaluate.run(
+        videos.write(), perfect.weights(tmp_path / "w.safetensors"), out, log_to=tmp_path / "log"
+    )
+    return out
+
+
+def wanted(evaluated: Path, grid: dict[str, list[Any]], **search: Any) -> tracker_sweep.Sweep:
+    return tracker_sweep.Sweep(
+        evaluated=evaluated,
+        base=BASE,
+        space=tracker_sweep.grid(grid),
+        search=SearchConfig(**{"folds": 2, **search}),
+    )
+
+
+def here(monkeypatch: pytest.MonkeyPatch, stop: list[int | None]) -> list[dict[str, Any]]:
+    """Replace Ray Tune by a loop in this process that is killed after stop.pop(0) results."""
+    done: list[dict[str, Any]] = []
+
+    def run(
+        space: Any, settings: Any, work: Any, known: Any, place: Path, **how: Any
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        search = Search(space, settings, work.budget, work.identify, known)
+        loaded = work.load()
+        limit = stop.pop(0)
+        for count in itertools.count():
+            job = search.next("w")
+            if job is None:
+                return search.failures(), []
+            if count == limit:
+                raise KeyboardInterrupt
+            result = work.measure(loaded, job)
+            workers.verify(result, work)
+            how["on_result"](result)
+            done.append(result)
+            search.tell("w", result["value"])
+        raise AssertionError
+
+    monkeypatch.setattr(workers, "run", run)
+    return done
+
+
+@pytest.mark.ray
+def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
+    ray_local: None, evaluated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    grid = {"match_threshold": [0.5, 0.98], "memory_length": [1]}
+    found = tracker_sweep.run(wanted(evaluated, grid), out, processes=2)
+    assert found.extra["base"]["metrics"]["AP"] < 0.1
+    best = found.extra["best"]
+    assert best["values"] == {"match_threshold": 0.5, "memory_length": 1}
+    # Two of the eight true instances are in the video without frames.
+    assert best["metrics"]["AR100"] == pytest.approx(0.75)
+    chosen = configuration.tracker_config(out / tracker_sweep.BEST)
+    assert chosen == dataclasses.replace(BASE, match_threshold=0.5, memory_length=1)
+    again = evaluate.run(
+        tmp_path / "data" / "instances.json",
+        tmp_path / "w.safetensors",
+        tmp_path / "again",
+        tracker=out / tracker_sweep.BEST,
+    )
+    # What the sweep reckons from overlaps is what scoring the masks gives.
+    assert again.extra["metrics"] == pytest.approx(best["metrics"])
+    table = json.loads((out / tracker_sweep.TABLE).read_text())
+    assert len(tracker_sweep.sweep_rows(table)) == 3
+    assert tracker_sweep.sweep_rows(table)[0].default
+    assert "<svg" in (out / tracker_sweep.PAGE).read_text()
+    runs = experiment_log.runs(out)
+    assert sum("mlflow.parentRunId" in run.data.tags for run in runs) == 3
+    assert not (out / "tune").exists()
+
+
+@pytest.mark.ray
+def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
+    ray_local: None, evaluated: Path, tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+    calls.mkdir()
+    asked = wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]})
+    source = stored.read(evaluated / evaluate.DETECTIONS)
+    found: list[dict[str, Any]] = []
+    trials = dataclasses.replace(
+        tracker_sweep._trials(asked, source), goal=Trap("AP", {"AP": 1.0}, calls)
+    )
+    failed, errors = workers.run(
+        asked.space,
+        asked.search,
+        trials,
+        [],
+        tmp_path / "tune",
+        on_result=found.append,
+        processes=1,
+        total=4,
+    )
+    assert errors == []
+    assert [row["values"] for row in found] == [{}, {"tracker.match_threshold": 0.7}]
+    assert [(f["values"], f["reason"]) for f in failed] == [
+        ({"tracker.match_threshold": 0.5}, "ArithmeticError: planted"),
+        ({"tracker.match_threshold": 0.6}, "its process died 2 times"),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trap(objective.Objective):
+    """An objective that fails at its second call, and takes its process along at the next two."""
+
+    calls: Path
+
+    def of(self, stats: dict[str, float]) -> float:
+        call = len(list(self.calls.iterdir()))
+        (self.calls / str(call)).touch()
+        if call == 1:
+            raise ArithmeticError("planted")
+        if call in (2, 3):
+            os._exit(1)
+        return stats["AP"]
+
+
+def test_a_resumed_sweep_repeats_no_finished_configuration(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "sweep", tmp_path / "whole"
+    done = here(monkeypatch, [2, 1, None, None])
+    asked = wanted(evaluated, {"match_threshold": [0.5, 0.98], "memory_length": [1, 2]})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            tracker_sweep.run(asked, out)
+    # From the directory alone, as with --resume.
+    assert tracker_sweep.Sweep.of(tracker_sweep.settings_of(out)) == dataclasses.replace(
+        asked, evaluated=evaluated.resolve()
+    )
+    found = tracker_sweep.run(tracker_sweep.Sweep.of(tracker_sweep.settings_of(out)), out)
+    assert [row["number"] for row in done] == [0, 1, 2, 3, 4]
+    assert tracker_sweep.run(asked, out) == found
+    assert len(done) == 5
+    undisturbed = tracker_sweep.run(asked, whole)
+    assert found.extra == undisturbed.extra
+    for name in (tracker_sweep.TABLE, tracker_sweep.BEST, tracker_sweep.PAGE):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(ManifestError, match="no sweep to go on with"):
+        tracker_sweep.settings_of(tmp_path)
+
+
+def test_halving_marks_what_it_stopped_and_mixes_can_be_maximised(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, [None])
+    asked = dataclasses.replace(
+        wanted(
+            evaluated, {}, method="random", samples=6, halving=2, first_rung=1, objective="balanced"
+        ),
+        space={"tracker.match_threshold": Range(0.3, 0.99)},
+    )
+    tracker_sweep.run(asked, tmp_path / "sweep")
+    table = json.loads((tmp_path / "sweep" / tracker_sweep.TABLE).read_text())
+    rows = tracker_sweep.sweep_rows(table)
+    assert {row.stopped for row in rows} == {"1 videos", "2 videos", None}
+    best = table["trials"][table["best"]]
+    assert best["budget"] == table["budget"] == 4
+    assert best["value"] == pytest.approx((best["metrics"]["AP"] + best["metrics"]["HOTA"]) / 2)
+    assert "stopped after 1 videos" in (tmp_path / "sweep" / tracker_sweep.PAGE).read_text()
+
+
+def test_held_out_scores_use_on_each_fold_what_was_best_on_the_others(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, [None])
+    found = tracker_sweep.run(
+        wanted(evaluated, {"match_threshold": [0.5, 0.98]}, objective="HOTA"), tmp_path / "sweep"
+    )
+    held_out = found.extra["held_out"]
+    assert [fold["values"] for fold in held_out["folds"]] == [{"match_threshold": 0.5}] * 2
+    # The same choice in every fold: together they are the whole set with the best.
+    assert held_out["value"] == pytest.approx(found.extra["best"]["value"])
+    assert held_out["base"] == pytest.approx(found.extra["base"]["value"])
+    low, high = held_out["difference"]["interval"]
+    assert low <= held_out["difference"]["value"] <= high
+
+
+def test_a_sweep_that_cannot_be_is_refused_before_it_starts(
+    evaluated: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "sweep"
+    low = dataclasses.replace(BASE, score_threshold=0.02)
+    with pytest.raises(PipelineError, match=r"score_threshold is 0\.02.*above 0\.05"):
+        tracker_sweep.run(dataclasses.replace(wanted(evaluated, {"tau": [0.2]}), base=low), out)
+    with pytest.raises(ValueError, match="no metric 'XY'"):
+        tracker_sweep.run(wanted(evaluated, {"tau": [0.2]}, objective="XY"), out)
+    ranges = dataclasses.replace(wanted(evaluated, {}), space={"tracker.tau": Range(0, 1)})
+    with pytest.raises(ValueError, match="has a range"):
+        tracker_sweep.run(ranges, out)
+    assert not out.exists()
+
+
+def test_what_asks_for_less_than_was_stored_is_left_out_with_the_reason(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here(monkeypatch, [None])
+    found = tracker_sweep.run(
+        wanted(evaluated, {"score_threshold": [0.02, 0.2]}), tmp_path / "sweep"
+    )
+    assert found.extra["failed"] == 1
+    table = json.loads((tmp_path / "sweep" / tracker_sweep.TABLE).read_text())
+    assert "lies below the 0.05 that was stored" in table["failed"][0]["reason"]
+
+
+def test_stored_frames_are_scored_as_the_tracker_sees_them(evaluated: Path) -> None:
+    source = stored.read(evaluated / evaluate.DETECTIONS)
+    assert source.has_truth
+    assert [v.video_id for v in source.videos] == [1, 2, 3]
+    assert [len(list(source.frames(v))) for v in source.videos] == [6, 3, 5]

@@ -1,0 +1,139 @@
+"""Training sweeps: trials go on where their rung ended, and the best can be trained again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import idol
+from idol import presets
+from idol.config import override
+from idol.images.synthetic import SyntheticConfig, write_dataset
+from jobs import sweep as job
+from pipelines.sources import annotations
+from pipelines.stages import pairs, train
+from pipelines.sweep import space, tracker_sweep, training_sweep, workers
+from pipelines.sweep.objective import Objective
+from pipelines.sweep.search import Job, SearchConfig
+from pipelines.sweep.space import Choices
+from pipelines.sweep.training_sweep import TrainingTrials, TrainSweep
+
+QUICK = (
+    "transforms.stretch=[64,96]",
+    "model.num_queries=12",
+    "train.pairs_per_batch=2",
+    "train.report_every=1",
+    "train.checkpoint_every=50",
+    "train.steps=4",
+    "losses.reid_aux=0",  # draws at random, and a resumed run draws anew
+)
+
+
+@pytest.fixture(scope="module")
+def wanted(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> TrainSweep:
+    """Three steps of learning rate on a few small videos, evaluated on others."""
+    root = tmp_path_factory.mktemp("train-sweep")
+    config = SyntheticConfig(size=(64, 96), length=(4, 6), num_objects=(1, 3))
+    base = override(presets.by_name("tiny"), QUICK)
+    learn, judge = (
+        write_dataset(root / name, config, 3, seed) for seed, name in enumerate(("learn", "judge"))
+    )
+    pairs.run(annotations.read(str(learn)), root / "pairs", base.pairs)
+    return TrainSweep(
+        pairs=root / "pairs",
+        annotations=str(judge),
+        base=base,
+        space={"train.learning_rate": Choices((1e-4, 1e-3, 1e-2))},
+        search=SearchConfig(halving=2, first_rung=2, folds=0),
+        workers=0,
+    )
+
+
+@pytest.mark.ray
+def test_a_trial_goes_on_at_its_next_rung_and_tells_what_it_really_used(
+    wanted: TrainSweep, tmp_path: Path
+) -> None:
+    trials = TrainingTrials(wanted, Objective("AP", {"AP": 1.0}), str(tmp_path))
+    values = {"train.learning_rate": 1e-3}
+    first = trials.measure(None, Job(3, trials.identify(values), values, 2))
+    folder = tmp_path / "trial-0003" / "train"
+    assert [path.name for path in folder.glob("step-*")] == ["step-00000002"]
+    # Asked again, as after a kill: nothing is trained twice.
+    before = (folder / "step-00000002" / train.WEIGHTS).stat().st_mtime_ns
+    again = trials.measure(None, Job(3, trials.identify(values), values, 2))
+    assert again == first
+    assert (folder / "step-00000002" / train.WEIGHTS).stat().st_mtime_ns == before
+    whole = trials.measure(None, Job(3, trials.identify(values), values, 4))
+    workers.verify(whole, trials)
+    assert whole["metrics"]["AP"] >= 0
+    config = trials.config(values)
+    assert idol.load(folder / train.WEIGHTS).config.train == config.train
+    curve = [step for step, _ in train.curves(folder)["loss"]]
+    assert curve == [1, 2, 3, 4]
+    # The same as a training that never stopped.
+    straight = tmp_path / "straight"
+    train.run(wanted.pairs, straight, config, workers=0)
+    ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (folder, straight))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_what_cannot_be_swept_by_training_is_refused(wanted: TrainSweep, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    with pytest.raises(ValueError, match=r"train\.steps is what a trial may spend"):
+        training_sweep.run(replace(wanted, space={"train.steps": Choices((1, 2))}), out)
+    with pytest.raises(ValueError, match="lacks HOTA"):
+        training_sweep.run(replace(wanted, search=SearchConfig(objective="HOTA")), out)
+    assert not out.exists()
+    assert TrainSweep.from_dict(wanted.to_dict()) == wanted
+
+
+def test_the_command_line_asks_for_training(wanted: TrainSweep, tmp_path: Path) -> None:
+    def asked(*flags: str) -> Any:
+        return job.asked_for(job.tyro.cli(job.Sweep, args=["--out", str(tmp_path), *flags]))
+
+    found = asked(
+        "--pairs", str(wanted.pairs), "--annotations", wanted.annotations,
+        "--space", "train.learning_rate=1e-4..1e-2:log", "--space", "losses.mask=1,2",
+        "--set", "train.steps=9", "--halving", "3", "--first-rung", "1",
+    )  # fmt: skip
+    assert isinstance(found, TrainSweep)
+    assert found.base.train.steps == 9
+    assert found.search == SearchConfig(method="bayes", halving=3, first_rung=1, folds=0)
+    assert found.space == space.parse(
+        ["train.learning_rate=1e-4..1e-2:log", "losses.mask=1,2"],
+        found.base,
+        space.TRAINING,
+    )
+    for flags, message in (
+        (["--pairs", "p"], "give --annotations"),
+        (["--pairs", "p", "--annotations", "a"], "nothing to sweep"),
+        (["--pairs", "p", "--evaluation", "e"], "give --evaluation"),
+        (
+            ["--pairs", "p", "--annotations", "a", "--space", "tracker.tau=1"],
+            "cannot be swept by training",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            asked(*flags)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_trials_train_under_ray_and_poor_ones_stop_early(
+    ray_local: None, wanted: TrainSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    out = tmp_path / "sweep"
+    found = training_sweep.run(replace(wanted, workers=1), out, processes=1)
+    table = json.loads((out / tracker_sweep.TABLE).read_text())
+    assert found.extra["configurations"] == 4
+    budgets = [row["budget"] for row in table["trials"]]
+    assert budgets[0] == 4
+    assert sorted(budgets[1:]) == [2, 2, 4]
+    best = json.loads((out / tracker_sweep.BEST).read_text())
+    assert Path(best["checkpoint"]).is_file()
+    chosen = override(wanted.base, best["set"])
+    assert chosen.train.learning_rate == idol.load(best["checkpoint"]).config.train.learning_rate
+    assert training_sweep.run(replace(wanted, workers=1), out) == found
