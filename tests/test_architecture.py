@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import collections
+import graphlib
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,21 +25,57 @@ CLUSTER_LIBRARIES = {"ray", "pyarrow", "mlflow"}
 HEAVY_LIBRARIES = {*CLUSTER_LIBRARIES, "matplotlib", "numba", "pandas"}
 """What `import idol` leaves for those who need it: each costs up to seconds."""
 
+MAX_FILES = 14
+"""Files in a folder, without __init__.py."""
+
 MAX_LINES = 400
 """Lines of code in a file; docstrings and comments are asked for, so they do not count."""
+
+INNER_ROOMS = {
+    "idol": (
+        ("structures", "config", "lazy"),
+        ("masks", "presets"),
+        ("images", "network"),
+        ("learning", "detection", "tracker", "ytvis"),
+        ("evaluation", "weights"),
+        ("analysis", "segmenter"),
+    ),
+    "pipelines": (
+        ("errors",),
+        ("cluster", "configuration", "storage"),
+        ("sources", "submit"),
+        ("report",),
+        ("stages", "stream"),
+        ("sweep",),
+        ("demo",),
+    ),
+}
+"""Rooms and files of a package by height, lowest first: each may import what stands lower."""
 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
+def is_module(dotted: str) -> bool:
+    """Whether this names a file or folder of the rooms."""
+    path = ROOT.joinpath(*dotted.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
 def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, module) of every import in a file, also inside functions and TYPE_CHECKING."""
+    """(line, module) of every import in a file, also inside functions and TYPE_CHECKING.
+
+    Of `from idol import masks` the module is idol.masks, of `from idol import IDOL` it is idol.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level:  # from . import x: stays in its own room
                 continue
-            yield node.lineno, node.module or ""
+            module = node.module or ""
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                yield node.lineno, inner if is_module(inner) else module
 
 
 def complaints(check: str, found: list[str]) -> None:
@@ -62,6 +102,63 @@ def test_no_import_points_back() -> None:
             if module.split(".")[0] in above
         ]
     complaints("jobs -> pipelines -> idol -> ops, and nothing points back", found)
+
+
+def inner_arrows() -> Iterator[tuple[Path, int, str, str, str]]:
+    """(file, line, package, inner room of the file, inner room imported); lazy imports too."""
+    known = set(modules(*ROOMS))
+    for path in FILES:
+        package, *rest = path.relative_to(ROOT).with_suffix("").parts
+        if package not in INNER_ROOMS or rest == ["__init__"]:
+            continue
+        for line, module in imported(path):
+            parts = module.split(".")
+            if parts[0] == package and len(parts) > 1 and module in known and parts[1] != rest[0]:
+                yield path, line, package, rest[0], parts[1]
+
+
+def test_inside_a_package_no_import_points_back() -> None:
+    heights = {
+        package: {room: height for height, level in enumerate(levels) for room in level}
+        for package, levels in INNER_ROOMS.items()
+    }
+    found = [
+        f"{name(path)}:{line} imports {package}.{target}"
+        for path, line, package, source, target in inner_arrows()
+        if not (
+            target in heights[package]
+            and heights[package][target] < heights[package].get(source, -1)
+        )
+    ]
+    complaints("INNER_ROOMS says which rooms stand lower; nothing points back", found)
+
+
+def test_every_inner_room_has_its_place() -> None:
+    for package, levels in INNER_ROOMS.items():
+        there = {
+            path.relative_to(ROOT / package).with_suffix("").parts[0]
+            for path in (ROOT / package).rglob("*.py")
+        }
+        assert there - {"__init__"} == {room for level in levels for room in level}
+
+
+def test_files_import_one_another_in_no_circle() -> None:
+    files = {module: path for path, module in zip(FILES, modules(*ROOMS), strict=True)}
+    arrows = {
+        module: {target for _, target in imported(path) if target in files and target != module}
+        for module, path in files.items()
+        if path.name != "__init__.py"  # public names, imported when they are used
+    }
+    try:
+        list(graphlib.TopologicalSorter(arrows).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"imports in a circle, lazy ones counted: {' -> '.join(error.args[1])}")
+
+
+def test_no_folder_is_a_drawer() -> None:
+    counts = collections.Counter(path.parent for path in FILES if path.name != "__init__.py")
+    found = [f"{name(folder)}: {n} files" for folder, n in counts.items() if n > MAX_FILES]
+    complaints(f"a room has at most {MAX_FILES} files; it is two rooms", found)
 
 
 def test_no_room_imports_what_stands_beside_the_rooms() -> None:
@@ -245,8 +342,3 @@ def test_every_tensor_argument_is_described() -> None:
         for argument in undescribed(node)
     ]
     complaints("a tensor argument has a line `name: (shape) meaning`", found)
-
-
-def test_packages_are_listed_explicitly() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(ROOMS)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from idol.evaluation.overlaps import (
     Bools,
-    Columns,
     Floats,
     TrackOverlaps,
     checked_masks,
@@ -23,12 +22,14 @@ from idol.evaluation.overlaps import (
     track_iou,
 )
 from idol.ytvis import truth as truth_file
+from idol.ytvis.index import Columns
+from idol.ytvis.results import MAX_TRACKS
 from idol.ytvis.truth import VideoTruth
 
 # The benchmarks' protocol, not ours to tune: hence constants and no configuration.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 """(10,) a detection is found right if its spatio-temporal IoU reaches the threshold."""
-MAX_DETECTIONS = (1, 10, 100)
+MAX_DETECTIONS = (1, 10, MAX_TRACKS)
 """Best tracks kept per video and category."""
 AREA_RANGES = {
     "all": (0.0, 1e5**2),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from idol.masks import rle
-from idol.masks.rle import PackedMasks
+from idol.masks import packed, rle
 from idol.ytvis import results as results_file
+from idol.ytvis.index import Columns
 from idol.ytvis.truth import Rle, VideoTruth
 
 Floats = NDArray[np.float64]
@@ -53,19 +53,6 @@ class FrameOverlap:
                 f"intersection of frame {self.frame_index} must have shape (N, G) = {want}, got "
                 f"{self.intersection.shape}"
             )
-
-
-class Columns(NamedTuple):
-    """N entries of one video, field by field (`results_index.ResultsIndex.columns`).
-
-    category_ids: (N,)
-    scores:       (N,) finite
-    masks:        of N tracks and all frames, not yet looked into
-    """
-
-    category_ids: NDArray[np.int64]
-    scores: Floats
-    masks: PackedMasks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,7 +114,7 @@ def overlap_of_columns(
              without compiled code, and where something is wrong, which `checked_masks` tells
     """
     kernel = rle.kernel()
-    true_masks = rle.pack(truth.masks, truth.size, truth.length)
+    true_masks = packed.pack(truth.masks, truth.size, truth.length)
     if kernel is None or true_masks is None or len(truth.masks) != len(truth):
         return None
     everything = np.ones((len(entries.scores), len(truth)), bool)
@@ -207,8 +194,8 @@ def intersections(detected: list[Rle], areas: NDArray[Any], truth: list[Rle]) ->
     """(N, G) shared pixels of N masks, whose areas are known, and G masks of one size."""
     if (kernel := rle.kernel()) and detected and truth:
         height, width = size = truth[0]["size"]
-        one = rle.pack([[mask] for mask in detected], size, 1)
-        other = rle.pack([[mask] for mask in truth], size, 1)
+        one = packed.pack([[mask] for mask in detected], size, 1)
+        other = packed.pack([[mask] for mask in truth], size, 1)
         if one is not None and other is not None:
             everything = np.ones((len(detected), len(truth)), np.bool_)
             found = kernel.overlap(one, other, everything, height * width, per_frame=False)
@@ -261,8 +248,8 @@ def _packed_overlap(
     characters = sum(len(m["counts"]) for track in masks for m in track if m is not None)
     if (kernel := rle.kernel(characters)) is None:
         return None
-    found = rle.pack(masks, truth.size, truth.length)
-    true_masks = rle.pack(truth.masks, truth.size, truth.length)
+    found = packed.pack(masks, truth.size, truth.length)
+    true_masks = packed.pack(truth.masks, truth.size, truth.length)
     if found is None or true_masks is None:
         return None
     pixels = truth.size[0] * truth.size[1]

@@ -17,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from idol.masks.rle import PackedMasks
+from idol.masks.packed import PackedMasks
 
 _NOT_A_DIGIT = ~np.int64(63)
 _ONE = np.uint64(1)
@@ -258,7 +258,7 @@ def _overlap(
 def measure(
     counts: bytes, lengths: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """As `idol.masks.rle.measure`, of strings laid end to end.
+    """As `rle.measure`, of strings laid end to end.
 
     counts:  all characters
     lengths: (N,) of every string

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,19 +40,6 @@ def measure(counts: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int6
         parts = [_measure(counts[a:b], lengths[a:b]) for a, b in pairwise(edges)]
         return np.concatenate([p for p, _ in parts]), np.concatenate([a for _, a in parts])
     return _measure(counts, lengths)
-
-
-class PackedMasks(NamedTuple):
-    """The masks of N tracks in T frames, with all characters in one place.
-
-    characters: (C,) uint8
-    starts:     (N, T) where the characters of a mask begin
-    lengths:    (N, T) their number, -1 where there is no mask
-    """
-
-    characters: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
 
 
 class _Read:
@@ -259,30 +246,3 @@ def check_tracks(
     measured, wrong = check([m for track in tracks for m in track if m is not None])
     areas[tuple(np.array(places).T)] = measured
     return areas, None if wrong is None else places[wrong]
-
-
-def pack(
-    tracks: Sequence[Sequence[dict[str, Any] | None]], size: tuple[int, int], length: int
-) -> PackedMasks | None:
-    """The masks of N tracks as compiled code takes them (`kernel`).
-
-    tracks:  N sequences of masks {"size": [h, w], "counts": bytes}, None if absent
-    size:    (height, width) that every mask must have; length: frames of every track
-    returns: None where a track is of another length, or a mask of another size
-    """
-    lengths = np.full((len(tracks), length), -1, np.int64)
-    counts: list[bytes] = []
-    height, width = size
-    for n, track in enumerate(tracks):
-        if len(track) != length:
-            return None
-        for t, mask in enumerate(track):
-            if mask is not None:
-                mask_size = mask["size"]
-                if mask_size[0] != height or mask_size[1] != width:
-                    return None
-                lengths[n, t] = len(mask["counts"])
-                counts.append(mask["counts"])
-    ends = np.cumsum(np.maximum(lengths, 0)).reshape(lengths.shape)
-    starts = ends - np.maximum(lengths, 0)
-    return PackedMasks(np.frombuffer(b"".join(counts), np.uint8), starts, lengths)

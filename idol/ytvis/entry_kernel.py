@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idol.masks.kernels import compiled
-from idol.masks.rle import PackedMasks
+from idol.masks.packed import PackedMasks
 
 PADDING = b'"' * 16
 """What must follow the text: strings end there, and no word that is looked for reads beyond."""

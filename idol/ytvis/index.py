@@ -8,13 +8,13 @@ import mmap
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from idol.evaluation.overlaps import Columns
 from idol.masks import rle
+from idol.masks.packed import PackedMasks
 from idol.ytvis.results import Entry, check_ids
 from idol.ytvis.truth import VideoTruth, check_file
 
@@ -41,6 +41,19 @@ def compile_reader() -> bool:
 
     entry_kernel.prepare()
     return True
+
+
+class Columns(NamedTuple):
+    """N entries of one video, field by field (`ResultsIndex.columns`).
+
+    category_ids: (N,)
+    scores:       (N,) finite
+    masks:        of N tracks and all frames, not yet looked into
+    """
+
+    category_ids: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    masks: PackedMasks
 
 
 class ResultsIndex:

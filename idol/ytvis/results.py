@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # with torch, which scoring a file does not need
 Entry = dict[str, Any]
 """{"video_id", "category_id", "score", "segmentations": [{"size", "counts"} or None, ...]}"""
 
+MAX_TRACKS = 100
+"""Entries of a video and category that count, those of the highest scores: the servers' rule."""
+
 
 class Submission(NamedTuple):
     """One line of results to be: track (position in the list), label, mean score."""

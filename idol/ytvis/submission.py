@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idol.evaluation.matching import MAX_DETECTIONS
 from idol.ytvis import results as results_file
 from idol.ytvis import truth as truth_file
 from idol.ytvis.truth import VideoTruth
@@ -221,5 +220,5 @@ def write(results: str | Path, out: str | Path, videos: VideoList | None = None)
         entries=len(entries),
         videos=len(having),
         missing_videos=tuple(sorted(set(videos.videos) - having)) if videos is not None else (),
-        crowded=tuple(sorted(key for key, n in counts.items() if n > MAX_DETECTIONS[-1])),
+        crowded=tuple(sorted(key for key, n in counts.items() if n > results_file.MAX_TRACKS)),
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from idol.masks import rle
+from idol.masks import packed, rle
 
 rle_kernel = pytest.importorskip("idol.masks.kernels")
 
@@ -56,8 +56,8 @@ def test_overlaps_are_the_pixels_that_both_have(seed, number, num_truth, length,
         pixels[2], counts[2] = pixels[0], counts[0]
     true_pixels, true_counts = tracks(rng, num_truth, length, size)
     wanted = rng.random((number, num_truth)) < 0.7
-    found = rle.pack(counts, size, length)
-    truth = rle.pack(true_counts, size, length)
+    found = packed.pack(counts, size, length)
+    truth = packed.pack(true_counts, size, length)
     expected = np.einsum("nthw,gthw->tng", pixels.astype(int), true_pixels.astype(int)) * wanted
     for per_frame in (True, False):
         shared, areas = rle_kernel.overlap(
@@ -79,8 +79,8 @@ def test_overlaps_are_the_pixels_that_both_have(seed, number, num_truth, length,
 )
 def test_a_string_that_does_not_fill_the_picture_is_noticed(strings, pixels):
     whole = coco_mask.encode(np.ones((pixels, 1), np.uint8, order="F"))["counts"]
-    truth = rle.pack([[{"size": [pixels, 1], "counts": whole}]], (pixels, 1), 1)
-    found = rle.pack([[{"size": [pixels, 1], "counts": s}] for s in strings], (pixels, 1), 1)
+    truth = packed.pack([[{"size": [pixels, 1], "counts": whole}]], (pixels, 1), 1)
+    found = packed.pack([[{"size": [pixels, 1], "counts": s}] for s in strings], (pixels, 1), 1)
     sums, areas = rle._measure(strings, np.fromiter(map(len, strings), np.int64, len(strings)))
     measured = rle_kernel.overlap(
         found, truth, np.ones((len(strings), 1), bool), pixels, per_frame=False
@@ -95,6 +95,6 @@ def test_a_string_that_does_not_fill_the_picture_is_noticed(strings, pixels):
 
 def test_tracks_of_another_size_or_length_are_not_packed():
     mask = {"size": [2, 3], "counts": b"6"}
-    assert rle.pack([[mask, None]], (2, 3), 2) is not None
-    assert rle.pack([[mask, None]], (3, 2), 2) is None
-    assert rle.pack([[mask]], (2, 3), 2) is None
+    assert packed.pack([[mask, None]], (2, 3), 2) is not None
+    assert packed.pack([[mask, None]], (3, 2), 2) is None
+    assert packed.pack([[mask]], (2, 3), 2) is None
