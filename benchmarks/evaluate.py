@@ -36,7 +36,7 @@ from pipelines import cluster
 from pipelines.sources import annotations, frames
 from pipelines.sources.annotations import VideoRecord
 from pipelines.stages import detect, evaluate, scoring, track
-from pipelines.storage import stored
+from pipelines.storage import layout, stored
 from pipelines.sweep import scoring as sweep_scoring
 from pipelines.sweep import space, tracker_sweep
 from pipelines.sweep.search import SearchConfig
@@ -233,7 +233,7 @@ def end_to_end(
     whole = time.monotonic() - began
     parts = {
         name: json.loads((out / "evaluate" / name / "_manifest.json").read_text())["seconds"]
-        for name in (evaluate.DETECTIONS, evaluate.TRACKS)
+        for name in (layout.DETECTIONS, layout.TRACKS)
     }
     for threads, seconds in loops.items():
         print(
@@ -259,7 +259,7 @@ def end_to_end(
             evaluate.run(
                 path, checkpoint, part, video_ids=some, actors=2, overwrite=True, log_to=out / "log"
             )
-            made = json.loads((part / evaluate.DETECTIONS / "_manifest.json").read_text())
+            made = json.loads((part / layout.DETECTIONS / "_manifest.json").read_text())
             seconds.append(time.monotonic() - began - made["seconds"])
         besides.append(min(seconds))
         sizes.append(len(some))

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.tiny_weights import METRICS, cells, job
-from pipelines.stages import evaluate, train
-from pipelines.storage import manifest
-from pipelines.sweep import tracker_sweep
+from pipelines.stages import train
+from pipelines.storage import layout, manifest
 
 SETTINGS = ("train.steps=2600", "train.learning_rate=0.0015", "transforms.stretch=[160,256]")
 """Larger pictures than the preset's, for small objects; a lower rate, for it is fine-tuning."""
@@ -57,19 +56,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--sweep", str(out / "sweep"), "--out", str(out / "report.html"))  # fmt: skip
     print(machine.header(machine.command("benchmarks.real_clips")))
     if trained:
-        made = manifest.read(out / "train", train.STAGE)
+        made = manifest.read(out / "train", layout.TRAIN)
         minutes = made.extra["seconds_training"] / 60
         print(f"{made.extra['steps']} steps in {minutes:.1f} minutes\n")
     print(f"| clips | tracker | {' | '.join(METRICS)} | identity switches |")
     print("|---" * (len(METRICS) + 3) + "|")
     for folder in folders:
         for name, place in (("released", Path(f"{folder}-released")), ("robust", folder)):
-            summary = json.loads((place / evaluate.REPORT).read_text())
+            summary = json.loads((place / layout.REPORT).read_text())
             switches = sum(row["switches"] for row in summary["per_video"])
             set_name = f"{folder.name[2:]}, {summary['videos']} videos"
             print(f"| {set_name} | {name} | {cells(summary['metrics'])} | {switches} |")
         print(f"| {set_name} | true identities | {cells(summary['true_identities'])} | 0 |")
-    swept = manifest.read(out / "sweep", tracker_sweep.STAGE).extra
+    swept = manifest.read(out / "sweep", layout.SWEEP).extra
     best = swept["best"]
     value = 100 * best["metrics"]["AP"]
     print(f"\nSweep on {folders[-1].name[2:]}: best AP {value:.1f} with {best['values']}")

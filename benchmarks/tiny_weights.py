@@ -19,9 +19,8 @@ from benchmarks import machine
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED, TRAINING_SEED
 from idol.images.synthetic import write_dataset
 from idol.weights import checkpoint
-from pipelines.report import charts
-from pipelines.stages import evaluate, train
-from pipelines.storage import manifest
+from pipelines.report import charts, run_page
+from pipelines.storage import layout, manifest
 
 CURVE = Path("docs/tiny-training.svg")
 METRICS = ("AP", "AP50", "AP75", "AR1", "AR10")
@@ -98,7 +97,7 @@ def training(options: argparse.Namespace) -> tuple[str, str]:
         "train", "--pairs", str(out / "pairs"), "--out", str(out / "train"), "--preset", "tiny",
         "--workers", str(options.workers), *(["--gpus"] if options.gpus else []), *settings,
     )  # fmt: skip
-    made = manifest.read(out / "train", train.STAGE)
+    made = manifest.read(out / "train", layout.TRAIN)
     line = (
         f"{made.extra['steps']} steps of {made.config['config']['train']['pairs_per_batch']} pairs "
         f"on {made.extra['workers']} workers in {made.extra['seconds_training'] / 60:.1f} minutes\n"
@@ -113,7 +112,7 @@ def table(out: Path, trackers: Sequence[str]) -> str:
     for dial in DIALS:
         for tracker in trackers:
             folder = out / f"evaluate-{tracker}" / f"held-out-{dial}"
-            summary = json.loads((folder / evaluate.REPORT).read_text())
+            summary = json.loads((folder / layout.REPORT).read_text())
             switches = sum(row["switches"] for row in summary["per_video"])
             lines.append(f"| {dial} | {tracker} | {cells(summary['metrics'])} | {switches} |")
         lines.append(f"| {dial} | true identities | {cells(summary['true_identities'])} | 0 |")
@@ -131,7 +130,7 @@ def loss_curve(training: Path) -> str:
         "<style>.raw{fill:none;stroke:#9ab;stroke-width:1}.mean{fill:none;stroke:#246;"
         "stroke-width:2}.grid,.axis{stroke:#ddd}text{font:12px sans-serif;fill:#555}</style>"
     )
-    drawn = str(charts.curve(train.curves(training)["loss"], "loss"))
+    drawn = str(charts.curve(run_page.curves(training)["loss"], "loss"))
     head, body = drawn.split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg">{style}{body}\n'
 

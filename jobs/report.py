@@ -13,8 +13,8 @@ from pathlib import Path
 
 import tyro
 
-from pipelines import demo
 from pipelines.errors import PipelineError
+from pipelines.report import run_page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write the page, print its path as the last line."""
     job = tyro.cli(Report, args=argv, prog="python -m jobs.report")
     try:
-        page = demo.page(
+        page = run_page.write(
             job.out,
             title=job.title,
             training=job.train,

@@ -17,6 +17,7 @@ from pipelines import cluster
 from pipelines.errors import PipelineError
 from pipelines.report import experiment_log
 from pipelines.stages import train
+from pipelines.storage import layout
 from pipelines.storage.manifest import Manifest
 
 
@@ -88,7 +89,7 @@ def _train(job: Train, config: Config) -> Manifest:
             overwrite=job.overwrite,
             on_report=lambda step, values: log.metrics(values, step),
         )
-        log.artifacts(job.out / train.LOSSES)
+        log.artifacts(job.out / layout.LOSSES)
     return manifest
 
 

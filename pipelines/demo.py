@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from idol.config import Config, to_dict
-from pipelines.report import experiment_log
-from pipelines.report import page as report
+from pipelines.report import experiment_log, run_page
 from pipelines.sources import annotations as annotation_files
-from pipelines.sources.annotations import Dataset
 from pipelines.stages import evaluate, pairs, train
-from pipelines.storage import manifest, stored
+from pipelines.storage import layout, manifest
 from pipelines.sweep import tracker_sweep
 
 PAIRS, TRAIN, EVALUATE, SWEEP, PAGE = "pairs", "train", "evaluate", "sweep", "report.html"
@@ -63,7 +61,7 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
     for name, path in walk.validation_files.items():
         done = evaluate.run(path, checkpoint, out / EVALUATE / name, log_to=out)
         seconds[f"evaluate {name}"] = done.seconds
-        summary = json.loads((out / EVALUATE / name / evaluate.REPORT).read_text())
+        summary = json.loads((out / EVALUATE / name / layout.REPORT).read_text())
         sets[name] = {**done.extra["metrics"], "AP_true_identities": _true(summary)}
     result: dict[str, Any] = {"sets": sets, "seconds": seconds}
     if walk.grid:
@@ -77,7 +75,7 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
         seconds["sweep"] = swept.seconds
         result["sweep"] = swept.extra
     result["page"] = str(
-        page(
+        run_page.write(
             out / PAGE,
             title="IDOL: one walk",
             training=out / TRAIN,
@@ -87,75 +85,6 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
         )
     )
     return result
-
-
-def page(
-    path: Path,
-    *,
-    title: str,
-    training: Path | None = None,
-    evaluations: Mapping[str, Path],
-    swept: Path | None = None,
-    commands: Mapping[str, str] | None = None,
-) -> Path:
-    """One self-contained page about a training run, evaluations and a sweep.
-
-    training:    finished output of train.run
-    evaluations: name of the set -> finished output of evaluate.run
-    swept:       finished output of sweep.run
-    Errors:      ManifestError where one of them is not finished
-    """
-    metrics: list[report.MetricSet] = []
-    videos: list[report.VideoRow] = []
-    strips: list[report.Strip] = []
-    rejects: list[dict[str, Any]] = []
-    for name, folder in evaluations.items():
-        manifest.read(folder, evaluate.STAGE)
-        summary = json.loads((folder / evaluate.REPORT).read_text())
-        metrics += evaluate.metric_sets(name, summary)
-        videos += evaluate.video_rows(summary, name)
-        shown = evaluate.pictures(
-            _dataset(summary["selection"]),
-            stored.read(folder / evaluate.DETECTIONS),
-            folder / evaluate.TRACKS,
-            summary,
-        )
-        strips += [replace(strip, title=f"{name}, {strip.title}") for strip in shown]
-        rejects += [{"set": name, **row} for row in summary["rejects"]]
-    facts: dict[str, Any] = {}
-    config: Mapping[str, Any] = {}
-    if training is not None:
-        made = manifest.read(training, train.STAGE)
-        config = made.config["config"]
-        facts = {
-            "training steps": made.extra["steps"],
-            "workers": made.extra["workers"],
-            "minutes of training": round(made.extra["seconds_training"] / 60, 1),
-            "started from": made.config["weights"] or "random weights",
-            "code": made.code_version,
-        }
-    return report.write(
-        path,
-        report.Report(
-            title=title,
-            facts=facts,
-            config=config,
-            metrics=metrics,
-            curves=_curves(training) if training is not None else {},
-            **_sweep_part(swept),
-            videos=videos,
-            strips=strips,
-            rejects=rejects,
-            commands=commands or {},
-        ),
-    )
-
-
-def _curves(training: Path) -> dict[str, list[tuple[int, float]]]:
-    """The total loss, then the losses of the last decoder layer; the others look like these."""
-    named = train.curves(training)
-    losses = [name for name in named if name.startswith("loss_") and not name[-1].isdigit()]
-    return {name: named[name] for name in ("loss", *losses, "gradient_norm")}
 
 
 def _train(walk: Walk, out: Path) -> float:
@@ -183,26 +112,3 @@ def _run_training(walk: Walk, out: Path, log: experiment_log.Log | None) -> floa
 def _true(summary: Mapping[str, Any]) -> float | None:
     known = summary.get("true_identities")
     return None if known is None else float(known["AP"])
-
-
-def _dataset(selection: Mapping[str, Any]) -> Dataset:
-    return annotation_files.read(
-        selection["annotations"],
-        selection["frames"],
-        video_ids=selection["videos"],
-        stride=selection["stride"],
-    )
-
-
-def _sweep_part(swept: Path | None) -> dict[str, Any]:
-    """What the page says of a sweep."""
-    if swept is None:
-        return {}
-    manifest.read(swept, tracker_sweep.STAGE)
-    table = json.loads((swept / tracker_sweep.TABLE).read_text())
-    return {
-        "sweep": tracker_sweep.sweep_rows(table),
-        "sweep_metric": table["objective"],
-        "sweep_note": tracker_sweep.held_out_sentence(table),
-        "sweep_name": swept.name,
-    }

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import demo
-from pipelines.stages import evaluate
-from pipelines.storage import manifest
+from pipelines.report import run_page
+from pipelines.storage import layout, manifest
 
 TABLE = "comparison.json"
 PAGE = "comparison.html"
@@ -45,8 +44,8 @@ def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> dict[str, Any
     shown: dict[str, Path] = {}
     for checkpoint, sets in folders.items():
         for name, folder in sets.items():
-            manifest.read(folder, evaluate.STAGE)
-            summary = json.loads((folder / evaluate.REPORT).read_text())
+            manifest.read(folder, layout.EVALUATE)
+            summary = json.loads((folder / layout.REPORT).read_text())
             known = summary.get("true_identities")
             table.setdefault(checkpoint, {})[name] = {
                 **summary["metrics"],
@@ -56,7 +55,7 @@ def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> dict[str, Any
             }
             shown[checkpoint if len(sets) == 1 else f"{checkpoint}, {name}"] = folder
     manifest.commit_json(table, out / TABLE)
-    demo.page(out / PAGE, title=f"{len(folders)} checkpoints side by side", evaluations=shown)
+    run_page.write(out / PAGE, title=f"{len(folders)} checkpoints side by side", evaluations=shown)
     return table
 
 

@@ -13,7 +13,7 @@ from idol.masks import resize
 from pipelines.report.page import Strip
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset, VideoRecord
-from pipelines.stages import track
+from pipelines.storage import stored
 from pipelines.storage.schemas import ResultTrack
 from pipelines.storage.stored import StoredDetections
 
@@ -52,7 +52,7 @@ def strips(
     return [
         _strip(
             records[video_id],
-            track.read_results(tracks, positions[video_id]),
+            stored.read_results(tracks, positions[video_id]),
             dataset,
             (notes or {}).get(video_id, ""),
         )

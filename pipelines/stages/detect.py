@@ -23,6 +23,7 @@ from pipelines.errors import PipelineError, ResourcesError, VideoError
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.storage import manifest, schemas, stored
+from pipelines.storage.layout import DETECT as STAGE
 from pipelines.storage.manifest import Manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the driver's --help never needs it
@@ -30,7 +31,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and the driver's --help neve
     from idol.network.model import IDOL
     from idol.structures import FrameDetections
 
-STAGE = "detect"
 _NETWORK = "_network.safetensors"
 """The network, for the actors. Beside the shards, for that place is shared by all machines; and an
 actor that is started anew finds it there (what the object store held might have gone)."""

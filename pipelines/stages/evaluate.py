@@ -17,24 +17,21 @@ from idol.ytvis import truth as truth_file
 from idol.ytvis.truth import Truth
 from pipelines import cluster
 from pipelines import configuration as configurations
-from pipelines.report import experiment_log, gallery, page
+from pipelines.report import experiment_log, page, run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect, scoring, track
 from pipelines.stages.track_ahead import TrackAhead
 from pipelines.storage import manifest, stored
+from pipelines.storage.layout import DETECTIONS, PAGE, REPORT, RESULTS, SUBMISSION, TRACKS
+from pipelines.storage.layout import EVALUATE as STAGE
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.stored import StoredDetections
 
-STAGE = "evaluate"
-DETECTIONS = "detections"
-TRACKS = "tracks"
-REPORT = "report.json"
-PAGE = "report.html"
 FILES = {
-    "results": track.RESULTS,
-    "submission": track.SUBMISSION,
+    "results": RESULTS,
+    "submission": SUBMISSION,
     "report": REPORT,
     "page": PAGE,
     "detections": DETECTIONS,
@@ -42,7 +39,6 @@ FILES = {
 """What a finished directory holds, by the name that the job prints it under."""
 
 _AHEAD = "ahead"  # what was tracked before detection had ended, until it is taken over
-_PICTURES = 4  # videos shown in the report
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +97,9 @@ def run(
         return output.finished
     tracked = _detect_and_track(dataset, model, out, config, actors, gpu, overwrite)
     source = stored.read(out / DETECTIONS)
-    result_bytes = (out / TRACKS / track.RESULTS).read_bytes()
-    manifest.commit_bytes(result_bytes, out / track.RESULTS)
-    manifest.commit_bytes((out / TRACKS / track.SUBMISSION).read_bytes(), out / track.SUBMISSION)
+    result_bytes = (out / TRACKS / RESULTS).read_bytes()
+    manifest.commit_bytes(result_bytes, out / RESULTS)
+    manifest.commit_bytes((out / TRACKS / SUBMISSION).read_bytes(), out / SUBMISSION)
     scores = None if truth is None else scoring.score(truth, source, config.tracker)
     rejects = manifest.read_rejects(source.path)
     summary = summarise(scores, dataset, source, config, rejects)
@@ -121,9 +117,9 @@ def run(
             title=f"Evaluation of {Path(checkpoint).name}",
             summary=f"{summary['videos']} videos, {summary['frames']} frames of "
             f"{', '.join(dataset.sources)}",
-            metrics=metric_sets(out.name, summary),
-            videos=video_rows(summary),
-            strips=pictures(dataset, source, out / TRACKS, summary),
+            metrics=run_page.metric_sets(out.name, summary),
+            videos=run_page.video_rows(summary),
+            strips=run_page.pictures(dataset, source, out / TRACKS, summary),
             rejects=rejects,
             config=summary["config"],
         ),
@@ -131,7 +127,7 @@ def run(
     if log:
         with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as opened:
             opened.metrics(flat_metrics(summary))
-            opened.artifacts(out / REPORT, out / PAGE, out / track.RESULTS)
+            opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
     return output.finish(
         rows=tracked.rows,
         rejects=rejects,
@@ -337,56 +333,6 @@ def flat_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     }
     flat |= {f"category/{row['name']}/AP": row["AP"] for row in summary.get("per_category", [])}
     return flat | {"videos": summary["videos"], "rejects": len(summary["rejects"])}
-
-
-def metric_sets(name: str, summary: Mapping[str, Any]) -> list[page.MetricSet]:
-    """The scores of a report.json for the page; none where there was no truth."""
-    if not summary["metrics"]:
-        return []
-    return [
-        page.MetricSet(
-            name=name,
-            stats=summary["metrics"],
-            true_identities=summary["true_identities"]["AP"],
-            per_category={
-                row["name"]: {k: v for k, v in row.items() if k not in ("name", "category_id")}
-                for row in summary["per_category"]
-                if row["AP"] >= 0  # the others have no true instance here
-            },
-            note=f"{summary['videos']} videos",
-        )
-    ]
-
-
-def video_rows(summary: Mapping[str, Any], set_name: str = "") -> list[page.VideoRow]:
-    """The videos of a report.json for the page."""
-    return [
-        page.VideoRow(
-            name=f"{row['video_id']} {row['name']}".strip(),
-            ap=row["AP"],
-            tracks=row["tracks"],
-            truth=row["truth"],
-            switches=row["switches"],
-            set_name=set_name,
-        )
-        for row in summary.get("per_video", [])
-    ]
-
-
-def pictures(
-    dataset: Dataset, source: StoredDetections, tracks: Path, summary: Mapping[str, Any]
-) -> list[page.Strip]:
-    """A few videos for the page, from the worst to the best; without truth, the first ones."""
-    per_video = summary.get("per_video", [])
-    chosen = gallery.choose(per_video, _PICTURES)
-    if not per_video:
-        chosen = [video.video_id for video in source.videos[:_PICTURES]]
-    notes = {
-        row["video_id"]: f"AP {100 * row['AP']:.1f}, {row['tracks']} tracks for {row['truth']} "
-        f"instances, {row['switches']} identity switches"
-        for row in per_video
-    }
-    return gallery.strips(dataset, source, tracks, chosen, notes)
 
 
 def _absolute(path: str) -> str:

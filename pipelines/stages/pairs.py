@@ -23,13 +23,12 @@ from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources import frames
 from pipelines.storage import manifest, schemas
+from pipelines.storage.layout import PREPARE as STAGE
 
 if TYPE_CHECKING:  # workers read, resize and encode: none of that needs torch, which idol imports
     from idol.config import PairConfig
     from pipelines.sources.annotations import Dataset, VideoRecord
-    from pipelines.storage.manifest import Manifest
-
-STAGE = "prepare"
+from pipelines.storage.manifest import Manifest
 
 # Rows are read by a few training workers at once: small groups keep their memory small.
 _ROWS_PER_GROUP = 32

@@ -9,21 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from idol.config import TrackerConfig, to_dict
 from idol.tracker.online import track_video
 from idol.ytvis import results
 from pipelines import cluster
 from pipelines.errors import PipelineError
 from pipelines.storage import manifest, schemas, stored
+from pipelines.storage.layout import RESULTS, SUBMISSION
+from pipelines.storage.layout import TRACK as STAGE
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.schemas import ResultTrack
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
-STAGE = "track"
-RESULTS = "results.json"
-SUBMISSION = "results.zip"
 FEW_FRAMES = 5000
 """Up to here the driver tracks by itself: a frame takes about a millisecond, and fresh workers
 import torch for ten seconds and more before they begin (2 cores)."""
@@ -112,16 +109,10 @@ def run(
     )
 
 
-def read_results(out: Path, position: int) -> list[ResultTrack]:
-    """RESULTS of the video at this position of StoredDetections.videos."""
-    table = pq.read_table(stored.shard_path(out, position))
-    return [schemas.result_from_row(row) for row in schemas.rows(table)]
-
-
 def read_entries(out: Path, source: StoredDetections) -> Iterator[dict[str, Any]]:
     """All results as entries of a YouTube-VIS results file, in the order of the videos."""
     for position, video in enumerate(source.videos):
-        for result in read_results(out, position):
+        for result in stored.read_results(out, position):
             yield to_entry(result, video.size, source.category_ids)
 
 

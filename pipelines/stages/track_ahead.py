@@ -12,7 +12,7 @@ from idol.config import Config, TrackerConfig
 from pipelines import cluster
 from pipelines.stages import detect, track
 from pipelines.stages.detect import Piece
-from pipelines.storage import manifest, stored
+from pipelines.storage import layout, manifest, stored
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
@@ -121,7 +121,7 @@ def _unfinished(detections: Path, config: Config) -> StoredDetections:
         "embedding_size": config.model.embedding_size,
         "truth": False,
     }
-    known = Manifest(stage=detect.STAGE, config=detect.claim(config), extra=sizes)
+    known = Manifest(stage=layout.DETECT, config=detect.claim(config), extra=sizes)
     return StoredDetections(detections.resolve(), known, ())
 
 

@@ -24,13 +24,12 @@ from idol.weights import checkpoint
 from pipelines import cluster
 from pipelines.stages import loader
 from pipelines.storage import manifest
+from pipelines.storage.layout import LOSSES
+from pipelines.storage.layout import TRAIN as STAGE
 from pipelines.storage.manifest import Manifest
 
-STAGE = "train"
 WEIGHTS = "checkpoint.safetensors"
 """The result: weights to evaluate with (the average where there is one), and their config."""
-LOSSES = "losses.json"
-"""[[step, {name: value}], ...]: means since the step before."""
 Report = tuple[int, dict[str, float]]
 """Step, and the means of its losses since the report before."""
 _RAY = "ray"  # Ray Train's own files, inside out
@@ -182,16 +181,6 @@ def _clean(out: Path) -> None:
     for path in [out / _RAY, *_checkpoints(out), *out.glob(f".{_STEP}*.part")]:
         shutil.rmtree(path, ignore_errors=True)
     (out / _START).unlink(missing_ok=True)
-
-
-def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Loss curves of a finished training directory: name → [(step, value), ...]."""
-    manifest.read(path, STAGE)
-    named: dict[str, list[tuple[int, float]]] = {}
-    for step, values in json.loads((path / LOSSES).read_text()):
-        for name, value in values.items():
-            named.setdefault(name, []).append((int(step), float(value)))
-    return named
 
 
 def with_categories(config: Config, names: Sequence[str], category_ids: Sequence[int]) -> Config:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipelines.errors import ManifestError
 from pipelines.storage import manifest, schemas
 from pipelines.storage.manifest import Manifest
-from pipelines.storage.schemas import FrameOverlap
+from pipelines.storage.schemas import FrameOverlap, ResultTrack
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from idol.structures import FrameDetections
@@ -140,3 +140,9 @@ def read(path: str | Path) -> StoredDetections:
         for entry in found.extra["videos"]
     )
     return StoredDetections(path, found, videos)
+
+
+def read_results(out: Path, position: int) -> list[ResultTrack]:
+    """RESULTS of the video at this position of StoredDetections.videos."""
+    table = pq.read_table(shard_path(out, position))
+    return [schemas.result_from_row(row) for row in schemas.rows(table)]

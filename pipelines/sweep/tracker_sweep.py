@@ -12,10 +12,13 @@ from idol.config import Config, TrackerConfig, from_dict, override, to_dict
 from idol.ytvis.truth import VideoTruth
 from pipelines import configuration
 from pipelines.errors import ManifestError, PipelineError
-from pipelines.report import experiment_log, page
+from pipelines.report import experiment_log, page, run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.stages import evaluate, track
-from pipelines.storage import manifest, stored
+from pipelines.storage import layout, manifest, stored
+from pipelines.storage.layout import PAGE
+from pipelines.storage.layout import REPORT as TABLE
+from pipelines.storage.layout import SWEEP as STAGE
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.stored import StoredDetections
 from pipelines.sweep import objective, scoring, workers
@@ -27,10 +30,7 @@ from pipelines.sweep.space import Choices, Space
 from pipelines.sweep.tracker_trials import TrackerTrials
 from pipelines.sweep.workers import Workload
 
-STAGE = "sweep"
 BEST = "best.json"
-TABLE = "report.json"
-PAGE = "report.html"
 FILES = {"best": BEST, "table": TABLE, "page": PAGE}
 """What a finished directory holds, by the name that the job prints it under."""
 LEDGER = "ledger.jsonl"
@@ -113,7 +113,7 @@ def base_config(
     if tracker is not None:
         base = configuration.tracker_config(tracker)
     else:
-        used = json.loads((evaluated / evaluate.REPORT).read_text())["config"]["tracker"]
+        used = json.loads((evaluated / layout.REPORT).read_text())["config"]["tracker"]
         base = from_dict(TrackerConfig, used)
     return override(Config(tracker=base), overrides).tracker
 
@@ -138,7 +138,7 @@ def run(
                done is kept, and the same call does the rest)
     """
     manifest.read(wanted.evaluated, "evaluate")
-    source = stored.read(wanted.evaluated / evaluate.DETECTIONS)
+    source = stored.read(wanted.evaluated / layout.DETECTIONS)
     if not source.has_truth:
         raise PipelineError(
             f"{wanted.evaluated} was made without truth: there is nothing to score against"
@@ -171,9 +171,9 @@ def run(
         page.Report(
             title="Tracker sweep",
             summary=sentence(table),
-            sweep=sweep_rows(table),
+            sweep=run_page.sweep_rows(table),
             sweep_metric=goal.name,
-            sweep_note=held_out_sentence(table),
+            sweep_note=run_page.held_out_sentence(table),
             sweep_name=f"{len(rows)} configurations on stored detections",
             config=summary | {"failed": failed},
         ),
@@ -182,41 +182,6 @@ def run(
     return output.finish(
         rows=len(rows), extra={**summary, "configurations": len(rows), "failed": len(failed)}
     )
-
-
-def sweep_rows(table: Mapping[str, Any]) -> list[page.SweepRow]:
-    """The trials of a sweep's report.json for the page."""
-    return [
-        page.SweepRow(
-            params=row["values"],
-            score=row["value"],
-            default=row["number"] == 0,
-            stopped=f"{row['budget']} {table['unit']}" if row["budget"] < table["budget"] else None,
-        )
-        for row in table["trials"]
-    ]
-
-
-def held_out_sentence(table: Mapping[str, Any]) -> str:
-    """What the choice is worth on videos that had no say in it, in words; or nothing."""
-    found = table["held_out"]
-    if found is None:
-        return ""
-    name = table["objective"]
-    text = (
-        f"Held out: with each of {len(found['folds'])} folds scored by what was best on the "
-        f"others, {name} is {100 * found['value']:.1f}, against {100 * found['base']:.1f} without "
-        "the sweep"
-    )
-    if found.get("interval"):
-        low, high = found["interval"]
-        gap = found["difference"]
-        text += (
-            f" ({found['confidence']:.0%} interval over videos {100 * low:.1f} to "
-            f"{100 * high:.1f}; the difference is {100 * gap['value']:+.1f}, from "
-            f"{100 * gap['interval'][0]:+.1f} to {100 * gap['interval'][1]:+.1f})"
-        )
-    return text + "."
 
 
 def planned(settings: SearchConfig, space: Space) -> int:
@@ -231,7 +196,7 @@ def planned(settings: SearchConfig, space: Space) -> int:
 
 def _trials(wanted: Sweep, source: StoredDetections) -> TrackerTrials:
     """The stored videos with their truth, the videos that have only truth, and what is asked."""
-    summary = json.loads((wanted.evaluated / evaluate.REPORT).read_text())
+    summary = json.loads((wanted.evaluated / layout.REPORT).read_text())
     selection = summary["selection"]
     path = wanted.annotation_file or selection["annotations"]
     chosen = {"video_ids": selection["videos"], "stride": selection["stride"]}

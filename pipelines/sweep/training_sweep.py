@@ -10,9 +10,9 @@ from typing import Any
 
 from idol.config import Config, from_dict, to_dict
 from pipelines import cluster
-from pipelines.report import page
+from pipelines.report import page, run_page
 from pipelines.stages import evaluate, train
-from pipelines.storage import manifest
+from pipelines.storage import layout, manifest
 from pipelines.storage.manifest import Manifest
 from pipelines.sweep import objective, tracker_sweep
 from pipelines.sweep import space as search_space
@@ -222,7 +222,7 @@ def run(
     summary = {"objective": goal.name, "best": chosen, "base": table["trials"][0]}
     assignments = [f"{key}={json.dumps(value)}" for key, value in best["values"].items()]
     weights = place / f"trial-{best['number']:04d}" / "train" / train.WEIGHTS
-    manifest.commit_json(table, out / tracker_sweep.TABLE)
+    manifest.commit_json(table, out / layout.REPORT)
     manifest.commit_json(
         {
             **summary,
@@ -233,11 +233,11 @@ def run(
         out / tracker_sweep.BEST,
     )
     page.write(
-        out / tracker_sweep.PAGE,
+        out / layout.PAGE,
         page.Report(
             title="Training sweep",
             summary=tracker_sweep.sentence(table),
-            sweep=tracker_sweep.sweep_rows(table),
+            sweep=run_page.sweep_rows(table),
             sweep_metric=goal.name,
             sweep_name=f"{len(rows)} trainings",
             config=summary | {"failed": failed},

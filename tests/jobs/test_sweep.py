@@ -8,8 +8,7 @@ import pytest
 
 from idol.config import TrackerConfig, to_dict
 from jobs import sweep as job
-from pipelines.stages import evaluate
-from pipelines.storage import manifest
+from pipelines.storage import layout, manifest
 from pipelines.sweep import space
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Choices, Range
@@ -21,7 +20,7 @@ def evaluated(tmp_path: Path) -> Path:
     out = tmp_path / "run"
     output = manifest.prepare_output(out, "evaluate", {}, "")
     report = {"config": {"tracker": to_dict(TrackerConfig.paper())}}
-    manifest.commit_json(report, out / evaluate.REPORT)
+    manifest.commit_json(report, out / layout.REPORT)
     output.finish(rows=0)
     return out
 

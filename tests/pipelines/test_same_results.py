@@ -12,7 +12,7 @@ from idol.masks import resize
 from pipelines import cluster, configuration
 from pipelines.sources import annotations
 from pipelines.stages import detect, track
-from pipelines.storage import stored
+from pipelines.storage import layout, stored
 
 
 @pytest.mark.ray
@@ -34,14 +34,14 @@ def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of
         out = tmp_path / name
         detect.run(dataset, model, out / "detections", config, actors=actors)
         track.run(out / "detections", out / "tracks", config.tracker)
-        results[name] = (out / "tracks" / track.RESULTS).read_bytes()
+        results[name] = (out / "tracks" / layout.RESULTS).read_bytes()
     assert results["one"] == results["two"]
 
     # Sums in another order differ in their last bits; nothing that is decided by them does.
     whole = stored.read(tmp_path / "two" / "detections")
     for position in range(len(dataset.videos)):
         eight, one = (
-            track.read_results(tmp_path / name / "tracks", position) for name in ("two", "single")
+            stored.read_results(tmp_path / name / "tracks", position) for name in ("two", "single")
         )
         assert [(r.track_id, r.label) for r in eight] == [(r.track_id, r.label) for r in one]
         np.testing.assert_allclose([r.score for r in eight], [r.score for r in one], atol=1e-5)

@@ -13,6 +13,7 @@ from idol.ytvis import results
 from pipelines import configuration, stream
 from pipelines.sources import annotations, live
 from pipelines.stages import detect, track
+from pipelines.storage import layout
 
 
 @pytest.mark.ray
@@ -43,5 +44,5 @@ def test_a_stream_ends_with_the_bytes_of_the_whole_data_set(
             entries += of_video
         results.write(at / "streamed.json", entries)
         assert len(entries) > 3
-        expected = (at / "tracks" / track.RESULTS).read_bytes()
+        expected = (at / "tracks" / layout.RESULTS).read_bytes()
         assert (at / "streamed.json").read_bytes() == expected

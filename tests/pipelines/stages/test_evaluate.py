@@ -17,7 +17,7 @@ from pipelines.report import experiment_log
 from pipelines.sources import annotations
 from pipelines.sources.annotations import Category, Dataset
 from pipelines.stages import detect, evaluate, scoring
-from pipelines.storage import manifest
+from pipelines.storage import layout, manifest
 from pipelines.storage.schemas import FrameOverlap
 from tests.pipelines import perfect
 
@@ -37,13 +37,13 @@ def test_everything_found_scores_everything_and_is_reported_and_logged(
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
     for name in evaluate.FILES.values():
         assert (out / name).exists(), name
-    summary = json.loads((out / evaluate.REPORT).read_text())
+    summary = json.loads((out / layout.REPORT).read_text())
     assert summary["true_identities"]["AP"] == pytest.approx(1.0)
     assert [row["name"] for row in summary["per_category"]] == ["person", "car"]
     assert [(row["video_id"], row["switches"]) for row in summary["per_video"]] == [
         (1, 0), (2, 0), (3, 0)
     ]  # fmt: skip
-    page = (out / evaluate.PAGE).read_text()
+    page = (out / layout.PAGE).read_text()
     assert page.count("data:image/jpeg;base64,") == 2 * (5 + 3 + 5)
     (run,) = experiment_log.runs(out)
     assert run.data.metrics["AP"] == pytest.approx(1.0)
@@ -63,7 +63,7 @@ def test_videos_without_frames_count_as_missed_and_are_listed(
     found = evaluate.run(videos.write(), perfect.weights(tmp_path / "w.safetensors"), out)
     assert found.rejects == 1
     assert found.extra["metrics"]["AR100"] == pytest.approx(0.5)
-    summary = json.loads((out / evaluate.REPORT).read_text())
+    summary = json.loads((out / layout.REPORT).read_text())
     assert summary["missing_videos"] == [2]
     assert summary["rejects"][0]["path"].endswith("001.jpg")
 
@@ -101,7 +101,7 @@ def test_a_subset_at_a_stride_is_scored_against_the_same_subset(
         overrides=["tracker.match_threshold=0.2"],
     )
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
-    summary = json.loads((tmp_path / "out" / evaluate.REPORT).read_text())
+    summary = json.loads((tmp_path / "out" / layout.REPORT).read_text())
     assert (summary["videos"], summary["frames"]) == (2, 6)
 
 

@@ -19,7 +19,7 @@ from idol.ytvis.results import to_ytvis
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.sources import annotations
 from pipelines.stages import evaluate, track
-from pipelines.storage import manifest, stored
+from pipelines.storage import layout, manifest, stored
 from tests.pipelines import perfect
 
 TRACKER = TrackerConfig.robust()
@@ -45,7 +45,7 @@ def detections(make_videos: Callable[..., Any], tmp_path: Path) -> Path:
 def test_perfect_detections_track_to_a_perfect_score(detections: Path, tmp_path: Path) -> None:
     found = track.run(detections, tmp_path / "tracks", TRACKER)
     metrics = average_precision.evaluate(
-        str(tmp_path / "data" / "instances.json"), tmp_path / "tracks" / track.RESULTS
+        str(tmp_path / "data" / "instances.json"), tmp_path / "tracks" / layout.RESULTS
     )
     assert metrics.stats["AP"] == pytest.approx(1.0)
     assert found.rows == 6
@@ -77,14 +77,14 @@ def test_results_are_valid_youtube_vis_json_and_the_archive_holds_them(
 ) -> None:
     out = tmp_path / "tracks"
     track.run(detections, out, TRACKER)
-    entries = json.loads((out / track.RESULTS).read_text())
+    entries = json.loads((out / layout.RESULTS).read_text())
     lengths = {1: 6, 2: 3, 3: 5}
     for entry in entries:
         assert set(entry) == {"video_id", "category_id", "score", "segmentations"}
         assert entry["category_id"] in (3, 7)
         assert len(entry["segmentations"]) == lengths[entry["video_id"]]
-    archive = zipfile.ZipFile(io.BytesIO((out / track.SUBMISSION).read_bytes()))
-    assert archive.read("results.json") == (out / track.RESULTS).read_bytes()
+    archive = zipfile.ZipFile(io.BytesIO((out / layout.SUBMISSION).read_bytes()))
+    assert archive.read("results.json") == (out / layout.RESULTS).read_bytes()
 
 
 @pytest.mark.ray

@@ -15,6 +15,7 @@ from idol.images.synthetic import SyntheticConfig, write_dataset
 from idol.weights import checkpoint
 from idol.weights.checkpoint import CheckpointError
 from pipelines.errors import ManifestError
+from pipelines.report import run_page
 from pipelines.sources import annotations
 from pipelines.stages import loader, pairs, train
 
@@ -51,7 +52,7 @@ def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
     model = idol.load(tmp_path / "run" / train.WEIGHTS)
     assert model.config.categories == ("star", "fish", "flower", "cross")
     assert model.config.category_ids == (1, 2, 3, 4)
-    curve = train.curves(tmp_path / "run")["loss"]
+    curve = run_page.curves(tmp_path / "run")["loss"]
     assert [step for step, _ in curve] == [2, 4]
     assert seen == curve
     assert made.extra["steps"] == 4
@@ -121,7 +122,7 @@ def test_an_identity_head_is_made_for_the_instances_of_the_pairs(prepared, tmp_p
     assert count > 3
     with_head = quick(2, "losses.identity=1", "losses.reid=0", "losses.reid_aux=0")
     train.run(prepared, tmp_path / "a", with_head, workers=0)
-    curve = train.curves(tmp_path / "a")["loss_identity"]
+    curve = run_page.curves(tmp_path / "a")["loss_identity"]
     # About log M from a head that knows nothing yet.
     assert 0.5 * np.log(count) < curve[-1][1] < 2 * np.log(count)
     path = tmp_path / "a" / train.WEIGHTS
@@ -216,6 +217,6 @@ def test_two_workers_take_the_steps_together(prepared, tmp_path):
     config = quick(4, "losses.identity=1", "train.precision=bf16", "losses.normaliser=global")
     made = train.run(prepared, tmp_path / "two", config, workers=2)
     assert made.extra["workers"] == 2
-    losses = [value for _, value in train.curves(tmp_path / "two")["loss"]]
+    losses = [value for _, value in run_page.curves(tmp_path / "two")["loss"]]
     assert len(losses) == 2
     assert losses[1] < losses[0] * 1.5

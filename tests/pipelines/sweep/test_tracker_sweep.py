@@ -13,9 +13,9 @@ import pytest
 from idol.config import TrackerConfig
 from pipelines import configuration
 from pipelines.errors import ManifestError, PipelineError
-from pipelines.report import experiment_log
+from pipelines.report import experiment_log, run_page
 from pipelines.stages import detect, evaluate
-from pipelines.storage import stored
+from pipelines.storage import layout, stored
 from pipelines.sweep import objective, tracker_sweep, tracker_trials, workers
 from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.search import Search, SearchConfig
@@ -58,7 +58,7 @@ def test_the_ledger_passes_over_a_torn_line_and_other_detections(tmp_path: Path)
 
 
 def test_a_result_of_another_configuration_stops_the_sweep(evaluated: Path) -> None:
-    source = stored.read(evaluated / evaluate.DETECTIONS)
+    source = stored.read(evaluated / layout.DETECTIONS)
     trials = tracker_sweep._trials(wanted(evaluated, {"tau": [1.0]}), source)
     values = {"tracker.tau": 1.0}
     right = tracker_trials.hash_of(dataclasses.replace(BASE, tau=1.0))
@@ -143,10 +143,10 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
     )
     # What the sweep reckons from overlaps is what scoring the masks gives.
     assert again.extra["metrics"] == pytest.approx(best["metrics"])
-    table = json.loads((out / tracker_sweep.TABLE).read_text())
-    assert len(tracker_sweep.sweep_rows(table)) == 3
-    assert tracker_sweep.sweep_rows(table)[0].default
-    assert "<svg" in (out / tracker_sweep.PAGE).read_text()
+    table = json.loads((out / layout.REPORT).read_text())
+    assert len(run_page.sweep_rows(table)) == 3
+    assert run_page.sweep_rows(table)[0].default
+    assert "<svg" in (out / layout.PAGE).read_text()
     runs = experiment_log.runs(out)
     assert sum("mlflow.parentRunId" in run.data.tags for run in runs) == 3
     assert not (out / "tune").exists()
@@ -159,7 +159,7 @@ def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
     calls = tmp_path / "calls"
     calls.mkdir()
     asked = wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]})
-    source = stored.read(evaluated / evaluate.DETECTIONS)
+    source = stored.read(evaluated / layout.DETECTIONS)
     found: list[dict[str, Any]] = []
     trials = dataclasses.replace(
         tracker_sweep._trials(asked, source), goal=Trap("AP", {"AP": 1.0}, calls)
@@ -217,7 +217,7 @@ def test_a_resumed_sweep_repeats_no_finished_configuration(
     assert len(done) == 5
     undisturbed = tracker_sweep.run(asked, whole)
     assert found.extra == undisturbed.extra
-    for name in (tracker_sweep.TABLE, tracker_sweep.BEST, tracker_sweep.PAGE):
+    for name in (layout.REPORT, tracker_sweep.BEST, layout.PAGE):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(ManifestError, match="no sweep to go on with"):
         tracker_sweep.settings_of(tmp_path)
@@ -234,13 +234,13 @@ def test_halving_marks_what_it_stopped_and_mixes_can_be_maximised(
         space={"tracker.match_threshold": Range(0.3, 0.99)},
     )
     tracker_sweep.run(asked, tmp_path / "sweep")
-    table = json.loads((tmp_path / "sweep" / tracker_sweep.TABLE).read_text())
-    rows = tracker_sweep.sweep_rows(table)
+    table = json.loads((tmp_path / "sweep" / layout.REPORT).read_text())
+    rows = run_page.sweep_rows(table)
     assert {row.stopped for row in rows} == {"1 videos", "2 videos", None}
     best = table["trials"][table["best"]]
     assert best["budget"] == table["budget"] == 4
     assert best["value"] == pytest.approx((best["metrics"]["AP"] + best["metrics"]["HOTA"]) / 2)
-    assert "stopped after 1 videos" in (tmp_path / "sweep" / tracker_sweep.PAGE).read_text()
+    assert "stopped after 1 videos" in (tmp_path / "sweep" / layout.PAGE).read_text()
 
 
 def test_held_out_scores_use_on_each_fold_what_was_best_on_the_others(
@@ -282,12 +282,12 @@ def test_what_asks_for_less_than_was_stored_is_left_out_with_the_reason(
         wanted(evaluated, {"score_threshold": [0.02, 0.2]}), tmp_path / "sweep"
     )
     assert found.extra["failed"] == 1
-    table = json.loads((tmp_path / "sweep" / tracker_sweep.TABLE).read_text())
+    table = json.loads((tmp_path / "sweep" / layout.REPORT).read_text())
     assert "lies below the 0.05 that was stored" in table["failed"][0]["reason"]
 
 
 def test_stored_frames_are_scored_as_the_tracker_sees_them(evaluated: Path) -> None:
-    source = stored.read(evaluated / evaluate.DETECTIONS)
+    source = stored.read(evaluated / layout.DETECTIONS)
     assert source.has_truth
     assert [v.video_id for v in source.videos] == [1, 2, 3]
     assert [len(list(source.frames(v))) for v in source.videos] == [6, 3, 5]

@@ -12,8 +12,10 @@ from idol import presets
 from idol.config import override
 from idol.images.synthetic import SyntheticConfig, write_dataset
 from jobs import sweep as job
+from pipelines.report import run_page
 from pipelines.sources import annotations
 from pipelines.stages import pairs, train
+from pipelines.storage import layout
 from pipelines.sweep import space, tracker_sweep, training_sweep, workers
 from pipelines.sweep.objective import Objective
 from pipelines.sweep.search import Job, SearchConfig
@@ -70,7 +72,7 @@ def test_a_trial_goes_on_at_its_next_rung_and_tells_what_it_really_used(
     assert whole["metrics"]["AP"] >= 0
     config = trials.config(values)
     assert idol.load(folder / train.WEIGHTS).config.train == config.train
-    curve = [step for step, _ in train.curves(folder)["loss"]]
+    curve = [step for step, _ in run_page.curves(folder)["loss"]]
     assert curve == [1, 2, 3, 4]
     # The same as a training that never stopped.
     straight = tmp_path / "straight"
@@ -127,7 +129,7 @@ def test_trials_train_under_ray_and_poor_ones_stop_early(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = tmp_path / "sweep"
     found = training_sweep.run(replace(wanted, workers=1), out, processes=1)
-    table = json.loads((out / tracker_sweep.TABLE).read_text())
+    table = json.loads((out / layout.REPORT).read_text())
     assert found.extra["configurations"] == 4
     budgets = [row["budget"] for row in table["trials"]]
     assert budgets[0] == 4

@@ -1,0 +1,206 @@
+"""One page about what jobs have written: training, evaluations, a sweep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.report import gallery
+from pipelines.report import page as report_page
+from pipelines.report.page import MetricSet, Report, Strip, SweepRow, VideoRow
+from pipelines.sources import annotations as annotation_files
+from pipelines.sources.annotations import Dataset
+from pipelines.storage import layout, manifest, stored
+from pipelines.storage.stored import StoredDetections
+
+_PICTURES = 4  # videos shown in the report
+
+
+def write(
+    path: Path,
+    *,
+    title: str,
+    training: Path | None = None,
+    evaluations: Mapping[str, Path],
+    swept: Path | None = None,
+    commands: Mapping[str, str] | None = None,
+) -> Path:
+    """One self-contained page about a training run, evaluations and a sweep.
+
+    training:    finished output of train.run
+    evaluations: name of the set -> finished output of evaluate.run
+    swept:       finished output of sweep.run
+    Errors:      ManifestError where one of them is not finished
+    """
+    metrics: list[MetricSet] = []
+    videos: list[VideoRow] = []
+    strips: list[Strip] = []
+    rejects: list[dict[str, Any]] = []
+    for name, folder in evaluations.items():
+        manifest.read(folder, layout.EVALUATE)
+        summary = json.loads((folder / layout.REPORT).read_text())
+        metrics += metric_sets(name, summary)
+        videos += video_rows(summary, name)
+        shown = pictures(
+            _dataset(summary["selection"]),
+            stored.read(folder / layout.DETECTIONS),
+            folder / layout.TRACKS,
+            summary,
+        )
+        strips += [replace(strip, title=f"{name}, {strip.title}") for strip in shown]
+        rejects += [{"set": name, **row} for row in summary["rejects"]]
+    facts: dict[str, Any] = {}
+    config: Mapping[str, Any] = {}
+    if training is not None:
+        made = manifest.read(training, layout.TRAIN)
+        config = made.config["config"]
+        facts = {
+            "training steps": made.extra["steps"],
+            "workers": made.extra["workers"],
+            "minutes of training": round(made.extra["seconds_training"] / 60, 1),
+            "started from": made.config["weights"] or "random weights",
+            "code": made.code_version,
+        }
+    return report_page.write(
+        path,
+        Report(
+            title=title,
+            facts=facts,
+            config=config,
+            metrics=metrics,
+            curves=_curves(training) if training is not None else {},
+            **_sweep_part(swept),
+            videos=videos,
+            strips=strips,
+            rejects=rejects,
+            commands=commands or {},
+        ),
+    )
+
+
+def metric_sets(name: str, summary: Mapping[str, Any]) -> list[MetricSet]:
+    """The scores of a report.json for the page; none where there was no truth."""
+    if not summary["metrics"]:
+        return []
+    return [
+        MetricSet(
+            name=name,
+            stats=summary["metrics"],
+            true_identities=summary["true_identities"]["AP"],
+            per_category={
+                row["name"]: {k: v for k, v in row.items() if k not in ("name", "category_id")}
+                for row in summary["per_category"]
+                if row["AP"] >= 0  # the others have no true instance here
+            },
+            note=f"{summary['videos']} videos",
+        )
+    ]
+
+
+def video_rows(summary: Mapping[str, Any], set_name: str = "") -> list[VideoRow]:
+    """The videos of a report.json for the page."""
+    return [
+        VideoRow(
+            name=f"{row['video_id']} {row['name']}".strip(),
+            ap=row["AP"],
+            tracks=row["tracks"],
+            truth=row["truth"],
+            switches=row["switches"],
+            set_name=set_name,
+        )
+        for row in summary.get("per_video", [])
+    ]
+
+
+def pictures(
+    dataset: Dataset, source: StoredDetections, tracks: Path, summary: Mapping[str, Any]
+) -> list[Strip]:
+    """A few videos for the page, from the worst to the best; without truth, the first ones."""
+    per_video = summary.get("per_video", [])
+    chosen = gallery.choose(per_video, _PICTURES)
+    if not per_video:
+        chosen = [video.video_id for video in source.videos[:_PICTURES]]
+    notes = {
+        row["video_id"]: f"AP {100 * row['AP']:.1f}, {row['tracks']} tracks for {row['truth']} "
+        f"instances, {row['switches']} identity switches"
+        for row in per_video
+    }
+    return gallery.strips(dataset, source, tracks, chosen, notes)
+
+
+def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Loss curves of a finished training directory: name → [(step, value), ...]."""
+    manifest.read(path, layout.TRAIN)
+    named: dict[str, list[tuple[int, float]]] = {}
+    for step, values in json.loads((path / layout.LOSSES).read_text()):
+        for name, value in values.items():
+            named.setdefault(name, []).append((int(step), float(value)))
+    return named
+
+
+def sweep_rows(table: Mapping[str, Any]) -> list[SweepRow]:
+    """The trials of a sweep's report.json for the page."""
+    return [
+        SweepRow(
+            params=row["values"],
+            score=row["value"],
+            default=row["number"] == 0,
+            stopped=f"{row['budget']} {table['unit']}" if row["budget"] < table["budget"] else None,
+        )
+        for row in table["trials"]
+    ]
+
+
+def held_out_sentence(table: Mapping[str, Any]) -> str:
+    """What the choice is worth on videos that had no say in it, in words; or nothing."""
+    found = table["held_out"]
+    if found is None:
+        return ""
+    name = table["objective"]
+    text = (
+        f"Held out: with each of {len(found['folds'])} folds scored by what was best on the "
+        f"others, {name} is {100 * found['value']:.1f}, against {100 * found['base']:.1f} without "
+        "the sweep"
+    )
+    if found.get("interval"):
+        low, high = found["interval"]
+        gap = found["difference"]
+        text += (
+            f" ({found['confidence']:.0%} interval over videos {100 * low:.1f} to "
+            f"{100 * high:.1f}; the difference is {100 * gap['value']:+.1f}, from "
+            f"{100 * gap['interval'][0]:+.1f} to {100 * gap['interval'][1]:+.1f})"
+        )
+    return text + "."
+
+
+def _curves(training: Path) -> dict[str, list[tuple[int, float]]]:
+    """The total loss, then the losses of the last decoder layer; the others look like these."""
+    named = curves(training)
+    losses = [name for name in named if name.startswith("loss_") and not name[-1].isdigit()]
+    return {name: named[name] for name in ("loss", *losses, "gradient_norm")}
+
+
+def _dataset(selection: Mapping[str, Any]) -> Dataset:
+    return annotation_files.read(
+        selection["annotations"],
+        selection["frames"],
+        video_ids=selection["videos"],
+        stride=selection["stride"],
+    )
+
+
+def _sweep_part(swept: Path | None) -> dict[str, Any]:
+    """What the page says of a sweep."""
+    if swept is None:
+        return {}
+    manifest.read(swept, layout.SWEEP)
+    table = json.loads((swept / layout.REPORT).read_text())
+    return {
+        "sweep": sweep_rows(table),
+        "sweep_metric": table["objective"],
+        "sweep_note": held_out_sentence(table),
+        "sweep_name": swept.name,
+    }

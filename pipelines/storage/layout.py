@@ -1,0 +1,16 @@
+"""How stages and the files of their directories are named: what readers and writers agree on."""
+
+from __future__ import annotations
+
+PREPARE, TRAIN, DETECT, TRACK = "prepare", "train", "detect", "track"
+EVALUATE, SWEEP = "evaluate", "sweep"
+"""Names of the stages, as their manifests have them."""
+
+LOSSES = "losses.json"
+"""Of train: [[step, {name: value}], ...], means since the step before."""
+DETECTIONS, TRACKS = "detections", "tracks"
+"""Of evaluate: the directories of detect and track."""
+RESULTS, SUBMISSION = "results.json", "results.zip"
+"""Of track and evaluate: the servers' form, and the archive that they take."""
+REPORT, PAGE = "report.json", "report.html"
+"""Of evaluate and sweep: the numbers, and the page."""
