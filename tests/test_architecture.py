@@ -33,7 +33,7 @@ MAX_LINES = 400
 
 INNER_ROOMS = {
     "idol": (
-        ("structures", "config", "lazy"),
+        ("structures", "config", "lazy", "files"),
         ("masks", "presets"),
         ("images", "network"),
         ("learning", "detection", "tracker", "ytvis"),
