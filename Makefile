@@ -59,8 +59,8 @@ demo: setup ## synthetic videos through every stage to a report in runs/demo
 test: setup ## the tests, without the slow ones and those that need a GPU
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
 
-test-all: setup ## every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+test-all: setup ## every test that needs no GPU, with new random examples
+	HYPOTHESIS_PROFILE=free $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
 
 lint: setup ## style, formatting, types
 	$(BIN)/python -m ruff check .
