@@ -63,7 +63,8 @@ def _read(
     number, shift, bad = np.int64(0), np.int64(0), np.int64(0)
     for place in range(np.uintp(start), np.uintp(stop)):
         digit = np.int64(characters[place]) - 48
-        bad |= digit | (30 - shift)
+        # A seventh character above 1 makes a number that pycocotools reads as another one.
+        bad |= digit | (30 - shift) | ((1 - digit) & (29 - shift))
         number |= (digit & 31) << shift
         unused = 59 - shift
         runs[size] = number << unused >> unused

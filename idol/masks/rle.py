@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BITS = 5  # of a number in every character; the sixth says that more characters follow
-_MAX_CHARACTERS = 7  # 35 bits: more than any 32-bit run length needs
+_MAX_CHARACTERS = 7  # of a number; more than any run length of 31 bits needs
 _AT_ONCE = 1 << 18  # characters read in one pass; larger arrays leave the cache, 1.6 times slower
 
 _COMPILE_FROM = 12 << 20  # characters: a second of the vectorised passes below
@@ -107,6 +107,9 @@ def _measure(
         longer = longer[ends[longer] > at]
         place += 1
     bad[np.searchsorted(limits, starts[longer], side="right")] = True
+    # pycocotools shifts 32-bit numbers, so a seventh character above 1 makes another number there.
+    wide = ends[(ends - starts == _MAX_CHARACTERS - 1) & (characters[ends] & 0x1F > 1)]
+    bad[np.searchsorted(limits, wide, side="right")] = True
     negative = np.flatnonzero(characters[ends] & 0x10)
     digits = np.minimum(ends[negative] - starts[negative] + 1, _MAX_CHARACTERS)
     values[negative] -= 1 << (_BITS * digits)
@@ -162,7 +165,7 @@ def compress(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
                 )
         try:
             corners = [[float(v) for v in polygon] for polygon in segmentation]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"a polygon holds something that is no number: {error}") from error
         if not np.isfinite(np.concatenate(corners)).all():
             raise ValueError("a polygon has a coordinate that is not finite")

@@ -42,6 +42,43 @@ def test_truncated_and_foreign_characters_are_unreadable():
     assert pixels.tolist() == [-1, -1, -1, mask.size, 0]
 
 
+def written(number: int, longer: int) -> bytes:
+    """A number in COCO's characters, padded with `longer` of them that change nothing."""
+    groups = [number & 31]
+    while number >> 5 * len(groups) != -(groups[-1] >> 4):
+        groups.append(number >> 5 * len(groups) & 31)
+    groups += [31 if number < 0 else 0] * longer
+    return bytes(g + 48 + 32 * (n < len(groups) - 1) for n, g in enumerate(groups))
+
+
+@settings(deadline=None)
+@given(
+    runs=st.lists(st.integers(0, 60), min_size=2, max_size=7),
+    wrapped=st.sampled_from([0, 0, 2**30, -(2**30), 2**31, 2**32, -(2**32), 2**33]),
+    padding=st.lists(st.integers(0, 6), min_size=7, max_size=7),
+    compiled=st.booleans(),
+)
+def test_what_is_measured_has_the_area_that_pycocotools_finds(runs, wrapped, padding, compiled):
+    size = [1, sum(runs) + 1]
+    numbers = [*runs, 1]
+    numbers[1] += wrapped
+    steps = [n - (numbers[i - 2] if i > 2 else 0) for i, n in enumerate(numbers)]
+    text = b"".join(map(written, steps, [*padding, 0]))
+    if compiled:
+        kernels = pytest.importorskip("idol.masks.kernels")
+        pixels, areas = kernels.measure(text, np.array([len(text)]))
+    else:
+        pixels, areas = rle.measure([text])
+    if pixels[0] == size[1]:
+        assert areas[0] == coco_mask.area({"size": size, "counts": text})
+
+
+def test_a_number_that_pycocotools_reads_as_another_is_unreadable():
+    # Was an area of 60 here and of 92 there: the second number has a seventh character.
+    pixels, areas = rle.measure([b"TSP0bQP0XVP0hnooooO`^g0"])
+    assert (pixels[0], areas[0]) == (-1, 0)
+
+
 def test_a_set_larger_than_one_pass_is_measured_the_same(monkeypatch):
     pictures = [np.random.default_rng(n).random((9, 14)) < 0.4 for n in range(60)]
     counts = [encode(m) for m in pictures]
