@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
 
 class PipelineError(Exception):
     """A fault in the data or its directories that a person has to mend: PipelineError(message)."""
@@ -11,7 +14,17 @@ class ResourcesError(PipelineError):
     """A stage asks for CPUs or GPUs that Ray has not: ResourcesError(message)."""
 
 
-class DatasetError(PipelineError):
+@dataclass(eq=False, repr=False)
+class _FieldsError(PipelineError):
+    """An error with fields instead of a message."""
+
+    def __post_init__(self) -> None:
+        # Pickle calls the class with args.
+        super().__init__(*(getattr(self, field.name) for field in fields(self)))
+
+
+@dataclass(eq=False, repr=False)
+class DatasetError(_FieldsError):
     """A whole annotation file cannot be used: nothing is started.
 
     path:   the file
@@ -19,17 +32,16 @@ class DatasetError(PipelineError):
     todo:   what to do next
     """
 
-    def __init__(self, path: str, reason: str, todo: str) -> None:
-        super().__init__(path, reason, todo)
-        self.path = path
-        self.reason = reason
-        self.todo = todo
+    path: str
+    reason: str
+    todo: str
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason} {self.todo}"
 
 
-class VideoError(PipelineError):
+@dataclass(eq=False, repr=False)
+class VideoError(_FieldsError):
     """One video cannot be used: it is recorded in rejects.parquet and the job goes on.
 
     video_id: the dataset's id
@@ -37,17 +49,20 @@ class VideoError(PipelineError):
     reason:   the rule and what came instead
     """
 
-    def __init__(self, video_id: int, path: str, reason: str) -> None:
-        super().__init__(video_id, path, reason)
-        self.video_id = video_id
-        self.path = path
-        self.reason = reason
+    video_id: int
+    path: str
+    reason: str
 
     def __str__(self) -> str:
         return f"video {self.video_id}: {self.path}: {self.reason}"
 
+    def reject(self) -> dict[str, Any]:
+        """Its row of the REJECTS table."""
+        return asdict(self)
 
-class ManifestError(PipelineError):
+
+@dataclass(eq=False, repr=False)
+class ManifestError(_FieldsError):
     """A directory does not hold what a stage needs, or must not be written to.
 
     path:   the directory
@@ -55,11 +70,9 @@ class ManifestError(PipelineError):
     todo:   what to do next
     """
 
-    def __init__(self, path: str, reason: str, todo: str) -> None:
-        super().__init__(path, reason, todo)
-        self.path = path
-        self.reason = reason
-        self.todo = todo
+    path: str
+    reason: str
+    todo: str
 
     def __str__(self) -> str:
         return f"{self.path} {self.reason}. {self.todo}"

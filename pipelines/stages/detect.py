@@ -22,7 +22,7 @@ from pipelines import cluster
 from pipelines.errors import PipelineError, ResourcesError, VideoError
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset, VideoRecord
-from pipelines.storage import manifest, schemas, stored
+from pipelines.storage import claims, layout, schemas, tables
 from pipelines.storage.layout import DETECT as STAGE
 from pipelines.storage.manifest import Manifest
 
@@ -216,7 +216,7 @@ def run(
     """
     shards = plan(dataset.videos, config.detect.frames_per_shard)
     truth = any(video.instances for video in dataset.videos)
-    output = manifest.prepare_output(
+    output = claims.prepare_output(
         out, STAGE, claim(config), input_hash(dataset, model), overwrite=overwrite
     )
     if output.finished is not None:
@@ -231,7 +231,7 @@ def run(
     _detect(model, shards, todo, output, config, truth=truth, pool=pool, gpu=gpu, on_shard=told)
     rejected = {int(row["video_id"]) for row in dataset.rejects}
     for index in range(len(shards)):
-        rejected |= {int(r["video_id"]) for r in manifest.shard_rejects(output.shard(index))}
+        rejected |= {int(r["video_id"]) for r in tables.shard_rejects(output.shard(index))}
     _check_rejects(rejected, len(dataset.videos) + len(dataset.rejects), dataset, output, config)
     return output.finish(
         total_shards=len(shards),
@@ -263,7 +263,7 @@ class DetectActor:
             )
         if not gpu:
             torch.set_num_threads(1)
-        self.output = manifest.Output(Path(out), STAGE, {}, "", "")
+        self.output = claims.Output(Path(out), STAGE, {}, "", "")
         model = idol.load(self.output.path / _NETWORK, device="cuda" if gpu else "cpu")
         # On a GPU many frames of few shapes: compiling pays.
         self.detector = Detector(model, config, batch=config.detect.batch_frames, compiled=gpu)
@@ -278,11 +278,11 @@ class DetectActor:
             rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
             if self.truth:
                 # First, for a shard counts as done once its detections are there.
-                manifest.commit_table(
+                tables.commit(
                     schemas.table(rows.overlaps, schemas.OVERLAP),
-                    stored.shard_path(self.output.path, int(index), "overlap"),
+                    layout.shard_path(self.output.path, int(index), "overlap"),
                 )
-            manifest.commit_table(
+            tables.commit(
                 schemas.table(rows.detections, schemas.DETECTIONS),
                 self.output.shard(int(index)),
                 rejects=rows.rejects,
@@ -295,7 +295,7 @@ def _detect(
     model: IDOL,
     shards: Sequence[Sequence[Piece]],
     todo: Sequence[int],
-    output: manifest.Output,
+    output: claims.Output,
     config: Config,
     *,
     truth: bool,
@@ -525,13 +525,13 @@ def _index(shards: Sequence[Sequence[Piece]], rejected: set[int]) -> list[dict[s
 
 
 def _check_rejects(
-    rejected: set[int], total: int, dataset: Dataset, output: manifest.Output, config: Config
+    rejected: set[int], total: int, dataset: Dataset, output: claims.Output, config: Config
 ) -> None:
     if len(rejected) <= config.detect.reject_limit * total:
         return
     faults = [*dataset.rejects]
     for path in sorted(output.path.glob("shard-*.parquet")):
-        faults += manifest.shard_rejects(path)
+        faults += tables.shard_rejects(path)
     first = faults[0]
     raise PipelineError(
         f"{len(rejected)} of {total} videos cannot be read, more than the limit of "

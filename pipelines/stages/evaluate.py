@@ -12,6 +12,7 @@ from typing import Any
 
 import idol
 from idol.config import Config, to_dict
+from idol.files import write_whole
 from idol.network.model import IDOL
 from idol.ytvis import truth as truth_file
 from idol.ytvis.truth import Truth
@@ -23,7 +24,7 @@ from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect, scoring, track
 from pipelines.stages.track_ahead import TrackAhead
-from pipelines.storage import manifest, stored
+from pipelines.storage import claims, manifest, stored, tables
 from pipelines.storage.layout import DETECTIONS, PAGE, REPORT, RESULTS, SUBMISSION, TRACKS
 from pipelines.storage.layout import EVALUATE as STAGE
 from pipelines.storage.manifest import Manifest
@@ -90,18 +91,17 @@ def run(
     # Read before anything is computed: what is wrong with it should not be found an hour later.
     truth = read_truth(annotation_file, dataset, video_ids=video_ids, stride=stride)
     claimed = {**detect.claim(config), "tracker": to_dict(config.tracker)}
-    output = manifest.prepare_output(
+    output = claims.prepare_output(
         out, STAGE, claimed, detect.input_hash(dataset, model), overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished
     tracked = _detect_and_track(dataset, model, out, config, actors, gpu, overwrite)
     source = stored.read(out / DETECTIONS)
-    result_bytes = (out / TRACKS / RESULTS).read_bytes()
-    manifest.commit_bytes(result_bytes, out / RESULTS)
-    manifest.commit_bytes((out / TRACKS / SUBMISSION).read_bytes(), out / SUBMISSION)
+    for name in (RESULTS, SUBMISSION):
+        write_whole(out / name, (out / TRACKS / name).read_bytes())
     scores = None if truth is None else scoring.score(truth, source, config.tracker)
-    rejects = manifest.read_rejects(source.path)
+    rejects = tables.read_rejects(source.path)
     summary = summarise(scores, dataset, source, config, rejects)
     summary["selection"] = {
         "annotations": _absolute(str(annotation_file)),

@@ -26,7 +26,7 @@ from idol.masks.resize import decode as decode_masks
 from idol.structures import PairBatch
 from pipelines.errors import ManifestError
 from pipelines.sources import frames
-from pipelines.storage import manifest
+from pipelines.storage import manifest, tables
 
 _BATCHES_AHEAD = 3
 """Batches decoded before they are asked for."""
@@ -136,7 +136,7 @@ class PairLoader:
         self.rank, self.world_size = rank, world_size
         self.batch_size, self.seed, self.threads = batch_size, seed, threads
         self.identities = identities
-        self._counts = [manifest.count_rows(path) for path in self.paths]
+        self._counts = [tables.count_rows(path) for path in self.paths]
         self.total_rows = sum(self._counts)
         self.rows = self.total_rows // world_size
         """Rows of this worker in one epoch."""

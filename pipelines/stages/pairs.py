@@ -22,7 +22,7 @@ import pyarrow as pa
 from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources import frames
-from pipelines.storage import manifest, schemas
+from pipelines.storage import claims, schemas, tables
 from pipelines.storage.layout import PREPARE as STAGE
 
 if TYPE_CHECKING:  # workers read, resize and encode: none of that needs torch, which idol imports
@@ -153,16 +153,16 @@ def run(
     recorded = to_dict(config)
     # No row depends on the limit: whoever raises it keeps the shards that are done.
     del recorded["max_reject_fraction"]
-    output = manifest.prepare_output(out, STAGE, recorded, dataset.input_hash, overwrite=overwrite)
+    output = claims.prepare_output(out, STAGE, recorded, dataset.input_hash, overwrite=overwrite)
     if output.finished is not None:
         return output.finished
     total = -(-len(plan) // config.rows_per_shard)
     _write_shards(dataset, plan, output, total, config, num_cpus, progress)
 
-    faults += [row for i in range(total) for row in manifest.shard_rejects(output.shard(i))]
+    faults += [row for i in range(total) for row in tables.shard_rejects(output.shard(i))]
     rejected = {int(row["video_id"]): row for row in faults}
     _refuse_rejects(dataset, rejected, config)
-    if not any(manifest.count_rows(output.shard(i)) for i in range(total)):
+    if not any(tables.count_rows(output.shard(i)) for i in range(total)):
         raise PipelineError(
             f"no pair could be read. The first fault: {faults[0]['path']}: {faults[0]['reason']}"
         )
@@ -192,7 +192,7 @@ def write_shard(item: Mapping[str, Any], storage: Storage) -> dict[str, int]:
     with pa.ipc.open_stream(item["plan"]) as stream:
         plan = stream.read_all().to_pylist()
     stored, faults = _fill(plan, storage)
-    manifest.commit_table(
+    tables.commit(
         schemas.table(stored, schemas.PAIRS),
         Path(str(item["path"])),
         rejects=faults,
@@ -219,7 +219,7 @@ def _draw_all(
 def _write_shards(
     dataset: Dataset,
     plan: Sequence[tuple[int, int, int]],
-    output: manifest.Output,
+    output: claims.Output,
     total: int,
     config: PairConfig,
     num_cpus: float,

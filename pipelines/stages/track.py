@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from idol.config import TrackerConfig, to_dict
+from idol.files import write_whole
 from idol.tracker.online import track_video
 from idol.ytvis import results
 from pipelines import cluster
 from pipelines.errors import PipelineError
-from pipelines.storage import manifest, schemas, stored
+from pipelines.storage import claims, layout, schemas, stored, tables
 from pipelines.storage.layout import RESULTS, SUBMISSION
 from pipelines.storage.layout import TRACK as STAGE
 from pipelines.storage.manifest import Manifest
@@ -91,7 +92,7 @@ def run(
     """
     source = stored.read(detections)
     check_floor(source, config)
-    output = manifest.prepare_output(
+    output = claims.prepare_output(
         out, STAGE, to_dict(config), source.manifest.hash, overwrite=overwrite
     )
     if output.finished is not None:
@@ -101,10 +102,10 @@ def run(
     _track(source, output, config, FEW_FRAMES if few_frames is None else few_frames)
     entries = list(read_entries(out, source))
     results.write(out / RESULTS, entries)
-    manifest.commit_bytes(_zipped((out / RESULTS).read_bytes()), out / SUBMISSION)
+    write_whole(out / SUBMISSION, _zipped((out / RESULTS).read_bytes()))
     return output.finish(
         total_shards=len(source.videos),
-        rejects=manifest.read_rejects(source.path),
+        rejects=tables.read_rejects(source.path),
         extra={"detections": str(source.path.resolve())},
     )
 
@@ -130,7 +131,7 @@ def check_floor(source: StoredDetections, config: TrackerConfig) -> None:
 
 
 def _track(
-    source: StoredDetections, output: manifest.Output, config: TrackerConfig, few_frames: int
+    source: StoredDetections, output: claims.Output, config: TrackerConfig, few_frames: int
 ) -> None:
     """One Ray task per missing video, the longest first: a long one at the end would run alone."""
     missing = output.missing(len(source.videos))
@@ -147,7 +148,7 @@ def _track(
                 bar.update()
 
 
-def _take(ahead: Path, source: StoredDetections, output: manifest.Output) -> None:
+def _take(ahead: Path, source: StoredDetections, output: claims.Output) -> None:
     """Move what was tracked ahead to its place among the shards."""
     for position in output.missing(len(source.videos)):
         path = ahead_path(ahead, source.videos[position].video_id)
@@ -164,7 +165,7 @@ def ahead_path(folder: Path, video_id: int) -> Path:
 def _track_one(shared: tuple[StoredDetections, TrackerConfig, str], position: int) -> None:
     """The task: a video's results become a finished file, or nothing."""
     source, config, out = shared
-    write_video(source, source.videos[position], config, stored.shard_path(Path(out), position))
+    write_video(source, source.videos[position], config, layout.shard_path(Path(out), position))
 
 
 def write_video(
@@ -175,7 +176,7 @@ def write_video(
 
     torch.set_num_threads(1)
     rows = [schemas.result_to_row(result) for result in results_of_video(source, video, config)]
-    manifest.commit_table(schemas.table(rows, schemas.RESULTS), path)
+    tables.commit(schemas.table(rows, schemas.RESULTS), path)
 
 
 def _zipped(data: bytes) -> bytes:

@@ -12,7 +12,7 @@ from idol.config import Config, TrackerConfig
 from pipelines import cluster
 from pipelines.stages import detect, track
 from pipelines.stages.detect import Piece
-from pipelines.storage import layout, manifest, stored
+from pipelines.storage import layout, tables
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
@@ -103,7 +103,7 @@ class TrackAhead:
         return any(
             int(row["video_id"]) == video.video_id
             for number in video.shards
-            for row in manifest.shard_rejects(stored.shard_path(self._source.path, number))
+            for row in tables.shard_rejects(layout.shard_path(self._source.path, number))
         )
 
 

@@ -23,7 +23,7 @@ from idol.structures import PairBatch
 from idol.weights import checkpoint
 from pipelines import cluster
 from pipelines.stages import loader
-from pipelines.storage import manifest
+from pipelines.storage import claims, manifest
 from pipelines.storage.layout import LOSSES
 from pipelines.storage.layout import TRAIN as STAGE
 from pipelines.storage.manifest import Manifest
@@ -136,7 +136,7 @@ def _begin(
     reset_classes: bool,
     workers: int,
     overwrite: bool,
-) -> tuple[manifest.Output, Config, dict[str, Any]]:
+) -> tuple[claims.Output, Config, dict[str, Any]]:
     """Claim the directory and put the first weights there; the settings of the loop."""
     source = manifest.read(pairs, "prepare")
     config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
@@ -159,7 +159,7 @@ def _begin(
     known = not overwrite and any((out / f).exists() for f in (manifest.STARTED, manifest.MANIFEST))
     # What does not fit must fail before a directory is made; what is done needs no weights.
     model = None if known else start()
-    output = manifest.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
+    output = claims.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
         return output, config, {}
     if overwrite:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 PREPARE, TRAIN, DETECT, TRACK = "prepare", "train", "detect", "track"
 EVALUATE, SWEEP = "evaluate", "sweep"
 """Names of the stages, as their manifests have them."""
@@ -14,3 +16,8 @@ RESULTS, SUBMISSION = "results.json", "results.zip"
 """Of track and evaluate: the servers' form, and the archive that they take."""
 REPORT, PAGE = "report.json", "report.html"
 """Of evaluate and sweep: the numbers, and the page."""
+
+
+def shard_path(path: Path, number: int, prefix: str = "shard") -> Path:
+    """Where a shard of a stage's table lies; the OVERLAP table of detect has prefix "overlap"."""
+    return path / f"{prefix}-{number:05d}.parquet"

@@ -23,81 +23,70 @@ VERSION = 1
 
 _FLOATS = pa.list_(pa.float32())
 
-PAIRS = pa.schema(
-    [
-        pa.field("video_id", pa.int64(), nullable=False),
-        pa.field("key_index", pa.int32(), nullable=False),
-        pa.field("reference_index", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("key_jpeg", pa.binary(), nullable=False),
-        pa.field("reference_jpeg", pa.binary(), nullable=False),
-        pa.field(
-            "instances",
-            pa.list_(
-                pa.struct(
-                    [
-                        pa.field("instance_id", pa.int64(), nullable=False),
-                        pa.field("label", pa.int32(), nullable=False),
-                        pa.field("key_rle", pa.binary()),
-                        pa.field("reference_rle", pa.binary()),
-                    ]
-                )
-            ),
-            nullable=False,
-        ),
-    ]
+
+def _required(**columns: pa.DataType) -> pa.Schema:
+    """A schema of columns that may not be null."""
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+PAIRS = _required(
+    video_id=pa.int64(),
+    key_index=pa.int32(),
+    reference_index=pa.int32(),
+    height=pa.int32(),
+    width=pa.int32(),
+    key_jpeg=pa.binary(),
+    reference_jpeg=pa.binary(),
+    instances=pa.list_(
+        pa.struct(
+            [
+                pa.field("instance_id", pa.int64(), nullable=False),
+                pa.field("label", pa.int32(), nullable=False),
+                pa.field("key_rle", pa.binary()),
+                pa.field("reference_rle", pa.binary()),
+            ]
+        )
+    ),
 )
 """One key/reference pair. height and width are those of the stored frames and masks; an absent
 instance has a null RLE in that frame; RLEs are COCO compressed counts. Where key_index and
 reference_index are equal (a still image), the frame is stored once: reference_jpeg is empty and
 every reference_rle null, and both stand for the key's."""
 
-DETECTIONS = pa.schema(
-    [
-        pa.field("video_id", pa.int64(), nullable=False),
-        pa.field("frame_index", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("scores", _FLOATS, nullable=False),
-        pa.field("class_scores", _FLOATS, nullable=False),
-        pa.field("embeddings", _FLOATS, nullable=False),
-        pa.field("overlaps", _FLOATS, nullable=False),
-        pa.field("boxes", _FLOATS, nullable=False),
-        pa.field("masks", pa.list_(pa.binary()), nullable=False),
-    ]
+DETECTIONS = _required(
+    video_id=pa.int64(),
+    frame_index=pa.int32(),
+    height=pa.int32(),
+    width=pa.int32(),
+    scores=_FLOATS,
+    class_scores=_FLOATS,
+    embeddings=_FLOATS,
+    overlaps=_FLOATS,
+    boxes=_FLOATS,
+    masks=pa.list_(pa.binary()),
 )
-"""One frame, also when nothing was found in it. N = len(scores); the other lists are row-major."""
+"""One frame, also when nothing was found in it. N = len(scores); the other lists are row-major;
+overlaps is the (N, N) mask IoU."""
 
-OVERLAP = pa.schema(
-    [
-        pa.field("video_id", pa.int64(), nullable=False),
-        pa.field("frame_index", pa.int32(), nullable=False),
-        pa.field("intersection", _FLOATS, nullable=False),
-        pa.field("area", _FLOATS, nullable=False),
-        pa.field("truth_area", _FLOATS, nullable=False),
-    ]
+OVERLAP = _required(
+    video_id=pa.int64(),
+    frame_index=pa.int32(),
+    intersection=_FLOATS,
+    area=_FLOATS,
+    truth_area=_FLOATS,
 )
 """Pixels shared by the N detections and G true instances of one frame."""
 
-RESULTS = pa.schema(
-    [
-        pa.field("video_id", pa.int64(), nullable=False),
-        pa.field("track_id", pa.int64(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-        pa.field("segmentations", pa.list_(pa.binary()), nullable=False),
-    ]
+RESULTS = _required(
+    video_id=pa.int64(),
+    track_id=pa.int64(),
+    label=pa.int32(),
+    score=pa.float32(),
+    segmentations=pa.list_(pa.binary()),
 )
 """One track of one class; one RLE or null per frame of the video."""
 
-REJECTS = pa.schema(
-    [
-        pa.field("video_id", pa.int64(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-    ]
-)
+REJECTS = _required(video_id=pa.int64(), path=pa.string(), reason=pa.string())
 """What was left out, and why. Beside every table."""
 
 
@@ -141,7 +130,7 @@ class ResultTrack:
 
 
 def table(items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Rows as an Arrow table. A missing, unknown or null field is a ValueError naming it."""
+    """Rows as an Arrow table. Raises: ValueError: a field is missing, unknown or null."""
     for item in items[:1]:
         if set(item) != set(schema.names):
             raise ValueError(
@@ -211,8 +200,7 @@ def detections_to_row(
 def detections_from_row(
     row: Mapping[str, Any], *, num_classes: int = 0, embedding_size: int = 0
 ) -> FrameDetections:
-    """The inverse of detections_to_row. Columns may be left out when reading: without `masks`
-    the frame carries no mask (association needs none).
+    """The inverse of detections_to_row; without the column `masks`, a frame without masks.
 
     num_classes, embedding_size: K and C, needed only to shape the empty tensors of a frame
         without detections; where there are detections they must agree, or be 0
@@ -276,21 +264,9 @@ def overlap_from_row(row: Mapping[str, Any]) -> FrameOverlap:
 
 def result_to_row(result: ResultTrack) -> dict[str, Any]:
     """A RESULTS row."""
-    return {
-        "video_id": int(result.video_id),
-        "track_id": int(result.track_id),
-        "label": int(result.label),
-        "score": float(result.score),
-        "segmentations": list(result.segmentations),
-    }
+    return {name: getattr(result, name) for name in RESULTS.names}
 
 
 def result_from_row(row: Mapping[str, Any]) -> ResultTrack:
     """The inverse of result_to_row."""
-    return ResultTrack(
-        video_id=int(row["video_id"]),
-        track_id=int(row["track_id"]),
-        label=int(row["label"]),
-        score=float(row["score"]),
-        segmentations=tuple(row["segmentations"]),
-    )
+    return ResultTrack(**{**row, "segmentations": tuple(row["segmentations"])})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from pipelines.errors import ManifestError
-from pipelines.storage import manifest, schemas
+from pipelines.storage import layout, manifest, schemas
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.schemas import FrameOverlap, ResultTrack
 
@@ -34,6 +34,26 @@ class StoredVideo:
     size: tuple[int, int]
     length: int
     shards: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of a detect manifest's extra["videos"]."""
+        return {
+            "video_id": self.video_id,
+            "height": self.size[0],
+            "width": self.size[1],
+            "length": self.length,
+            "shards": list(self.shards),
+        }
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> StoredVideo:
+        """The inverse of to_json."""
+        return cls(
+            video_id=entry["video_id"],
+            size=(entry["height"], entry["width"]),
+            length=entry["length"],
+            shards=tuple(entry["shards"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +113,9 @@ class StoredDetections:
         self, video: StoredVideo, columns: Sequence[str], prefix: str = "shard"
     ) -> Iterator[dict[str, Any]]:
         for number in video.shards:
-            table = pq.read_table(
-                shard_path(self.path, number, prefix),
-                columns=list(columns),
-                filters=[("video_id", "=", video.video_id)],
-            )
-            yield from schemas.rows(table)
+            path = layout.shard_path(self.path, number, prefix)
+            chosen = [("video_id", "=", video.video_id)]
+            yield from schemas.rows(pq.read_table(path, columns=list(columns), filters=chosen))
 
     def _damaged(self, video: StoredVideo, what: str) -> ManifestError:
         return ManifestError(
@@ -108,41 +125,24 @@ class StoredDetections:
         )
 
 
-def shard_path(path: Path, number: int, prefix: str = "shard") -> Path:
-    """Where a shard of the DETECTIONS (prefix "shard") or OVERLAP ("overlap") table lies."""
-    return path / f"{prefix}-{number:05d}.parquet"
-
-
 def read(path: str | Path) -> StoredDetections:
     """Open a finished detect directory.
 
-    Errors: ManifestError where it is none, unfinished, or has lost a file
+    Raises:
+        ManifestError: it is none, unfinished, or has lost a file.
     """
     # Absolute, for it is opened in workers too, whose working directory is another.
     path = Path(path).resolve()
-    found = manifest.read(path, "detect")
-    manifest.shard_paths(path, "detect")
-    if found.extra["truth"]:
-        lost = [n for n in range(found.shards) if not shard_path(path, n, "overlap").exists()]
-        if lost:
-            raise ManifestError(
-                str(path),
-                f"lost {len(lost)} files of its OVERLAP table, first {lost[0]}",
-                "Make it anew with --overwrite.",
-            )
-    videos = tuple(
-        StoredVideo(
-            video_id=int(entry["video_id"]),
-            size=(int(entry["height"]), int(entry["width"])),
-            length=int(entry["length"]),
-            shards=tuple(entry["shards"]),
-        )
-        for entry in found.extra["videos"]
-    )
-    return StoredDetections(path, found, videos)
+    found = manifest.read(path, layout.DETECT)
+    manifest.shard_paths(path, layout.DETECT)
+    videos = tuple(StoredVideo.from_json(entry) for entry in found.extra["videos"])
+    source = StoredDetections(path, found, videos)
+    if source.has_truth:
+        manifest.shard_paths(path, layout.DETECT, "overlap")
+    return source
 
 
 def read_results(out: Path, position: int) -> list[ResultTrack]:
     """RESULTS of the video at this position of StoredDetections.videos."""
-    table = pq.read_table(shard_path(out, position))
+    table = pq.read_table(layout.shard_path(out, position))
     return [schemas.result_from_row(row) for row in schemas.rows(table)]

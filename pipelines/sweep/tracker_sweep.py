@@ -15,7 +15,7 @@ from pipelines.errors import ManifestError, PipelineError
 from pipelines.report import experiment_log, page, run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.stages import evaluate, track
-from pipelines.storage import layout, manifest, stored
+from pipelines.storage import claims, layout, manifest, stored
 from pipelines.storage.layout import PAGE
 from pipelines.storage.layout import REPORT as TABLE
 from pipelines.storage.layout import SWEEP as STAGE
@@ -148,7 +148,7 @@ def run(
     trials = _trials(wanted, source)
     goal = trials.goal
     claim = {k: v for k, v in wanted.to_dict().items() if k in ("base", "space", "search")}
-    output = manifest.prepare_output(out, STAGE, claim, source.manifest.hash, overwrite=overwrite)
+    output = claims.prepare_output(out, STAGE, claim, source.manifest.hash, overwrite=overwrite)
     if output.finished is not None:
         return output.finished
     manifest.commit_json(wanted.to_dict(), out / SETTINGS)
@@ -351,7 +351,7 @@ def sentence(table: Mapping[str, Any]) -> str:
     )
 
 
-def log(place: Path, output: manifest.Output, table: Mapping[str, Any]) -> None:
+def log(place: Path, output: claims.Output, table: Mapping[str, Any]) -> None:
     """One run for the sweep, with a child for each of its best configurations."""
     rows = table["trials"]
     best = rows[table["best"]]

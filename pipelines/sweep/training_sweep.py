@@ -12,7 +12,7 @@ from idol.config import Config, from_dict, to_dict
 from pipelines import cluster
 from pipelines.report import page, run_page
 from pipelines.stages import evaluate, train
-from pipelines.storage import layout, manifest
+from pipelines.storage import claims, layout, manifest
 from pipelines.storage.manifest import Manifest
 from pipelines.sweep import objective, tracker_sweep
 from pipelines.sweep import space as search_space
@@ -191,7 +191,7 @@ def run(
     # What is wrong with the data should not be found after the first training.
     evaluate.check_truth(wanted.annotations)
     claim = wanted.to_dict()
-    output = manifest.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
+    output = claims.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
         return output.finished
     manifest.commit_json({"train": claim}, out / tracker_sweep.SETTINGS)

@@ -8,7 +8,7 @@ import pytest
 
 from idol.config import TrackerConfig, to_dict
 from jobs import sweep as job
-from pipelines.storage import layout, manifest
+from pipelines.storage import claims, layout, manifest
 from pipelines.sweep import space
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Choices, Range
@@ -18,7 +18,7 @@ from pipelines.sweep.space import Choices, Range
 def evaluated(tmp_path: Path) -> Path:
     """The directory of a finished evaluation, as far as the command line looks at it."""
     out = tmp_path / "run"
-    output = manifest.prepare_output(out, "evaluate", {}, "")
+    output = claims.prepare_output(out, "evaluate", {}, "")
     report = {"config": {"tracker": to_dict(TrackerConfig.paper())}}
     manifest.commit_json(report, out / layout.REPORT)
     output.finish(rows=0)

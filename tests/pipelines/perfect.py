@@ -16,7 +16,7 @@ from idol.structures import FrameDetections
 from idol.weights import checkpoint
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect
-from pipelines.storage import manifest, schemas, stored
+from pipelines.storage import claims, layout, schemas, tables
 from pipelines.storage.manifest import Manifest
 
 EMBEDDING_SIZE = 16
@@ -38,7 +38,7 @@ def run(
     between neighbours; different instances are at right angles.
     """
     shards = detect.plan(dataset.videos, config.detect.frames_per_shard)
-    output = manifest.prepare_output(
+    output = claims.prepare_output(
         out,
         "detect",
         detect.claim(config),
@@ -66,10 +66,10 @@ def run(
                         schemas.FrameOverlap(piece.video_id, frame.frame_index, *measured)
                     )
                 )
-        manifest.commit_table(
-            schemas.table(overlaps, schemas.OVERLAP), stored.shard_path(out, number, "overlap")
+        tables.commit(
+            schemas.table(overlaps, schemas.OVERLAP), layout.shard_path(out, number, "overlap")
         )
-        manifest.commit_table(schemas.table(found, schemas.DETECTIONS), output.shard(number))
+        tables.commit(schemas.table(found, schemas.DETECTIONS), output.shard(number))
     return output.finish(
         total_shards=len(shards),
         rejects=dataset.rejects,

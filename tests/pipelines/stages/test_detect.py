@@ -20,7 +20,7 @@ from pipelines.errors import ManifestError, PipelineError
 from pipelines.sources import annotations
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import detect
-from pipelines.storage import manifest, stored
+from pipelines.storage import claims, layout, manifest, stored, tables
 from pipelines.storage.manifest import Manifest
 
 
@@ -184,7 +184,7 @@ def test_the_poisoned_video_is_a_reject_and_the_others_are_whole(
     source = stored.read(out)
     assert [v.video_id for v in source.videos] == [1, 2, 4]
     assert found.rejects == 1
-    (reject,) = manifest.read_rejects(out)
+    (reject,) = tables.read_rejects(out)
     assert reject["video_id"] == 3
     for position, entry in zip((0, 1, 3), source.videos, strict=True):
         record = dataset.videos[position]
@@ -204,19 +204,19 @@ def test_a_killed_run_redoes_only_what_is_missing_and_ends_with_the_same_bytes(
     whole, found = detected
     out = tmp_path / "killed"
     # As a kill leaves it: claimed, one shard done, one half written.
-    manifest.prepare_output(
+    claims.prepare_output(
         out, "detect", detect.claim(tiny_config()), detect.input_hash(dataset, model)
     )
     for prefix in ("shard", "overlap"):
-        shutil.copy(stored.shard_path(whole, 1, prefix), out)
-    before = stored.shard_path(out, 1).stat().st_mtime_ns
-    shutil.copy(stored.shard_path(whole, 0, "overlap"), out)
-    (out / ".shard-00000.parquet.1234.part").write_bytes(b"PAR1")
+        shutil.copy(layout.shard_path(whole, 1, prefix), out)
+    before = layout.shard_path(out, 1).stat().st_mtime_ns
+    shutil.copy(layout.shard_path(whole, 0, "overlap"), out)
+    (out / ".shard-00000.a1b2c3d4.parquet").write_bytes(b"PAR1")
     with pytest.raises(ManifestError, match="unfinished 'detect'"):
         stored.read(out)
     # One actor where the whole run had two.
     again = detect.run(dataset, model, out, tiny_config(), actors=1)
-    assert stored.shard_path(out, 1).stat().st_mtime_ns == before
+    assert layout.shard_path(out, 1).stat().st_mtime_ns == before
     assert contents(out) == contents(whole)
     assert again.hash == found.hash
     # And once it is finished, the same call does nothing.
@@ -250,7 +250,7 @@ def test_a_lost_shard_is_noticed_by_the_reader(
     whole, _ = detected
     out = tmp_path / "damaged"
     shutil.copytree(whole, out)
-    stored.shard_path(out, 0, "overlap").unlink()
+    layout.shard_path(out, 0, "overlap").unlink()
     with pytest.raises(ManifestError, match="OVERLAP"):
         stored.read(out)
 

@@ -15,7 +15,7 @@ from idol.config import PairConfig, override
 from pipelines.errors import ManifestError, VideoError
 from pipelines.sources import annotations
 from pipelines.stages import loader, pairs
-from pipelines.storage import layout, manifest, schemas
+from pipelines.storage import claims, layout, manifest, schemas, tables
 
 CONFIG = override(
     presets.tiny(),
@@ -33,10 +33,10 @@ def prepared(make_videos, tmp_path):
         for video in dataset.videos
         for row in pairs.pairs_of_video(video, config, dataset.labels)
     ]
-    output = manifest.prepare_output(tmp_path / "pairs", layout.PREPARE, {}, "h")
+    output = claims.prepare_output(tmp_path / "pairs", layout.PREPARE, {}, "h")
     for shard, start in enumerate(range(0, len(rows), 5)):
         table = schemas.table(rows[start : start + 5], schemas.PAIRS)
-        manifest.commit_table(table, output.shard(shard), row_group_size=2)
+        tables.commit(table, output.shard(shard), row_group_size=2)
     output.finish(total_shards=4)
     return output.path
 
@@ -165,13 +165,13 @@ def test_numbers_of_instances_do_not_depend_on_the_shards(make_videos, tmp_path)
     ]
     found = []
     for size in (1, 2, 5):
-        output = manifest.prepare_output(tmp_path / f"by{size}", layout.PREPARE, {}, "h")
+        output = claims.prepare_output(tmp_path / f"by{size}", layout.PREPARE, {}, "h")
         mixed = rows[::2] + rows[1::2] if size == 2 else rows
         cuts = [mixed[i : i + size] for i in range(0, len(mixed), size)]
         # One without instances: its list is empty, not missing.
         cuts[-1] = [{**row, "instances": []} for row in cuts[-1]] if size == 1 else cuts[-1]
         for shard, cut in enumerate(cuts):
-            manifest.commit_table(schemas.table(cut, schemas.PAIRS), output.shard(shard))
+            tables.commit(schemas.table(cut, schemas.PAIRS), output.shard(shard))
         output.finish(total_shards=len(cuts))
         found.append(loader.number_instances(output.path))
     assert found[0] == found[1] == found[2] == {(1, 11): 0, (1, 12): 1, (2, 21): 2, (2, 22): 3}

@@ -20,7 +20,7 @@ from pipelines.errors import ManifestError, PipelineError, VideoError
 from pipelines.sources import annotations
 from pipelines.sources.annotations import InstanceRecord, VideoRecord
 from pipelines.stages import loader, pairs
-from pipelines.storage import layout, manifest
+from pipelines.storage import claims, layout, manifest, tables
 
 
 def video(length: int, video_id: int = 1) -> VideoRecord:
@@ -206,9 +206,9 @@ def test_a_restart_redoes_only_what_is_missing_and_ends_with_equal_bytes(
     pairs.run(dataset, whole, config)
     # What a killed driver leaves: the claim, some shards, half a file under a temporary name.
     recorded = json.loads((whole / manifest.MANIFEST).read_text())["config"]
-    manifest.prepare_output(cut, layout.PREPARE, recorded, dataset.input_hash)
+    claims.prepare_output(cut, layout.PREPARE, recorded, dataset.input_hash)
     shutil.copy(whole / "shard-00002.parquet", cut)
-    (cut / ".shard-00000.parquet.0123.part").write_bytes(b"half")
+    (cut / ".shard-00000.a1b2c3d4.parquet").write_bytes(b"half")
     kept = (cut / "shard-00002.parquet").stat()
     pairs.run(dataset, cut, config, num_cpus=4)  # one task at a time
     assert (cut / "shard-00002.parquet").stat().st_mtime_ns == kept.st_mtime_ns
@@ -227,7 +227,7 @@ def test_faults_are_recorded_and_the_rest_goes_on(ray_local, make_videos, tmp_pa
     dataset = annotations.read(path)
     config = PairConfig(rows_per_shard=5)
     written = pairs.run(dataset, tmp_path / "out", config)
-    rejects = manifest.read_rejects(tmp_path / "out")
+    rejects = tables.read_rejects(tmp_path / "out")
     assert [(r["video_id"], r["path"]) for r in rejects] == [
         (1, str(corrupt)),
         (2, "../../etc/passwd"),
@@ -291,7 +291,7 @@ def test_a_dataset_whose_frames_are_elsewhere_names_the_first(make_videos, tmp_p
 def test_another_runs_directory_is_refused(make_videos, tmp_path):
     dataset = annotations.read(make_videos([3]).write())
     recorded = {"max_gap": 3}
-    manifest.prepare_output(tmp_path / "out", layout.PREPARE, recorded, dataset.input_hash)
+    claims.prepare_output(tmp_path / "out", layout.PREPARE, recorded, dataset.input_hash)
     with pytest.raises(ManifestError, match="unfinished output of another run"):
         pairs.run(dataset, tmp_path / "out", PairConfig())
     (tmp_path / "full").mkdir()

@@ -19,7 +19,7 @@ from idol.ytvis.results import to_ytvis
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.sources import annotations
 from pipelines.stages import evaluate, track
-from pipelines.storage import layout, manifest, stored
+from pipelines.storage import claims, layout, manifest, stored
 from tests.pipelines import perfect
 
 TRACKER = TrackerConfig.robust()
@@ -97,11 +97,11 @@ def test_tasks_and_a_resumed_run_give_the_bytes_of_the_driver_alone(
     source = stored.read(detections)
     from idol.config import to_dict
 
-    manifest.prepare_output(tasks, "track", to_dict(TRACKER), source.manifest.hash)
-    shutil.copy(stored.shard_path(alone, 1), tasks)
-    before = stored.shard_path(tasks, 1).stat().st_mtime_ns
+    claims.prepare_output(tasks, "track", to_dict(TRACKER), source.manifest.hash)
+    shutil.copy(layout.shard_path(alone, 1), tasks)
+    before = layout.shard_path(tasks, 1).stat().st_mtime_ns
     track.run(detections, tasks, TRACKER, few_frames=0)
-    assert stored.shard_path(tasks, 1).stat().st_mtime_ns == before
+    assert layout.shard_path(tasks, 1).stat().st_mtime_ns == before
     for path in alone.iterdir():
         if path.name != manifest.MANIFEST:
             assert path.read_bytes() == (tasks / path.name).read_bytes(), path.name
@@ -123,6 +123,6 @@ def test_a_threshold_below_the_stored_floor_is_refused(detections: Path, tmp_pat
 
 def test_a_shard_that_lost_frames_is_noticed(detections: Path, tmp_path: Path) -> None:
     # The second shard holds the end of video 1: put the third in its place.
-    shutil.copy(stored.shard_path(detections, 2), stored.shard_path(detections, 1))
+    shutil.copy(layout.shard_path(detections, 2), layout.shard_path(detections, 1))
     with pytest.raises(ManifestError, match="video 1, 4 of 6 frames"):
         track.run(detections, tmp_path / "tracks", TRACKER)

@@ -12,7 +12,7 @@ from pipelines import cluster
 from pipelines.sources import annotations
 from pipelines.stages import detect, evaluate, scoring, track
 from pipelines.stages.track_ahead import TrackAhead
-from pipelines.storage import manifest, stored
+from pipelines.storage import layout, manifest, stored
 from tests.pipelines import perfect
 
 
@@ -40,7 +40,7 @@ def test_videos_are_tracked_as_soon_as_their_shards_are_there_with_the_same_byte
     kept = tmp_path / "kept"
     kept.mkdir()
     # As if detection were still at work: no manifest, and the last shard is missing.
-    for path in (detections / manifest.MANIFEST, stored.shard_path(detections, len(shards) - 1)):
+    for path in (detections / manifest.MANIFEST, layout.shard_path(detections, len(shards) - 1)):
         shutil.move(path, kept)
     for number in range(len(shards) - 1):
         ahead.shard(number)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import ManifestError
-from pipelines.storage import manifest, schemas
+from pipelines.storage import claims, manifest, schemas, tables
 
 CONFIG = {"max_gap": 5, "sizes": (1, 2)}
 REJECT = {"video_id": 4, "path": "a.jpg", "reason": "the frame does not exist"}
@@ -19,9 +19,9 @@ def shard(video_id: int) -> pa.Table:
 
 
 def finished(path, stage="prepare", config=CONFIG, input_hash="h"):
-    output = manifest.prepare_output(path, stage, config, input_hash)
+    output = claims.prepare_output(path, stage, config, input_hash)
     for index in range(2):
-        manifest.commit_table(shard(index), output.shard(index))
+        tables.commit(shard(index), output.shard(index))
     return output.finish(total_shards=2)
 
 
@@ -50,7 +50,7 @@ def test_the_hash_names_the_content_and_not_the_time_it_took(tmp_path):
 
 def test_an_equal_run_finds_the_finished_output(tmp_path):
     written = finished(tmp_path / "out")
-    assert manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h").finished == written
+    assert claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h").finished == written
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_another_runs_directory_is_refused(tmp_path, stage, config, input_hash, 
     if complete:
         finished(tmp_path / "out")
     else:
-        manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+        claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
     with pytest.raises(ManifestError, match=words) as caught:
-        manifest.prepare_output(tmp_path / "out", stage, config, input_hash)
+        claims.prepare_output(tmp_path / "out", stage, config, input_hash)
     assert "--overwrite" in str(caught.value)
 
 
@@ -76,21 +76,21 @@ def test_a_foreign_directory_is_refused_and_never_deleted(tmp_path):
     (tmp_path / "thesis.tex").write_text("ten years")
     for overwrite in (False, True):
         with pytest.raises(ManifestError, match="not an output of this project"):
-            manifest.prepare_output(tmp_path, "prepare", CONFIG, "h", overwrite=overwrite)
+            claims.prepare_output(tmp_path, "prepare", CONFIG, "h", overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "ten years"
 
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(ManifestError, match="is a file"):
-        manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+        claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
 
 
 def test_overwriting_deletes_the_stages_own_files_only(tmp_path):
     out = tmp_path / "out"
     finished(out)
     (out / "notes.txt").write_text("mine")
-    output = manifest.prepare_output(out, "detect", CONFIG, "h", overwrite=True)
+    output = claims.prepare_output(out, "detect", CONFIG, "h", overwrite=True)
     assert output.finished is None
     assert output.missing(2) == [0, 1]
     assert sorted(os.listdir(out)) == ["_started.json", "notes.txt"]
@@ -98,25 +98,25 @@ def test_overwriting_deletes_the_stages_own_files_only(tmp_path):
 
 def test_an_unfinished_run_goes_on_with_the_missing_shards(tmp_path):
     out = tmp_path / "out"
-    output = manifest.prepare_output(out, "prepare", CONFIG, "h")
-    manifest.commit_table(shard(1), output.shard(1), rejects=[REJECT])
+    output = claims.prepare_output(out, "prepare", CONFIG, "h")
+    tables.commit(shard(1), output.shard(1), rejects=[REJECT])
     with pytest.raises(ManifestError, match="misses 1 of 2 shards"):
         output.finish(total_shards=2)
 
-    resumed = manifest.prepare_output(out, "prepare", CONFIG, "h")
+    resumed = claims.prepare_output(out, "prepare", CONFIG, "h")
     assert resumed.finished is None
     assert resumed.missing(2) == [0]
-    manifest.commit_table(shard(0), resumed.shard(0), rejects=[REJECT])
+    tables.commit(shard(0), resumed.shard(0), rejects=[REJECT])
     # The finished shard's rejects are still known, and the same fault counts once.
     assert resumed.finish(total_shards=2).rejects == 1
-    assert manifest.read_rejects(out) == [REJECT]
+    assert tables.read_rejects(out) == [REJECT]
 
 
 def test_going_on_with_other_code_is_recorded(tmp_path, monkeypatch):
-    manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
-    old = manifest.code_version()
-    monkeypatch.setattr(manifest, "code_version", lambda: "newer")
-    output = manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    old = claims.code_version()
+    monkeypatch.setattr(claims, "code_version", lambda: "newer")
+    output = claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
     assert output.finish().code_version == f"{old} + newer"
 
 
@@ -126,7 +126,7 @@ def test_reading_an_absent_directory_says_what_to_run(tmp_path):
 
 
 def test_reading_an_unfinished_directory_says_so(tmp_path):
-    manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
     with pytest.raises(ManifestError, match=r"unfinished 'prepare' output.*goes on"):
         manifest.read(tmp_path / "out", "prepare")
 
@@ -159,20 +159,20 @@ def test_a_finished_directory_that_lost_a_shard_is_not_finished(tmp_path):
     with pytest.raises(ManifestError, match="lost 1 of its 2 shards"):
         manifest.shard_paths(tmp_path / "out", "prepare")
     with pytest.raises(ManifestError, match="lost 1 of its 2 shards"):
-        manifest.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+        claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
 
 
 def test_a_failed_write_leaves_neither_the_file_nor_a_remnant(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(manifest.pq, "write_table", broken)
+    monkeypatch.setattr(tables.pq, "write_table", broken)
     with pytest.raises(OSError, match="disk full"):
-        manifest.commit_table(shard(0), tmp_path / "shard-00000.parquet")
+        tables.commit(shard(0), tmp_path / "shard-00000.parquet")
     assert os.listdir(tmp_path) == []
 
 
 def test_equal_tables_are_equal_bytes(tmp_path):
     for name in ("a", "b"):
-        manifest.commit_table(shard(0), tmp_path / name, rejects=[REJECT])
+        tables.commit(shard(0), tmp_path / name, rejects=[REJECT])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -1,0 +1,247 @@
+"""A directory belongs to one run of one stage, from its claim until its manifest is there.
+
+A directory is in one of three states. *New*: it does not exist, or is empty. *Unfinished*:
+`_started.json` says which stage, configuration and input its shards belong to; the same command
+again redoes only the missing shards. *Finished*: `_manifest.json` exists, which is written last.
+Directories lie on a local or shared file system, because files are committed by a rename.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ManifestError
+from pipelines.storage import manifest, schemas, tables
+from pipelines.storage.layout import shard_path
+from pipelines.storage.manifest import MANIFEST, STARTED, Manifest
+
+# What a stage may leave at the top of its directory, and all that overwriting ever deletes.
+_OWNED = (
+    MANIFEST,
+    STARTED,
+    "*.parquet",
+    "results.json",
+    "results.zip",
+    "report.json",
+    "report.html",
+    "losses.json",
+    "checkpoint.safetensors",
+    "_*.safetensors",
+    "best.json",
+    "ledger.jsonl",
+    "settings.json",
+)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Output:
+    """A directory being written by one stage; made by prepare_output.
+
+    `finished` is the manifest of an equal, completed run, or None: a stage returns it at once.
+    """
+
+    path: Path
+    stage: str
+    config: dict[str, Any]
+    input_hash: str
+    code_version: str
+    finished: Manifest | None = None
+    started_at: float = field(default_factory=time.monotonic)
+
+    def shard(self, index: int) -> Path:
+        """Where shard `index` lies once it is committed."""
+        return shard_path(self.path, index)
+
+    def missing(self, total: int) -> list[int]:
+        """Indices of the shards 0..total-1 that are not committed yet."""
+        return [index for index in range(total) if not self.shard(index).exists()]
+
+    def rejects(self, total: int) -> list[dict[str, Any]]:
+        """The rejects stored in the shards 0..total-1, all of which are committed."""
+        return [row for index in range(total) for row in tables.shard_rejects(self.shard(index))]
+
+    def finish(
+        self,
+        *,
+        total_shards: int = 0,
+        rejects: Iterable[Mapping[str, Any]] = (),
+        rows: int | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write rejects.parquet, then the manifest: from here on the directory is finished.
+
+        total_shards: all of them must be committed
+        rejects:      {video_id, path, reason} beside those stored in the shards; repeats merge
+        rows:         default: counted from the shards
+        Raises: ManifestError: a shard is missing.
+        """
+        missing = self.missing(total_shards)
+        if missing:
+            raise ManifestError(
+                str(self.path),
+                f"misses {len(missing)} of {total_shards} shards, the first is number {missing[0]}",
+                "Run the same command again: only these are redone.",
+            )
+        names = schemas.REJECTS.names
+        found = [*rejects, *self.rejects(total_shards)]
+        faults = sorted({tuple(row[name] for name in names) for row in found})
+        table = [dict(zip(names, row, strict=True)) for row in faults]
+        tables.commit(schemas.table(table, schemas.REJECTS), self.path / tables.REJECTS)
+        if rows is None:
+            rows = sum(tables.count_rows(self.shard(index)) for index in range(total_shards))
+        self.finished = Manifest(
+            stage=self.stage,
+            config=self.config,
+            input_hash=self.input_hash,
+            code_version=self.code_version,
+            rows=rows,
+            shards=total_shards,
+            rejects=len(faults),
+            seconds=round(time.monotonic() - self.started_at, 3),
+            extra=_plain(extra or {}),
+        )
+        for leftover in _leftovers(self.path):
+            leftover.unlink(missing_ok=True)
+        manifest.commit_json(asdict(self.finished), self.path / MANIFEST)
+        (self.path / STARTED).unlink(missing_ok=True)
+        return self.finished
+
+
+def prepare_output(
+    out: str | Path,
+    stage: str,
+    config: Mapping[str, Any],
+    input_hash: str,
+    *,
+    overwrite: bool = False,
+) -> Output:
+    """Claim a directory for one run of a stage, or find what an equal run left there.
+
+    out:        a new or empty directory; or one left unfinished, or finished, by the same stage
+                with the same configuration and input
+    config:     the stage's configuration as a mapping of plain JSON types
+    input_hash: names what is read
+    overwrite:  delete an earlier output of this project first (never a foreign directory)
+    Raises:
+        ManifestError: the directory holds anything else.
+    """
+    path = Path(out)
+    output = Output(path, stage, _plain(config), input_hash, code_version())
+    claim = {
+        "stage": stage,
+        "schema_version": schemas.VERSION,
+        "config": output.config,
+        "input_hash": input_hash,
+    }
+    if path.exists() and not path.is_dir():
+        raise ManifestError(str(path), "is a file, not a directory", "Choose another --out.")
+    ours = any((path / name).exists() for name in (MANIFEST, STARTED))
+    if overwrite and ours:
+        _clear(path)
+    if (path / MANIFEST).exists():
+        _check_claim(path, manifest.load_json(path / MANIFEST), claim, "finished")
+        manifest.shard_paths(path, stage)  # a finished directory that lost files is not finished
+        output.finished = manifest.read(path, stage)
+        return output
+    versions = []
+    if (path / STARTED).exists():
+        previous = manifest.load_json(path / STARTED)
+        _check_claim(path, previous, claim, "unfinished")
+        versions = [str(version) for version in previous.get("code_versions", [])]
+    elif path.is_dir() and any(path.iterdir()) and not ours:
+        raise ManifestError(
+            str(path),
+            f"exists and is not an output of this project (neither {MANIFEST} nor {STARTED})",
+            "Choose another --out, or empty it yourself: --overwrite does not delete such files.",
+        )
+    if output.code_version not in versions:
+        if versions:
+            _log.warning("%s was started by other code; finished shards are kept", path)
+        versions.append(output.code_version)
+        manifest.commit_json({**claim, "code_versions": versions}, path / STARTED)
+    output.code_version = " + ".join(versions)
+    return output
+
+
+@functools.cache
+def code_version() -> str:
+    """The version, and a hash of the sources of the four rooms.
+
+    A hash of the files, not of a commit: a job's working directory carries no repository, and a
+    commit says nothing about edits after it.
+    """
+    root = Path(__file__).resolve().parents[2]
+    digest = hashlib.sha256()
+    for room in ("idol", "jobs", "ops", "pipelines"):
+        for source in sorted((root / room).rglob("*")):
+            if source.suffix in {".py", ".cu", ".cpp"}:
+                digest.update(source.relative_to(root).as_posix().encode() + b"\0")
+                digest.update(source.read_bytes() + b"\0")
+    try:
+        release = metadata.version("idol-vis")
+    except metadata.PackageNotFoundError:
+        release = "0"  # run from a plain folder, as in a submitted job
+    return f"{release}-{digest.hexdigest()[:12]}"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples become lists, as in the stored claim it is compared with."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(values)))
+    return plain
+
+
+def _check_claim(
+    path: Path, previous: Mapping[str, Any], claim: dict[str, Any], state: str
+) -> None:
+    """Refuse a directory that belongs to another stage, configuration or input."""
+    if previous.get("stage") != claim["stage"]:
+        difference = f"it is of stage {previous.get('stage')!r}, not {claim['stage']!r}"
+    elif previous.get("schema_version") != claim["schema_version"]:
+        difference = f"its schema version is {previous.get('schema_version')}"
+    elif previous.get("config") != claim["config"]:
+        difference = "its configuration differs: " + "; ".join(
+            _differences(previous.get("config"), claim["config"])[:4]
+        )
+    elif previous.get("input_hash") != claim["input_hash"]:
+        difference = "its input had other content"
+    else:
+        return
+    raise ManifestError(
+        str(path),
+        f"holds the {state} output of another run: {difference}",
+        "Choose another --out, or pass --overwrite to delete it.",
+    )
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in sorted(old.keys() | new.keys()):
+            found += _differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
+        return found
+    return [] if old == new else [f"{prefix} was {old!r}, now {new!r}"]
+
+
+def _clear(path: Path) -> None:
+    """Delete a stage's own files, the manifest first: half deleted must not look finished."""
+    for file in [*(file for pattern in _OWNED for file in path.glob(pattern)), *_leftovers(path)]:
+        if file.is_file() or file.is_symlink():
+            file.unlink(missing_ok=True)
+
+
+def _leftovers(path: Path) -> Iterator[Path]:
+    """Files that a killed process has left half written (idol.files.whole_file)."""
+    for owned in _OWNED:
+        stem, suffix = owned.rsplit(".", 1)
+        yield from path.glob(f".{stem}.????????.{suffix}")
