@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from idol.config import Config, to_dict
 from pipelines.report import experiment_log, run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.stages import evaluate, pairs, train
-from pipelines.storage import layout, manifest
+from pipelines.storage import manifest
+from pipelines.storage.reports import EvaluationReport
 from pipelines.sweep import tracker_sweep
 
 PAIRS, TRAIN, EVALUATE, SWEEP, PAGE = "pairs", "train", "evaluate", "sweep", "report.html"
@@ -61,8 +61,7 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
     for name, path in walk.validation_files.items():
         done = evaluate.run(path, checkpoint, out / EVALUATE / name, log_to=out)
         seconds[f"evaluate {name}"] = done.seconds
-        summary = json.loads((out / EVALUATE / name / layout.REPORT).read_text())
-        sets[name] = {**done.extra["metrics"], "AP_true_identities": _true(summary)}
+        sets[name] = EvaluationReport.read(out / EVALUATE / name).headline()
     result: dict[str, Any] = {"sets": sets, "seconds": seconds}
     if walk.grid:
         evaluated = out / EVALUATE / walk.sweep_set
@@ -107,8 +106,3 @@ def _run_training(walk: Walk, out: Path, log: experiment_log.Log | None) -> floa
         on_report=None if log is None else lambda step, values: log.metrics(values, step),
     )
     return done.seconds
-
-
-def _true(summary: Mapping[str, Any]) -> float | None:
-    known = summary.get("true_identities")
-    return None if known is None else float(known["AP"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.report import run_page
-from pipelines.storage import layout, manifest
+from pipelines.storage import manifest
+from pipelines.storage.reports import EvaluationReport
 
 TABLE = "comparison.json"
 PAGE = "comparison.html"
@@ -32,31 +32,27 @@ def names(checkpoints: Sequence[str]) -> dict[str, str]:
     return {f"{'-'.join(parts[c])}-{number}": c for number, c in enumerate(checkpoints, start=1)}
 
 
-def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
+def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> None:
     """The comparison of finished evaluations: a table, and one page with all of them.
 
     out:     gets comparison.json and comparison.html
     folders: checkpoint -> set of videos -> finished output of evaluate.run
-    returns: checkpoint -> set -> metrics, and AP with true identities
-    Errors:  ManifestError where one of them is not finished
+    Raises:
+        ManifestError: one of them is not finished.
     """
-    table: dict[str, Any] = {}
+    table: dict[str, dict[str, Any]] = {}
     shown: dict[str, Path] = {}
     for checkpoint, sets in folders.items():
         for name, folder in sets.items():
-            manifest.read(folder, layout.EVALUATE)
-            summary = json.loads((folder / layout.REPORT).read_text())
-            known = summary.get("true_identities")
+            report = EvaluationReport.read(folder)
             table.setdefault(checkpoint, {})[name] = {
-                **summary["metrics"],
-                "AP_true_identities": None if known is None else known["AP"],
-                "switches": sum(row["switches"] for row in summary.get("per_video", [])),
-                "rejects": len(summary["rejects"]),
+                **report.headline(),
+                "switches": sum(row.switches for row in report.per_video),
+                "rejects": len(report.rejects),
             }
             shown[checkpoint if len(sets) == 1 else f"{checkpoint}, {name}"] = folder
     manifest.commit_json(table, out / TABLE)
     run_page.write(out / PAGE, title=f"{len(folders)} checkpoints side by side", evaluations=shown)
-    return table
 
 
 def _parts(checkpoint: str) -> list[str]:

@@ -14,6 +14,7 @@ from pipelines.report.page import Strip
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.storage import stored
+from pipelines.storage.reports import VideoMetrics
 from pipelines.storage.schemas import ResultTrack
 from pipelines.storage.stored import StoredDetections
 
@@ -26,11 +27,11 @@ _AT_LEAST = 3
 Image = npt.NDArray[np.uint8]
 
 
-def choose(per_video: Sequence[Mapping[str, float | int | str]], count: int) -> list[int]:
+def choose(per_video: Sequence[VideoMetrics], count: int) -> list[int]:
     """video_ids worth looking at: evenly from the worst to the best by AP, the worst first."""
-    ranked = sorted(per_video, key=lambda row: (float(row["AP"]), int(row["video_id"])))
+    ranked = sorted(per_video, key=lambda row: (row.stats["AP"], row.video_id))
     places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
-    return [int(ranked[place]["video_id"]) for place in places]
+    return [ranked[place].video_id for place in places]
 
 
 def strips(

@@ -14,6 +14,7 @@ from pipelines.report.page import MetricSet, Report, Strip, SweepRow, VideoRow
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources.annotations import Dataset
 from pipelines.storage import layout, manifest, stored
+from pipelines.storage.reports import EvaluationReport, Selection
 from pipelines.storage.stored import StoredDetections
 
 _PICTURES = 4  # videos shown in the report
@@ -40,18 +41,17 @@ def write(
     strips: list[Strip] = []
     rejects: list[dict[str, Any]] = []
     for name, folder in evaluations.items():
-        manifest.read(folder, layout.EVALUATE)
-        summary = json.loads((folder / layout.REPORT).read_text())
-        metrics += metric_sets(name, summary)
-        videos += video_rows(summary, name)
+        report = EvaluationReport.read(folder)
+        metrics += metric_sets(name, report)
+        videos += video_rows(report, name)
         shown = pictures(
-            _dataset(summary["selection"]),
+            _dataset(report.selection),
             stored.read(folder / layout.DETECTIONS),
             folder / layout.TRACKS,
-            summary,
+            report,
         )
         strips += [replace(strip, title=f"{name}, {strip.title}") for strip in shown]
-        rejects += [{"set": name, **row} for row in summary["rejects"]]
+        rejects += [{"set": name, **row} for row in report.rejects]
     facts: dict[str, Any] = {}
     config: Mapping[str, Any] = {}
     if training is not None:
@@ -81,52 +81,51 @@ def write(
     )
 
 
-def metric_sets(name: str, summary: Mapping[str, Any]) -> list[MetricSet]:
-    """The scores of a report.json for the page; none where there was no truth."""
-    if not summary["metrics"]:
+def metric_sets(name: str, report: EvaluationReport) -> list[MetricSet]:
+    """The metrics of an evaluation for the page; none where there was no truth."""
+    if not report.metrics:
         return []
     return [
         MetricSet(
             name=name,
-            stats=summary["metrics"],
-            true_identities=summary["true_identities"]["AP"],
+            stats=report.metrics,
+            true_identities=report.true_identities["AP"],
             per_category={
-                row["name"]: {k: v for k, v in row.items() if k not in ("name", "category_id")}
-                for row in summary["per_category"]
-                if row["AP"] >= 0  # the others have no true instance here
+                row.name: row.stats
+                for row in report.per_category
+                if row.stats["AP"] >= 0  # the others have no true instance here
             },
-            note=f"{summary['videos']} videos",
+            note=f"{report.videos} videos",
         )
     ]
 
 
-def video_rows(summary: Mapping[str, Any], set_name: str = "") -> list[VideoRow]:
-    """The videos of a report.json for the page."""
+def video_rows(report: EvaluationReport, set_name: str = "") -> list[VideoRow]:
+    """The videos of an evaluation for the page."""
     return [
         VideoRow(
-            name=f"{row['video_id']} {row['name']}".strip(),
-            ap=row["AP"],
-            tracks=row["tracks"],
-            truth=row["truth"],
-            switches=row["switches"],
+            name=f"{row.video_id} {row.name}".strip(),
+            ap=row.stats["AP"],
+            tracks=row.tracks,
+            truth=row.truth,
+            switches=row.switches,
             set_name=set_name,
         )
-        for row in summary.get("per_video", [])
+        for row in report.per_video
     ]
 
 
 def pictures(
-    dataset: Dataset, source: StoredDetections, tracks: Path, summary: Mapping[str, Any]
+    dataset: Dataset, source: StoredDetections, tracks: Path, report: EvaluationReport
 ) -> list[Strip]:
     """A few videos for the page, from the worst to the best; without truth, the first ones."""
-    per_video = summary.get("per_video", [])
-    chosen = gallery.choose(per_video, _PICTURES)
-    if not per_video:
+    chosen = gallery.choose(report.per_video, _PICTURES)
+    if not report.per_video:
         chosen = [video.video_id for video in source.videos[:_PICTURES]]
     notes = {
-        row["video_id"]: f"AP {100 * row['AP']:.1f}, {row['tracks']} tracks for {row['truth']} "
-        f"instances, {row['switches']} identity switches"
-        for row in per_video
+        row.video_id: f"AP {100 * row.stats['AP']:.1f}, {row.tracks} tracks for {row.truth} "
+        f"instances, {row.switches} identity switches"
+        for row in report.per_video
     }
     return gallery.strips(dataset, source, tracks, chosen, notes)
 
@@ -183,12 +182,12 @@ def _curves(training: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: named[name] for name in ("loss", *losses, "gradient_norm")}
 
 
-def _dataset(selection: Mapping[str, Any]) -> Dataset:
+def _dataset(selection: Selection) -> Dataset:
     return annotation_files.read(
-        selection["annotations"],
-        selection["frames"],
-        video_ids=selection["videos"],
-        stride=selection["stride"],
+        selection.annotations,
+        selection.frames,
+        video_ids=selection.videos,
+        stride=selection.stride,
     )
 
 

@@ -28,6 +28,7 @@ from pipelines.storage import claims, manifest, stored, tables
 from pipelines.storage.layout import DETECTIONS, PAGE, REPORT, RESULTS, SUBMISSION, TRACKS
 from pipelines.storage.layout import EVALUATE as STAGE
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.reports import CategoryMetrics, EvaluationReport, Selection
 from pipelines.storage.stored import StoredDetections
 
 FILES = {
@@ -102,36 +103,42 @@ def run(
         write_whole(out / name, (out / TRACKS / name).read_bytes())
     scores = None if truth is None else scoring.score(truth, source, config.tracker)
     rejects = tables.read_rejects(source.path)
-    summary = summarise(scores, dataset, source, config, rejects)
-    summary["selection"] = {
-        "annotations": _absolute(str(annotation_file)),
-        "frames": None if frames_root is None else _absolute(frames_root),
-        "videos": None if video_ids is None else sorted(video_ids),
-        "stride": stride,
-        "input_hash": dataset.input_hash,
-    }
-    manifest.commit_json(summary, out / REPORT)
+    report = summarise(
+        scores,
+        dataset,
+        source,
+        config,
+        rejects,
+        Selection(
+            annotations=_absolute(str(annotation_file)),
+            frames=None if frames_root is None else _absolute(frames_root),
+            videos=None if video_ids is None else sorted(video_ids),
+            stride=stride,
+            input_hash=dataset.input_hash,
+        ),
+    )
+    report.write(out)
     page.write(
         out / PAGE,
         page.Report(
             title=f"Evaluation of {Path(checkpoint).name}",
-            summary=f"{summary['videos']} videos, {summary['frames']} frames of "
+            summary=f"{report.videos} videos, {report.frames} frames of "
             f"{', '.join(dataset.sources)}",
-            metrics=run_page.metric_sets(out.name, summary),
-            videos=run_page.video_rows(summary),
-            strips=run_page.pictures(dataset, source, out / TRACKS, summary),
+            metrics=run_page.metric_sets(out.name, report),
+            videos=run_page.video_rows(report),
+            strips=run_page.pictures(dataset, source, out / TRACKS, report),
             rejects=rejects,
-            config=summary["config"],
+            config=report.config,
         ),
     )
     if log:
         with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as opened:
-            opened.metrics(flat_metrics(summary))
+            opened.metrics(report.flat())
             opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
     return output.finish(
         rows=tracked.rows,
         rejects=rejects,
-        extra={"metrics": summary["metrics"]},
+        extra={"metrics": report.metrics},
     )
 
 
@@ -298,41 +305,31 @@ def summarise(
     source: StoredDetections,
     config: Config,
     rejects: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """report.json: plain JSON types, the metrics under the keys of the official evaluators."""
+    selection: Selection,
+) -> EvaluationReport:
+    """What report.json holds; scores are None where there is no truth."""
     names = {video.video_id: video.name for video in dataset.videos}
-    summary: dict[str, Any] = {
-        "metrics": {},
-        "videos": len(source.videos),
-        "frames": sum(video.length for video in source.videos),
-        "sources": list(dataset.sources),
-        "rejects": [dict(row) for row in rejects],
-        "config": {**detect.claim(config), "tracker": to_dict(config.tracker)},
-    }
-    if scores is None:
-        return summary
     categories = dict(zip(config.category_ids, config.categories, strict=True))
-    return summary | {
-        "metrics": dict(scores.metrics.stats),
-        "true_identities": dict(scores.true_identities.stats),
-        "per_category": [
-            {"category_id": i, "name": categories.get(i, str(i)), **row}
-            for i, row in scores.metrics.per_class.items()
+    per_class = {} if scores is None else scores.metrics.per_class
+    return EvaluationReport(
+        videos=len(source.videos),
+        frames=sum(video.length for video in source.videos),
+        sources=dataset.sources,
+        rejects=rejects,
+        config={**detect.claim(config), "tracker": to_dict(config.tracker)},
+        selection=selection,
+        metrics={} if scores is None else scores.metrics.stats,
+        true_identities={} if scores is None else scores.true_identities.stats,
+        per_category=[
+            CategoryMetrics(category_id=i, name=categories.get(i, str(i)), stats=stats)
+            for i, stats in per_class.items()
         ],
-        "per_video": [{**row, "name": names.get(row["video_id"], "")} for row in scores.per_video],
-        "missing_videos": list(scores.metrics.missing_videos),
-    }
-
-
-def flat_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a summary under one name each, for the experiment log."""
-    flat = {name: float(value) for name, value in summary["metrics"].items()}
-    flat |= {
-        f"true_identities/{name}": float(value)
-        for name, value in summary.get("true_identities", {}).items()
-    }
-    flat |= {f"category/{row['name']}/AP": row["AP"] for row in summary.get("per_category", [])}
-    return flat | {"videos": summary["videos"], "rejects": len(summary["rejects"])}
+        per_video=[
+            replace(row, name=names.get(row.video_id, ""))
+            for row in ([] if scores is None else scores.per_video)
+        ],
+        missing_videos=[] if scores is None else scores.metrics.missing_videos,
+    )
 
 
 def _absolute(path: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from idol.tracker.online import select, track_video
 from idol.ytvis.truth import Truth, VideoTruth
 from pipelines import cluster
 from pipelines.stages import track
+from pipelines.storage.reports import VideoMetrics
 from pipelines.storage.schemas import FrameOverlap
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
@@ -27,14 +27,13 @@ class Scores:
     """What a run is worth.
 
     metrics:         of the whole dataset
-    per_video:       video_id, AP, AP50, ... of each video with truth alone; tracks found, true
-                     instances, and identity switches
+    per_video:       of each video with true instances, without its name
     true_identities: as metrics, for a tracker that knows every true identity: what detection
                      leaves to be had. The difference is what association loses.
     """
 
     metrics: Metrics
-    per_video: list[dict[str, Any]]
+    per_video: list[VideoMetrics]
     true_identities: Metrics
 
 
@@ -47,7 +46,7 @@ class VideoScores:
 
     matches: VideoMatches
     true_identities: VideoMatches
-    row: dict[str, Any] | None
+    row: VideoMetrics | None
 
 
 def score(
@@ -125,13 +124,13 @@ def score_video(
     perfect = average_precision.true_identity_tracks(frames, overlaps, rows=rows)
     row = None
     if matches.num_truth:
-        row = {
-            "video_id": video.video_id,
-            **average_precision.summarise([matches]).stats,
-            "tracks": len(tracks),
-            "truth": len(truth),
-            "switches": identity_switches(tracks, overlaps),
-        }
+        row = VideoMetrics(
+            video_id=video.video_id,
+            stats=average_precision.summarise([matches]).stats,
+            tracks=len(tracks),
+            truth=len(truth),
+            switches=identity_switches(tracks, overlaps),
+        )
     return VideoScores(matches, known.matches(perfect, source.category_ids, tracker), row)
 
 

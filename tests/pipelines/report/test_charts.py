@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.report import charts
@@ -23,6 +23,7 @@ def trial(value: object, score: float, **marks: bool) -> Trial:
     return Trial(value, score, marks.get("best", False), marks.get("default", False), f"{value}")
 
 
+@settings(deadline=None)
 @given(values=st.lists(finite | st.just(math.nan) | st.just(math.inf), min_size=1, max_size=60))
 def test_any_values_give_a_chart_that_stays_in_its_frame(values: list[float]) -> None:
     svg = charts.curve(list(enumerate(values)), "loss")
@@ -49,6 +50,7 @@ def test_long_curves_are_thinned() -> None:
     assert len(charts.curve(long, "loss")) < 20_000
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(
         st.tuples(
@@ -90,6 +92,7 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(st.lists(finite | st.just(math.nan), max_size=5), min_size=1, max_size=8),
     named=st.booleans(),

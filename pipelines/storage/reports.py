@@ -1,0 +1,147 @@
+"""report.json of an evaluation as a class: the stage writes it, pages and sweeps read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.storage import layout, manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """What of a data set was evaluated: enough to read the same videos and frames again."""
+
+    annotations: str
+    """Absolute path or address of the annotation file."""
+    frames: str | None
+    """Folder that frame paths are relative to; None: the default of the annotation file."""
+    videos: list[int] | None
+    """The only video_ids that were chosen; None: all."""
+    stride: int
+    """Every stride-th frame was used."""
+    input_hash: str
+    """Hash of the data set as it was read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CategoryMetrics:
+    """Metrics of one category."""
+
+    category_id: int
+    name: str
+    stats: Mapping[str, float]
+    """AP, AP50, ... in [0, 1]; -1 where the category has no true instance."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoMetrics:
+    """Metrics of one video that has true instances."""
+
+    video_id: int
+    name: str = ""
+    stats: Mapping[str, float]
+    """AP, AP50, ... of this video alone."""
+    tracks: int
+    """Tracks found."""
+    truth: int
+    """True instances."""
+    switches: int
+    """Times that a true instance is shown by another track than the last that showed it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """What an evaluation found. Without truth, the fields from metrics on are empty."""
+
+    videos: int
+    """Videos with results."""
+    frames: int
+    """Frames of these videos."""
+    sources: Sequence[str]
+    """Annotation files."""
+    rejects: Sequence[Mapping[str, Any]]
+    """{video_id, path, reason} of the videos that could not be read."""
+    config: Mapping[str, Any]
+    """Configuration of detection and tracker."""
+    selection: Selection
+    metrics: Mapping[str, float]
+    """AP, AP50, ... under the names of the official evaluators."""
+    true_identities: Mapping[str, float]
+    """The same metrics for a tracker that knows every true identity."""
+    per_category: Sequence[CategoryMetrics]
+    per_video: Sequence[VideoMetrics]
+    missing_videos: Sequence[int]
+    """video_ids with truth but without results."""
+
+    @classmethod
+    def read(cls, folder: Path) -> EvaluationReport:
+        """The report of a finished evaluation.
+
+        Raises:
+            ManifestError: the folder does not hold a finished evaluation.
+        """
+        manifest.read(folder, layout.EVALUATE)
+        values = manifest.load_json(folder / layout.REPORT)
+        return cls(
+            **{name: values[name] for name in _ALWAYS},
+            selection=Selection(**values["selection"]),
+            true_identities=values.get("true_identities", {}),
+            per_category=[
+                CategoryMetrics(**_nested(row, ("category_id", "name")))
+                for row in values.get("per_category", [])
+            ],
+            per_video=[
+                VideoMetrics(**_nested(row, ("video_id", "name", "tracks", "truth", "switches")))
+                for row in values.get("per_video", [])
+            ],
+            missing_videos=values.get("missing_videos", []),
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write report.json, whole or not at all."""
+        manifest.commit_json(self.to_dict(), folder / layout.REPORT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object; a metric of a video or category stands beside its other fields."""
+        values = {name: getattr(self, name) for name in _ALWAYS}
+        values["selection"] = asdict(self.selection)
+        if self.metrics:
+            values["true_identities"] = self.true_identities
+            values["per_category"] = [_flat(row) for row in self.per_category]
+            values["per_video"] = [_flat(row) for row in self.per_video]
+            values["missing_videos"] = self.missing_videos
+        return values
+
+    def headline(self) -> dict[str, float | None]:
+        """The metrics, and AP_true_identities, which is None without truth."""
+        return {**self.metrics, "AP_true_identities": self.true_identities.get("AP")}
+
+    def flat(self) -> dict[str, float]:
+        """Every number of the whole data set under one name, for the experiment log."""
+        return {
+            **self.metrics,
+            **{f"true_identities/{name}": value for name, value in self.true_identities.items()},
+            **{f"category/{row.name}/AP": row.stats["AP"] for row in self.per_category},
+            "videos": self.videos,
+            "rejects": len(self.rejects),
+        }
+
+
+_ALWAYS = ("videos", "frames", "sources", "rejects", "config", "metrics")
+"""Fields that report.json has as they are, with truth or without."""
+
+
+def _nested(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """A JSON row with whatever is not one of these fields under stats."""
+    return {
+        **{name: row[name] for name in fields},
+        "stats": {name: value for name, value in row.items() if name not in fields},
+    }
+
+
+def _flat(row: CategoryMetrics | VideoMetrics) -> dict[str, Any]:
+    values = asdict(row)
+    return values | values.pop("stats")
