@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks.replay import Clip, video_truth
+from idol.arrays import Bools, Floats
 from idol.evaluation import matching
 from idol.masks import resize
 from idol.structures import FrameDetections
-
-Floats = NDArray[np.float64]
-Bits = NDArray[np.bool_]
 
 _CLEAR = 0.5  # visible share of its usual size from which an instance counts as in full view
 
@@ -66,7 +63,7 @@ class NoiseConfig:
 
 def simulate(
     video_id: int,
-    bits: Bits,
+    bits: Bools,
     labels: Sequence[int],
     num_classes: int,
     config: NoiseConfig,
@@ -92,7 +89,7 @@ def simulate(
 class _Found:
     """What is seen in one frame, a row each."""
 
-    shapes: list[Bits] = field(default_factory=list)
+    shapes: list[Bools] = field(default_factory=list)
     boxes: list[Floats] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -104,7 +101,7 @@ class _World:
 
     def __init__(
         self,
-        bits: Bits,
+        bits: Bools,
         labels: list[int],
         num_classes: int,
         config: NoiseConfig,
@@ -122,7 +119,7 @@ class _World:
         usual = np.array([np.median(a[a > 0]) if a.any() else 1 for a in areas.T])
         self.visible = np.minimum(areas / usual, 1)  # (T, G)
         self.missed = np.zeros(len(labels), bool)
-        self.ghosts: list[tuple[int, Bits, float, int, Floats]] = []  # frames left, the rest
+        self.ghosts: list[tuple[int, Bools, float, int, Floats]] = []  # frames left, the rest
 
     def frame(self, t: int) -> FrameDetections:
         config, rng, found = self.config, self.rng, _Found()
@@ -169,7 +166,7 @@ class _World:
             look = self.kinds[label] + np.sqrt(1 - config.alike) * self._direction()
             self._add(found, self._blob(), float(rng.uniform(0.05, 0.1)), label, look)
 
-    def _add(self, found: _Found, shape: Bits, score: float, label: int, look: Floats) -> None:
+    def _add(self, found: _Found, shape: Bools, score: float, label: int, look: Floats) -> None:
         config, rng = self.config, self.rng
         rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
         if not len(rows):
@@ -234,7 +231,7 @@ class _World:
             return int(self.rng.integers(self.num_classes))
         return label
 
-    def _half(self, shape: Bits) -> Bits:
+    def _half(self, shape: Bools) -> Bools:
         """A part of a mask, cut off along an axis."""
         part = shape.copy()
         axis = int(self.rng.integers(2))
@@ -246,7 +243,7 @@ class _World:
             part[:, cut:] = False
         return part
 
-    def _blob(self) -> Bits:
+    def _blob(self) -> Bools:
         height, width = self.bits.shape[2:]
         drawn = np.zeros((height, width), np.uint8)
         centre = int(self.rng.integers(width)), int(self.rng.integers(height))

@@ -33,6 +33,7 @@ MAX_LINES = 400
 
 INNER_ROOMS = {
     "idol": (
+        ("arrays",),
         ("structures", "config", "lazy", "files"),
         ("masks", "presets"),
         ("images", "network"),

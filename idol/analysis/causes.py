@@ -48,9 +48,10 @@ from scipy.optimize import linear_sum_assignment
 from idol.analysis import clips, oracles
 from idol.analysis.clips import ClipTrack
 from idol.analysis.oracles import MaskOverlaps
+from idol.arrays import Bools, Floats
 from idol.config import AnalysisConfig
 from idol.evaluation.matching import IOU_THRESHOLDS, MAX_DETECTIONS
-from idol.evaluation.overlaps import Bools, Floats, ratio
+from idol.evaluation.overlaps import ratio
 from idol.ytvis.truth import VideoTruth
 
 CAUSES = (

@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from idol.arrays import Floats
 from idol.config import AnalysisConfig
-from idol.evaluation.overlaps import Floats, intersections, ratio
+from idol.evaluation.overlaps import intersections, ratio
 from idol.ytvis import results as results_file
 from idol.ytvis.results import Entry
 from idol.ytvis.truth import Rle, VideoTruth

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.arrays import Floats
 from idol.config import AnalysisConfig
 from idol.evaluation.average_precision import RECALL_POINTS, summarise
 from idol.evaluation.cores import usable_cores
 from idol.evaluation.matching import IOU_THRESHOLDS, MAX_DETECTIONS, VideoMatches
-from idol.evaluation.overlaps import Floats
 
 STATS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 """What draws are scored by, besides AP within each range of sizes or occlusion."""

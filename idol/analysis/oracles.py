@@ -38,11 +38,12 @@ from numpy.typing import NDArray
 
 from idol.analysis import clips
 from idol.analysis.clips import ClipTrack, Part
+from idol.arrays import Floats
 from idol.config import AnalysisConfig
 from idol.evaluation import average_precision, matching
 from idol.evaluation.average_precision import Metrics
 from idol.evaluation.matching import VideoMatches
-from idol.evaluation.overlaps import Floats, frame_overlap, ratio
+from idol.evaluation.overlaps import frame_overlap, ratio
 from idol.ytvis.results import Entry
 from idol.ytvis.truth import VideoTruth
 

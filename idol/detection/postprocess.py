@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from idol.arrays import Floats32, Ints
 from idol.config import DetectConfig
 from idol.masks import resize
 from idol.masks.boxes import cxcywh_to_xyxy, nms
@@ -17,9 +17,6 @@ from idol.structures import FrameDetections, Outputs
 
 if TYPE_CHECKING:
     from idol.network.model import IDOL
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 
 def select_queries(logits: Tensor, boxes: Tensor, config: DetectConfig) -> Tensor:
@@ -49,7 +46,7 @@ def select_queries(logits: Tensor, boxes: Tensor, config: DetectConfig) -> Tenso
     return torch.from_numpy(rows).to(logits.device)
 
 
-def keep(scores: Floats, labels: Ints, boxes: Floats, config: DetectConfig) -> Ints:
+def keep(scores: Floats32, labels: Ints, boxes: Floats32, config: DetectConfig) -> Ints:
     """As select_queries, from scores; its numbers are checked already.
 
     scores:  (Q,) best class score of every query

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.arrays import Floats
 from idol.evaluation.cores import usable_cores
 from idol.evaluation.matching import (
     IOU_THRESHOLDS,
@@ -30,7 +31,7 @@ from idol.evaluation.matching import (
     match_video,
     measure_columns,
 )
-from idol.evaluation.overlaps import Floats, FrameOverlap, Overlap, frame_overlap, ratio
+from idol.evaluation.overlaps import FrameOverlap, Overlap, frame_overlap, ratio
 from idol.evaluation.stored_overlaps import match_video_from_overlaps
 from idol.ytvis import results as results_file
 from idol.ytvis import truth as truth_file

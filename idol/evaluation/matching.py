@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.arrays import Bools, Floats
 from idol.evaluation.overlaps import (
-    Bools,
-    Floats,
     TrackOverlaps,
     checked_masks,
     mask_iou,

@@ -9,13 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.arrays import Bools, Floats
 from idol.masks import packed, rle
 from idol.ytvis import results as results_file
 from idol.ytvis.index import Columns
 from idol.ytvis.truth import Rle, VideoTruth
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 class Overlap(Protocol):

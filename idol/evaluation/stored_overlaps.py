@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.arrays import Floats
 from idol.config import TrackerConfig
 from idol.evaluation.matching import VideoMatches, match_entries
-from idol.evaluation.overlaps import Floats, Overlap, TrackOverlaps, ratio
+from idol.evaluation.overlaps import Overlap, TrackOverlaps, ratio
 from idol.evaluation.tracking_metrics import VideoTracking, count_overlaps
 from idol.ytvis import results as results_file
 from idol.ytvis import truth as truth_file

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from idol.evaluation.overlaps import Floats
+from idol.arrays import Floats
 from idol.evaluation.tracking_metrics import ALPHAS, TrackingCounts, VideoTracking
 
 NAMES = ("HOTA", "DetA", "AssA", "IDF1")

@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from idol.evaluation.overlaps import Floats, TrackOverlaps, ratio, track_overlaps
+from idol.arrays import Floats, Ints
+from idol.evaluation.overlaps import TrackOverlaps, ratio, track_overlaps
 from idol.ytvis.truth import VideoTruth
 
-Integers = NDArray[np.int64]
-Frame = tuple[Integers, Integers, Floats]
+Frame = tuple[Ints, Ints, Floats]
 """One frame: (g,) rows of the instances seen, (n,) rows of the tracks seen, (g, n) similarity."""
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class TrackingCounts:
 
     truth: int
     found: int
-    hota_tp: Integers
+    hota_tp: Ints
     similarity: Floats
     association: Floats
     recall: Floats
@@ -282,7 +282,7 @@ def count_tracks(
             f"truth_ids, track_ids and similarity must cover the same frames, got "
             f"{len(truth_ids)}, {len(track_ids)} and {len(similarity)}"
         )
-    rows: list[list[Integers]] = []
+    rows: list[list[Ints]] = []
     totals: list[int] = []
     for name, ids in (("truth_ids", truth_ids), ("track_ids", track_ids)):
         frames = [_ids(name, t, values) for t, values in enumerate(ids)]
@@ -307,7 +307,7 @@ def count_tracks(
     return _count(counted, *totals)
 
 
-def _ids(name: str, frame: int, values: NDArray[Any] | Sequence[int]) -> Integers:
+def _ids(name: str, frame: int, values: NDArray[Any] | Sequence[int]) -> Ints:
     ids = np.asarray(values)
     if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise ValueError(
@@ -353,8 +353,8 @@ def count_overlaps(
 
 def _count_class(
     overlaps: TrackOverlaps,
-    rows: Integers,
-    columns: Integers,
+    rows: Ints,
+    columns: Ints,
     seen: NDArray[np.bool_],
     truth_seen: NDArray[np.bool_],
 ) -> TrackingCounts:
@@ -430,8 +430,8 @@ def _count(frames: Sequence[Frame], num_truth: int, num_tracks: int) -> Tracking
 
 
 def _hota(
-    frames: Sequence[Frame], truth_frames: Integers, track_frames: Integers
-) -> tuple[Integers, Floats, Floats, Floats, Floats]:
+    frames: Sequence[Frame], truth_frames: Ints, track_frames: Ints
+) -> tuple[Ints, Floats, Floats, Floats, Floats]:
     """HOTA's matching: hota_tp, similarity, association, recall and precision, each (19,).
 
     One matching serves all alphas. It maximises similarity times how well two identities fit over
@@ -473,7 +473,7 @@ def _hota(
 
 
 def _clear(
-    frames: Sequence[Frame], truth_frames: Integers
+    frames: Sequence[Frame], truth_frames: Ints
 ) -> tuple[int, float, int, int, int, int, int]:
     """CLEAR's matching, frame after frame, as in the fields of TrackingCounts."""
     none = -1

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from idol.arrays import Floats32
 
 _SUPERSAMPLE: Final = 4  # outline pixels per frame pixel and side: 16 levels of edge coverage
 _TEXTURE_SIDE: Final = 96  # pixels of an instance's texture, before it is warped onto the frame
@@ -39,17 +39,17 @@ class Instance(NamedTuple):
     """One object: its looks, and where and how it is at each of T frames."""
 
     label: int
-    texture: Floats  # (S, S, 3), S = _TEXTURE_SIDE; RGB 0..255
-    outline: Floats  # (V, 2) in units of the radius
-    centres: Floats  # (T, 2) pixels, (x, y)
-    radii: Floats  # (T,) pixels
-    angles: Floats  # (T,) radians
-    stretches: Floats  # (T,) > 0, width grows by it and height shrinks
-    bends: Floats  # (T,)
-    wobbles: Floats  # (T, 3) amplitudes of the 2nd, 3rd and 4th harmonic
+    texture: Floats32  # (S, S, 3), S = _TEXTURE_SIDE; RGB 0..255
+    outline: Floats32  # (V, 2) in units of the radius
+    centres: Floats32  # (T, 2) pixels, (x, y)
+    radii: Floats32  # (T,) pixels
+    angles: Floats32  # (T,) radians
+    stretches: Floats32  # (T,) > 0, width grows by it and height shrinks
+    bends: Floats32  # (T,)
+    wobbles: Floats32  # (T, 3) amplitudes of the 2nd, 3rd and 4th harmonic
 
 
-def draw(canvas: Floats, instance: Instance, t: int, shift: Floats) -> NDArray[np.bool_]:
+def draw(canvas: Floats32, instance: Instance, t: int, shift: Floats32) -> NDArray[np.bool_]:
     """Paint the instance onto canvas (H, W, 3); returns (H, W) bool, the pixels it covers."""
     height, width = canvas.shape[:2]
     covered = np.zeros((height, width), np.bool_)
@@ -94,7 +94,7 @@ def draw(canvas: Floats, instance: Instance, t: int, shift: Floats) -> NDArray[n
     return covered
 
 
-def _filled(polygon: Floats, size: tuple[int, int]) -> Floats:
+def _filled(polygon: Floats32, size: tuple[int, int]) -> Floats32:
     """1 inside the polygon (V, 2), 0 outside, on a grid _SUPERSAMPLE times finer than size."""
     fine = np.zeros((size[1] * _SUPERSAMPLE, size[0] * _SUPERSAMPLE), np.float32)
     # Pixel centres are integers for OpenCV; the last 4 bits are fractions of a pixel.
@@ -103,7 +103,7 @@ def _filled(polygon: Floats, size: tuple[int, int]) -> Floats:
     return fine
 
 
-def _deformed(instance: Instance, t: int) -> Floats:
+def _deformed(instance: Instance, t: int) -> Floats32:
     """The outline (V, 2) at frame t in units of the radius, before stretch and rotation."""
     x, y = instance.outline.T
     direction = np.arctan2(y, x)
@@ -114,7 +114,7 @@ def _deformed(instance: Instance, t: int) -> Floats:
     )
 
 
-def outline(shape: str) -> Floats:
+def outline(shape: str) -> Floats32:
     """Vertices (V, 2) of a category's outline, about 1 from the centre at the farthest."""
     turn = np.linspace(0, 2 * np.pi, 80, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
@@ -154,8 +154,8 @@ def _resampled(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 
 def texture(
-    rng: np.random.Generator, category: Category, variation: float, common: Floats
-) -> Floats:
+    rng: np.random.Generator, category: Category, variation: float, common: Floats32
+) -> Floats32:
     """An instance's own texture (S, S, 3) RGB: its category's family, hue band and its own draw.
 
     common: (6,) in [-1, 1], what the instances of this category in this video have in common
@@ -193,7 +193,7 @@ def texture(
     return np.asarray(dark + tone[..., None] * (bright - dark), np.float32)
 
 
-def _rgb(hue: float, saturation: float, value: float) -> Floats:
+def _rgb(hue: float, saturation: float, value: float) -> Floats32:
     """One colour, (3,) RGB 0..255; hue in degrees, the others 0..1."""
     channel = (np.array([5.0, 3.0, 1.0]) + hue / 60.0) % 6
     falloff = np.clip(np.minimum(channel, 4 - channel), 0, 1)
@@ -203,10 +203,10 @@ def _rgb(hue: float, saturation: float, value: float) -> Floats:
 class Background:
     """A textured field, larger than the frame, seen through a window that drifts and turns."""
 
-    def __init__(self, field: Floats, windows: Floats, size: tuple[int, int]) -> None:
+    def __init__(self, field: Floats32, windows: Floats32, size: tuple[int, int]) -> None:
         self._field, self._windows, self._size = field, windows, size
 
-    def __call__(self, t: int, shift: Floats) -> Floats:
+    def __call__(self, t: int, shift: Floats32) -> Floats32:
         """The background (H, W, 3) of frame t, moved by shift pixels."""
         height, width = self._size
         x, y, angle, zoom = self._windows[t]
@@ -214,7 +214,7 @@ class Background:
         middle = np.array([self._field.shape[1] / 2 + x, self._field.shape[0] / 2 + y])
         turn = np.array([[cos, -sin], [sin, cos]])
         offset = middle - turn @ (np.array([width / 2, height / 2]) + shift)
-        canvas: Floats = cv2.warpAffine(
+        canvas: Floats32 = cv2.warpAffine(
             self._field,
             np.concatenate([turn, offset[:, None]], axis=1),
             (width, height),
@@ -283,7 +283,7 @@ def background(
 
 def smooth(
     rng: np.random.Generator, num_frames: int, strength: float, size: int | None = None
-) -> Floats:
+) -> Floats32:
     """A smooth random function of time, (T,) or (T, size), zero mean, about +-strength."""
     columns = size or 1
     t = np.arange(num_frames)[:, None]

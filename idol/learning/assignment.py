@@ -15,11 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from idol.arrays import Bools, Ints
 from idol.config import AssignmentConfig
 from idol.masks.boxes import cxcywh_to_xyxy
 
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 Costs = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 # Numbers of the algorithm rather than settings: they only order costs into classes (a query

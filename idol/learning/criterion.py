@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from idol.arrays import Ints
 from idol.config import Config
 from idol.learning import embedding_losses, losses
-from idol.learning.assignment import Assignment, Ints, assign, select
+from idol.learning.assignment import Assignment, assign, select
 from idol.learning.targets import MASK_STRIDE, Flags, PaddedTargets, pad, read_flags, to_device
 from idol.structures import Outputs, PairBatch
 

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from idol.arrays import Bools, Ints
 from idol.learning import losses
-from idol.learning.assignment import Bools, Ints, Selection
+from idol.learning.assignment import Selection
 from idol.learning.targets import to_device
 from idol.structures import Outputs
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idol.learning.assignment import Bools, Ints
+from idol.arrays import Bools, Ints
 from idol.structures import Targets
 
 MASK_STRIDE = 4

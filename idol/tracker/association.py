@@ -9,13 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from idol.arrays import Floats32, Ints
 from idol.config import TrackerConfig
 from idol.tracker.memory_bank import FrameArrays, MemoryBank
 
 __all__ = ["assign", "similarity"]
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 Similarity = npt.NDArray[np.floating[Any]]
 
 
@@ -66,7 +65,7 @@ def similarity(
     return found, bar
 
 
-def assign(found: Similarity, bar: Similarity, existence: Floats, config: TrackerConfig) -> Ints:
+def assign(found: Similarity, bar: Similarity, existence: Floats32, config: TrackerConfig) -> Ints:
     """The memory row of every detection, each row at most once.
 
     found, bar: as similarity returns them
@@ -121,7 +120,7 @@ def _hungarian(ranking: Similarity, bar: Similarity) -> Ints:
     return matches
 
 
-def _products(embeddings: Floats, memory: Floats) -> Tensor:
+def _products(embeddings: Floats32, memory: Floats32) -> Tensor:
     """d_i · ê_j, (n, C), (M, C) → (n, M)."""
     # torch, not numpy, for product and softmax: the released decision can hang on the last bit
     # (with one instance in memory f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up).
@@ -153,9 +152,9 @@ def _paper(products: Tensor, existence: Ints) -> Similarity:
     return likely
 
 
-def _bi_softmax(products: Tensor) -> Floats:
+def _bi_softmax(products: Tensor) -> Floats32:
     """Mean of the softmax over memory and that over detections, (n, M) → (n, M)."""
-    likely: Floats = products.softmax(dim=1).numpy()
+    likely: Floats32 = products.softmax(dim=1).numpy()
     likely += products.softmax(dim=0).numpy()
     likely /= np.float32(2)
     return likely
@@ -185,7 +184,7 @@ def _multi_cue(
     return values[:, 1:], values[:, :1]
 
 
-def _box_iou(boxes: Floats, others: Floats) -> npt.NDArray[np.float64]:
+def _box_iou(boxes: Floats32, others: Floats32) -> npt.NDArray[np.float64]:
     """(n, 4), (M, 4) xyxy → (n, M); 0 where both are empty."""
     a, b = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
     shared = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
@@ -196,18 +195,18 @@ def _box_iou(boxes: Floats, others: Floats) -> npt.NDArray[np.float64]:
     return iou
 
 
-def _cosine(a: Floats, b: Floats) -> Floats:
+def _cosine(a: Floats32, b: Floats32) -> Floats32:
     """(n, C), (M, C) → (n, M); 0 with an embedding of length 0."""
     (cosine,) = _cosines(a, b)
     return cosine
 
 
-def _cosines(a: Floats, *others: Floats) -> list[Floats]:
+def _cosines(a: Floats32, *others: Floats32) -> list[Floats32]:
     """(n, C) and any number of (M, C) → as many (n, M)."""
     # torch, not numpy: its threads are as many as the caller wants, those of numpy's BLAS are not.
     exact = torch.from_numpy(a).double()
     lengths = torch.linalg.vector_norm(exact, dim=1)[:, None]
-    found: list[Floats] = []
+    found: list[Floats32] = []
     for other in others:
         there = torch.from_numpy(other).double()
         products = torch.mm(exact, there.T)
@@ -217,7 +216,7 @@ def _cosines(a: Floats, *others: Floats) -> list[Floats]:
     return found
 
 
-def _proximity(boxes: Floats, expected: Floats, absent: Ints, size_weight: float) -> Floats:
+def _proximity(boxes: Floats32, expected: Floats32, absent: Ints, size_weight: float) -> Floats32:
     """How near each detection is to where each instance is expected: 1 at the place, towards 0.
 
     boxes:       (n, 4) xyxy
@@ -232,14 +231,14 @@ def _proximity(boxes: Floats, expected: Floats, absent: Ints, size_weight: float
     distance = 2 * distance / (side[:, None] + other[None])
     if size_weight > 0:
         distance += size_weight * np.abs(np.log(side[:, None] / other[None]))
-    near: Floats = np.exp(-distance) / absent
+    near: Floats32 = np.exp(-distance) / absent
     return near.astype(np.float32)
 
 
-def _place(boxes: Floats) -> tuple[Floats, Floats, Floats]:
+def _place(boxes: Floats32) -> tuple[Floats32, Floats32, Floats32]:
     """Centres x and y of boxes (n, 4) xyxy, and the geometric mean of their sides: (n,) each."""
     low, high = boxes[:, :2], boxes[:, 2:]
     centre = (low + high) / np.float32(2)
     size = np.maximum(high - low, np.float32(1))
-    side: Floats = np.sqrt(size[:, 0] * size[:, 1])
+    side: Floats32 = np.sqrt(size[:, 0] * size[:, 1])
     return centre[:, 0], centre[:, 1], side

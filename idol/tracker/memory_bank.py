@@ -8,12 +8,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from idol.arrays import Floats32, Ints
 from idol.config import TrackerConfig
 
 __all__ = ["FrameArrays", "MemoryBank"]
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 _ARRAYS: Final = (
     "ids", "embeddings", "boxes", "motion", "history", "history_scores", "existence", "born",
@@ -31,10 +30,10 @@ class FrameArrays:
     class_scores: (n, K)
     """
 
-    scores: Floats
-    embeddings: Floats
-    boxes: Floats
-    class_scores: Floats
+    scores: Floats32
+    embeddings: Floats32
+    boxes: Floats32
+    class_scores: Floats32
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -78,17 +77,17 @@ class MemoryBank:
         length = config.memory_length if past else 0
         self.config = config
         self.ids: Ints = np.zeros(0, np.int64)
-        self.embeddings: Floats = np.zeros((0, size), np.float32)
-        self.newest: Floats = np.zeros((0, size if config.newest_too else 0), np.float32)
-        self.boxes: Floats = np.zeros((0, 4), np.float32)
-        self.motion: Floats = np.zeros((0, 4), np.float32)
-        self.history: Floats = np.zeros((0, length, size), np.float32)
-        self.history_scores: Floats = np.zeros((0, length), np.float32)
-        self.existence: Floats = np.zeros(0, np.float32)
+        self.embeddings: Floats32 = np.zeros((0, size), np.float32)
+        self.newest: Floats32 = np.zeros((0, size if config.newest_too else 0), np.float32)
+        self.boxes: Floats32 = np.zeros((0, 4), np.float32)
+        self.motion: Floats32 = np.zeros((0, 4), np.float32)
+        self.history: Floats32 = np.zeros((0, length, size), np.float32)
+        self.history_scores: Floats32 = np.zeros((0, length), np.float32)
+        self.existence: Floats32 = np.zeros(0, np.float32)
         self.born: Ints = np.zeros(0, np.int64)
         self.last_seen: Ints = np.zeros(0, np.int64)
         self.labels: Ints = np.zeros(0, np.int64)
-        self.class_scores: Floats = np.zeros((0, num_classes), np.float32)
+        self.class_scores: Floats32 = np.zeros((0, num_classes), np.float32)
         self._weights = _recency(length, config)
 
     def __len__(self) -> int:
@@ -166,10 +165,10 @@ class MemoryBank:
         for name in _ARRAYS:
             setattr(self, name, getattr(self, name)[keep])
 
-    def _mix(self, rows: Ints, embeddings: Floats, share: Floats | np.float32) -> None:
+    def _mix(self, rows: Ints, embeddings: Floats32, share: Floats32 | np.float32) -> None:
         self.embeddings[rows] = (1 - share) * self.embeddings[rows] + share * embeddings
 
-    def _likeness(self, rows: Ints, embeddings: Floats) -> Floats:
+    def _likeness(self, rows: Ints, embeddings: Floats32) -> Floats32:
         """Mean cosine of new embeddings (n, C) with those remembered, at least 0: (n,)."""
         known = self.history[rows].astype(np.float64)
         exact = embeddings.astype(np.float64)
@@ -178,10 +177,10 @@ class MemoryBank:
         # Absent entries are zeros and count for nothing. existence includes the frame of now.
         cosines = (products / np.where(lengths > 0, lengths, 1)).sum(axis=1)
         count = np.minimum(self.existence[rows] - 1, known.shape[1])
-        likeness: Floats = np.clip(cosines / count, 0, 1).astype(np.float32)
+        likeness: Floats32 = np.clip(cosines / count, 0, 1).astype(np.float32)
         return likeness
 
-    def _summarise(self, history: Floats, scores: Floats, existence: Floats) -> Floats:
+    def _summarise(self, history: Floats32, scores: Floats32, existence: Floats32) -> Floats32:
         """Weighted mean of remembered embeddings, (n, T, C), (n, T) → (n, C)."""
         length = history.shape[1]
         weights = self._weights[np.minimum(existence, length).astype(np.int64)]
@@ -189,7 +188,7 @@ class MemoryBank:
             weights += scores  # absent entries have score 0 and recency 0
         total = weights.sum(axis=1, keepdims=True)
         # One after the other, oldest first: the order of a sum is in its last bit.
-        mean: Floats = history[:, 0] * weights[:, :1]
+        mean: Floats32 = history[:, 0] * weights[:, :1]
         for t in range(1, length):
             mean += history[:, t] * weights[:, t : t + 1]
         if total.min() > 0:
@@ -202,7 +201,7 @@ class MemoryBank:
         return mean
 
 
-def _recency(length: int, config: TrackerConfig) -> Floats:
+def _recency(length: int, config: TrackerConfig) -> Floats32:
     """Row L holds the weights of L remembered embeddings, newest last, zeros before."""
     table = np.zeros((length + 1, length), np.float32)
     for count in range(1, length + 1):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from idol.arrays import Floats32, Ints
 from idol.config import TrackerConfig
 from idol.masks.boxes import greedy
 from idol.structures import FrameDetections, Track
@@ -17,9 +18,6 @@ from idol.tracker.memory_bank import FrameArrays, MemoryBank
 from idol.tracker.tracks import AssembledTrack, TrackAssembler
 
 __all__ = ["Tracker", "TrackerConfig", "select", "subset", "track_video"]
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 
 class Tracker:
@@ -80,7 +78,7 @@ class Tracker:
                 now, overlaps = now.rows(rows), overlaps[np.ix_(rows, rows)]
         return rows.tolist(), self._associate(now, overlaps, frame.frame_index).tolist()
 
-    def _associate(self, now: FrameArrays, overlaps: Floats, index: int) -> Ints:
+    def _associate(self, now: FrameArrays, overlaps: Floats32, index: int) -> Ints:
         """Identities of the n detections that enter, overlaps (n, n), of the frame of this index:
         what update returns."""
         config = self.config
@@ -133,7 +131,7 @@ class Tracker:
         all_ids[rows] = ids
         return all_ids
 
-    def _check(self, arrays: FrameArrays, overlaps: Floats, index: int) -> None:
+    def _check(self, arrays: FrameArrays, overlaps: Floats32, index: int) -> None:
         """Refuse what cannot be tracked; nothing has changed yet."""
         if self._last_index is not None and index <= self._last_index:
             raise ValueError(
@@ -166,7 +164,7 @@ class Tracker:
             )
 
 
-def _survivors(scores: Floats, overlaps: Floats, threshold: float) -> Ints | None:
+def _survivors(scores: Floats32, overlaps: Floats32, threshold: float) -> Ints | None:
     """Greedy mask NMS, regardless of class.
 
     scores:   (N,)
@@ -185,7 +183,7 @@ def _survivors(scores: Floats, overlaps: Floats, threshold: float) -> Ints | Non
 
 
 def _apart(
-    born: Ints, matched: npt.NDArray[np.bool_], overlaps: Floats, rows: Ints | None, most: float
+    born: Ints, matched: npt.NDArray[np.bool_], overlaps: Floats32, rows: Ints | None, most: float
 ) -> Ints:
     """Those of born that show nothing which another detection shows already.
 
@@ -214,7 +212,7 @@ def select(frame: FrameDetections, config: TrackerConfig) -> Tensor:
     return rows.to(frame.scores.device)
 
 
-def _selected(scores: Floats, config: TrackerConfig) -> Ints:
+def _selected(scores: Floats32, config: TrackerConfig) -> Ints:
     """select, of scores (N,)."""
     rows: Ints = (scores > np.float32(config.score_threshold)).nonzero()[0]
     if len(rows) == 0 and config.keep_best and len(scores):
@@ -264,8 +262,8 @@ def _arrays(frame: FrameDetections) -> FrameArrays:
     )
 
 
-def _numpy(tensor: Tensor) -> Floats:
+def _numpy(tensor: Tensor) -> Floats32:
     if tensor.dtype != torch.float32:
         tensor = tensor.float()
-    array: Floats = tensor.numpy(force=True)
+    array: Floats32 = tensor.numpy(force=True)
     return array

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idol.analysis import intervals
+from idol.arrays import Floats
 from idol.evaluation import average_precision, tracking_draws, tracking_metrics
 from idol.evaluation.matching import OCCLUSION_RANGES, VideoMatches
-from idol.evaluation.overlaps import Floats
 from idol.evaluation.tracking_metrics import VideoTracking
 
 TRACKING: Final = ("HOTA", "DetA", "AssA", "IDF1")

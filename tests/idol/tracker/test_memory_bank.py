@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from idol.arrays import Floats32
 from idol.config import TrackerConfig
-from idol.tracker.memory_bank import Floats, FrameArrays, MemoryBank
+from idol.tracker.memory_bank import FrameArrays, MemoryBank
 
 
-def arrays(vectors: Floats) -> FrameArrays:
+def arrays(vectors: Floats32) -> FrameArrays:
     """Detections with these embeddings (n, C), of class 0 in one corner."""
     count = len(vectors)
     return FrameArrays(
@@ -22,7 +23,7 @@ def arrays(vectors: Floats) -> FrameArrays:
     )
 
 
-def shown(vectors: Floats, config: TrackerConfig) -> MemoryBank:
+def shown(vectors: Floats32, config: TrackerConfig) -> MemoryBank:
     """One instance that showed these embeddings (T, C), a frame each, beside one seen once."""
     bank = MemoryBank(vectors.shape[1], 3, config)
     bank.add(np.arange(2), arrays(np.stack([vectors[0], vectors[0]])), 0)
@@ -31,7 +32,7 @@ def shown(vectors: Floats, config: TrackerConfig) -> MemoryBank:
     return bank
 
 
-def drawn(seed: int, length: int) -> Floats:
+def drawn(seed: int, length: int) -> Floats32:
     return np.random.default_rng(seed).normal(size=(length, 6)).astype(np.float32)
 
 
@@ -43,7 +44,7 @@ def test_last_is_the_newest_embedding(seed: int, length: int) -> None:
     assert bank.history.size == 0
 
 
-def guided(vectors: Floats, remembered: int) -> list[float]:
+def guided(vectors: Floats32, remembered: int) -> list[float]:
     """CTVIS's similarity-guided fusion, one embedding and one pair at a time."""
     mean = vectors[0].astype(float)
     for t in range(1, len(vectors)):
