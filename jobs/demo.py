@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from idol import presets
 from idol.config import override
-from idol.images.synthetic import SyntheticConfig, write_dataset
-from pipelines import cluster, demo
-from pipelines.errors import PipelineError
-from pipelines.stages import train
+from jobs import command
 
 GRID: dict[str, Sequence[float | str]] = {
     "weighting": ["paper"],
@@ -46,7 +39,7 @@ class Demo:
     """Videos to train on, for each dial."""
     validation_videos: int = 12
     """Videos to evaluate on, for each dial; other seeds."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (
+    set: command.Repeated = (
         "train.steps=120",
         "train.learning_rate=0.0005",
         "train.report_every=5",
@@ -61,40 +54,46 @@ class Demo:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, take the walk, say what came out and where to look."""
-    job = tyro.cli(Demo, args=argv, prog="python -m jobs.demo")
+    command.run("demo", Demo, walk, argv)
+
+
+def walk(job: Demo) -> dict[str, Any]:
+    """Take the walk, and print a table of the scores; returns the last line."""
     started = time.monotonic()
-    try:
-        config = override(presets.by_name("tiny"), job.set)
-        files = draw(job)
-        with cluster.session(dashboard=True):
-            result = demo.run(
-                demo.Walk(
-                    train_files=list(files["train"].values()),
-                    validation_files=files["validation"],
-                    config=config,
-                    weights=None if job.weights == "none" else job.weights,
-                    workers=job.workers,
-                    grid=GRID,
-                    sweep_set="crowded",
-                ),
-                job.out,
-                commands={
-                    "this demo": f"python -m jobs.demo --out {job.out}",
-                    "curves, parameters, metrics in the browser": f"make mlflow RUN={job.out}",
-                    "these weights on your own videos": "python -m jobs.evaluate --annotations "
-                    f"YOUR/instances.json --checkpoint {job.out}/train/{train.WEIGHTS} --out MINE",
-                },
-            )
-    except (PipelineError, ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    config = override(presets.by_name("tiny"), job.set)
+    from pipelines import cluster, demo
+    from pipelines.stages import train
+
+    files = draw(job)
+    with cluster.session(dashboard=True):
+        result = demo.run(
+            demo.Walk(
+                train_files=list(files["train"].values()),
+                validation_files=files["validation"],
+                config=config,
+                weights=None if job.weights == "none" else job.weights,
+                workers=job.workers,
+                grid=GRID,
+                sweep_set="crowded",
+            ),
+            job.out,
+            commands={
+                "this demo": f"python -m jobs.demo --out {job.out}",
+                "curves, parameters, metrics in the browser": f"make mlflow RUN={job.out}",
+                "these weights on your own videos": "python -m jobs.evaluate --annotations "
+                f"YOUR/instances.json --checkpoint {job.out}/train/{train.WEIGHTS} --out MINE",
+            },
+        )
     result["minutes"] = round((time.monotonic() - started) / 60, 2)
     print(table(result["sets"]))
     print(f"\nLook at {result['page']}\n")
-    print(json.dumps(result, sort_keys=True))
+    return result
 
 
 def draw(job: Demo) -> dict[str, dict[str, str]]:
     """Write the synthetic videos: train/validation -> dial -> annotation file."""
+    from idol.images.synthetic import SyntheticConfig, write_dataset
+
     dials = {"easy": SyntheticConfig.easy(), "crowded": SyntheticConfig.crowded()}
     sets = (
         ("train", TRAIN_SEED, job.train_videos),

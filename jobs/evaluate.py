@@ -5,21 +5,15 @@ python -m jobs.evaluate --annotations val/instances.json --checkpoint weights.sa
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from idol.config import Speed
-from pipelines import cluster
-from pipelines.errors import PipelineError
-from pipelines.report import compare
-from pipelines.stages import evaluate
+from jobs import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +32,7 @@ class Evaluate:
     and the paths of OUT/comparison.json and .html, which show them side by side.
     """
 
-    annotations: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JSON [JSON ...]")]
+    annotations: command.AnnotationFiles
     """YouTube-VIS or OVIS JSON. Several are evaluated one after the other, each in a folder of OUT
     named after the folder of its file."""
     checkpoint: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WEIGHTS [WEIGHTS ...]")]
@@ -49,15 +43,11 @@ class Evaluate:
     """Directory to write: new, empty, or left unfinished by the same command."""
     preset: str | None = None
     """Configuration of a released .pth, which carries none."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    set: command.Repeated = ()
     """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; repeat for more. For
     example tracker.match_threshold=0.6 or transforms.test_short_side=360."""
-    tracker: str | None = None
-    """released, ovis, paper, multi_cue, robust, or a JSON file such as the best.json of jobs.sweep.
-    Default: the checkpoint's own."""
-    frames: str | None = None
-    """Folder (or URL) that the frame paths are relative to. Default: JPEGImages beside each
-    annotation file where that exists, else the file's own folder."""
+    tracker: command.Tracker = None
+    frames: command.Frames = None
     videos: tuple[int, ...] = ()
     """Evaluate only these video ids. Default: all. Needs a single annotation file."""
     stride: int = 1
@@ -77,53 +67,61 @@ class Evaluate:
     """Delete an earlier output in OUT first. Never deletes anything else."""
     log_to: Path | None = None
     """Folder of the MLflow file. Default: OUT; without effect where MLFLOW_TRACKING_URI is set."""
-    num_cpus: int | None = None
-    """Logical CPUs of the Ray started here. Default: those of the machine, at least 4. Without
-    effect on a cluster that is joined (RAY_ADDRESS, ray job submit)."""
+    num_cpus: command.NumCpus = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, evaluate, print the metrics as the last line."""
-    job = tyro.cli(Evaluate, args=argv, prog="python -m jobs.evaluate")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        if job.videos and len(job.annotations) > 1:
-            raise ValueError("--videos needs a single annotation file: ids of several may clash")
-        pool = None if job.actors is None else cluster.Pool.of(job.actors)
-        named = compare.names(job.checkpoint)
-        outputs = {
-            name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named
-        }
-        if len(named) > 1:
-            for checkpoint in job.checkpoint:
-                for path in job.annotations:
-                    # The tenth must not fail for a typing error after nine have run for hours.
-                    evaluate.check(path, checkpoint, **_settings(job))
-        with cluster.session(job.num_cpus):
-            lines = {
-                name: {
-                    set_name: _evaluate(job, path, named[name], out, pool)
-                    for set_name, (path, out) in sets.items()
-                }
-                for name, sets in outputs.items()
-            }
-        line = {name: _one_or_sets(values) for name, values in lines.items()}
-        if len(named) == 1:
-            found = next(iter(line.values()))
-        else:
-            compare.write(
-                job.out,
-                {
-                    name: {set_name: out for set_name, (_, out) in sets.items()}
-                    for name, sets in outputs.items()
-                },
+    command.run("evaluate", Evaluate, _evaluate, argv)
+
+
+def _evaluate(job: Evaluate) -> dict[str, Any]:
+    if job.videos and len(job.annotations) > 1:
+        raise ValueError("--videos needs a single annotation file: ids of several may clash")
+    from pipelines import cluster
+    from pipelines.report import compare
+    from pipelines.stages import evaluate
+
+    pool = None if job.actors is None else cluster.Pool.of(job.actors)
+    named = compare.names(job.checkpoint)
+    settings = _settings(job)
+    outputs = {name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named}
+    if len(named) > 1:
+        for checkpoint in job.checkpoint:
+            for path in job.annotations:
+                # The tenth must not fail for a typing error after nine have run for hours.
+                evaluate.check(path, checkpoint, **settings)
+
+    def one(path: str, checkpoint: str, out: Path) -> dict[str, Any]:
+        manifest = evaluate.run(
+            path,
+            checkpoint,
+            out,
+            **settings,
+            actors=pool,
+            gpu=None if job.device == "auto" else job.device == "gpu",
+            overwrite=job.overwrite,
+            log_to=job.log_to or job.out,
+        )
+        paths = {name: str(out / file) for name, file in evaluate.FILES.items()}
+        counts = {"rows": manifest.rows, "rejects": manifest.rejects, "seconds": manifest.seconds}
+        return {**manifest.extra["metrics"], **counts, "out": str(out), **paths}
+
+    with cluster.session(job.num_cpus):
+        line = {
+            name: _one_or_sets(
+                {title: one(path, named[name], out) for title, (path, out) in sets.items()}
             )
-            paths = {name: str(job.out / file) for name, file in compare.FILES.items()}
-            found = {"checkpoints": line, **paths}
-    except (PipelineError, ValueError, FileNotFoundError) as error:
-        # The message says what to do; a traceback would bury it.
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps(found, sort_keys=True))
+            for name, sets in outputs.items()
+        }
+    if len(named) == 1:
+        return next(iter(line.values()))
+    compare.write(
+        job.out,
+        {name: {title: out for title, (_, out) in sets.items()} for name, sets in outputs.items()},
+    )
+    paths = {name: str(job.out / file) for name, file in compare.FILES.items()}
+    return {"checkpoints": line, **paths}
 
 
 def _settings(job: Evaluate) -> dict[str, Any]:
@@ -141,24 +139,6 @@ def _settings(job: Evaluate) -> dict[str, Any]:
         "video_ids": job.videos or None,
         "stride": job.stride,
     }
-
-
-def _evaluate(
-    job: Evaluate, annotation_file: str, checkpoint: str, out: Path, pool: cluster.Pool | None
-) -> dict[str, Any]:
-    manifest = evaluate.run(
-        annotation_file,
-        checkpoint,
-        out,
-        **_settings(job),
-        actors=pool,
-        gpu=None if job.device == "auto" else job.device == "gpu",
-        overwrite=job.overwrite,
-        log_to=job.log_to or job.out,
-    )
-    paths = {name: str(out / file) for name, file in evaluate.FILES.items()}
-    counts = {"rows": manifest.rows, "rejects": manifest.rejects, "seconds": manifest.seconds}
-    return {**manifest.extra["metrics"], **counts, "out": str(out), **paths}
 
 
 def _one_or_sets(values: dict[str, dict[str, Any]]) -> dict[str, Any]:

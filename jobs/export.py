@@ -5,26 +5,19 @@ python -m jobs.export --weights runs/train/checkpoint.safetensors --out network.
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import tyro
-from numpy.typing import NDArray
+from jobs import command
 
-from idol.images.synthetic import SyntheticConfig, make_video
-from idol.images.transforms import collate_images, normalise
-from idol.weights import checkpoint, export
-from pipelines import configuration
-from pipelines.errors import PipelineError
-from pipelines.sources import frames
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from idol.weights import export
 
 _TOLERANCE = 1e-3  # of each output, relative to its largest value
 
@@ -39,14 +32,12 @@ class Export:
     largest difference of each output, seconds.
     """
 
-    weights: str
-    """A .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a released
-    .pth (then name its --preset)."""
+    weights: command.Weights
     out: Path
     """File to write: .onnx, or .pt2 for an AOTInductor package."""
     preset: str | None = None
     """Configuration of a released .pth, which carries none."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    set: command.Repeated = ()
     """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; for example
     transforms.test_short_side=360."""
     frame: str | None = None
@@ -64,16 +55,16 @@ class Export:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, export, check, print the JSON line."""
-    job = tyro.cli(Export, args=argv, prog="python -m jobs.export")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        print(json.dumps(_export(job), sort_keys=True))
-    except (PipelineError, ValueError, OSError) as error:
-        # The message says what to do; a traceback would bury it.
-        sys.exit(f"{type(error).__name__}: {error}")
+    command.run("export", Export, _export, argv)
 
 
 def _export(job: Export) -> dict[str, object]:
+    import torch
+
+    from idol.images.transforms import collate_images, normalise
+    from idol.weights import checkpoint, export
+    from pipelines import configuration
+
     started = time.monotonic()
     form = _form(job)
     model = checkpoint.load(job.weights, preset=job.preset)
@@ -115,6 +106,8 @@ def _export(job: Export) -> dict[str, object]:
 
 
 def _form(job: Export) -> export.Format:
+    from idol.weights import export
+
     forms: dict[str, export.Format] = {".onnx": "onnx", ".pt2": "aoti"}
     if job.out.suffix not in forms:
         raise ValueError(f"--out must end in .onnx or .pt2, got {job.out}")
@@ -128,13 +121,15 @@ def _form(job: Export) -> export.Format:
 
 
 def _frame(job: Export) -> NDArray[np.uint8]:
+    from idol.images.synthetic import SyntheticConfig, make_video
+    from pipelines.sources import frames
+
     if job.frame is None:
         drawn: NDArray[np.uint8] = make_video(SyntheticConfig(size=(360, 640)), 0).frames[0]
         return drawn
-    path = Path(job.frame)
-    if not path.is_file():
-        raise FileNotFoundError(f"--frame {path} is not there; name an image file.")
-    return frames.read(str(path), video_id=0)
+    if not Path(job.frame).is_file():
+        raise FileNotFoundError(f"--frame {job.frame} is not there; name an image file.")
+    return frames.read(job.frame, video_id=0)
 
 
 if __name__ == "__main__":

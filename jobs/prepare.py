@@ -5,23 +5,15 @@ python -m jobs.prepare --annotations train/instances.json --out pairs --preset t
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import tyro
-
-from idol import config as settings
 from idol import presets
-from pipelines import cluster
-from pipelines.errors import PipelineError
-from pipelines.sources import annotations as annotation_files
-from pipelines.stages import pairs
+from idol.config import override
+from jobs import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +25,15 @@ class Prepare:
     The last line of stdout is the manifest as one JSON object.
     """
 
-    annotations: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JSON [JSON ...]")]
+    annotations: command.AnnotationFiles
     """Annotation files, local paths or URLs. Several are united; their categories must be
     numbered alike, clashing video ids are raised."""
     out: Path
     """Directory to write: new, empty, or left unfinished by the same command."""
-    frames: str | None = None
-    """Folder (or URL) that the frame paths are relative to. Default: JPEGImages beside each
-    annotation file where that exists, else the file's own folder."""
+    frames: command.Frames = None
     preset: str = "ytvis19_r50"
     """Configuration by name; its section `pairs` says how pairs are drawn and stored."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    set: command.Repeated = ()
     """Replace a field of the preset, SECTION.FIELD=VALUE; repeat for more. For example
     pairs.max_gap=5, or pairs.max_side=640 to store smaller frames."""
     videos: tuple[int, ...] = ()
@@ -52,38 +42,37 @@ class Prepare:
     """Use every n-th frame only, so that objects move faster."""
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
-    num_cpus: int | None = None
-    """Logical CPUs of the Ray started here. Default: those of the machine, at least 4. Without
-    effect on a cluster that is joined (RAY_ADDRESS, ray job submit)."""
+    num_cpus: command.NumCpus = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, run one stage, print its manifest as the last line."""
-    job = tyro.cli(Prepare, args=argv, prog="python -m jobs.prepare")
-    try:
-        config = settings.override(presets.by_name(job.preset), job.set)
-        if job.videos and len(job.annotations) > 1:
-            raise ValueError("--videos needs a single annotation file: ids of several may clash")
-        dataset = annotation_files.combine(
-            [
-                annotation_files.read(
-                    path, job.frames, video_ids=job.videos or None, stride=job.stride
-                )
-                for path in job.annotations
-            ]
+    command.run("prepare", Prepare, _prepare, argv)
+
+
+def _prepare(job: Prepare) -> dict[str, Any]:
+    config = override(presets.by_name(job.preset), job.set)
+    if job.videos and len(job.annotations) > 1:
+        raise ValueError("--videos needs a single annotation file: ids of several may clash")
+    from pipelines import cluster
+    from pipelines.sources import annotations
+    from pipelines.stages import pairs
+
+    dataset = annotations.combine(
+        [
+            annotations.read(path, job.frames, video_ids=job.videos or None, stride=job.stride)
+            for path in job.annotations
+        ]
+    )
+    with cluster.session(job.num_cpus):
+        manifest = pairs.run(
+            dataset,
+            job.out,
+            config.pairs,
+            overwrite=job.overwrite,
+            progress=partial(cluster.progress, what="prepare", unit="shards"),
         )
-        with cluster.session(job.num_cpus):
-            manifest = pairs.run(
-                dataset,
-                job.out,
-                config.pairs,
-                overwrite=job.overwrite,
-                progress=partial(cluster.progress, what="prepare", unit="shards"),
-            )
-    except (PipelineError, ValueError) as error:
-        # The message says what to do; a traceback would bury it.
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps(dataclasses.asdict(manifest), sort_keys=True))
+    return asdict(manifest)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,11 @@ python -m jobs.report --train run/train --evaluate run/val --sweep run/sweep --o
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from pipelines.errors import PipelineError
-from pipelines.report import run_page
+from jobs import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +34,20 @@ class Report:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, write the page, print its path as the last line."""
-    job = tyro.cli(Report, args=argv, prog="python -m jobs.report")
-    try:
-        page = run_page.write(
-            job.out,
-            title=job.title,
-            training=job.train,
-            evaluations={folder.resolve().name: folder for folder in job.evaluate},
-            swept=job.sweep,
-        )
-    except (PipelineError, ValueError, FileNotFoundError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps({"page": str(page)}))
+    command.run("report", Report, _report, argv)
+
+
+def _report(job: Report) -> dict[str, str]:
+    from pipelines.report import run_page
+
+    page = run_page.write(
+        job.out,
+        title=job.title,
+        training=job.train,
+        evaluations={folder.resolve().name: folder for folder in job.evaluate},
+        swept=job.sweep,
+    )
+    return {"page": str(page)}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python -m jobs.score --truth val/instances.json --results results.json
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shlex
 import sys
@@ -14,18 +13,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from tqdm import tqdm
 
-from idol.analysis.oracles import CLIP_LENGTHS
 from idol.config import AnalysisConfig
-from idol.evaluation.tracking_metrics import TrackingOptions
-from idol.ytvis import submission, truth
-from pipelines.report import score_page
-from pipelines.stages import score
-from pipelines.stages.score import Analyses, Scores
+from jobs import command
+
+if TYPE_CHECKING:
+    from pipelines.stages.score import Scores
 
 _DEFAULTS = AnalysisConfig()
 _ANY_LENGTHS: tuple[int, ...] = (-1,)  # --oracle was not given
@@ -55,15 +51,15 @@ class Score:
     oracle: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[FRAMES ...]")] = _ANY_LENGTHS
     """Oracle experiments of the paper (Sec. 4.3) with clips of these lengths; without a length,
     1 3 5 10 20 30."""
-    errors: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    errors: command.Switch = False
     """What every kind of error costs, and the worst videos and instances."""
-    tracking: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    tracking: command.Switch = False
     """HOTA, DetA, AssA, LocA, IDF1, MOTSA, sMOTSA, identity switches, equal to TrackEval: every
     entry is a track of its class, averages are over the classes that have truth."""
     min_score: float | None = None
     """With --tracking: leave out entries of a lower score. These metrics do not rank by score, so
     results made for AP, with many low scores, need it."""
-    one_class: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    one_class: command.Switch = False
     """With --tracking: of entries with the same masks only the best-scored is a track."""
     html: Path | None = None
     """Write a page with precision-recall curves, and the analyses that were asked for."""
@@ -88,25 +84,20 @@ class Score:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score, print the metrics as the last line."""
-    job = tyro.cli(Score, args=argv, prog="python -m jobs.score")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        if job.submission is not None:
-            line = _submit(job)
-        elif job.join is not None:
-            line = _join(job)
-        else:
-            line = _score(job, argv)
-    except (ValueError, OSError, IndexError) as error:
-        # The message says what to do; a traceback would bury it.
-        sys.exit(f"{type(error).__name__}: {error}")
-    text = json.dumps(line, sort_keys=True)
-    if job.out is not None and job.submission is None:
-        job.out.write_text(text + "\n")
-    print(text)
+    words = sys.argv[1:] if argv is None else argv
+    command.run("score", Score, lambda job: _work(job, words), argv, also=(IndexError,))
 
 
-def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
+def _work(job: Score, words: Sequence[str]) -> dict[str, Any]:
+    if job.submission is not None:
+        return _submit(job)
+    line = _score(job, words) if job.join is None else _join(job)
+    if job.out is not None:
+        job.out.write_text(json.dumps(line, sort_keys=True) + "\n")
+    return line
+
+
+def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
     if job.truth is None or not job.results:
         raise ValueError(
             "scoring needs --truth GT.json and --results results.json. To check and zip a file for "
@@ -116,6 +107,13 @@ def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
         raise ValueError("--frames is for pictures in the page; add --html page.html and --errors")
     if job.frames is not None and not job.frames.is_dir():
         raise FileNotFoundError(f"the folder of frames {job.frames} does not exist")
+    from tqdm import tqdm
+
+    from idol.analysis.oracles import CLIP_LENGTHS
+    from idol.evaluation.tracking_metrics import TrackingOptions
+    from idol.ytvis import truth
+    from pipelines.stages import score
+
     config = AnalysisConfig(resamples=job.bootstrap, seed=job.seed)
     if not job.tracking and (job.min_score is not None or job.one_class):
         raise ValueError("--min-score and --one-class are of the tracking metrics; add --tracking")
@@ -123,7 +121,7 @@ def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
         min_score=-math.inf if job.min_score is None else job.min_score, one_class=job.one_class
     )
     lengths = () if job.oracle == _ANY_LENGTHS else job.oracle or CLIP_LENGTHS
-    analyses = Analyses(
+    analyses = score.Analyses(
         oracle=lengths,
         errors=job.errors,
         tracking=options if job.tracking else None,
@@ -147,7 +145,6 @@ def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
     found = score.run(known, paths, analyses, progress=progress)
     print(table(found), file=sys.stderr)
     if job.html is not None:
-        words = sys.argv[1:] if argv is None else argv
         score.write_page(
             job.html,
             found,
@@ -164,6 +161,9 @@ def _score(job: Score, argv: Sequence[str] | None) -> dict[str, Any]:
 def _join(job: Score) -> dict[str, Any]:
     if job.truth is None or len(job.results) != 1 or job.join is None:
         raise ValueError("--join needs --truth GT.json and one file of clips in --results")
+    from idol.ytvis import truth
+    from pipelines.stages import score
+
     _check_folder(job.join)
     count = score.join(truth.read(job.truth), job.results[0], job.join, _DEFAULTS)
     return {"entries": count, "out": str(job.join)}
@@ -179,6 +179,8 @@ def _submit(job: Score) -> dict[str, Any]:
         )
     if job.out.resolve() == job.submission.resolve():
         raise ValueError(f"--out {job.out} would replace the results file; name the zip otherwise")
+    from idol.ytvis import submission
+
     _check_folder(job.out)
     videos = None if job.truth is None else submission.read_videos(job.truth)
     done = submission.write(job.submission, job.out, videos)
@@ -204,6 +206,8 @@ def _check_folder(path: Path | None) -> None:
 
 def table(scores: Scores) -> str:
     """All that was found, in percent, for the terminal."""
+    from pipelines.report import score_page
+
     methods = scores.methods
     names = [method.name for method in methods]
     width = max(22, *(len(name) + 2 for name in names))

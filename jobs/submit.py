@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from pipelines import submit
+from jobs import command
 from pipelines.errors import PipelineError
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -44,17 +42,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Submit what stands after `--`, follow it, and exit as it did."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    options, command = arguments[:cut], arguments[cut + 1 :]
-    job = tyro.cli(Submit, args=options, prog="python -m jobs.submit")
-    if not command:
+    options, words = arguments[:cut], arguments[cut + 1 :]
+    command.run("submit", Submit, lambda job: _submit(job, words), options)
+
+
+def _submit(job: Submit, words: Sequence[str]) -> None:
+    if not words:
         sys.exit(
             "Nothing to submit: give the job after `--`, as in "
             "`python -m jobs.submit -- python -m jobs.evaluate --help`."
         )
     environment = dict(_variable(entry) for entry in job.env)
+    from pipelines import submit
+
     try:
         done = submit.submit(
-            command,
+            words,
             job.working_dir,
             address=job.address,
             environment=environment,
@@ -63,18 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except PipelineError as error:
         sys.exit(str(error))
-    if not job.wait:
-        print(json.dumps({"submission_id": done.submission_id, "status": done.status}))
-        return
     if done.exit_code != 0:
         print(f"{done.submission_id} {done.status}: {done.message}", file=sys.stderr)
-    print(json.dumps(done.result if done.result is not None else _ending(done)))
+    without = {"submission_id": done.submission_id, "status": done.status}
+    print(json.dumps(without if done.result is None else done.result))
     sys.exit(done.exit_code)
-
-
-def _ending(done: submit.Submission) -> dict[str, str]:
-    """What to print for a job that printed no JSON itself."""
-    return {"submission_id": done.submission_id, "status": done.status}
 
 
 def _show(text: str) -> None:

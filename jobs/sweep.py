@@ -7,26 +7,22 @@ python -m jobs.sweep --pairs pairs --annotations val.json --out sweep \
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any, Literal
 
 from idol import presets
 from idol.config import Config, override
-from pipelines import cluster
-from pipelines.errors import PipelineError
-from pipelines.storage.manifest import Manifest
+from jobs import command
 from pipelines.sweep import space as search_space
-from pipelines.sweep import tracker_sweep, training_sweep
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Range, Space
-from pipelines.sweep.training_sweep import TrainSweep
+
+if TYPE_CHECKING:
+    from pipelines.storage.manifest import Manifest
+    from pipelines.sweep import tracker_sweep
+    from pipelines.sweep.training_sweep import TrainSweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +53,11 @@ class Sweep:
     """A finished OUT of jobs.prepare: sweep training on it."""
     out: Path
     """Directory to write: new, empty, or left unfinished by the same command."""
-    space: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    space: command.Repeated = ()
     """tracker.FIELD=LOW..HIGH, tracker.FIELD=LOW..HIGH:log, tracker.FIELD=A,B,C, or tracker.FIELD
     for its usual values; repeat for more fields. Default: the numbers that matter most for this
     tracker, with their usual ranges."""
-    grid: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    grid: command.Repeated = ()
     """The same, for lists: --grid tracker.tau=0.2,0.5,1 --grid tracker.memory_length=1,3,5"""
     search: Literal["grid", "random", "bayes"] | None = None
     """grid tries every combination of lists; random draws from lists and ranges; bayes draws where
@@ -85,7 +81,7 @@ class Sweep:
     """What is compared with, and keeps the fields that are not swept: released, ovis, paper,
     multi_cue, robust, or a JSON file such as another sweep's best.json. Default: the tracker of the
     evaluation."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    set: command.Repeated = ()
     """Replace a field of that, or of the preset, SECTION.FIELD=VALUE; repeat for more."""
     annotations: str | None = None
     """Where the annotation file is now, if it has moved since the evaluation. With --pairs: the
@@ -94,47 +90,46 @@ class Sweep:
     """With --pairs: the configuration to start from."""
     weights: str | None = None
     """With --pairs: what every trial starts from, as in jobs.train. Default: random."""
-    reset_classes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    reset_classes: command.Switch = False
     """With --pairs: as in jobs.train."""
     workers: int = 1
     """With --pairs: data-parallel workers of a trial, one CPU or GPU each; 0: inside the trial."""
-    gpus: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    gpus: command.Switch = False
     """With --pairs: one GPU per worker."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    resume: command.Switch = False
     """Go on with the unfinished sweep in OUT, with the settings that it was started with."""
     processes: int | None = None
     """Configurations at the same time. Default: half the logical CPUs; with --pairs, what fits."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: command.Switch = False
     """Delete an earlier sweep in OUT first. Never deletes anything else."""
     log_to: Path | None = None
     """Folder of the MLflow file. Default: OUT; without effect where MLFLOW_TRACKING_URI is set."""
-    num_cpus: int | None = None
-    """Logical CPUs of the Ray started here. Default: those of the machine, at least 4. Without
-    effect on a cluster that is joined (RAY_ADDRESS, ray job submit)."""
+    num_cpus: command.NumCpus = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, sweep, print the best as the last line."""
-    job = tyro.cli(Sweep, args=argv, prog="python -m jobs.sweep")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        wanted = asked_for(job)
-        how: dict[str, Any] = {
-            "processes": job.processes,
-            "overwrite": job.overwrite,
-            "log_to": job.log_to,
-        }
-        # Ray Train complains every second where there is no dashboard.
-        training = isinstance(wanted, TrainSweep)
-        with cluster.session(job.num_cpus, dashboard=training):
-            if isinstance(wanted, TrainSweep):
-                manifest = training_sweep.run(wanted, job.out, **how)
-            else:
-                manifest = tracker_sweep.run(wanted, job.out, **how)
-    except (PipelineError, ValueError, FileNotFoundError) as error:
-        # The message says what to do; a traceback would bury it.
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps(line(manifest, job.out), sort_keys=True))
+    command.run("sweep", Sweep, _sweep, argv)
+
+
+def _sweep(job: Sweep) -> dict[str, object]:
+    from pipelines import cluster
+    from pipelines.sweep import tracker_sweep, training_sweep
+
+    wanted = asked_for(job)
+    how: dict[str, Any] = {
+        "processes": job.processes,
+        "overwrite": job.overwrite,
+        "log_to": job.log_to,
+    }
+    # Ray Train complains every second where there is no dashboard.
+    training = isinstance(wanted, training_sweep.TrainSweep)
+    with cluster.session(job.num_cpus, dashboard=training):
+        if isinstance(wanted, training_sweep.TrainSweep):
+            manifest = training_sweep.run(wanted, job.out, **how)
+        else:
+            manifest = tracker_sweep.run(wanted, job.out, **how)
+    return line(manifest, job.out)
 
 
 def asked_for(job: Sweep) -> tracker_sweep.Sweep | TrainSweep:
@@ -143,6 +138,9 @@ def asked_for(job: Sweep) -> tracker_sweep.Sweep | TrainSweep:
     Errors: ValueError for flags that do not go together; what sweep.base_config and
             search_space.parse raise
     """
+    from pipelines.sweep import tracker_sweep
+    from pipelines.sweep.training_sweep import TrainSweep
+
     if job.resume:
         if job.evaluation or job.pairs or job.space or job.grid or job.set or job.overwrite:
             raise ValueError(
@@ -180,6 +178,8 @@ def asked_for(job: Sweep) -> tracker_sweep.Sweep | TrainSweep:
 def _training(job: Sweep, pairs: Path) -> TrainSweep:
     if job.annotations is None:
         raise ValueError("with --pairs, give --annotations: videos with truth to evaluate on")
+    from pipelines.sweep.training_sweep import TrainSweep
+
     base = override(presets.by_name(job.preset), job.set)
     space = search_space.parse([*job.grid, *job.space], base, search_space.TRAINING)
     if not space:
@@ -215,6 +215,8 @@ def _search(job: Sweep, space: Space) -> SearchConfig:
 
 def line(manifest: Manifest, out: Path) -> dict[str, object]:
     """The job's last line."""
+    from pipelines.sweep import tracker_sweep
+
     best, base = manifest.extra["best"], manifest.extra["base"]
     return {
         "objective": manifest.extra["objective"],

@@ -5,25 +5,19 @@ python -m jobs.track video.mp4 --weights shipped --out seen
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import tyro
 
 from idol.config import Speed
-from idol.segmenter import OnlineSegmenter
-from idol.weights import checkpoint
-from pipelines import configuration, stream
-from pipelines.errors import PipelineError
-from pipelines.sources import live
+from jobs import command
 
-_INTERRUPTED = 130  # what a shell calls a program ended by Ctrl-C
+if TYPE_CHECKING:
+    from pipelines import stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +34,15 @@ class Track:
 
     source: Annotated[str, tyro.conf.Positional]
     """A video file, a folder of images, or a camera: camera:0."""
-    weights: str
-    """A .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a released
-    .pth (then name its --preset)."""
+    weights: command.Weights
     out: Path
     """Directory to write, made where it is missing."""
     preset: str | None = None
     """Configuration of a released .pth, which carries none."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = field(default=())
+    set: command.Repeated = ()
     """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; repeat for more. For
     example tracker.memory_lifetime=60 or transforms.test_short_side=360."""
-    tracker: str | None = None
-    """released, ovis, paper, multi_cue, robust, or a JSON file such as the best.json of jobs.sweep.
-    Default: the checkpoint's own."""
+    tracker: command.Tracker = None
     every: int = 1
     """Use each n-th frame only."""
     max_frames: int | None = None
@@ -76,18 +66,19 @@ class Track:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, follow, print what came of it as the last line."""
-    job = tyro.cli(Track, args=argv, prog="python -m jobs.track")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    command.run("track", Track, _track, argv)
+
+
+def _track(job: Track) -> dict[str, object]:
+    from pipelines import stream
+
     summary = stream.Summary()
     try:
         _follow(job, summary)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted. {_written(summary)}", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
-    except (PipelineError, ValueError, OSError) as error:
-        # The message says what to do; a traceback would bury it.
-        done = f" {_written(summary)}" if summary.frames else ""
-        sys.exit(f"{type(error).__name__}: {error}{done}")
+    except BaseException as error:
+        if summary.frames or isinstance(error, KeyboardInterrupt):
+            error.add_note(_written(summary))
+        raise
     if summary.film and not summary.drawn and summary.best:
         logging.warning(
             "nothing is drawn: the most certain instance of all frames has score %.2f, below "
@@ -95,10 +86,25 @@ def main(argv: Sequence[str] | None = None) -> None:
             summary.best,
             job.score_threshold,
         )
-    print(json.dumps(_line(job, summary), sort_keys=True))
+    return {
+        "frames": summary.frames,
+        "tracks": summary.tracks,
+        "seconds": round(summary.seconds, 3),
+        "frames_per_second": round(summary.frames_per_second, 3),
+        "out": str(job.out),
+        "results": str(summary.results),
+        "video": None if summary.film is None else str(summary.film),
+    }
 
 
 def _follow(job: Track, summary: stream.Summary) -> None:
+    import torch
+
+    from idol.segmenter import OnlineSegmenter
+    from idol.weights import checkpoint
+    from pipelines import configuration, stream
+    from pipelines.sources import live
+
     wanted = stream.StreamConfig(
         max_frames=job.max_frames,
         film=job.video,
@@ -128,18 +134,6 @@ def _written(summary: stream.Summary) -> str:
     if not paths:
         return "Nothing was written."
     return f"The {summary.frames} frames before are in {' and '.join(paths)}."
-
-
-def _line(job: Track, summary: stream.Summary) -> dict[str, object]:
-    return {
-        "frames": summary.frames,
-        "tracks": summary.tracks,
-        "seconds": round(summary.seconds, 3),
-        "frames_per_second": round(summary.frames_per_second, 3),
-        "out": str(job.out),
-        "results": str(summary.results),
-        "video": None if summary.film is None else str(summary.film),
-    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,13 +11,8 @@ from typing import Annotated
 import tyro
 
 from idol import presets
-from idol.config import Config, override, to_dict
-from pipelines import cluster
-from pipelines.errors import PipelineError
-from pipelines.report import experiment_log
-from pipelines.stages import train
-from pipelines.storage import layout
-from pipelines.storage.manifest import Manifest
+from idol.config import override, to_dict
+from jobs import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +31,7 @@ class Train:
         str,
         tyro.conf.arg(help=f"The configuration to start from: {', '.join(presets.PRESETS)}."),
     ] = "tiny"
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    set: command.Repeated = ()
     """Change one number: section.field=value, e.g. train.steps=1000. Repeatable."""
     weights: str | None = None
     """Start from these weights: a checkpoint, a released .pth, hf://owner/repo/file, a URL, or
@@ -60,22 +54,20 @@ class Train:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, train, print checkpoint and manifest as the last line."""
-    job = tyro.cli(Train, args=argv, prog="python -m jobs.train")
-    try:
-        config = override(presets.by_name(job.preset), job.set)
-        manifest = _train(job, config)
-    except (PipelineError, ValueError, OSError) as error:
-        # The message says what to do; a traceback would bury it.
-        sys.exit(f"{type(error).__name__}: {error}")
-    print(json.dumps({"checkpoint": str(job.out / train.WEIGHTS), **asdict(manifest)}))
+    command.run("train", Train, _train, argv)
 
 
-def _train(job: Train, config: Config) -> Manifest:
+def _train(job: Train) -> None:
+    config = override(presets.by_name(job.preset), job.set)
+    from pipelines import cluster
+    from pipelines.report import experiment_log
+    from pipelines.stages import train
+    from pipelines.storage import layout
+
+    log_to, title = job.log_to or job.out.parent, f"train {job.out.name}"
     with (
         cluster.session(dashboard=True),
-        experiment_log.run(
-            job.log_to or job.out.parent, f"train {job.out.name}", to_dict(config)
-        ) as log,
+        experiment_log.run(log_to, title, to_dict(config)) as log,
     ):
         manifest = train.run(
             job.pairs,
@@ -90,7 +82,8 @@ def _train(job: Train, config: Config) -> Manifest:
             on_report=lambda step, values: log.metrics(values, step),
         )
         log.artifacts(job.out / layout.LOSSES)
-    return manifest
+    # In the order of the manifest, not sorted.
+    print(json.dumps({"checkpoint": str(job.out / train.WEIGHTS), **asdict(manifest)}))
 
 
 if __name__ == "__main__":

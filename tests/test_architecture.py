@@ -25,6 +25,9 @@ CLUSTER_LIBRARIES = {"ray", "pyarrow", "mlflow"}
 HEAVY_LIBRARIES = {*CLUSTER_LIBRARIES, "matplotlib", "numba", "pandas"}
 """What `import idol` leaves for those who need it: each costs up to seconds."""
 
+SLOW_LIBRARIES = {*HEAVY_LIBRARIES, "cv2", "optuna", "scipy", "torch"}
+"""What `python -m jobs.X --help` does not load, so that it answers within a second."""
+
 MAX_FILES = 14
 """Files in a folder, without __init__.py."""
 
@@ -277,10 +280,20 @@ def test_importing_idol_loads_nothing_heavy() -> None:
     assert HEAVY_LIBRARIES.isdisjoint(loaded.split())
 
 
-def test_importing_the_jobs_does_not_load_mlflow() -> None:
-    # `--help` must come at once; MLflow alone takes 5 s to import.
-    loaded = python(f"import sys, {', '.join(modules('jobs'))}; print('mlflow' in sys.modules)")
-    assert loaded.strip() == "False"
+@pytest.mark.parametrize(
+    "job",
+    sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "__main__" in path.read_text()),
+)
+def test_help_loads_nothing_heavy(job: str) -> None:
+    loaded = python(
+        f"import contextlib, io, sys; from jobs import {job}\n"
+        "shown = io.StringIO()\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):\n"
+        f"    {job}.main(['--help'])\n"
+        f"assert 'usage: python -m jobs.{job}' in shown.getvalue()\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    assert SLOW_LIBRARIES.isdisjoint(loaded.split())
 
 
 def public_definitions(

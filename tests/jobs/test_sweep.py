@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
 from idol.config import TrackerConfig, to_dict
 from jobs import sweep as job
@@ -27,7 +28,7 @@ def evaluated(tmp_path: Path) -> Path:
 
 def asked(evaluated: Path, *flags: str) -> Any:
     arguments = ["--evaluation", str(evaluated), "--out", str(evaluated.parent / "sweep"), *flags]
-    return job.asked_for(job.tyro.cli(job.Sweep, args=arguments))
+    return job.asked_for(tyro.cli(job.Sweep, args=arguments))
 
 
 def test_lists_are_a_grid_and_ranges_are_searched(evaluated: Path) -> None:
@@ -90,10 +91,10 @@ def test_resuming_reads_what_was_asked_for_from_the_directory(
     out = tmp_path / "sweep"
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(wanted.to_dict()))
-    again = job.asked_for(job.tyro.cli(job.Sweep, args=["--out", str(out), "--resume"]))
+    again = job.asked_for(tyro.cli(job.Sweep, args=["--out", str(out), "--resume"]))
     assert again == wanted
     with pytest.raises(ValueError, match="give --evaluation"):
-        job.asked_for(job.tyro.cli(job.Sweep, args=["--out", str(out)]))
+        job.asked_for(tyro.cli(job.Sweep, args=["--out", str(out)]))
 
 
 @pytest.mark.ray

@@ -21,7 +21,7 @@ from idol.segmenter import OnlineSegmenter
 from idol.weights import checkpoint
 from idol.ytvis import results
 from jobs import track
-from pipelines import stream
+from pipelines import configuration, stream
 from pipelines.errors import PipelineError
 from pipelines.sources import frames, live
 
@@ -360,7 +360,7 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_done(
 def test_a_configuration_of_another_network_is_refused() -> None:
     model = checkpoint.load("shipped")
     other = checkpoint.load("tiny").config
-    smaller = track.configuration.changed(model.config, ["detect.score_floor=0.06"], None)
+    smaller = configuration.changed(model.config, ["detect.score_floor=0.06"], None)
     assert OnlineSegmenter(model, config=smaller).settings.detect.score_floor == 0.06
     changed = type(other)(model=type(other.model)(num_classes=7))
     with pytest.raises(ValueError, match="another network"):

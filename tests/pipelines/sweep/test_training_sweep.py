@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tyro
 
 import idol
 from idol import presets
@@ -93,7 +94,7 @@ def test_what_cannot_be_swept_by_training_is_refused(wanted: TrainSweep, tmp_pat
 
 def test_the_command_line_asks_for_training(wanted: TrainSweep, tmp_path: Path) -> None:
     def asked(*flags: str) -> Any:
-        return job.asked_for(job.tyro.cli(job.Sweep, args=["--out", str(tmp_path), *flags]))
+        return job.asked_for(tyro.cli(job.Sweep, args=["--out", str(tmp_path), *flags]))
 
     found = asked(
         "--pairs", str(wanted.pairs), "--annotations", wanted.annotations,

@@ -1,0 +1,115 @@
+"""How a job begins and ends: its last line, its exit status, and what it says when it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import command
+from pipelines.errors import PipelineError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a job of these tests takes."""
+
+    number: int = 1
+    """Its result."""
+    set: command.Repeated = ()
+    """Words."""
+
+
+def run(work: Any, argv: Sequence[str] = (), **others: Any) -> None:
+    command.run("nothing", Options, work, list(argv), **others)
+
+
+def test_what_the_work_returns_is_the_last_line_in_the_order_of_its_keys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(lambda job: {"number": job.number, "all": job.set}, ["--number", "3", "--set", "b"])
+    assert capsys.readouterr().out == '{"all": ["b"], "number": 3}\n'
+
+
+def test_work_that_has_printed_its_line_returns_none(capsys: pytest.CaptureFixture[str]) -> None:
+    run(lambda job: None)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PipelineError("no such folder"), "PipelineError: no such folder"),
+        (ValueError("too small"), "ValueError: too small"),
+        (FileNotFoundError("a.json is missing"), "FileNotFoundError: a.json is missing"),
+        (IndexError("row 9 of 3"), "IndexError: row 9 of 3"),
+    ],
+)
+def test_a_mistake_of_the_caller_ends_the_job_with_its_message_and_notes(
+    error: Exception, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(job: Options) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run(work, also=(IndexError,))
+    assert stopped.value.code == message  # Python prints it to stderr, and the status is 1
+    error.add_note("Two frames were written.")
+    with pytest.raises(SystemExit) as stopped:
+        run(work, also=(IndexError,))
+    assert stopped.value.code == f"{message} Two frames were written."
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    def work(job: Options) -> None:
+        raise KeyError("tau")
+
+    with pytest.raises(KeyError, match="tau"):
+        run(work)
+
+
+def test_ctrl_c_is_status_130_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(job: Options) -> None:
+        error = KeyboardInterrupt()
+        error.add_note("Nothing was written.")
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        run(work)
+    assert stopped.value.code == 130
+    found = capsys.readouterr()
+    assert (found.out, found.err.strip()) == ("", "Interrupted. Nothing was written.")
+
+
+def test_ctrl_c_ends_a_job_of_several_processes_without_a_traceback(tmp_path: Path) -> None:
+    # To the whole group, as a terminal sends it: the processes that draw videos get it too.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.demo", "--out", str(tmp_path / "out")],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.rglob("*.jpg")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert stdout == ""
+    assert "Interrupted." in stderr
+    assert "Traceback" not in stderr
