@@ -22,14 +22,13 @@ from typing import Any, NamedTuple
 from benchmarks import machine
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED
 from benchmarks.tiny_weights import TRACKERS, job
-from idol.analysis import clips, oracles
+from idol.analysis import clips, oracles, results_file, score_files
+from idol.analysis.score_files import Analyses
 from idol.config import AnalysisConfig
 from idol.evaluation import average_precision, matching
 from idol.images.synthetic import write_dataset
 from idol.ytvis import truth
 from pipelines.report import charts, score_page
-from pipelines.stages import score
-from pipelines.stages.score import Analyses
 
 DOCS = Path("docs")
 OVERLAP = 1
@@ -92,12 +91,12 @@ def report(name: str, rows: Sequence[Evaluation], lengths: tuple[int, ...], inst
         sys.exit(f"the results of set {name} are to be scored against one truth, not several")
     known = truth.read(rows[0].truth)
     config = AnalysisConfig()
-    found = score.run(
+    found = score_files.run(
         known,
         {row.method: row.results for row in rows},
         Analyses(oracle=lengths, errors=True, config=config),
     )
-    experiments = {m.name: m.oracles for m in found.methods if m.oracles is not None}
+    experiments = {m.name: m.oracles for m in found.files if m.oracles is not None}
     print(f"## {name}: {len(known.videos)} videos\n")
     print(oracles.to_markdown(experiments) + "\n")
     joined = [n for n in lengths if n > OVERLAP]
@@ -107,7 +106,7 @@ def report(name: str, rows: Sequence[Evaluation], lengths: tuple[int, ...], inst
     for row in rows:
         cells = "".join(f" {100 * rejoined(known, row, n, config):.1f} |" for n in joined)
         print(f"| {row.method} |{cells}")
-    shares = {m.name: m.errors for m in found.methods if m.errors is not None}
+    shares = {m.name: m.errors for m in found.files if m.errors is not None}
     print(f"\n| AP regained without | {' | '.join(shares)} |")
     print("|---" * (len(shares) + 1) + "|")
     for cause in score_page.MEANINGS:
@@ -133,7 +132,7 @@ def report(name: str, rows: Sequence[Evaluation], lengths: tuple[int, ...], inst
 
 def rejoined(known: truth.Truth, row: Evaluation, length: int, config: AnalysisConfig) -> float:
     """AP of the method's own tracks, cut into overlapping clips and joined by clip matching."""
-    results = score.read_results(row.results, known)
+    results = results_file.read_results(row.results, known)
     matches = []
     for video_id, of_video in known.videos.items():
         entries, _ = results.of(video_id)

@@ -133,25 +133,25 @@ def generate(folder: Path, numbers: Set, seed: int = 7) -> None:
 def score(truth_file: Path, results: Path, workers: int) -> dict[str, float]:
     """Seconds, MiB above the start and AP of scoring a set in this process."""
     logging.disable(logging.WARNING)
+    from idol.analysis import score_files
     from idol.config import AnalysisConfig
     from idol.evaluation.average_precision import LARGE
     from idol.ytvis import truth
     from idol.ytvis.index import compile_reader
-    from pipelines.stages import score as scoring
 
     if results.stat().st_size >= LARGE:
         compile_reader()
     before = _peak()
     started = time.perf_counter()
-    found = scoring.run(
+    found = score_files.run(
         truth.read(truth_file),
         {"results": results},
-        scoring.Analyses(config=AnalysisConfig(resamples=0)),
+        score_files.Analyses(config=AnalysisConfig(resamples=0)),
         workers=workers,
     )
     seconds = time.perf_counter() - started
     memory = _peak() - before
-    return {"seconds": seconds, "memory": memory, "AP": found.methods[0].metrics.stats["AP"]}
+    return {"seconds": seconds, "memory": memory, "AP": found.files[0].metrics.stats["AP"]}
 
 
 def score_plainly(truth_file: Path, results: Path) -> dict[str, float]:

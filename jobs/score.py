@@ -21,7 +21,7 @@ from idol.config import AnalysisConfig
 from jobs import command
 
 if TYPE_CHECKING:
-    from pipelines.stages.score import Scores
+    from idol.analysis.score_files import Analyses
 
 _DEFAULTS = AnalysisConfig()
 _ANY_LENGTHS: tuple[int, ...] = (-1,)  # --oracle was not given
@@ -109,29 +109,15 @@ def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
         raise FileNotFoundError(f"the folder of frames {job.frames} does not exist")
     from tqdm import tqdm
 
-    from idol.analysis.oracles import CLIP_LENGTHS
-    from idol.evaluation.tracking_metrics import TrackingOptions
+    from idol.analysis import results_file, score_files
     from idol.ytvis import truth
-    from pipelines.stages import score
+    from pipelines.report import score_page, score_table
 
-    config = AnalysisConfig(resamples=job.bootstrap, seed=job.seed)
-    if not job.tracking and (job.min_score is not None or job.one_class):
-        raise ValueError("--min-score and --one-class are of the tracking metrics; add --tracking")
-    options = TrackingOptions(
-        min_score=-math.inf if job.min_score is None else job.min_score, one_class=job.one_class
-    )
-    lengths = () if job.oracle == _ANY_LENGTHS else job.oracle or CLIP_LENGTHS
-    analyses = score.Analyses(
-        oracle=lengths,
-        errors=job.errors,
-        tracking=options if job.tracking else None,
-        compat=job.compat,
-        config=config,
-    )
+    analyses = _analyses(job)
     for out in (job.out, job.html):
         _check_folder(out)
     known = truth.read(job.truth, compat=job.compat)
-    paths = dict(zip(score.names_of(job.results), job.results, strict=True))
+    paths = dict(zip(results_file.names_of(job.results), job.results, strict=True))
     bars: dict[str, Any] = {}
 
     def progress(name: str, done: int, total: int) -> None:
@@ -142,15 +128,15 @@ def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
         if done == total:
             bar.close()
 
-    found = score.run(known, paths, analyses, progress=progress)
-    print(table(found), file=sys.stderr)
+    found = score_files.run(known, paths, analyses, progress=progress)
+    print(score_table.table(found), file=sys.stderr)
     if job.html is not None:
-        score.write_page(
+        score_page.write(
             job.html,
             found,
             paths,
             job.truth,
-            config,
+            analyses.config,
             frames=job.frames,
             command=shlex.join(["python", "-m", "jobs.score", *words]),
             created=time.strftime("%Y-%m-%d %H:%M"),
@@ -158,14 +144,34 @@ def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
     return found.to_dict()
 
 
+def _analyses(job: Score) -> Analyses:
+    from idol.analysis.oracles import CLIP_LENGTHS
+    from idol.analysis.score_files import Analyses
+    from idol.evaluation.tracking_metrics import TrackingOptions
+
+    config = AnalysisConfig(resamples=job.bootstrap, seed=job.seed)
+    if not job.tracking and (job.min_score is not None or job.one_class):
+        raise ValueError("--min-score and --one-class are of the tracking metrics; add --tracking")
+    options = TrackingOptions(
+        min_score=-math.inf if job.min_score is None else job.min_score, one_class=job.one_class
+    )
+    return Analyses(
+        oracle=() if job.oracle == _ANY_LENGTHS else job.oracle or CLIP_LENGTHS,
+        errors=job.errors,
+        tracking=options if job.tracking else None,
+        compat=job.compat,
+        config=config,
+    )
+
+
 def _join(job: Score) -> dict[str, Any]:
     if job.truth is None or len(job.results) != 1 or job.join is None:
         raise ValueError("--join needs --truth GT.json and one file of clips in --results")
+    from idol.analysis import results_file
     from idol.ytvis import truth
-    from pipelines.stages import score
 
     _check_folder(job.join)
-    count = score.join(truth.read(job.truth), job.results[0], job.join, _DEFAULTS)
+    count = results_file.join(truth.read(job.truth), job.results[0], job.join, _DEFAULTS)
     return {"entries": count, "out": str(job.join)}
 
 
@@ -202,87 +208,6 @@ def _check_folder(path: Path | None) -> None:
         raise FileNotFoundError(
             f"the folder {path.parent} does not exist; make it, or write elsewhere"
         )
-
-
-def table(scores: Scores) -> str:
-    """All that was found, in percent, for the terminal."""
-    from pipelines.report import score_page
-
-    methods = scores.methods
-    names = [method.name for method in methods]
-    width = max(22, *(len(name) + 2 for name in names))
-    # A column begins with its name, and its numbers below that, with or without an interval.
-    lines = [" " * 22 + "".join(f"{name:<{width}}" for name in names)]
-    for name in dict.fromkeys(name for method in methods for name in method.metrics.stats):
-        cells = []
-        for method in methods:
-            value, interval = method.metrics.stats[name], method.intervals.get(name)
-            around = f" ({_points(interval.low)}–{_points(interval.high)})" if interval else ""
-            cells.append(f"{_points(value):>6}{around:<14}")
-        lines.append(f"{name:<20}" + "".join(f"{cell:<{width}}" for cell in cells))
-    lines += _rows(
-        "Tracking",
-        {n: [m.tracking.get(n) for m in methods] for n in _tracking(scores)},
-        width,
-        signed=True,
-    )
-    per_class = {
-        scores.truth.categories[c]: [method.metrics.per_class[c]["AP"] for method in methods]
-        for c in methods[0].metrics.categories
-        if any(method.metrics.per_class[c]["AP"] >= 0 for method in methods)
-    }
-    lines += _rows("AP by class", per_class, width)
-    if methods[0].oracles is not None:
-        experiments = [method.oracles for method in methods if method.oracles is not None]
-        rows: dict[str, list[float | None]] = {
-            "predicted": [done.predicted.stats["AP"] for done in experiments]
-        }
-        for length in sorted(experiments[0].clips, reverse=True):
-            rows[f"clips of {length}"] = [done.clips[length].stats["AP"] for done in experiments]
-        rows["frame oracle"] = [done.frame.stats["AP"] for done in experiments]
-        lines += _rows("AP with true identities", rows, width)
-    if methods[0].errors is not None:
-        shares = [method.errors for method in methods if method.errors is not None]
-        gains: dict[str, list[float | None]] = {
-            cause: [share.regained[cause] for share in shares] for cause in score_page.MEANINGS
-        }
-        lines += _rows("AP regained without", gains, width)
-    for row in scores.differences:
-        gap = row.found
-        lines.append(
-            f"\n{row.first} – {row.second}: AP {100 * gap.value:+.1f} "
-            f"({100 * gap.interval.low:+.1f} to {100 * gap.interval.high:+.1f}), better in "
-            f"{100 * gap.better:.0f} % of draws"
-        )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _tracking(scores: Scores) -> list[str]:
-    return list(dict.fromkeys(name for method in scores.methods for name in method.tracking))
-
-
-def _rows(title: str, rows: dict[str, Any], width: int, signed: bool = False) -> list[str]:
-    """One line for each row, with its values in percent; counts as they are.
-
-    signed: a negative value is one, as MOTSA may be, and does not say that there is none
-    """
-    if not rows:
-        return []
-    lines = [f"\n{title}"] if title else []
-    for name, values in rows.items():
-        cells = [f"{_cell(v, signed):>6}{'':14}" for v in values]
-        lines.append(f"{name:<20}" + "".join(f"{cell:<{width}}" for cell in cells))
-    return lines
-
-
-def _cell(value: float | None, signed: bool) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return f"{100 * value:.1f}" if signed and value is not None else _points(value)
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None or value < 0 else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

@@ -18,10 +18,7 @@ ECCV 2020), with its error of location taken apart by time.
     background     IoU < t_b with everything, and it shows nothing in half of its frames
     both           what is left: wrong class, and IoU < t
 
-A track *covers* an instance in a frame if their masks there have an IoU of at least
-`AnalysisConfig.identity_iou`. It *shows* it if no track with a higher score covers it there: in a
-frame tracks and instances are paired one to one. A track *belongs* to the instance that it shows
-in most frames (of equals, the first in time).
+Which track covers and shows an instance, and which instance a track belongs to: `sightings.py`.
 
 An entry with the cause class, switch, fragmentation or mask is a try at one instance: instances of
 its class that are still to be found go to tries one to one, to as many as possible and with the
@@ -39,19 +36,19 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from idol.analysis import clips, oracles
+from idol.analysis import clips, oracles, sightings
 from idol.analysis.clips import ClipTrack
 from idol.analysis.oracles import MaskOverlaps
-from idol.arrays import Bools, Floats
+from idol.analysis.sightings import Sightings
+from idol.arrays import Bools, Floats, Ints
 from idol.config import AnalysisConfig
 from idol.evaluation.matching import IOU_THRESHOLDS, MAX_DETECTIONS
-from idol.evaluation.overlaps import ratio
 from idol.ytvis.truth import VideoTruth
 
 CAUSES = (
@@ -127,46 +124,18 @@ class VideoErrors:
 
     video_id: int
     categories: tuple[int, ...]
-    category_ids: NDArray[np.int64]
+    category_ids: Ints
     scores: Floats
     right: Bools
     wrong: Bools
     cause: NDArray[np.int8]
-    target: NDArray[np.int64]
-    truth_category_ids: NDArray[np.int64]
+    target: Ints
+    truth_category_ids: Ints
     counted: Bools
     found: Bools
     truth_cause: NDArray[np.int8]
     hidden_scores: Floats
     instances: tuple[Instance, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sightings:
-    """Which track shows which instance when. N tracks, R masks, G instances, T frames.
-
-    iou:         (N, G) spatio-temporal
-    frame_iou:   (R, G) of every mask in its frame
-    shows:       (R,) instance, or -1
-    shown_by:    (G, T) row of the mask that shows it, or -1
-    show_frames: (N, G) frames in which a track shows an instance
-    double:      (N, G) frames in which it covers one that another track shows
-    masks:       (N,) frames in which a track has a mask
-    repaired:    (N, G) IoU with the track's switches undone
-    joined:      (N, G) IoU with all frames of the instance put in as well
-    whole:       (G,) IoU of the masks that show the instance, joined
-    """
-
-    iou: Floats
-    frame_iou: Floats
-    shows: NDArray[np.int64]
-    shown_by: NDArray[np.int64]
-    show_frames: NDArray[np.int64]
-    double: NDArray[np.int64]
-    masks: NDArray[np.int64]
-    repaired: Floats
-    joined: Floats
-    whole: Floats
 
 
 def causes_of_video(
@@ -185,42 +154,33 @@ def causes_of_video(
         entries = clips.join(entries, indices, truth, config)
         indices = range(len(entries))
     tracks = clips.tracks_of(entries, indices, truth)
-    measured = oracles.overlaps(tracks, truth)
-    seen = _sightings(tracks, measured, truth, config)
-    of_track, categories, scores, positions = _entries(tracks)
+    masks = oracles.overlaps(tracks, truth)
+    seen = sightings.find(tracks, masks, truth, config)
+    kept = _entries(tracks)
     counted = ~truth.crowd
-    shape = (len(IOU_THRESHOLDS), len(scores))
-    holder = np.full(shape, -1, np.int64)
-    for category_id in np.unique(categories):
-        rows = np.flatnonzero(categories == category_id)
-        columns = np.flatnonzero(truth.category_ids == category_id)
-        part = _matches(seen.iou[np.ix_(of_track[rows], columns)], truth.crowd[columns])
-        holder[:, rows] = np.where(part >= 0, columns[part] if len(columns) else -1, -1)
-    right = (holder >= 0) & counted[holder] if len(truth) else np.zeros(shape, bool)
-    wrong = holder < 0
+    holder = _holders(kept, seen, truth)
     found = np.zeros((len(IOU_THRESHOLDS), len(truth)), bool)
     for t, row in enumerate(holder):
         found[t, row[row >= 0]] = True
-    cause = np.full(shape, NO_CAUSE, np.int8)
-    target = np.full(shape, -1, np.int64)
+    wrong = holder < 0
+    cause = np.full(holder.shape, NO_CAUSE, np.int8)
+    target = np.full(holder.shape, -1, np.int64)
     truth_cause = np.full(found.shape, NO_CAUSE, np.int8)
     for t, threshold in enumerate(IOU_THRESHOLDS):
         rows = np.flatnonzero(wrong[t])
         cause[t, rows], target[t, rows] = _causes(
-            seen, of_track[rows], categories[rows], truth, found[t], threshold, config
+            seen, kept.track[rows], kept.category_ids[rows], truth, found[t], threshold, config
         )
         left = counted & ~found[t]
         left[target[t][target[t] >= 0]] = False
-        hidden = left & (seen.whole >= threshold)
         truth_cause[t, left] = _NUMBER["missed"]
-        truth_cause[t, hidden] = _NUMBER["switch"]
-    best = np.array([max(track.class_scores.values()) for track in tracks])
+        truth_cause[t, left & (seen.whole >= threshold)] = _NUMBER["switch"]
     made = VideoErrors(
         truth.video_id,
         truth.categories,
-        categories,
-        scores,
-        right,
+        kept.category_ids,
+        kept.scores,
+        (holder >= 0) & counted[holder] if len(truth) else np.zeros(holder.shape, bool),
         wrong,
         cause,
         target,
@@ -228,22 +188,32 @@ def causes_of_video(
         counted,
         found,
         truth_cause,
-        _hidden_scores(seen, best, measured.track),
+        seen.scores(tracks, masks),
         (),
     )
-    return dataclasses.replace(
-        made,
-        instances=tuple(
-            _instance(g, made, seen, measured, of_track, positions, truth)
-            for g in np.flatnonzero(counted).tolist()
-        ),
-    )
+    instances = [
+        _instance(g, made, seen, masks, kept, truth) for g in np.flatnonzero(counted).tolist()
+    ]
+    return dataclasses.replace(made, instances=tuple(instances))
 
 
-def _entries(
-    tracks: Sequence[ClipTrack],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats, NDArray[np.int64]]:
-    """(E,) track, category, score and index in the file of the entries that scoring keeps."""
+class _Entries(NamedTuple):
+    """The E entries of a video that scoring keeps: each class by descending score.
+
+    track:        (E,) position of the track
+    category_ids: (E,)
+    scores:       (E,)
+    positions:    (E,) in the file
+    """
+
+    track: Ints
+    category_ids: Ints
+    scores: Floats
+    positions: Ints
+
+
+def _entries(tracks: Sequence[ClipTrack]) -> _Entries:
+    """At most 100 entries of each class."""
     rows = [
         (category_id, -score, track.positions[category_id], n)
         for n, track in enumerate(tracks)
@@ -255,7 +225,7 @@ def _entries(
         count = count + 1 if k and rows[k - 1][0] == row[0] else 1
         if count <= MAX_DETECTIONS[-1]:
             kept.append(row)
-    return (
+    return _Entries(
         np.array([n for _, _, _, n in kept], np.int64),
         np.array([c for c, _, _, _ in kept], np.int64),
         np.array([-s for _, s, _, _ in kept], np.float64),
@@ -263,7 +233,18 @@ def _entries(
     )
 
 
-def _matches(iou: Floats, crowd: Bools) -> NDArray[np.int64]:
+def _holders(entries: _Entries, seen: Sightings, truth: VideoTruth) -> Ints:
+    """(10, E) instance that each entry holds at every threshold, or -1."""
+    out = np.full((len(IOU_THRESHOLDS), len(entries.scores)), -1, np.int64)
+    for category_id in np.unique(entries.category_ids):
+        rows = np.flatnonzero(entries.category_ids == category_id)
+        columns = np.flatnonzero(truth.category_ids == category_id)
+        part = _matches(seen.iou[np.ix_(entries.track[rows], columns)], truth.crowd[columns])
+        out[:, rows] = np.where(part >= 0, columns[part] if len(columns) else -1, -1)
+    return out
+
+
+def _matches(iou: Floats, crowd: Bools) -> Ints:
     """(10, R) column that each entry of one class holds at every threshold, or -1.
 
     The evaluator's matching (`matching.match_video`), but saying which. Descending score.
@@ -284,85 +265,15 @@ def _matches(iou: Floats, crowd: Bools) -> NDArray[np.int64]:
     return out
 
 
-def _sightings(
-    tracks: Sequence[ClipTrack], found: MaskOverlaps, truth: VideoTruth, config: AnalysisConfig
-) -> _Sightings:
-    num_tracks, num_truth, num_frames = len(tracks), len(truth), truth.length
-    there = truth.areas[:, found.frame].T.astype(np.float64)
-    frame_iou = ratio(found.intersection, found.area[:, None] + there - found.intersection)
-    total_truth = truth.areas.sum(axis=1).astype(np.float64)
-    shared = np.zeros((num_tracks, num_truth))
-    area = np.zeros(num_tracks)
-    np.add.at(shared, found.track, found.intersection)
-    np.add.at(area, found.track, found.area)
-
-    def iou(inside: Floats, pixels: Floats) -> Floats:
-        return ratio(inside, pixels + total_truth - inside)
-
-    best = np.array([max(track.class_scores.values()) for track in tracks] or [0.0])
-    shows = np.full(len(found.track), -1, np.int64)
-    shown_by = np.full((num_truth, num_frames), -1, np.int64)
-    rows, columns = np.nonzero(frame_iou >= config.identity_iou)
-    priority = np.lexsort((columns, rows, -frame_iou[rows, columns], -best[found.track[rows]]))
-    for k in priority.tolist():
-        r, g = int(rows[k]), int(columns[k])
-        if shows[r] < 0 and shown_by[g, found.frame[r]] < 0:
-            shows[r] = g
-            shown_by[g, found.frame[r]] = r
-    show_frames = np.zeros((num_tracks, num_truth), np.int64)
-    showing = np.flatnonzero(shows >= 0)
-    np.add.at(show_frames, (found.track[showing], shows[showing]), 1)
-    double = np.zeros((num_tracks, num_truth), np.int64)
-    taken = shown_by[columns, found.frame[rows]]
-    other = (taken >= 0) & (taken != rows)
-    np.add.at(double, (found.track[rows[other]], columns[other]), 1)
-    belongs = np.full(num_tracks, -1, np.int64)
-    for r in showing[np.argsort(found.frame[showing], kind="stable")].tolist():
-        n, g = found.track[r], shows[r]
-        if belongs[n] < 0 or show_frames[n, g] > show_frames[n, belongs[n]]:
-            belongs[n] = g
-
-    repaired, joined = np.zeros_like(shared), np.zeros_like(shared)
-    whole = np.zeros(num_truth)
-    of_track = [np.flatnonzero(found.track == n) for n in range(num_tracks)]
-    for g in range(num_truth):
-        given = shown_by[g][shown_by[g] >= 0]
-        inside, pixels = found.intersection[given, g].sum(), found.area[given].sum()
-        whole[g] = ratio(np.array([inside]), np.array([pixels + total_truth[g] - inside]))[0]
-        for n in range(num_tracks):
-            if not show_frames[n, g]:
-                continue
-            own = of_track[n][(shows[of_track[n]] < 0) | (shows[of_track[n]] == g)]
-            lent = given[(found.track[given] != n) & (belongs[found.track[given]] != g)]
-            for out, put_in in ((repaired, lent), (joined, given[found.track[given] != n])):
-                # What shows the instance goes before the track's own mask that shows nothing.
-                kept = own[~np.isin(found.frame[own], found.frame[put_in])]
-                used = np.concatenate([kept, put_in])
-                inside, pixels = found.intersection[used, g].sum(), found.area[used].sum()
-                out[n, g] = inside / (pixels + total_truth[g] - inside)
-    return _Sightings(
-        iou(shared, area[:, None]),
-        frame_iou,
-        shows,
-        shown_by,
-        show_frames,
-        double,
-        np.bincount(found.track, minlength=num_tracks),
-        repaired,
-        joined,
-        whole,
-    )
-
-
 def _causes(
-    seen: _Sightings,
-    of_track: NDArray[np.int64],
-    category_ids: NDArray[np.int64],
+    seen: Sightings,
+    of_track: Ints,
+    category_ids: Ints,
     truth: VideoTruth,
     found: Bools,
     threshold: float,
     config: AnalysisConfig,
-) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int8], Ints]:
     """(W,) cause and target of the wrong entries at one threshold.
 
     of_track, category_ids: (W,) of these entries
@@ -407,26 +318,12 @@ def _causes(
     return cause, target
 
 
-def _hidden_scores(seen: _Sightings, best: Floats, track_of_mask: NDArray[np.int64]) -> Floats:
-    """(G,) mean over the frames in which it is shown of the showing track's score, or NaN.
-
-    best:          (N,) highest score of each track
-    track_of_mask: (R,)
-    """
-    out = np.full(len(seen.shown_by), np.nan)
-    for g, row in enumerate(seen.shown_by):
-        if (row >= 0).any():
-            out[g] = best[track_of_mask[row[row >= 0]]].mean()
-    return out
-
-
 def _instance(
     g: int,
     made: VideoErrors,
-    seen: _Sightings,
-    found: MaskOverlaps,
-    of_track: NDArray[np.int64],
-    positions: NDArray[np.int64],
+    seen: Sightings,
+    masks: MaskOverlaps,
+    entries: _Entries,
     truth: VideoTruth,
 ) -> Instance:
     """How instance g fared."""
@@ -434,13 +331,13 @@ def _instance(
     present = np.flatnonzero(truth.areas[g])
     in_frame = np.zeros(truth.length)
     iou, entry = 0.0, None
-    if len(rows) and (overlap := seen.iou[of_track[rows], g]).any():
+    if len(rows) and (overlap := seen.iou[entries.track[rows], g]).any():
         best = rows[overlap.argmax()]
-        iou, entry = float(overlap.max()), int(positions[best])
-        masks = np.flatnonzero(found.track == of_track[best])
-        in_frame[found.frame[masks]] = seen.frame_iou[masks, g]
+        iou, entry = float(overlap.max()), int(entries.positions[best])
+        own = np.flatnonzero(masks.track == entries.track[best])
+        in_frame[masks.frame[own]] = seen.frame_iou[own, g]
     showing = seen.shown_by[g][seen.shown_by[g] >= 0]
-    track_ids = found.track[showing]
+    track_ids = masks.track[showing]
     why: Counter[str] = Counter()
     for t in np.flatnonzero(~made.found[:, g]).tolist():
         # Entries are sorted by class, then score, so the first try of each class is its best.

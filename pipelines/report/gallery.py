@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from idol.images import visualize
-from idol.masks import resize
-from pipelines.report.page import Strip
+from pipelines.report.strips import Strip, draw
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.storage import stored
@@ -23,8 +21,6 @@ _DRAWN_SCORE = 0.3
 """Tracks below this score are many and would hide the picture; a video of which none reaches it
 shows its best few."""
 _AT_LEAST = 3
-
-Image = npt.NDArray[np.uint8]
 
 
 def choose(per_video: Sequence[VideoMetrics], count: int) -> list[int]:
@@ -95,33 +91,8 @@ def _strip(
     ]
     return Strip(
         title=f"video {video.video_id}" + (f", {video.name}" if video.name else ""),
-        predictions=_draw(images, indices.tolist(), video.size, found),
-        truth=_draw(images, indices.tolist(), video.size, true) if true else (),
+        predictions=draw(images, indices.tolist(), video.size, found),
+        truth=draw(images, indices.tolist(), video.size, true) if true else (),
         frame_labels=[f"frame {i}" for i in indices],
         caption=note,
     )
-
-
-def _draw(
-    images: Sequence[Image],
-    indices: Sequence[int],
-    size: tuple[int, int],
-    tracks: Sequence[tuple[int, str, Sequence[bytes | None]]],
-) -> list[Image]:
-    """Each image with the masks that (identity, text, RLE per frame) tracks have in its frame."""
-    pictures = []
-    for image, index in zip(images, indices, strict=True):
-        here = [
-            (identity, text, counts)
-            for identity, text, segmentations in tracks
-            if (counts := segmentations[index]) is not None
-        ]
-        pictures.append(
-            visualize.overlay(
-                image,
-                resize.decode([counts for _, _, counts in here], size),
-                [identity for identity, _, _ in here],
-                [text for _, text, _ in here],
-            )
-        )
-    return pictures

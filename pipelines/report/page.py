@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import functools
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import jinja2
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
+from idol.files import write_whole
 from pipelines.report import charts, sweep_charts
-
-Image = NDArray[np.uint8]
+from pipelines.report.strips import Strip
 
 HEADLINE: Final = ("AP", "AP50", "AP75", "AR1", "AR10", "AP_so", "AP_mo", "AP_ho")
 """Metrics of the headline table in order; those that no set has are left out."""
-IMAGE_WIDTH: Final = 420
-"""Pictures wider than this many pixels are shrunk, so that a page stays a few megabytes."""
-JPEG_QUALITY: Final = 85
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,31 +88,6 @@ class VideoRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Strip:
-    """Frames of one video side by side, predictions above the truth."""
-
-    title: str
-    """Whose frames these are."""
-    predictions: Sequence[Image]
-    """(H, W, 3) uint8 RGB each, masks and identities already drawn."""
-    truth: Sequence[Image] = ()
-    """The same frames with the truth drawn; or none."""
-    frame_labels: Sequence[str] = ()
-    """A word above each column, e.g. "frame 4"; or none."""
-    caption: str = ""
-    """What is to be seen."""
-
-    def __post_init__(self) -> None:
-        for name in ("truth", "frame_labels"):
-            count = len(getattr(self, name))
-            if count not in (0, len(self.predictions)):
-                raise ValueError(
-                    f"{name} of strip {self.title!r} must have one entry for each of "
-                    f"{len(self.predictions)} predictions, or none, got {count}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """All that the page shows. Whatever is empty is left out."""
 
@@ -161,13 +128,11 @@ class Report:
 def write(path: Path | str, report: Report) -> Path:
     """Write the page to path, atomically; returns the path.
 
-    Errors: OSError where the folder is missing or cannot be written.
+    Raises:
+        OSError: the folder cannot be written.
     """
     path = Path(path)
-    page = render(report)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, render(report).encode())
     return path
 
 
@@ -208,7 +173,7 @@ def render(report: Report) -> str:
             sweep_importance=sweep_charts.bars(sweep_charts.importance(runs)),
             videos=sorted(report.videos, key=_badness),
             video_columns=_video_columns(report.videos),
-            strips=[_embedded(strip) for strip in report.strips],
+            strips=[strip.embedded() for strip in report.strips],
             reject_columns=list(dict.fromkeys(key for row in report.rejects for key in row)),
             config_text=json.dumps(report.config, indent=2, default=str) if report.config else "",
         )
@@ -258,31 +223,6 @@ def _badness(row: VideoRow) -> tuple[float, int, str]:
     """Sorts the worst first; videos without a score last."""
     score = _known(row.ap)
     return (math.inf if score is None else score, -(row.switches or 0), row.name)
-
-
-def _embedded(strip: Strip) -> dict[str, Any]:
-    rows = [("found", strip.predictions), ("truth", strip.truth)]
-    return {
-        "title": strip.title,
-        "caption": strip.caption,
-        "labels": list(strip.frame_labels),
-        "columns": len(strip.predictions),
-        "rows": [(name, [data_uri(i) for i in images]) for name, images in rows if len(images)],
-    }
-
-
-def data_uri(image: Image) -> str:
-    """An RGB picture as text that an <img> can show."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(
-            f"a picture of a strip must be (H, W, 3) uint8 RGB, got {image.dtype}{image.shape}"
-        )
-    height, width = image.shape[:2]
-    if width > IMAGE_WIDTH:
-        size = (IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width)))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
 
 
 def _known(value: float | None) -> float | None:

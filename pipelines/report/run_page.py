@@ -10,7 +10,8 @@ from typing import Any
 
 from pipelines.report import gallery
 from pipelines.report import page as report_page
-from pipelines.report.page import MetricSet, Report, Strip, SweepRow, VideoRow
+from pipelines.report.page import MetricSet, Report, SweepRow, VideoRow
+from pipelines.report.strips import Strip
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources.annotations import Dataset
 from pipelines.storage import layout, manifest, stored

@@ -1,30 +1,28 @@
-"""Scores of one or several methods as one self-contained HTML page, without Ray."""
+"""Metrics of one or several results files as one self-contained HTML page, without Ray."""
 
 from __future__ import annotations
 
-import os
+import logging
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import cv2
-import numpy as np
 from markupsafe import Markup
 
-from idol.analysis import clips
-from idol.analysis.causes import CAUSES, Instance
-from idol.analysis.intervals import Difference, Interval
+from idol.analysis.causes import CAUSES
 from idol.analysis.oracles import OracleExperiments
-from idol.analysis.shares import ErrorShares
+from idol.analysis.results_file import with_results
+from idol.analysis.score_files import Compared, FileMetrics, ScoredFiles
 from idol.config import AnalysisConfig
-from idol.evaluation.average_precision import RECALL_POINTS, Metrics
+from idol.evaluation.average_precision import RECALL_POINTS
 from idol.evaluation.matching import IOU_THRESHOLDS
-from idol.images import visualize
-from idol.ytvis.truth import Rle, VideoTruth
-from pipelines.report import charts
+from idol.files import write_whole
+from idol.ytvis import truth as truth_file
+from pipelines.report import charts, score_pictures
 from pipelines.report import page as report
-from pipelines.report.page import Image
+from pipelines.report.score_pictures import Picture
 
 MEANINGS: Final = {
     "class": "right masks, wrong class",
@@ -41,53 +39,8 @@ MEANINGS: Final = {
 """Cause, or causes, that one fix takes away."""
 WORST: Final = 100
 """Instances listed."""
-_PICTURES = 6  # of each method
-_FRAMES = 5  # of a picture
-_DRAWN = 4  # tracks of the best scores in a picture, besides the instance's own
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Method:
-    """What is known of one method."""
-
-    name: str
-    """How the page calls it."""
-    metrics: Metrics
-    """Its scores."""
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """Metric name -> interval."""
-    oracles: OracleExperiments | None = None
-    """Its oracle experiments, where they were asked for."""
-    errors: ErrorShares | None = None
-    """Its error shares, where they were asked for."""
-    tracking: Mapping[str, float] = field(default_factory=dict)
-    """Tracking metric -> value, for the table."""
-    all_tracking: Mapping[str, Any] = field(default_factory=dict)
-    """All of them, for the JSON: TrackingMetrics.to_dict."""
-
-
-class Compared(NamedTuple):
-    """One method against another."""
-
-    first: str
-    second: str
-    found: Difference
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """One instance over time, found above true."""
-
-    place: int
-    """Of the method on the page."""
-    method: str
-    instance: Instance
-    title: str
-    caption: str
-    labels: Sequence[str]
-    """Above each column."""
-    found: Sequence[Image]
-    truth: Sequence[Image]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +48,7 @@ class ScorePage:
     """All that the page shows."""
 
     title: str
-    methods: Sequence[Method]
+    methods: Sequence[FileMetrics]
     categories: Mapping[int, str]
     """category_id -> name."""
     videos: Mapping[int, str] = field(default_factory=dict)
@@ -114,17 +67,102 @@ class ScorePage:
         return names[frame] if frame < len(names) else ""
 
 
-def write(path: Path | str, page: ScorePage) -> Path:
-    """Write the page to path, atomically; returns the path.
+def write(
+    out: Path,
+    scores: ScoredFiles,
+    paths: Mapping[str, Path],
+    truth_path: Path,
+    config: AnalysisConfig,
+    *,
+    frames: Path | None = None,
+    command: str = "",
+    created: str = "",
+) -> None:
+    """Write the page; where frames can be read, with pictures of the worst instances.
 
-    Errors: OSError where the folder is missing or cannot be written.
+    paths:      name -> results file
+    truth_path: the JSON, for the names of videos and frames
+    frames:     folder of the frames. None: JPEGImages beside the truth, or the truth's folder
+    Raises:
+        OSError: the page cannot be written.
     """
-    path = Path(path)
-    content = render(page)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    listed = {v["id"]: v for v in truth_file.load_json(truth_path, "truth")["videos"]}
+    files = {
+        video_id: [str(f) for f in video["file_names"]]
+        for video_id, video in listed.items()
+        if isinstance(video.get("file_names"), list)
+    }
+    names = [found.name for found in scores.files]
+    page = ScorePage(
+        title="Scores of "
+        + (names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"),
+        methods=scores.files,
+        categories=scores.truth.categories,
+        videos={video_id: _video_name(video_id, video) for video_id, video in listed.items()},
+        frames=files,
+        config=config,
+        differences=scores.differences,
+        command=command,
+        created=created,
+    )
+    beside = truth_path.parent / "JPEGImages"
+    root = frames or (beside if beside.is_dir() else truth_path.parent)
+    pictures = [
+        picture
+        for place, found in enumerate(scores.files)
+        for picture in _pictures(place, found, scores, paths[found.name], page, root)
+    ]
+    if frames is not None and not pictures and any(found.errors for found in scores.files):
+        _log.warning("no frame that the truth names could be read in %s: no pictures", frames)
+    write_whole(out, render(replace(page, pictures=pictures)).encode())
+
+
+def _pictures(
+    place: int,
+    found: FileMetrics,
+    scores: ScoredFiles,
+    path: Path,
+    page: ScorePage,
+    root: Path,
+) -> list[Picture]:
+    """Pictures of the worst instances of one results file, whose frames lie in root."""
+    if found.errors is None:
+        return []
+    chosen = score_pictures.chosen_instances(found.errors)
+    tracks = with_results(
+        path,
+        scores.truth,
+        lambda results: [results.tracks(i.video_id, page.config) for i in chosen],
+    )
+    drawn = [
+        score_pictures.draw(
+            instance,
+            scores.truth.videos[instance.video_id],
+            *of_video,
+            [root / file for file in page.frames.get(instance.video_id, ())],
+            page.categories,
+            page.videos[instance.video_id],
+        )
+        for instance, of_video in zip(chosen, tracks, strict=True)
+    ]
+    return [
+        Picture(
+            method=found.name,
+            place=place,
+            instance_id=instance.instance_id,
+            strip=replace(strip, title=f"{found.name}: {strip.title}"),
+        )
+        for instance, strip in zip(chosen, drawn, strict=True)
+        if strip is not None
+    ]
+
+
+def _video_name(video_id: int, video: Mapping[str, Any]) -> str:
+    """The id, and the name or folder that a person knows it by."""
+    name = video.get("name")
+    if not name and isinstance(video.get("file_names"), list) and video["file_names"]:
+        name = str(video["file_names"][0]).rpartition("/")[0]
+    return f"{video_id} {re.sub(r'.*/', '', str(name))}" if name else str(video_id)
 
 
 def render(page: ScorePage) -> str:
@@ -148,7 +186,7 @@ def render(page: ScorePage) -> str:
             for name in dict.fromkeys(name for m in page.methods for name in m.metrics.stats)
             if name == "AP" or any(m.metrics.stats.get(name, -1.0) >= 0 for m in page.methods)
         ],
-        tracking=list(dict.fromkeys(name for m in page.methods for name in m.tracking)),
+        tracking=list(dict.fromkeys(name for m in page.methods for name in m.shown_tracking)),
         curves=curves(page.methods),
         class_curves=class_curves(page.methods, classes) if len(classes) > 1 else [],
         classes=classes,
@@ -160,15 +198,15 @@ def render(page: ScorePage) -> str:
         meanings=list(MEANINGS.items()),
         causes=CAUSES,
         worst=WORST,
-        pictures=[_embedded(picture) for picture in page.pictures],
-        linked={(p.method, p.instance.instance_id) for p in page.pictures},
+        pictures=[(picture, picture.strip.embedded()) for picture in page.pictures],
+        linked={(p.method, p.instance_id) for p in page.pictures},
     )
 
 
 # ---- charts -------------------------------------------------------------------------------------
 
 
-def curves(methods: Sequence[Method]) -> list[tuple[str, Markup]]:
+def curves(methods: Sequence[FileMetrics]) -> list[tuple[str, Markup]]:
     """Precision over recall at three strictnesses, mean over the classes with truth."""
     chosen = {
         "mean over IoU 0.50 to 0.95": list(range(len(IOU_THRESHOLDS))),
@@ -182,14 +220,14 @@ def curves(methods: Sequence[Method]) -> list[tuple[str, Markup]]:
 
 
 def class_curves(
-    methods: Sequence[Method], classes: Sequence[tuple[int, str]]
+    methods: Sequence[FileMetrics], classes: Sequence[tuple[int, str]]
 ) -> list[tuple[str, Markup]]:
     """Precision over recall at IoU 0.50, a chart for each class."""
     return [(name, _precision_chart(methods, [0], c, name)) for c, name in classes]
 
 
 def _precision_chart(
-    methods: Sequence[Method], thresholds: Sequence[int], category_id: int | None, name: str
+    methods: Sequence[FileMetrics], thresholds: Sequence[int], category_id: int | None, name: str
 ) -> Markup:
     drawn = []
     for place, method in enumerate(methods):
@@ -225,124 +263,6 @@ def oracle_chart(methods: Mapping[str, OracleExperiments], *, legend: bool = Fal
     return charts.lines(
         drawn, "AP over clip length", x_label="frames in a clip", x_names=names, legend=legend
     )
-
-
-# ---- pictures -----------------------------------------------------------------------------------
-
-
-def picture(
-    method: str,
-    place: int,
-    instance: Instance,
-    truth: VideoTruth,
-    entries: Sequence[Mapping[str, Any]],
-    indices: Sequence[int],
-    files: Sequence[Path],
-    categories: Mapping[int, str],
-    video_name: str = "",
-) -> Picture | None:
-    """One instance drawn on a few of its frames, the worst among them; None without readable ones.
-
-    method, place:    of the page
-    instance:         what is drawn
-    truth:            of its video, with masks
-    entries, indices: results of this video, as of `clips.tracks_of`
-    files:            image of each frame
-    categories:       category_id -> name
-    """
-    span = np.linspace(instance.first_frame, instance.last_frame, _FRAMES).round()
-    chosen = sorted({*span.astype(int).tolist(), instance.worst_frame})
-    images = {t: image for t in chosen if (image := _read(files, t, truth.size)) is not None}
-    if not images:
-        return None
-    tracks = clips.tracks_of(entries, indices, truth)
-    ranked = sorted(range(len(tracks)), key=lambda n: -max(tracks[n].class_scores.values()))
-    own = [n for n, track in enumerate(tracks) if instance.entry in track.positions.values()]
-    drawn = sorted({*ranked[:_DRAWN], *own})
-    g = truth.instance_ids.tolist().index(instance.instance_id)
-    name = categories.get(instance.category_id, str(instance.category_id))
-    found = []
-    for t, image in images.items():
-        here = [(n, tracks[n]) for n in drawn if t in tracks[n].masks]
-        texts = []
-        for n, track in here:
-            best = max(track.class_scores, key=lambda c: track.class_scores[c])
-            score = track.class_scores[best]
-            texts.append(visualize.caption(categories.get(best, str(best)), n, score))
-        pictures = [track.masks[t] for _, track in here]
-        found.append(_drawn(image, pictures, [n for n, _ in here], texts, truth.size))
-    true = [
-        _drawn(
-            image,
-            [] if (mask := truth.masks[g][t]) is None else [mask],
-            [g][: mask is not None],
-            [name][: mask is not None],
-            truth.size,
-        )
-        for t, image in images.items()
-    ]
-    marks = {instance.worst_frame: ", the worst"}
-    return Picture(
-        place=place,
-        method=method,
-        instance=instance,
-        title=f"{method}: {name} {instance.instance_id} of video {video_name or truth.video_id}",
-        caption=f"{instance.cause}: IoU {instance.iou:.2f}, with true identities "
-        f"{instance.joined_iou:.2f}; shown in {instance.shown} of {instance.frames} frames by "
-        f"{instance.tracks} {'track' if instance.tracks == 1 else 'tracks'}",
-        labels=[f"frame {t}{marks.get(t, '')}" for t in images],
-        found=found,
-        truth=true,
-    )
-
-
-def chosen_instances(errors: ErrorShares) -> list[Instance]:
-    """Instances worth a picture: the worst, not more than two of one video."""
-    of_video: dict[int, int] = {}
-    out: list[Instance] = []
-    for instance in errors.instances:
-        count = of_video.get(instance.video_id, 0)
-        if instance.lost > 0 and count < 2 and len(out) < _PICTURES:
-            of_video[instance.video_id] = count + 1
-            out.append(instance)
-    return out
-
-
-def _read(files: Sequence[Path], frame: int, size: tuple[int, int]) -> Image | None:
-    """A frame as (H, W, 3) RGB at the truth's size; None where there is no readable one."""
-    if frame >= len(files) or not files[frame].is_file():
-        return None
-    image = cv2.imread(str(files[frame]), cv2.IMREAD_COLOR)
-    if image is None or image.shape[:2] != size:
-        return None
-    rgb: Image = np.ascontiguousarray(image[..., ::-1])
-    return rgb
-
-
-def _drawn(
-    image: Image,
-    found: Sequence[Rle],
-    identities: Sequence[int],
-    texts: Sequence[str],
-    size: tuple[int, int],
-) -> Image:
-    from idol.masks import resize  # with torch, which scores do not need
-
-    decoded = resize.decode([mask["counts"] for mask in found], size)
-    return visualize.overlay(image, decoded, list(identities), list(texts))
-
-
-def _embedded(shown: Picture) -> dict[str, Any]:
-    rows = [("found", shown.found), ("truth", shown.truth)]
-    return {
-        "place": shown.place,
-        "instance_id": shown.instance.instance_id,
-        "title": shown.title,
-        "caption": shown.caption,
-        "labels": list(shown.labels),
-        "columns": len(shown.labels),
-        "rows": [(name, [report.data_uri(image) for image in images]) for name, images in rows],
-    }
 
 
 # ---- numbers ------------------------------------------------------------------------------------

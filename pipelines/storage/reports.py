@@ -144,4 +144,5 @@ def _nested(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
 
 def _flat(row: CategoryMetrics | VideoMetrics) -> dict[str, Any]:
     values = asdict(row)
-    return values | values.pop("stats")
+    stats: dict[str, float] = values.pop("stats")
+    return values | stats

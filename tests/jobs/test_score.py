@@ -9,7 +9,7 @@ import pytest
 
 from jobs import score
 from tests.idol.analysis.test_clips import cut, entry, strip
-from tests.pipelines.stages.test_score import A, dataset, perfect, poor
+from tests.idol.analysis.test_score_files import A, dataset, perfect, poor
 
 
 @pytest.fixture

@@ -1,25 +1,23 @@
-"""Scoring results files: names, analyses side by side, and a page that needs nothing else."""
+"""Results files side by side: the evaluator's numbers, whoever reads the videos."""
 
-import dataclasses
-import itertools
 import json
-import re
+import multiprocessing
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 
+from idol.analysis import results_file, score_files
+from idol.analysis.results_file import ResultsFile
+from idol.analysis.score_files import Analyses
 from idol.config import AnalysisConfig
 from idol.evaluation import average_precision
 from idol.evaluation.tracking_metrics import TrackingOptions
 from idol.ytvis import results, truth
-from pipelines.report import score_page
-from pipelines.stages import score
-from pipelines.stages.score import Analyses
+from idol.ytvis.index import ResultsIndex
 from tests.idol.analysis.test_clips import SIZE, cut, entry, moving, strip
 
 A, B = moving(4, 0, 0, 10), moving(4, 20, 0, 10)
@@ -75,36 +73,15 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return out
 
 
-def run(files: dict[str, Path], *names: str, **asked: Any) -> score.Scores:
+def run(files: dict[str, Path], *names: str, **asked: Any) -> score_files.ScoredFiles:
     paths = {name: files[name] for name in names}
-    return score.run(truth.read(files["truth"]), paths, Analyses(**asked))
-
-
-# ---- names --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["/x/ours/results.json"], ["ours"]),
-        (["/x/ours.json", "/x/theirs.json"], ["ours", "theirs"]),
-        (["/x/a/val/results.json", "/x/b/val/results.json"], ["a", "b"]),
-        (["/x/a/val/results.json", "/x/b/val/results.json", "/x/c.json"], ["a/val", "b/val", "c"]),
-        (["/x/a.json", "/x/a.json"], ["a", "a-2"]),
-        (["/x/a.b.json", "/x/a.c.json"], ["a.b", "a.c"]),
-    ],
-)
-def test_methods_are_named_by_what_differs(paths: list[str], names: list[str]) -> None:
-    assert score.names_of([Path(p) for p in paths]) == names
-
-
-# ---- scores -------------------------------------------------------------------------------------
+    return score_files.run(truth.read(files["truth"]), paths, Analyses(**asked))
 
 
 def test_scores_are_those_of_the_evaluator(files: dict[str, Path]) -> None:
     found = run(files, "poor")
     official = average_precision.evaluate(files["truth"], files["poor"])
-    assert found.methods[0].metrics.to_dict() == official.to_dict()
+    assert found.files[0].metrics.to_dict() == official.to_dict()
     written = found.to_dict()
     assert {k: written[k] for k in official.stats} == official.stats
     assert written.keys() - official.stats.keys() == {
@@ -134,8 +111,8 @@ def test_clips_are_joined_before_they_are_scored(files: dict[str, Path], tmp_pat
     files["clips"] = tmp_path / "clips.json"
     files["clips"].write_text(json.dumps(overlapping))
     found = run(files, "clips", oracle=(1, 2, 3), errors=True)
-    assert found.methods[0].metrics.stats["AP"] == pytest.approx(1)
-    count = score.join(truth.read(files["truth"]), files["clips"], tmp_path / "joined.json",
+    assert found.files[0].metrics.stats["AP"] == pytest.approx(1)
+    count = results_file.join(truth.read(files["truth"]), files["clips"], tmp_path / "joined.json",
                        AnalysisConfig())  # fmt: skip
     assert count == len(results.read(tmp_path / "joined.json")) == 4
     assert average_precision.evaluate(files["truth"], tmp_path / "joined.json").stats["AP"] == (
@@ -144,13 +121,15 @@ def test_clips_are_joined_before_they_are_scored(files: dict[str, Path], tmp_pat
     with pytest.raises(ValueError, match="the official evaluator knows no clips"):
         run(files, "clips", compat=True)
     with pytest.raises(ValueError, match="has no clip predictions to join"):
-        score.join(truth.read(files["truth"]), files["good"], tmp_path / "x", AnalysisConfig())
+        results_file.join(
+            truth.read(files["truth"]), files["good"], tmp_path / "x", AnalysisConfig()
+        )
 
 
 def test_missing_videos_are_loud(files: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     files["good"].write_text(json.dumps(perfect()[:2]))
     found = run(files, "good")
-    assert found.methods[0].metrics.missing_videos == (2,)
+    assert found.files[0].metrics.missing_videos == (2,)
     assert "1 of 2 videos have no results" in caplog.text
 
 
@@ -171,81 +150,13 @@ def test_analyses_need_well_formed_input() -> None:
 
 def test_progress_is_told_for_every_video(files: dict[str, Path]) -> None:
     told: list[tuple[str, int, int]] = []
-    score.run(
+    score_files.run(
         truth.read(files["truth"]),
         {"good": files["good"]},
         Analyses(),
         progress=lambda *done: told.append(done),
     )
     assert told == [("good", 1, 2), ("good", 2, 2)]
-
-
-# ---- the page -----------------------------------------------------------------------------------
-
-
-def page(files: dict[str, Path], *names: str, frames: Path | None = None, **asked: Any) -> str:
-    out = files["truth"].with_name("page.html")
-    score.write_page(
-        out,
-        run(files, *names, **asked),
-        {name: files[name] for name in names},
-        files["truth"],
-        AnalysisConfig(),
-        frames=frames,
-        command="python -m jobs.score <mine>",
-    )
-    return out.read_text()
-
-
-def test_the_page_shows_what_was_asked_for_and_loads_nothing(files: dict[str, Path]) -> None:
-    text = page(files, "good", "poor", oracle=(1, 4), errors=True)
-    assert "<h1>Scores of good and poor</h1>" in text
-    for section in ("scores", "curves", "classes", "oracles", "errors", "worst"):
-        assert f'id="{section}"' in text
-        assert f'href="#{section}"' in text
-    assert not re.search(r'(?:src|href)="(?!#|data:)', text)
-    assert "&lt;cat&gt;" in text
-    assert "<cat>" not in text
-    assert "2 street_2" in text
-    assert "street_2/2.png" in text  # where the tracks have swapped
-    assert "frame oracle" in text
-
-
-def test_the_page_leaves_out_what_was_not_asked_for(files: dict[str, Path]) -> None:
-    text = page(files, "good")
-    for section in ("oracles", "errors", "worst", "pictures"):
-        assert f'id="{section}"' not in text
-
-
-def test_tracking_metrics_stand_below_the_scores_shares_in_percent(files: dict[str, Path]) -> None:
-    (method,) = run(files, "good").methods
-    method = dataclasses.replace(method, tracking={"HOTA": 0.512, "IDSW": 7})
-    text = score_page.render(
-        score_page.ScorePage(title="t", methods=[method], categories={1: "cat", 2: "dog"})
-    )
-    assert "<td>HOTA</td><td>51.2</td>" in text
-    assert "<td>IDSW</td><td>7</td>" in text
-
-
-def test_the_worst_instances_link_to_their_pictures(files: dict[str, Path]) -> None:
-    for v in (1, 2):
-        (files["truth"].parent / f"street_{v}").mkdir()
-        for t in range(4):
-            image = np.full((*SIZE, 3), 90, np.uint8)
-            cv2.imwrite(str(files["truth"].parent / f"street_{v}" / f"{t}.png"), image)
-    text = page(files, "poor", errors=True)
-    links = re.findall(r'href="#(p-0-\d+)"', text)
-    assert sorted(links) == ["p-0-4", "p-0-5"]
-    assert all(f'id="{link}"' in text for link in links)
-    assert text.count("data:image/jpeg") == 2 * 2 * 4  # instances, found and truth, frames
-
-
-def test_frames_that_cannot_be_read_are_said(
-    files: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    text = page(files, "poor", frames=tmp_path / "nowhere", errors=True)
-    assert 'id="pictures"' not in text
-    assert "no frame that the truth names could be read" in caplog.text
 
 
 def test_scoring_needs_neither_ray_nor_torch(files: dict[str, Path]) -> None:
@@ -255,7 +166,7 @@ def test_scoring_needs_neither_ray_nor_torch(files: dict[str, Path]) -> None:
         f"{str(files['poor'])!r}, '--tracking', '--errors', '--oracle', '2'])\n"
         "print([m for m in ('ray', 'pyarrow', 'mlflow', 'torch') if m in sys.modules])"
     )
-    root = Path(score.__file__).resolve().parents[2]
+    root = Path(score_files.__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
@@ -270,38 +181,68 @@ def test_processes_and_ways_of_reading_change_nothing(
     # An object beside the masks is read as a whole file.
     unusual = tmp_path / "unusual.json"
     unusual.write_text(json.dumps([{**entry, "video": {"name": "x"}} for entry in poor()]))
-    expected = score.run(known, {"poor": files["poor"]}, analyses, workers=1).to_dict()
-    for path, workers in ((files["poor"], 2), (unusual, 1), (unusual, 2)):
-        assert score.run(known, {"poor": path}, analyses, workers=workers).to_dict() == expected
-    monkeypatch.setattr(score, "_FORK_BYTES", 0)
-    plain = score.run(known, {"poor": files["poor"]}, Analyses(), workers=1).to_dict()
-    assert score.run(known, {"poor": files["poor"]}, Analyses(), workers=2).to_dict() == plain
+    monkeypatch.setattr(score_files, "_PROCESS_BYTES", 0)
+
+    def found(path: Path, analyses: Analyses, workers: int) -> dict[str, Any]:
+        return score_files.run(known, {"poor": path}, analyses, workers=workers).to_dict()
+
+    usual = files["poor"]
+    expected = found(usual, analyses, 1)
+    for path, workers in ((usual, 2), (unusual, 1), (unusual, 2)):
+        assert found(path, analyses, workers) == expected
+    plain = found(usual, Analyses(), 1)
+    assert found(usual, Analyses(), 2) == plain
     # Large files are read by compiled code, in threads or, with tracking, in processes.
     pytest.importorskip("numba")
     tracking = Analyses(tracking=TrackingOptions(min_score=0.3))
-    counted = score.run(known, {"poor": files["poor"]}, tracking, workers=1).to_dict()
+    counted = found(usual, tracking, 1)
     monkeypatch.setattr(average_precision, "LARGE", 0)
-    for path, workers in itertools.product((files["poor"], unusual), (1, 2)):
-        assert score.run(known, {"poor": path}, Analyses(), workers=workers).to_dict() == plain
-        assert score.run(known, {"poor": path}, tracking, workers=workers).to_dict() == counted
-        assert score.run(known, {"poor": path}, analyses, workers=workers).to_dict() == expected
+    assert found(usual, tracking, 2) == counted
+    for path in (usual, unusual):
+        assert found(path, tracking, 1) == counted
+        assert found(path, analyses, 1) == expected
+        assert found(path, Analyses(), 1) == found(path, Analyses(), 2) == plain
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_entry_that_is_wrong_is_named_whoever_reads_it(
-    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"score": float("nan")}, r"results\[1\].score must be finite"),
+    ({"category_id": 77}, r"results\[1\] has category_id 77"),
+    ({"video_id": 77}, r"results\[1\] has video_id 77"),
+    ({"segmentations": [None]}, r"results\[1\].segmentations has 1 entries"),
+]
+
+
+def with_a_wrong_entry(path: Path, change: dict[str, Any]) -> dict[str, Path]:
+    entries = poor()
+    entries[1] = {**entries[1], **change}
+    path.write_text(json.dumps(entries))
+    return {"broken": path}
+
+
+@pytest.mark.parametrize(("change", "reason"), WRONG)
+def test_an_entry_that_is_wrong_is_named(
+    files: dict[str, Path], tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
-    monkeypatch.setattr(score, "_FORK_BYTES", 0)
+    broken = with_a_wrong_entry(tmp_path / "broken.json", change)
+    with pytest.raises(ValueError, match=reason):
+        score_files.run(truth.read(files["truth"]), broken, Analyses(), workers=1)
+
+
+@pytest.mark.timeout(60)
+def test_an_entry_that_is_wrong_ends_several_processes(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_files, "_PROCESS_BYTES", 0)
+    change, reason = WRONG[0]
+    broken = with_a_wrong_entry(tmp_path / "broken.json", change)
+    with pytest.raises(ValueError, match=reason):
+        score_files.run(truth.read(files["truth"]), broken, Analyses(errors=True), workers=2)
+    assert not multiprocessing.active_children()
+
+
+def test_results_travel_to_other_processes(files: dict[str, Path]) -> None:
     known = truth.read(files["truth"])
-    path = tmp_path / "broken.json"
-    for change, reason in (
-        ({"score": float("nan")}, r"results\[1\].score must be finite"),
-        ({"category_id": 77}, r"results\[1\] has category_id 77"),
-        ({"video_id": 77}, r"results\[1\] has video_id 77"),
-        ({"segmentations": [None]}, r"results\[1\].segmentations has 1 entries"),
-    ):
-        entries = poor()
-        entries[1] = {**entries[1], **change}
-        path.write_text(json.dumps(entries))
-        with pytest.raises(ValueError, match=reason):
-            score.run(known, {"broken": path}, Analyses(), workers=workers)
+    index = ResultsIndex(files["poor"])
+    sent = pickle.loads(pickle.dumps(ResultsFile(files["poor"], known, index=index)))
+    assert sent.of(2) == index.of(2)
+    assert sent.path == files["poor"]

@@ -1,0 +1,126 @@
+"""Pictures of a method's worst instances, found above true, for the page of scored files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from idol.analysis import clips
+from idol.analysis.causes import Instance
+from idol.analysis.shares import ErrorShares
+from idol.images import visualize
+from idol.ytvis.truth import VideoTruth
+from pipelines.report import strips
+from pipelines.report.strips import Image, Strip
+
+_PICTURES = 6  # of each method
+_FRAMES = 5  # of a picture
+_DRAWN = 4  # tracks of the best scores in a picture, besides the instance's own
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """One instance over time.
+
+    method:      whose tracks are drawn
+    place:       of the method on the page
+    instance_id: of the data set
+    """
+
+    method: str
+    place: int
+    instance_id: int
+    strip: Strip
+
+
+def chosen_instances(errors: ErrorShares) -> list[Instance]:
+    """Instances worth a picture: the worst, not more than two of one video."""
+    of_video: dict[int, int] = {}
+    out: list[Instance] = []
+    for instance in errors.instances:
+        count = of_video.get(instance.video_id, 0)
+        if instance.lost > 0 and count < 2 and len(out) < _PICTURES:
+            of_video[instance.video_id] = count + 1
+            out.append(instance)
+    return out
+
+
+def draw(
+    instance: Instance,
+    truth: VideoTruth,
+    entries: Sequence[Mapping[str, Any]],
+    indices: Sequence[int],
+    files: Sequence[Path],
+    categories: Mapping[int, str],
+    video_name: str,
+) -> Strip | None:
+    """One instance drawn on a few of its frames, the worst among them; None without readable ones.
+
+    truth:            of its video, with masks
+    entries, indices: results of this video, as of `clips.tracks_of`
+    files:            image of each frame
+    categories:       category_id -> name
+    """
+    span = np.linspace(instance.first_frame, instance.last_frame, _FRAMES).round()
+    chosen = sorted({*span.astype(int).tolist(), instance.worst_frame})
+    images = {t: image for t in chosen if (image := _read(files, t, truth.size)) is not None}
+    if not images:
+        return None
+    shown = list(images.values())
+    name = categories.get(instance.category_id, str(instance.category_id))
+    g = truth.instance_ids.tolist().index(instance.instance_id)
+    true = [None if mask is None else mask["counts"] for mask in truth.masks[g]]
+    marks = {instance.worst_frame: ", the worst"}
+    return Strip(
+        title=f"{name} {instance.instance_id} of video {video_name or truth.video_id}",
+        caption=f"{instance.cause}: IoU {instance.iou:.2f}, with true identities "
+        f"{instance.joined_iou:.2f}; shown in {instance.shown} of {instance.frames} frames by "
+        f"{instance.tracks} {'track' if instance.tracks == 1 else 'tracks'}",
+        frame_labels=[f"frame {t}{marks.get(t, '')}" for t in images],
+        predictions=strips.draw(
+            shown, [*images], truth.size, _tracks(instance, truth, entries, indices, categories)
+        ),
+        truth=strips.draw(shown, [*images], truth.size, [(g, name, true)]),
+    )
+
+
+def _tracks(
+    instance: Instance,
+    truth: VideoTruth,
+    entries: Sequence[Mapping[str, Any]],
+    indices: Sequence[int],
+    categories: Mapping[int, str],
+) -> list[tuple[int, str, list[bytes | None]]]:
+    """The tracks of the best scores and the instance's own, as `strips.draw` takes them."""
+    tracks = clips.tracks_of(entries, indices, truth)
+    best = [max(track.class_scores, key=track.class_scores.__getitem__) for track in tracks]
+    scores = [track.class_scores[c] for track, c in zip(tracks, best, strict=True)]
+    ranked = sorted(range(len(tracks)), key=lambda n: -scores[n])
+    own = [n for n, track in enumerate(tracks) if instance.entry in track.positions.values()]
+    return [
+        (
+            n,
+            visualize.caption(categories.get(best[n], str(best[n])), n, scores[n]),
+            [
+                mask["counts"] if (mask := tracks[n].masks.get(t)) else None
+                for t in range(truth.length)
+            ],
+        )
+        for n in sorted({*ranked[:_DRAWN], *own})
+    ]
+
+
+def _read(files: Sequence[Path], frame: int, size: tuple[int, int]) -> Image | None:
+    """A frame as (H, W, 3) RGB at the truth's size; None where there is no readable one."""
+    if frame >= len(files) or not files[frame].is_file():
+        return None
+    image = cv2.imread(str(files[frame]), cv2.IMREAD_COLOR)
+    if image is None or image.shape[:2] != size:
+        return None
+    rgb: Image = np.ascontiguousarray(image[..., ::-1])
+    return rgb

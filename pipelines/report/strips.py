@@ -1,0 +1,107 @@
+"""Frames of a video side by side with masks drawn on them, and as text that a page can show."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from idol.images import visualize
+
+Image = NDArray[np.uint8]
+
+IMAGE_WIDTH: Final = 420
+"""Pictures wider than this many pixels are shrunk, so that a page stays a few megabytes."""
+JPEG_QUALITY: Final = 85
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strip:
+    """Frames of one video side by side, predictions above the truth."""
+
+    title: str
+    """Whose frames these are."""
+    predictions: Sequence[Image]
+    """(H, W, 3) uint8 RGB each, masks and identities already drawn."""
+    truth: Sequence[Image] = ()
+    """The same frames with the truth drawn; or none."""
+    frame_labels: Sequence[str] = ()
+    """A word above each column, e.g. "frame 4"; or none."""
+    caption: str = ""
+    """What is to be seen."""
+
+    def __post_init__(self) -> None:
+        for name in ("truth", "frame_labels"):
+            count = len(getattr(self, name))
+            if count not in (0, len(self.predictions)):
+                raise ValueError(
+                    f"{name} of strip {self.title!r} must have one entry for each of "
+                    f"{len(self.predictions)} predictions, or none, got {count}"
+                )
+
+    def embedded(self) -> dict[str, Any]:
+        """What the template strip.html needs: the texts, and every picture as text."""
+        rows = [("found", self.predictions), ("truth", self.truth)]
+        return {
+            "title": self.title,
+            "caption": self.caption,
+            "labels": list(self.frame_labels),
+            "columns": len(self.predictions),
+            "rows": [(name, [data_uri(i) for i in images]) for name, images in rows if len(images)],
+        }
+
+
+def draw(
+    images: Sequence[Image],
+    frames: Sequence[int],
+    size: tuple[int, int],
+    tracks: Sequence[tuple[int, str, Sequence[bytes | None]]],
+) -> list[Image]:
+    """Each image with the masks that tracks have in its frame.
+
+    images: (H, W, 3) uint8 RGB each
+    frames: the frame of the video that each image is
+    size:   (H, W)
+    tracks: (identity, text, RLE counts of every frame of the video)
+    """
+    from idol.masks import resize  # with torch, which scoring does not need
+
+    pictures = []
+    for image, frame in zip(images, frames, strict=True):
+        here = [
+            (identity, text, counts)
+            for identity, text, segmentations in tracks
+            if (counts := segmentations[frame]) is not None
+        ]
+        pictures.append(
+            visualize.overlay(
+                image,
+                resize.decode([counts for _, _, counts in here], size),
+                [identity for identity, _, _ in here],
+                [text for _, text, _ in here],
+            )
+        )
+    return pictures
+
+
+def data_uri(image: Image) -> str:
+    """An RGB picture as text that an <img> can show.
+
+    Raises:
+        ValueError: it is not (H, W, 3) uint8.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(
+            f"a picture of a strip must be (H, W, 3) uint8 RGB, got {image.dtype}{image.shape}"
+        )
+    height, width = image.shape[:2]
+    if width > IMAGE_WIDTH:
+        size = (IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width)))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
