@@ -35,7 +35,7 @@ from idol.ytvis import results
 from pipelines import cluster
 from pipelines.sources import annotations, frames
 from pipelines.sources.annotations import VideoRecord
-from pipelines.stages import detect, evaluate, scoring, track
+from pipelines.stages import detect, evaluate, scoring, shard_plan, track
 from pipelines.storage import layout, stored
 from pipelines.sweep import scoring as sweep_scoring
 from pipelines.sweep import space, tracker_sweep
@@ -112,7 +112,7 @@ def detection(
     print("| actors | frames/s | with start | seconds to the first shard |\n|---|---|---|---|")
     for actors in (1, 2):
         marks: list[tuple[float, int]] = []
-        shards = detect.plan(dataset.videos, config.detect.frames_per_shard)
+        shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
         sizes = [sum(len(piece.frames) for piece in pieces) for pieces in shards]
         began = time.monotonic()
         detect.run(
@@ -145,7 +145,7 @@ def waiting(dataset: Any, model: Any, config: Any) -> tuple[float, float]:
     """Seconds that the network waits for decoded frames, and all seconds, in this process."""
     torch.set_num_threads(1)
     detector = Detector(model, config, batch=config.detect.batch_frames)
-    ahead = detect._read_ahead
+    ahead = detect.read_ahead
     waited = 0.0
 
     def timed(*arguments: Any) -> Iterator[Any]:
@@ -160,14 +160,14 @@ def waiting(dataset: Any, model: Any, config: Any) -> tuple[float, float]:
             yield frame
 
     truth = any(video.instances for video in dataset.videos)
-    pieces = detect.plan(dataset.videos, config.detect.frames_per_shard)
+    pieces = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
     detect.detect_pieces(detector, pieces[0][:1], config, truth=truth)  # warm
-    detect._read_ahead = timed  # type: ignore[assignment]
+    detect.read_ahead = timed  # type: ignore[assignment]
     began = time.monotonic()
     for shard in pieces:
         detect.detect_pieces(detector, shard, config, truth=truth)
     spent = time.monotonic() - began
-    detect._read_ahead = ahead
+    detect.read_ahead = ahead
     return waited, spent
 
 
@@ -359,11 +359,11 @@ def simulate(videos: Sequence[VideoRecord], times: Measured, gpus: int) -> float
     a video is tracked on the first free CPU once its last shard is there; scoring follows when all
     are tracked; the driver's tail is serial.
     """
-    shards = detect.plan(videos, 64)
+    shards = shard_plan.plan(videos, 64)
     free = [times.driver + times.start] * gpus
     heapq.heapify(free)
     ready: dict[int, float] = {}
-    for index in detect._longest_first(shards, range(len(shards))):
+    for index in shard_plan.longest_first(shards, range(len(shards))):
         begin = heapq.heappop(free)
         end = begin + times.frame * sum(len(p.frames) for p in shards[index])
         heapq.heappush(free, end)

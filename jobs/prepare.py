@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,6 @@ def _prepare(job: Prepare) -> dict[str, Any]:
             job.out,
             config.pairs,
             overwrite=job.overwrite,
-            progress=partial(cluster.progress, what="prepare", unit="shards"),
         )
     return asdict(manifest)
 

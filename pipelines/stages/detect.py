@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,78 +17,39 @@ from idol.config import Config, to_dict
 from idol.evaluation.overlaps import intersections
 from idol.masks import rle
 from pipelines import cluster
-from pipelines.errors import PipelineError, ResourcesError, VideoError
-from pipelines.sources import frames
-from pipelines.sources.annotations import Dataset, VideoRecord
+from pipelines.errors import ResourcesError, VideoError
+from pipelines.sources.annotations import Dataset
+from pipelines.stages import shard_plan
+from pipelines.stages.frame_reader import Frame, read_ahead
+from pipelines.stages.reject_limit import check_rejects
+from pipelines.stages.shard_plan import Shard
 from pipelines.storage import claims, layout, schemas, tables
 from pipelines.storage.layout import DETECT as STAGE
 from pipelines.storage.manifest import Manifest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and the driver's --help never needs it
-    from idol.detection.detector import Detector, Prepared
+    from idol.detection.detector import Detector
     from idol.network.model import IDOL
     from idol.structures import FrameDetections
 
 _NETWORK = "_network.safetensors"
-"""The network, for the actors. Beside the shards, for that place is shared by all machines; and an
-actor that is started anew finds it there (what the object store held might have gone)."""
-_DECODE_THREADS = 2  # decoding releases the GIL; two keep ahead of the network
+"""The network, for the actors: beside the shards, because all machines see that folder, and a
+restarted actor still finds it there (an object of Ray's store may be lost with its machine)."""
 _READ_AHEAD = 2  # batches decoded in advance
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """Consecutive frames of one video, and its truth there.
-
-    video_id: whose
-    size:     (height, width) of every frame
-    start:    index of the first frame in the video
-    frames:   frame references
-    truth:    for each of the G true instances, one compressed RLE or None per frame
-    """
-
-    video_id: int
-    size: tuple[int, int]
-    start: int
-    frames: tuple[str, ...]
-    truth: tuple[tuple[bytes | None, ...], ...]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """What one shard becomes: rows of DETECTIONS, OVERLAP and rejects, in (video, frame) order."""
+    """What one shard becomes: rows of DETECTIONS, OVERLAP and REJECTS, in (video, frame) order."""
 
     detections: list[dict[str, Any]]
     overlaps: list[dict[str, Any]]
     rejects: list[dict[str, Any]]
 
 
-def plan(videos: Iterable[VideoRecord], frames_per_shard: int) -> list[list[Piece]]:
-    """Deal videos into shards, in order of size and video_id; a long video is cut into several.
-
-    Videos of one size lie together because only frames of one shape share a batch, and because an
-    actor on a GPU keeps the graphs of few shapes.
-    Depends on the dataset alone, so that a restarted run, or one on more machines, makes the same
-    shards. A shard holds at most frames_per_shard frames, and at least one piece.
-    """
-    shards: list[list[Piece]] = []
-    free = 0
-    for video in sorted(videos, key=lambda v: (v.size, v.video_id)):
-        for start in range(0, len(video.frames), frames_per_shard):
-            stop = min(start + frames_per_shard, len(video.frames))
-            if stop - start > free:
-                shards.append([])
-                free = frames_per_shard
-            free -= stop - start
-            shards[-1].append(_piece(video, start, stop))
-    return shards
-
-
-def detect_pieces(
-    detector: Detector, pieces: Sequence[Piece], config: Config, *, truth: bool
-) -> ShardRows:
+def detect_pieces(detector: Detector, pieces: Shard, config: Config, *, truth: bool) -> ShardRows:
     """Run the network over the frames of a shard.
 
     Frames of one shape share a batch, also across videos: the network keeps nothing from frame to
@@ -99,59 +58,58 @@ def detect_pieces(
     truth:  also make OVERLAP rows
     A video of which any frame cannot be read has no rows, but a reject with the reason.
     """
-    detections: list[dict[str, Any]] = []
-    overlaps: list[dict[str, Any]] = []
     rejects: dict[int, VideoError] = {}
-    waiting: dict[object, list[_Frame]] = {}
-    begun: deque[tuple[list[_Frame], Callable[[], list[FrameDetections]]]] = deque()
+    found: list[tuple[Frame, dict[str, Any], dict[str, Any] | None]] = []
+    batches = _batches(pieces, detector, config.detect.batch_frames, rejects)
+    for frame, detections in _detections(detector, batches):
+        piece = frame.piece
+        row = schemas.detections_to_row(detections, piece.video_id, piece.size)
+        overlap = None
+        if truth:
+            instances = [instance[frame.offset] for instance in piece.truth]
+            measured = frame_overlap(detections.masks, instances, piece.size)
+            overlap = schemas.overlap_to_row(
+                schemas.FrameOverlap(piece.video_id, frame.index, *measured)
+            )
+        found.append((frame, row, overlap))
+    found = [item for item in found if item[0].piece.video_id not in rejects]
+    found.sort(key=lambda item: (item[0].piece.video_id, item[0].index))
+    return ShardRows(
+        [row for _, row, _ in found],
+        [overlap for _, _, overlap in found if overlap is not None],
+        [fault.reject() for fault in rejects.values()],
+    )
 
-    def finish() -> None:
-        frames, result = begun.popleft()
-        for frame, found in zip(frames, result(), strict=True):
-            piece = frame.piece
-            detections.append(schemas.detections_to_row(found, piece.video_id, piece.size))
-            if truth:
-                overlap = frame_overlap(
-                    found.masks,
-                    [instance[frame.offset] for instance in piece.truth],
-                    piece.size,
-                )
-                overlaps.append(
-                    schemas.overlap_to_row(
-                        schemas.FrameOverlap(piece.video_id, found.frame_index, *overlap)
-                    )
-                )
 
-    def flush(batch: list[_Frame]) -> None:
-        indices = [frame.piece.start + frame.offset for frame in batch]
-        begun.append((batch.copy(), detector.start([frame.prepared for frame in batch], indices)))
-        batch.clear()
-        # A GPU computes the batch just begun while the one before is put into rows.
-        if len(begun) > 1:
-            finish()
-
-    for frame in _read_ahead(pieces, detector, config):
+def _batches(
+    pieces: Shard, detector: Detector, size: int, rejects: dict[int, VideoError]
+) -> Iterator[list[Frame]]:
+    """The frames in batches of one shape; the faults of videos are put into rejects."""
+    waiting: dict[object, list[Frame]] = {}
+    for frame in read_ahead(pieces, detector, _READ_AHEAD * size):
         if isinstance(frame, VideoError):
-            rejects.setdefault(frame.video_id, frame)
+            rejects[frame.video_id] = frame
             continue
-        batch = waiting.setdefault(frame.prepared.shape, [])
-        batch.append(frame)
-        if len(batch) == config.detect.batch_frames:
-            flush(batch)
-    for batch in waiting.values():
-        if batch:
-            flush(batch)
-    while begun:
-        finish()
+        shape = frame.prepared.shape
+        waiting.setdefault(shape, []).append(frame)
+        if len(waiting[shape]) == size:
+            yield waiting.pop(shape)
+    yield from waiting.values()
 
-    def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        rows = [row for row in rows if row["video_id"] not in rejects]
-        return sorted(rows, key=lambda row: (row["video_id"], row["frame_index"]))
 
-    faults = [
-        {"video_id": e.video_id, "path": e.path, "reason": e.reason} for e in rejects.values()
-    ]
-    return ShardRows(kept(detections), kept(overlaps), faults)
+def _detections(
+    detector: Detector, batches: Iterator[list[Frame]]
+) -> Iterator[tuple[Frame, FrameDetections]]:
+    """What is found in each frame. A GPU computes the next batch while one is taken from here."""
+    before: list[Frame] = []
+    result: Callable[[], list[FrameDetections]] = list
+    for batch in batches:
+        started = detector.start(
+            [frame.prepared for frame in batch], [frame.index for frame in batch]
+        )
+        yield from zip(before, result(), strict=True)
+        before, result = batch, started
+    yield from zip(before, result(), strict=True)
 
 
 def frame_overlap(
@@ -211,10 +169,12 @@ def run(
     overwrite: replace another run's output
     on_shard:  called with the number of every shard once it lies in out, also of those that an
                earlier run has left there
-    Errors:    ManifestError for a directory with something else in it; PipelineError where more
-               than reject_limit of the videos cannot be read; ResourcesError where Ray has too few
+    Raises:
+        ManifestError: out holds something else.
+        PipelineError: more than detect.reject_limit of the videos cannot be read.
+        ResourcesError: Ray has too few CPUs or GPUs.
     """
-    shards = plan(dataset.videos, config.detect.frames_per_shard)
+    shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
     truth = any(video.instances for video in dataset.videos)
     output = claims.prepare_output(
         out, STAGE, claim(config), input_hash(dataset, model), overwrite=overwrite
@@ -222,22 +182,24 @@ def run(
     if output.finished is not None:
         return output.finished
     todo = output.missing(len(shards))
-    if len(todo) < len(shards):
-        logger.info("%d of %d shards are there already", len(shards) - len(todo), len(shards))
-    told = on_shard or _nobody
-    for index in sorted(set(range(len(shards))) - set(todo)):
-        told(index)
-    pool = None if actors is None else cluster.Pool.of(actors)
-    _detect(model, shards, todo, output, config, truth=truth, pool=pool, gpu=gpu, on_shard=told)
-    rejected = {int(row["video_id"]) for row in dataset.rejects}
-    for index in range(len(shards)):
-        rejected |= {int(r["video_id"]) for r in tables.shard_rejects(output.shard(index))}
-    _check_rejects(rejected, len(dataset.videos) + len(dataset.rejects), dataset, output, config)
+    done = sorted(set(range(len(shards))) - set(todo))
+    if done:
+        _log.info("%d of %d shards are there already", len(done), len(shards))
+    on_shard = on_shard or (lambda number: None)
+    for number in done:
+        on_shard(number)
+    if todo:
+        pool = None if actors is None else cluster.Pool.of(actors)
+        task = ActorTask(config=config, out=out.resolve(), truth=truth, must_be_gpu=bool(gpu))
+        _detect(model, shards, todo, task, pool, gpu, on_shard)
+    rejects = [*dataset.rejects, *output.rejects(len(shards))]
+    rejected = check_rejects(dataset, rejects, config.detect.reject_limit, "detect.reject_limit")
+    videos = shard_plan.stored_videos(shards).values()
     return output.finish(
         total_shards=len(shards),
         rejects=dataset.rejects,
         extra={
-            "videos": _index(shards, rejected),
+            "videos": [video.to_json() for video in videos if video.video_id not in rejected],
             "num_classes": config.model.num_classes,
             "embedding_size": config.model.embedding_size,
             "truth": truth,
@@ -245,10 +207,26 @@ def run(
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorTask:
+    """What every actor of a run is told.
+
+    config:      its transforms and detect sections count here
+    out:         the directory to write, which also holds the network
+    truth:       also make the OVERLAP table
+    must_be_gpu: an actor without CUDA is an error
+    """
+
+    config: Config
+    out: Path
+    truth: bool
+    must_be_gpu: bool
+
+
 class DetectActor:
     """One copy of the network, in an actor: shards in, finished parquet files out."""
 
-    def __init__(self, config: Config, out: str, truth: bool, must_be_gpu: bool) -> None:
+    def __init__(self, task: ActorTask) -> None:
         import ray
         import torch
 
@@ -256,35 +234,34 @@ class DetectActor:
         from idol.detection.detector import Detector
 
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
-        if must_be_gpu and not gpu:
+        if task.must_be_gpu and not gpu:
             raise ResourcesError(
                 f"Ray gave this actor GPU {ray.get_gpu_ids()}, but torch {torch.__version__} sees "
                 "no CUDA on its node. Install a CUDA build of torch there, or ask for CPUs."
             )
         if not gpu:
             torch.set_num_threads(1)
-        self.output = claims.Output(Path(out), STAGE, {}, "", "")
-        model = idol.load(self.output.path / _NETWORK, device="cuda" if gpu else "cpu")
+        self.task = task
+        model = idol.load(task.out / _NETWORK, device="cuda" if gpu else "cpu")
         # On a GPU many frames of few shapes: compiling pays.
-        self.detector = Detector(model, config, batch=config.detect.batch_frames, compiled=gpu)
-        self.config = config
-        self.truth = truth
+        batch = task.config.detect.batch_frames
+        self.detector = Detector(model, task.config, batch=batch, compiled=gpu)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Detect one row: {shard: its number, pieces: JSON} -> {shard, frames}."""
         counts = []
-        for index, text in zip(batch["shard"], batch["pieces"], strict=True):
-            pieces = [_piece_from_json(values) for values in json.loads(text)]
-            rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
-            if self.truth:
+        for number, text in zip(batch["shard"].tolist(), batch["pieces"], strict=True):
+            pieces = shard_plan.from_json(text)
+            rows = detect_pieces(self.detector, pieces, self.task.config, truth=self.task.truth)
+            if self.task.truth:
                 # First, for a shard counts as done once its detections are there.
                 tables.commit(
                     schemas.table(rows.overlaps, schemas.OVERLAP),
-                    layout.shard_path(self.output.path, int(index), "overlap"),
+                    layout.shard_path(self.task.out, number, "overlap"),
                 )
             tables.commit(
                 schemas.table(rows.detections, schemas.DETECTIONS),
-                self.output.shard(int(index)),
+                layout.shard_path(self.task.out, number),
                 rejects=rows.rejects,
             )
             counts.append(sum(len(piece.frames) for piece in pieces))
@@ -293,19 +270,14 @@ class DetectActor:
 
 def _detect(
     model: IDOL,
-    shards: Sequence[Sequence[Piece]],
+    shards: Sequence[Shard],
     todo: Sequence[int],
-    output: claims.Output,
-    config: Config,
-    *,
-    truth: bool,
+    task: ActorTask,
     pool: cluster.Pool | None,
     gpu: bool | None,
     on_shard: Callable[[int], None],
 ) -> None:
     """Hand the missing shards to a pool of actors, and wait for the last one."""
-    if not todo:
-        return
     from idol.weights import checkpoint
 
     with cluster.session():
@@ -314,13 +286,13 @@ def _detect(
 
         pool, share = _room(pool, gpu, len(todo))
         cluster.require(pool.least, 1.0, share)
-        checkpoint.save(model, output.path / _NETWORK)
+        checkpoint.save(model, task.out / _NETWORK)
         # Our bar counts frames; Ray's would write over it, and its log tells of every execution.
         DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = [
-            {"shard": i, "pieces": json.dumps([_piece_to_json(p) for p in shards[i]])}
-            for i in _longest_first(shards, todo)
+            {"shard": number, "pieces": shard_plan.to_json(shards[number])}
+            for number in shard_plan.longest_first(shards, todo)
         ]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             DetectActor,
@@ -330,19 +302,14 @@ def _detect(
             ),
             num_cpus=1,
             num_gpus=share,
-            fn_constructor_kwargs={
-                "config": config,
-                "out": str(output.path.resolve()),
-                "truth": truth,
-                "must_be_gpu": bool(gpu),
-            },
+            fn_constructor_args=(task,),
         )
-        total = sum(len(piece.frames) for i in todo for piece in shards[i])
+        total = sum(len(piece.frames) for number in todo for piece in shards[number])
         with cluster.progress(total, "detect", "frames") as bar:
             for row in done.iter_rows():
                 bar.update(int(row["frames"]))
                 on_shard(int(row["shard"]))
-    (output.path / _NETWORK).unlink()
+    (task.out / _NETWORK).unlink()
 
 
 def _room(pool: cluster.Pool | None, gpu: bool | None, shards: int) -> tuple[cluster.Pool, float]:
@@ -356,131 +323,6 @@ def _room(pool: cluster.Pool | None, gpu: bool | None, shards: int) -> tuple[clu
         return pool, float(bool(gpu))
     share = min(1.0, gpus / pool.least)
     return pool, share if share == 1 else int(share * 100) / 100
-
-
-def _nobody(shard: int) -> None:
-    """Listens to no shard."""
-
-
-def _longest_first(shards: Sequence[Sequence[Piece]], todo: Sequence[int]) -> list[int]:
-    """The shards in the order to be computed: those of long videos first, together, for tracking a
-    long video begins when its last shard is there, and should not be what all wait for at the end.
-    """
-    length: dict[int, int] = {}
-    for pieces in shards:
-        for piece in pieces:
-            length[piece.video_id] = length.get(piece.video_id, 0) + len(piece.frames)
-    longest = {i: max((length[p.video_id], -p.video_id) for p in shards[i]) for i in todo}
-    return sorted(todo, key=lambda i: (-longest[i][0], -longest[i][1], i))
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """A decoded frame: its piece, its place in it, and what the network gets."""
-
-    piece: Piece
-    offset: int
-    prepared: Prepared
-
-
-class _Reader:
-    """Reads and prepares frames. A video file stays open, for walking forwards is cheap and
-    opening it anew for every frame is not; so one thread at a time may read from video files."""
-
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
-        self._open: frames.VideoReader | None = None
-
-    def load(self, piece: Piece, offset: int) -> _Frame | VideoError:
-        """One frame. A fault is returned: it must not stop the frames that are read beside it."""
-        reference = piece.frames[offset]
-        path, number = frames.split(reference)
-        try:
-            if number is None:
-                image = frames.read(reference, video_id=piece.video_id, size=piece.size)
-            else:
-                if self._open is None or self._open.path != path:
-                    self.close()
-                    self._open = frames.VideoReader(path, video_id=piece.video_id)
-                image = self._open.read(number)
-                frames.check_size(image, piece.size, video_id=piece.video_id, path=reference)
-        except VideoError as fault:
-            # Named after this piece: two videos of a dataset may be cut from one file.
-            return VideoError(piece.video_id, fault.path, fault.reason)
-        return _Frame(piece, offset, self._detector.prepare(image))
-
-    def close(self) -> None:
-        """Give the open file back."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-
-
-def _read_ahead(
-    pieces: Sequence[Piece], detector: Detector, config: Config
-) -> Iterator[_Frame | VideoError]:
-    """All frames of the pieces in order, decoded by threads while the network is busy.
-
-    The first fault of a video is the last that is heard of it.
-    """
-    reader = _Reader(detector)
-    queue: deque[Future[_Frame | VideoError]] = deque()
-    depth = _READ_AHEAD * config.detect.batch_frames
-    faulty: set[int] = set()
-
-    def take() -> Iterator[_Frame | VideoError]:
-        found = queue.popleft().result()
-        if isinstance(found, VideoError):
-            if found.video_id in faulty:
-                return
-            faulty.add(found.video_id)
-        yield found
-
-    from_files = any(frames.split(piece.frames[0])[1] is not None for piece in pieces)
-    with ThreadPoolExecutor(1 if from_files else _DECODE_THREADS) as pool:
-        for piece in pieces:
-            for offset in range(len(piece.frames)):
-                if piece.video_id in faulty:
-                    break
-                queue.append(pool.submit(reader.load, piece, offset))
-                if len(queue) >= depth:
-                    yield from take()
-        while queue:
-            yield from take()
-    reader.close()
-
-
-def _piece(video: VideoRecord, start: int, stop: int) -> Piece:
-    return Piece(
-        video_id=video.video_id,
-        size=video.size,
-        start=start,
-        frames=tuple(video.frames[start:stop]),
-        truth=tuple(tuple(i.segmentations[start:stop]) for i in video.instances),
-    )
-
-
-def _piece_to_json(piece: Piece) -> dict[str, Any]:
-    """RLE counts are ASCII, so JSON can carry them."""
-    return {
-        "video_id": piece.video_id,
-        "size": piece.size,
-        "start": piece.start,
-        "frames": piece.frames,
-        "truth": [[c if c is None else c.decode("ascii") for c in row] for row in piece.truth],
-    }
-
-
-def _piece_from_json(values: Mapping[str, Any]) -> Piece:
-    return Piece(
-        video_id=values["video_id"],
-        size=(values["size"][0], values["size"][1]),
-        start=values["start"],
-        frames=tuple(values["frames"]),
-        truth=tuple(
-            tuple(c if c is None else c.encode("ascii") for c in row) for row in values["truth"]
-        ),
-    )
 
 
 def claim(config: Config) -> dict[str, Any]:
@@ -499,42 +341,3 @@ def input_hash(dataset: Dataset, model: IDOL) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _index(shards: Sequence[Sequence[Piece]], rejected: set[int]) -> list[dict[str, Any]]:
-    """Where the frames of each readable video are: so that a reader opens only those files."""
-    videos: dict[int, dict[str, Any]] = {}
-    for number, pieces in enumerate(shards):
-        for piece in pieces:
-            if piece.video_id in rejected:
-                continue
-            entry = videos.setdefault(
-                piece.video_id,
-                {
-                    "video_id": piece.video_id,
-                    "height": piece.size[0],
-                    "width": piece.size[1],
-                    "length": 0,
-                    "shards": [],
-                },
-            )
-            entry["length"] += len(piece.frames)
-            if number not in entry["shards"]:
-                entry["shards"].append(number)
-    return [videos[video_id] for video_id in sorted(videos)]
-
-
-def _check_rejects(
-    rejected: set[int], total: int, dataset: Dataset, output: claims.Output, config: Config
-) -> None:
-    if len(rejected) <= config.detect.reject_limit * total:
-        return
-    faults = [*dataset.rejects]
-    for path in sorted(output.path.glob("shard-*.parquet")):
-        faults += tables.shard_rejects(path)
-    first = faults[0]
-    raise PipelineError(
-        f"{len(rejected)} of {total} videos cannot be read, more than the limit of "
-        f"{config.detect.reject_limit:.0%} (detect.reject_limit). The first: video "
-        f"{first['video_id']}, {first['path']}: {first['reason']}"
-    )

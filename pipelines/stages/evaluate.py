@@ -22,7 +22,7 @@ from pipelines.report import experiment_log, page, run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset
-from pipelines.stages import detect, scoring, track
+from pipelines.stages import detect, scoring, shard_plan, track
 from pipelines.stages.track_ahead import TrackAhead
 from pipelines.storage import claims, manifest, stored, tables
 from pipelines.storage.layout import DETECTIONS, PAGE, REPORT, RESULTS, SUBMISSION, TRACKS
@@ -193,7 +193,7 @@ def _detect_and_track(
             out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead
         )
     with cluster.session():
-        shards = detect.plan(dataset.videos, config.detect.frames_per_shard)
+        shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
         early = TrackAhead(shards, out / DETECTIONS, config, ahead)
         detect.run(
             dataset,

@@ -10,13 +10,13 @@ from typing import Any
 
 from idol.config import Config, TrackerConfig
 from pipelines import cluster
-from pipelines.stages import detect, track
-from pipelines.stages.detect import Piece
+from pipelines.stages import detect, shard_plan, track
+from pipelines.stages.shard_plan import Shard
 from pipelines.storage import layout, tables
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class TrackAhead:
@@ -30,14 +30,14 @@ class TrackAhead:
 
     def __init__(
         self,
-        shards: Sequence[Sequence[Piece]],
+        shards: Sequence[Shard],
         detections: Path,
         config: Config,
         folder: Path,
     ) -> None:
         """Nothing is started yet.
 
-        shards:     detect.plan of the data set
+        shards:     shard_plan.plan of the dataset
         detections: where detect.run writes
         config:     that it is given; its tracker is used here
         folder:     gets a file per video, for the `ahead` of track.run
@@ -50,7 +50,7 @@ class TrackAhead:
         for number, pieces in enumerate(shards):
             for piece in pieces:
                 self._missing.setdefault(piece.video_id, set()).add(number)
-        self._videos = _videos(shards)
+        self._videos = shard_plan.stored_videos(shards)
         self._ready: list[tuple[int, int]] = []  # (-frames, video_id), the longest first
         self._running: list[Any] = []
         self._task: Any = None
@@ -79,7 +79,7 @@ class TrackAhead:
             try:
                 ray.get(reference)
             except ray.exceptions.RayError as error:
-                logger.warning("a video that was tracked ahead will be tracked again: %s", error)
+                _log.warning("a video that was tracked ahead will be tracked again: %s", error)
         self._running = []
 
     def _start(self) -> None:
@@ -123,18 +123,3 @@ def _unfinished(detections: Path, config: Config) -> StoredDetections:
     }
     known = Manifest(stage=layout.DETECT, config=detect.claim(config), extra=sizes)
     return StoredDetections(detections.resolve(), known, ())
-
-
-def _videos(shards: Sequence[Sequence[Piece]]) -> dict[int, StoredVideo]:
-    found: dict[int, StoredVideo] = {}
-    for number, pieces in enumerate(shards):
-        for piece in pieces:
-            before = found.get(piece.video_id)
-            numbers = before.shards if before else ()
-            found[piece.video_id] = StoredVideo(
-                video_id=piece.video_id,
-                size=piece.size,
-                length=(before.length if before else 0) + len(piece.frames),
-                shards=numbers if number in numbers else (*numbers, number),
-            )
-    return found

@@ -15,7 +15,7 @@ from idol.network.model import IDOL
 from idol.structures import FrameDetections
 from idol.weights import checkpoint
 from pipelines.sources.annotations import Dataset
-from pipelines.stages import detect
+from pipelines.stages import detect, shard_plan
 from pipelines.storage import claims, layout, schemas, tables
 from pipelines.storage.manifest import Manifest
 
@@ -37,7 +37,7 @@ def run(
     An instance's embedding turns by a fixed angle from frame to frame, with a cosine of 0.95
     between neighbours; different instances are at right angles.
     """
-    shards = detect.plan(dataset.videos, config.detect.frames_per_shard)
+    shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
     output = claims.prepare_output(
         out,
         "detect",
@@ -74,7 +74,7 @@ def run(
         total_shards=len(shards),
         rejects=dataset.rejects,
         extra={
-            "videos": detect._index(shards, set()),
+            "videos": [v.to_json() for v in shard_plan.stored_videos(shards).values()],
             "num_classes": len(dataset.categories),
             "embedding_size": EMBEDDING_SIZE,
             "truth": True,

@@ -19,7 +19,7 @@ from idol.masks import resize
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.sources import annotations
 from pipelines.sources.annotations import Dataset, VideoRecord
-from pipelines.stages import detect
+from pipelines.stages import detect, shard_plan
 from pipelines.storage import claims, layout, manifest, stored, tables
 from pipelines.storage.manifest import Manifest
 
@@ -63,7 +63,7 @@ def test_a_plan_deals_out_every_frame_once_and_fills_no_shard_beyond_its_size(
     drawn: list[tuple[int, int]], size: int
 ) -> None:
     videos = [video(i, length, height) for i, (length, height) in enumerate(drawn)]
-    shards = detect.plan(videos[::-1], size)
+    shards = shard_plan.plan(videos[::-1], size)
     frames = [
         (piece.video_id, piece.start + i)
         for shard in shards
@@ -92,20 +92,19 @@ def test_overlaps_are_the_pixel_counts_of_the_masks(n: int, g: int, seed: int, a
 
 
 def test_a_piece_survives_its_way_to_the_worker() -> None:
-    piece = detect.Piece(
+    piece = shard_plan.Piece(
         video_id=3, size=(4, 5), start=7, frames=("a.jpg", "b.mp4#3"), truth=((b"04d", None),)
     )
-    import json
 
-    assert detect._piece_from_json(json.loads(json.dumps(detect._piece_to_json(piece)))) == piece
+    assert shard_plan.from_json(shard_plan.to_json([piece])) == [piece]
 
 
 def test_frames_of_many_videos_share_a_batch_and_each_comes_back_as_if_alone(
     make_videos: Callable[..., Any], model: idol.IDOL
 ) -> None:
     dataset = annotations.read(make_videos([2, 3]).write())
-    together = detect.plan(dataset.videos, 8)
-    alone = detect.plan(dataset.videos, 1)
+    together = shard_plan.plan(dataset.videos, 8)
+    alone = shard_plan.plan(dataset.videos, 1)
     config = tiny_config()
     rows = detect.detect_pieces(Detector(model, config), together[0], config, truth=True)
     assert [(r["video_id"], r["frame_index"]) for r in rows.detections] == [
@@ -127,7 +126,7 @@ def test_a_broken_frame_rejects_its_video_and_no_other(
 ) -> None:
     videos = make_videos([2, 3])
     videos.frame(2, 1).write_bytes(b"not a picture")
-    (pieces,) = detect.plan(annotations.read(videos.write()).videos, 8)
+    (pieces,) = shard_plan.plan(annotations.read(videos.write()).videos, 8)
     rows = detect.detect_pieces(Detector(model, tiny_config()), pieces, tiny_config(), truth=True)
     assert {r["video_id"] for r in rows.detections} == {1} == {r["video_id"] for r in rows.overlaps}
     (reject,) = rows.rejects
@@ -140,7 +139,7 @@ def test_frames_of_a_video_file_are_read_like_any_others(tmp_path: Path, model: 
 
     config = synthetic.SyntheticConfig(size=(32, 64), length=(5, 5), num_objects=(1, 2))
     path = synthetic.write_dataset(tmp_path / "mp4", config, 2, 0, format="mp4")
-    pieces = [p for shard in detect.plan(annotations.read(path).videos, 3) for p in shard]
+    pieces = [p for shard in shard_plan.plan(annotations.read(path).videos, 3) for p in shard]
     rows = detect.detect_pieces(Detector(model, tiny_config()), pieces, tiny_config(), truth=True)
     assert [(r["video_id"], r["frame_index"]) for r in rows.detections] == [
         (v, i) for v in (1, 2) for i in range(5)
@@ -258,7 +257,7 @@ def test_a_lost_shard_is_noticed_by_the_reader(
 def test_the_transforms_of_the_configuration_decide_the_input(
     make_videos: Callable[..., Any], model: idol.IDOL
 ) -> None:
-    (pieces,) = detect.plan(annotations.read(make_videos([1]).write()).videos, 8)
+    (pieces,) = shard_plan.plan(annotations.read(make_videos([1]).write()).videos, 8)
     small, large = (
         replace(tiny_config(), transforms=TransformConfig(stretch=size))
         for size in ((32, 64), (64, 96))

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import cluster
 from pipelines.sources import annotations
-from pipelines.stages import detect, evaluate, scoring, track
+from pipelines.stages import evaluate, scoring, shard_plan, track
 from pipelines.stages.track_ahead import TrackAhead
 from pipelines.storage import layout, manifest, stored
 from tests.pipelines import perfect
@@ -34,7 +34,7 @@ def test_videos_are_tracked_as_soon_as_their_shards_are_there_with_the_same_byte
     whole, early = tmp_path / "whole", tmp_path / "early"
     track.run(detections, whole, config.tracker)
 
-    shards = detect.plan(dataset.videos, 4)
+    shards = shard_plan.plan(dataset.videos, 4)
     sized = replace(config, model=replace(config.model, embedding_size=perfect.EMBEDDING_SIZE))
     ahead = TrackAhead(shards, detections, sized, tmp_path / "ahead")
     kept = tmp_path / "kept"
@@ -67,8 +67,8 @@ def test_videos_are_tracked_as_soon_as_their_shards_are_there_with_the_same_byte
 
 def test_long_videos_are_detected_first_and_together(make_videos: Callable[..., Any]) -> None:
     dataset = annotations.read(make_videos([3, 9, 4, 9, 2]).write())
-    shards = detect.plan(dataset.videos, 4)
-    order = detect._longest_first(shards, range(len(shards)))
+    shards = shard_plan.plan(dataset.videos, 4)
+    order = shard_plan.longest_first(shards, range(len(shards)))
     videos = [{piece.video_id for piece in shards[i]} for i in order]
     assert sorted(order) == list(range(len(shards)))
     assert [v for v in videos if 2 in v] == videos[:3]

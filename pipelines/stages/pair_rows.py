@@ -1,0 +1,153 @@
+"""Planned pairs to rows of PAIRS: the frames are read, resized and encoded here, in Ray's tasks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from idol.config import PairConfig
+from pipelines.errors import VideoError
+from pipelines.sources import frames
+from pipelines.sources.annotations import VideoRecord
+from pipelines.storage import schemas
+
+PLAN = pa.schema(
+    [
+        *(field for field in schemas.PAIRS if not field.name.endswith("_jpeg")),
+        pa.field("key_frame", pa.string(), nullable=False),
+        pa.field("reference_frame", pa.string(), nullable=False),
+    ]
+)
+"""A pair before its frames are read: PAIRS with frame references in place of the bytes."""
+
+
+def planned(
+    video: VideoRecord, key: int, reference: int, labels: Mapping[int, int]
+) -> dict[str, Any]:
+    """A PLAN row. Objects seen in neither frame, and crowds, are left out.
+
+    labels: category_id → label
+    """
+    instances = [
+        {
+            "instance_id": instance.instance_id,
+            "label": labels[instance.category_id],
+            "key_rle": instance.segmentations[key],
+            "reference_rle": instance.segmentations[reference] if reference != key else None,
+        }
+        for instance in video.instances
+        if not instance.iscrowd
+        and (instance.segmentations[key] or instance.segmentations[reference])
+    ]
+    return {
+        "video_id": video.video_id,
+        "key_index": key,
+        "reference_index": reference,
+        "height": video.size[0],
+        "width": video.size[1],
+        "key_frame": video.frames[key],
+        "reference_frame": video.frames[reference],
+        "instances": instances,
+    }
+
+
+def fill(
+    plan: Sequence[Mapping[str, Any]], config: PairConfig
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """PAIRS rows of the planned rows whose frames can be read, and the rejects of the others.
+
+    Every frame is read once, video files forwards.
+    """
+    wanted: dict[str, tuple[int, tuple[int, int]]] = {}
+    for row in plan:
+        for name in (row["key_frame"], row["reference_frame"]):
+            wanted[name] = (row["video_id"], (row["height"], row["width"]))
+    encoded: dict[str, bytes] = {}
+    faults: dict[str, dict[str, Any]] = {}
+    for path, group in frames.grouped(list(wanted)):
+        with contextlib.ExitStack() as opened:
+            reader: frames.VideoReader | None = None
+            for reference in group:
+                video_id, size = wanted[reference]
+                try:
+                    if reader is None and reference != path:  # a frame of a video file
+                        reader = opened.enter_context(frames.VideoReader(path, video_id=video_id))
+                    encoded[reference] = frames.read_encoded(
+                        reference,
+                        video_id=video_id,
+                        size=size,
+                        stored_size=_stored_size(size, config.max_side),
+                        quality=config.jpeg_quality,
+                        reader=reader,
+                    )
+                except VideoError as error:
+                    faults[reference] = error.reject()
+    stored = [
+        _stored_row(row, encoded, config.max_side)
+        for row in plan
+        if row["key_frame"] in encoded and row["reference_frame"] in encoded
+    ]
+    return stored, [faults[name] for name in sorted(faults)]
+
+
+def _stored_row(
+    row: Mapping[str, Any], encoded: Mapping[str, bytes], max_side: int
+) -> dict[str, Any]:
+    size = (row["height"], row["width"])
+    stored = _stored_size(size, max_side)
+    instances = row["instances"]
+    if stored != size:
+        instances = [
+            {
+                **instance,
+                "key_rle": _resize_mask(instance["key_rle"], size, stored),
+                "reference_rle": _resize_mask(instance["reference_rle"], size, stored),
+            }
+            for instance in instances
+        ]
+        # A few pixels may vanish; an object that is in neither frame any more is none.
+        instances = [i for i in instances if i["key_rle"] or i["reference_rle"]]
+    pseudo = row["key_index"] == row["reference_index"]
+    return {
+        "video_id": row["video_id"],
+        "key_index": row["key_index"],
+        "reference_index": row["reference_index"],
+        "height": stored[0],
+        "width": stored[1],
+        "key_jpeg": encoded[row["key_frame"]],
+        # A frame paired with itself is stored once.
+        "reference_jpeg": b"" if pseudo else encoded[row["reference_frame"]],
+        "instances": instances,
+    }
+
+
+def _stored_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """(height, width) with the longer side at most max_side; never larger. 0: unchanged."""
+    if max_side == 0 or max(size) <= max_side:
+        return size
+    scale = max_side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _resize_mask(
+    counts: bytes | None, size: tuple[int, int], stored: tuple[int, int]
+) -> bytes | None:
+    """A mask at the stored size, nearest pixel; None where nothing of it is left."""
+    if counts is None:
+        return None
+    from idol.masks import resize
+
+    mask = resize.decode([counts], size)[0]
+    small = mask[np.ix_(_centres(size[0], stored[0]), _centres(size[1], stored[1]))]
+    return resize.encode(small[None])[0] if small.any() else None
+
+
+def _centres(source: int, target: int) -> npt.NDArray[np.intp]:
+    """The source pixel under the centre of each target pixel."""
+    middle = (np.arange(target) + 0.5) * source / target
+    return np.minimum(middle, source - 1).astype(np.intp)

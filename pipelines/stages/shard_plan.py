@@ -1,0 +1,112 @@
+"""Which frames lie in which shard of the detections: a function of the dataset alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from pipelines.sources.annotations import VideoRecord
+from pipelines.storage.stored import StoredVideo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Consecutive frames of one video, and its truth there.
+
+    video_id: whose
+    size:     (height, width) of every frame
+    start:    index of the first frame in the video
+    frames:   frame references
+    truth:    for each of the G true instances, one compressed RLE or None per frame
+    """
+
+    video_id: int
+    size: tuple[int, int]
+    start: int
+    frames: tuple[str, ...]
+    truth: tuple[tuple[bytes | None, ...], ...]
+
+
+Shard = Sequence[Piece]
+
+
+def plan(videos: Iterable[VideoRecord], frames_per_shard: int) -> list[list[Piece]]:
+    """Deal videos into shards, in order of size and video_id; a long video is cut into several.
+
+    Videos of one size lie together because only frames of one shape share a batch, and because an
+    actor on a GPU keeps the graphs of few shapes.
+    Depends on the dataset alone, so that a restarted run, or one on more machines, makes the same
+    shards. A shard holds at most frames_per_shard frames, and at least one piece.
+    """
+    shards: list[list[Piece]] = []
+    free = 0
+    for video in sorted(videos, key=lambda v: (v.size, v.video_id)):
+        for start in range(0, len(video.frames), frames_per_shard):
+            stop = min(start + frames_per_shard, len(video.frames))
+            if stop - start > free:
+                shards.append([])
+                free = frames_per_shard
+            free -= stop - start
+            piece = Piece(
+                video_id=video.video_id,
+                size=video.size,
+                start=start,
+                frames=tuple(video.frames[start:stop]),
+                truth=tuple(tuple(i.segmentations[start:stop]) for i in video.instances),
+            )
+            shards[-1].append(piece)
+    return shards
+
+
+def stored_videos(shards: Sequence[Shard]) -> dict[int, StoredVideo]:
+    """Where the frames of each video are, so that a reader opens only those files; by video_id."""
+    videos: dict[int, StoredVideo] = {}
+    for number, pieces in enumerate(shards):
+        for piece in pieces:
+            before = videos.get(piece.video_id) or StoredVideo(
+                video_id=piece.video_id, size=piece.size, length=0, shards=()
+            )
+            videos[piece.video_id] = replace(
+                before,
+                length=before.length + len(piece.frames),
+                shards=tuple(dict.fromkeys([*before.shards, number])),
+            )
+    return {video_id: videos[video_id] for video_id in sorted(videos)}
+
+
+def longest_first(shards: Sequence[Shard], todo: Collection[int]) -> list[int]:
+    """The numbers of todo in the order to compute them: shards of long videos first, together.
+
+    Tracking a video begins when its last shard is there; a long video that comes last would keep
+    every machine waiting for one task.
+    """
+    videos = stored_videos(shards)
+
+    def rank(number: int) -> tuple[int, int, int]:
+        length, video_id = max((videos[p.video_id].length, -p.video_id) for p in shards[number])
+        return -length, -video_id, number
+
+    return sorted(todo, key=rank)
+
+
+def to_json(pieces: Shard) -> str:
+    """A shard as text, for a column of Ray Data; RLE counts are ASCII."""
+    return json.dumps([asdict(piece) for piece in pieces], default=lambda counts: counts.decode())
+
+
+def from_json(text: str) -> list[Piece]:
+    """The inverse of to_json."""
+    return [
+        Piece(
+            video_id=values["video_id"],
+            size=(values["size"][0], values["size"][1]),
+            start=values["start"],
+            frames=tuple(values["frames"]),
+            truth=tuple(
+                tuple(None if counts is None else counts.encode("ascii") for counts in instance)
+                for instance in values["truth"]
+            ),
+        )
+        for values in json.loads(text)
+    ]
