@@ -7,6 +7,7 @@ worker goes on with the very batch it would have had.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Mapping
@@ -55,12 +56,12 @@ def number_instances(directory: str | Path) -> dict[tuple[int, int], int]:
     return {name: number for number, name in enumerate(sorted(found))}
 
 
-def decode(row: Mapping[str, Any], identities: Identities | None = None) -> Pair:
+def pair_of_row(row: Mapping[str, Any], identities: Identities | None = None) -> Pair:
     """A PAIRS row as pixels (door 2).
 
     identities: numbers for Pair.identities; instances that are not in it get -1. None: no numbers
     returns:    Pair; the mask of an instance that is absent from a frame is empty there
-    Errors:     VideoError where a stored frame cannot be decoded
+    Raises: VideoError: a stored frame cannot be decoded.
     """
     size = (int(row["height"]), int(row["width"]))
     instances = row["instances"]
@@ -108,9 +109,10 @@ class PairLoader:
     batch_size: pairs per batch of this worker
     seed:       of order and augmentation
     threads:    decode and augment this many pairs at a time
-    identities: see decode
-    Errors:     ManifestError where the directory is unfinished or has too few rows; ValueError
-                for a rank, batch size or thread count that cannot be
+    identities: see pair_of_row
+    Raises:
+        ManifestError: the directory is unfinished or has too few rows.
+        ValueError: a rank, batch size or thread count that cannot be.
     """
 
     def __init__(
@@ -151,7 +153,10 @@ class PairLoader:
         self._order_cache: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
     def batches(self, start_step: int = 0) -> Iterator[PairBatch]:
-        """Batches without end, from the given step; close the generator to stop the threads."""
+        """Batches without end, as an uninterrupted run has them from this step on.
+
+        Close the generator to stop the threads.
+        """
         return self._generate(start_step)
 
     def rows_of(self, step: int) -> list[str]:
@@ -231,7 +236,7 @@ class PairLoader:
     def _example(self, epoch: int, number: int, row: Mapping[str, Any]) -> Example:
         # Seeded by the row, so that neither threads nor the number of workers change it.
         rng = np.random.default_rng([self.seed % 2**64, epoch, number, 2])
-        return transforms.augment(decode(row, self.identities), self.config.transforms, rng)
+        return transforms.augment(pair_of_row(row, self.identities), self.config.transforms, rng)
 
     def _generate(self, start_step: int) -> Iterator[PairBatch]:
         cv2.setNumThreads(1)  # the threads below are the parallelism
@@ -252,7 +257,7 @@ class PairLoader:
         finally:
             stop.set()
             while feeder.is_alive():  # it may be waiting for room in the queue
-                _drain(ready)
+                _empty(ready)
                 feeder.join(timeout=0.02)
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -277,35 +282,6 @@ class PairLoader:
             ready.put(error)
 
 
-def batches(
-    directory: str | Path,
-    config: Config,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    batch_size: int,
-    seed: int = 0,
-    start_step: int = 0,
-    threads: int = 2,
-    identities: Identities | None = None,
-) -> Iterator[PairBatch]:
-    """The batches of one training worker, without end; see PairLoader for the arguments.
-
-    start_step: the first batch is the one that an uninterrupted run would have had at this step
-    """
-    loader = PairLoader(
-        directory,
-        config,
-        rank=rank,
-        world_size=world_size,
-        batch_size=batch_size,
-        seed=seed,
-        threads=threads,
-        identities=identities,
-    )
-    return loader.batches(start_step)
-
-
 def shuffled(length: int, buffer: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """The order in which a shuffle buffer gives out what streams through it.
 
@@ -328,9 +304,7 @@ def shuffled(length: int, buffer: int, rng: np.random.Generator) -> npt.NDArray[
     return given
 
 
-def _drain(waiting: queue.Queue[Any]) -> None:
-    while True:
-        try:
+def _empty(waiting: queue.Queue[Any]) -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
             waiting.get_nowait()
-        except queue.Empty:
-            return

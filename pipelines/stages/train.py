@@ -8,21 +8,21 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from idol.config import Config, from_dict, to_dict
+from idol.config import Config, to_dict
+from idol.files import whole_file
 from idol.learning.training import PairLoss, Trainer
 from idol.network.model import IDOL
-from idol.structures import PairBatch
 from idol.weights import checkpoint
 from pipelines import cluster
 from pipelines.stages import loader
+from pipelines.stages.initial_model import Start, initial_model
 from pipelines.storage import claims, manifest
 from pipelines.storage.layout import LOSSES
 from pipelines.storage.layout import TRAIN as STAGE
@@ -32,11 +32,28 @@ WEIGHTS = "checkpoint.safetensors"
 """The result: weights to evaluate with (the average where there is one), and their config."""
 Report = tuple[int, dict[str, float]]
 """Step, and the means of its losses since the report before."""
+OnReport = Callable[[int, dict[str, float]], None]
+"""Called with the parts of a Report."""
 _RAY = "ray"  # Ray Train's own files, inside out
 _STEP = "step-"  # checkpoint folders, inside out
 _STATE = "training.pt"  # optimiser, average and step, to go on from
 _START = "_start.safetensors"  # the weights that all workers start from
-_TRAINING_ONLY = ("dense_head.", "identity_head.")  # parts that weights may lack, or have unasked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """What every worker is told.
+
+    config: of the training
+    pairs:  output of the prepare stage, absolute
+    out:    where checkpoints are, absolute
+    stop:   step after which to end
+    """
+
+    config: Config
+    pairs: Path
+    out: Path
+    stop: int
 
 
 def run(
@@ -50,7 +67,7 @@ def run(
     workers: int = 2,
     gpus: bool = False,
     overwrite: bool = False,
-    on_report: Callable[[int, dict[str, float]], None] | None = None,
+    on_report: OnReport | None = None,
 ) -> Manifest:
     """Train on the pairs of a finished prepare directory; a killed run goes on where it was.
 
@@ -68,18 +85,19 @@ def run(
     workers:          data-parallel processes, one core or GPU each; 0: inside this process
     gpus:             one GPU per worker, NCCL instead of gloo
     on_report:        called with step and mean losses while training goes on
-    Errors:           ManifestError for unfinished pairs; ValueError for a batch that does not
-                      divide by the workers, or both kinds of weights; CheckpointError for weights
-                      that do not fit
+    Raises:
+        ManifestError: the pairs are unfinished.
+        ValueError: a batch does not divide by the workers, or both kinds of weights are given.
+        CheckpointError: the weights do not fit.
     """
-    begun = _begin(pairs, out, config, weights, backbone_weights, reset_classes, workers, overwrite)
-    output, config, settings = begun
+    start = Start(weights=weights, backbone_weights=backbone_weights, reset_classes=reset_classes)
+    output, loop = _begin(pairs, out, config, start, workers, overwrite)
     if output.finished is not None:
         return output.finished
     started = time.monotonic()
-    last = _fit(settings, out, workers, gpus, on_report)
-    shutil.copyfile(last / WEIGHTS, out / f".{WEIGHTS}.part")
-    os.replace(out / f".{WEIGHTS}.part", out / WEIGHTS)
+    last = _fit(loop, workers, gpus, on_report)
+    with whole_file(out / WEIGHTS) as temporary:
+        shutil.copyfile(last / WEIGHTS, temporary)
     curve = json.loads((last / LOSSES).read_text())
     manifest.commit_json(curve, out / LOSSES)
     _clean(out)
@@ -111,33 +129,34 @@ def advance(
     steps:  at most config.train.steps, which finishes the run
     others: as of run
     """
-    settings = {"weights": weights, "reset_classes": reset_classes, "workers": workers}
     if steps >= config.train.steps:
-        run(pairs, out, config, gpus=gpus, **settings)  # type: ignore[arg-type]
+        run(
+            pairs,
+            out,
+            config,
+            weights=weights,
+            reset_classes=reset_classes,
+            workers=workers,
+            gpus=gpus,
+        )
         return out / WEIGHTS
-    output, _, loop = _begin(pairs, out, config, weights, None, reset_classes, workers, False)
+    start = Start(weights=weights, backbone_weights=None, reset_classes=reset_classes)
+    output, loop = _begin(pairs, out, config, start, workers, overwrite=False)
     if output.finished is not None:
         return out / WEIGHTS
     done = _checkpoints(out)
     if not done or int(done[-1].name.removeprefix(_STEP)) < steps:
         # Ray Train would go on from the state that the part before has left.
         shutil.rmtree(out / _RAY, ignore_errors=True)
-        done = [_fit({**loop, "stop": steps}, out, workers, gpus, None)]
+        done = [_fit(replace(loop, stop=steps), workers, gpus, None)]
     shutil.rmtree(out / _RAY, ignore_errors=True)
     return done[-1] / WEIGHTS
 
 
 def _begin(
-    pairs: Path,
-    out: Path,
-    config: Config,
-    weights: str | None,
-    backbone_weights: str | None,
-    reset_classes: bool,
-    workers: int,
-    overwrite: bool,
-) -> tuple[claims.Output, Config, dict[str, Any]]:
-    """Claim the directory and put the first weights there; the settings of the loop."""
+    pairs: Path, out: Path, config: Config, start: Start, workers: int, overwrite: bool
+) -> tuple[claims.Output, Loop]:
+    """Claim the directory and put the first weights there."""
     source = manifest.read(pairs, "prepare")
     config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
     config = with_identities(config, pairs)
@@ -148,32 +167,19 @@ def _begin(
             f"number of workers ({workers}). Use "
             f"--set train.pairs_per_batch={(share + 1) * workers}"
         )
-    claim = {
-        "config": to_dict(config),
-        "weights": weights,
-        "backbone_weights": backbone_weights,
-        "reset_classes": reset_classes,
-        "workers": max(workers, 1),
-    }
-    start = partial(_initial_model, config, weights, backbone_weights, reset_classes)
+    loop = Loop(config=config, pairs=pairs.resolve(), out=out.resolve(), stop=config.train.steps)
     known = not overwrite and any((out / f).exists() for f in (manifest.STARTED, manifest.MANIFEST))
     # What does not fit must fail before a directory is made; what is done needs no weights.
-    model = None if known else start()
+    model = None if known else initial_model(config, start)
+    claim = {"config": to_dict(config), **asdict(start), "workers": max(workers, 1)}
     output = claims.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
-        return output, config, {}
+        return output, loop
     if overwrite:
         _clean(out)
     if not _checkpoints(out):
-        checkpoint.save(model or start(), out / _START)
-    del model
-    settings = {
-        "config": claim["config"],
-        "pairs": str(pairs.resolve()),
-        "out": str(out.resolve()),
-        "stop": config.train.steps,
-    }
-    return output, config, settings
+        checkpoint.save(model or initial_model(config, start), out / _START)
+    return output, loop
 
 
 def _clean(out: Path) -> None:
@@ -200,61 +206,6 @@ def with_identities(config: Config, pairs: Path) -> Config:
     return replace(config, model=replace(config.model, num_identities=count))
 
 
-def _initial_model(
-    config: Config, weights: str | None, backbone_weights: str | None, reset_classes: bool
-) -> IDOL:
-    """The network to start from, in the configuration of this run.
-
-    Errors: CheckpointError; ValueError where class heads would have to be reset unasked, or both
-            kinds of weights are given
-    """
-    import torch
-
-    if weights is not None and backbone_weights is not None:
-        raise ValueError(
-            f"weights ({weights}) bring a backbone of their own: leave out backbone_weights "
-            f"({backbone_weights}), or the weights."
-        )
-    torch.manual_seed(config.train.seed)
-    model = IDOL(config)
-    if backbone_weights is not None:
-        from idol.weights.imagenet import load_imagenet
-
-        load_imagenet(model.backbone, backbone_weights)
-    if weights is None:
-        return model
-    state = checkpoint.read(weights)[1]
-    _settle_training_heads(state, model)
-    replaced = checkpoint.adapt_classes(state, model)
-    if replaced and not reset_classes:
-        raise ValueError(
-            f"{weights} has class heads of another size than this dataset's "
-            f"{config.model.num_classes} categories ({', '.join(config.categories[:8])}, ...). "
-            "Pass --reset-classes to start them anew."
-        )
-    checkpoint.check_state(model, state, weights)
-    model.load_state_dict(state)
-    return model
-
-
-def _settle_training_heads(state: dict[str, Any], model: IDOL) -> None:
-    """Drop from a state the heads for training that the model lacks; add those that it lacks.
-
-    An identity head of another number of instances belongs to another training set: it starts
-    anew. (A dense head of other classes does so too, like every class head, but only when asked.)
-    """
-    own = model.state_dict()
-    for key in [k for k in state if k.startswith(_TRAINING_ONLY)]:
-        foreign = key.startswith("identity_head.") and (
-            key in own and own[key].shape != state[key].shape
-        )
-        if key not in own or foreign:
-            del state[key]
-    for key, value in own.items():
-        if key.startswith(_TRAINING_ONLY):
-            state.setdefault(key, value)
-
-
 class _Mailbox:
     """A small actor: rank 0 drops its losses here, the driver collects them for bar and log."""
 
@@ -270,9 +221,7 @@ class _Mailbox:
 
 
 @contextlib.contextmanager
-def _watched(
-    steps: int, on_report: Callable[[int, dict[str, float]], None] | None
-) -> Iterator[Any]:
+def _watched(steps: int, on_report: OnReport | None) -> Iterator[Any]:
     """A mailbox whose reports move a progress bar while the block runs."""
     import ray
 
@@ -300,63 +249,94 @@ def _watched(
         thread.join(10)
 
 
-def _fit(
-    settings: dict[str, Any],
-    out: Path,
-    workers: int,
-    gpus: bool,
-    on_report: Callable[[int, dict[str, float]], None] | None,
-) -> Path:
+def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Path:
     """Run the loop on Ray Train; the folder of its last checkpoint, on this machine."""
+    from ray import train
+    from ray.train.torch import TorchTrainer
+
     cluster.require(max(workers, 1), gpus=1.0 if gpus else 0.0)
-    with _watched(settings["config"]["train"]["steps"], on_report) as mailbox:
-        result = _trainer(settings, mailbox, out, workers, gpus).fit()
+    with _watched(loop.config.train.steps, on_report) as mailbox:
+        result = TorchTrainer(
+            _worker,
+            train_loop_config={"loop": loop, "mailbox": mailbox},
+            scaling_config=train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=gpus,
+                resources_per_worker={"CPU": 1} if workers else None,
+            ),
+            run_config=train.RunConfig(
+                name=_RAY,
+                storage_path=str(loop.out),
+                failure_config=train.FailureConfig(max_failures=3),
+            ),
+        ).fit()
     if result.error is not None:
         raise result.error
-    found = _checkpoints(out)
+    found = _checkpoints(loop.out)
     if not found:
         raise RuntimeError(
-            f"training ended, but {out} has no checkpoint. With workers on several machines --out "
-            "must be storage that all of them see."
+            f"training ended, but {loop.out} has no checkpoint. With workers on several machines "
+            "--out must be storage that all of them see."
         )
     return found[-1]
 
 
-def _trainer(settings: dict[str, Any], mailbox: Any, out: Path, workers: int, gpus: bool) -> Any:
-    from ray import train
-    from ray.train.torch import TorchTrainer
+def _worker(told: dict[str, Any]) -> None:
+    """One worker's training, from the newest checkpoint or the beginning.
 
-    return TorchTrainer(
-        _loop,
-        train_loop_config={**settings, "mailbox": mailbox},
-        scaling_config=train.ScalingConfig(
-            num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1} if workers else None
-        ),
-        run_config=train.RunConfig(
-            name=_RAY,
-            storage_path=str(out.resolve()),
-            failure_config=train.FailureConfig(max_failures=3),
-        ),
-    )
-
-
-def _loop(settings: dict[str, Any]) -> None:
-    """One worker's training, from the newest checkpoint or the beginning."""
+    told: {"loop": Loop, "mailbox": the driver's}
+    """
     import torch
     from ray import train
-    from ray.train.torch import get_device, prepare_model
+    from ray.train.torch import get_device
 
     # One core is what a worker reserves; and sums of another number of threads are other bits.
     torch.set_num_threads(1)
-    config = from_dict(Config, settings["config"])
+    loop: Loop = told["loop"]
+    config = loop.config
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    trainer, curve = _trainer(loop, rank)
+    # Dropout: another one on every worker, and not the first steps' again after a restart.
+    seeds = np.random.SeedSequence([config.train.seed % 2**64, rank, trainer.step_number])
+    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+    batches = loader.PairLoader(
+        loop.pairs,
+        config,
+        rank=rank,
+        world_size=world,
+        batch_size=config.train.pairs_per_batch // world,
+        seed=config.train.seed,
+        identities=loader.number_instances(loop.pairs) if config.model.num_identities else None,
+    ).batches(trainer.step_number)
     device = get_device()
-    out = Path(settings["out"])
-    previous = _checkpoints(out)
-    model = IDOL(config)
+    sums: dict[str, float] = {}
+    since = 0
+    while trainer.step_number < loop.stop:
+        for name, value in trainer.step(next(batches).to(device)).items():
+            sums[name] = sums.get(name, 0.0) + value
+        since += 1
+        done = trainer.step_number
+        if done % config.train.report_every == 0 or done == loop.stop:
+            means = {name: value / since for name, value in sums.items()}
+            curve.append((done, means))
+            if rank == 0:
+                told["mailbox"].put.remote(done, means)
+            sums, since = {}, 0
+        if rank == 0 and (done % config.train.checkpoint_every == 0 or done == loop.stop):
+            _commit(trainer, curve, loop.out)
+
+
+def _trainer(loop: Loop, rank: int) -> tuple[Trainer, list[Report]]:
+    """The training as far as it is, and its reports so far."""
+    import torch
+    from ray.train.torch import get_device, prepare_model
+
+    device = get_device()
+    previous = _checkpoints(loop.out)
+    model = IDOL(loop.config)
     if not previous:
-        model.load_state_dict(checkpoint.read(out / _START)[1])
+        model.load_state_dict(checkpoint.read(loop.out / _START)[1])
     model.to(device)
 
     def wrap(pair_loss: PairLoss) -> torch.nn.Module:
@@ -365,51 +345,16 @@ def _loop(settings: dict[str, Any]) -> None:
         )
         return wrapped
 
-    trainer = Trainer(model, config, seed=config.train.seed * 1000 + rank, wrap=wrap)
-    curve: list[Report] = []
-    if previous:
-        state = torch.load(previous[-1] / _STATE, map_location=device, weights_only=True)
-        trainer.load_state_dict(state)
-        curve = json.loads((previous[-1] / LOSSES).read_text())
-    # Dropout: another one on every worker, and not the first steps' again after a restart.
-    seeds = np.random.SeedSequence([config.train.seed % 2**64, rank, trainer.step_number])
-    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-    batches = _batches(settings, config, rank, world, trainer.step_number)
-    steps, report = settings["stop"], config.train.report_every
-    sums: dict[str, float] = {}
-    since = 0
-    while trainer.step_number < steps:
-        for name, value in trainer.step(next(batches).to(device)).items():
-            sums[name] = sums.get(name, 0.0) + value
-        since += 1
-        done = trainer.step_number
-        if done % report == 0 or done == steps:
-            means = {name: value / since for name, value in sums.items()}
-            curve.append((done, means))
-            if rank == 0:
-                settings["mailbox"].put.remote(done, means)
-            sums, since = {}, 0
-        if rank == 0 and (done % config.train.checkpoint_every == 0 or done == steps):
-            _commit(trainer, model, curve, out)
-
-
-def _batches(
-    settings: Mapping[str, Any], config: Config, rank: int, world: int, start: int
-) -> Iterator[PairBatch]:
-    pairs = Path(settings["pairs"])
-    return loader.batches(
-        pairs,
-        config,
-        rank=rank,
-        world_size=world,
-        batch_size=config.train.pairs_per_batch // world,
-        seed=config.train.seed,
-        start_step=start,
-        identities=loader.number_instances(pairs) if config.model.num_identities else None,
+    trainer = Trainer(model, loop.config, seed=loop.config.train.seed * 1000 + rank, wrap=wrap)
+    if not previous:
+        return trainer, []
+    trainer.load_state_dict(
+        torch.load(previous[-1] / _STATE, map_location=device, weights_only=True)
     )
+    return trainer, json.loads((previous[-1] / LOSSES).read_text())
 
 
-def _commit(trainer: Trainer, model: IDOL, curve: list[Report], out: Path) -> None:
+def _commit(trainer: Trainer, curve: list[Report], out: Path) -> None:
     """Write a checkpoint folder under a temporary name, rename it, drop older ones.
 
     Not Ray Train's checkpoints: those are registered at the controller's next look, so a killed
@@ -421,7 +366,7 @@ def _commit(trainer: Trainer, model: IDOL, curve: list[Report], out: Path) -> No
     older = [path for path in _checkpoints(out) if path != folder]
     temporary = out / f".{folder.name}.{os.getpid()}.part"
     temporary.mkdir(parents=True)
-    checkpoint.save(model, temporary / WEIGHTS, trainer.weights())
+    checkpoint.save(trainer.model, temporary / WEIGHTS, trainer.weights())
     torch.save(trainer.state_dict(), temporary / _STATE)
     (temporary / LOSSES).write_text(json.dumps(curve))
     shutil.rmtree(folder, ignore_errors=True)

@@ -62,7 +62,7 @@ def test_decoding_gives_pixels_and_masks_of_the_same_instances(make_videos):
     videos = make_videos([3])
     dataset = annotations.read(videos.write())
     for row in pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels):
-        pair = loader.decode(row)
+        pair = loader.pair_of_row(row)
         assert pair.key_image.shape == (24, 36, 3)
         assert pair.key_image.dtype == np.uint8
         assert pair.labels.tolist() == [1, 0]
@@ -76,7 +76,7 @@ def test_decoding_gives_pixels_and_masks_of_the_same_instances(make_videos):
 def test_a_pair_without_instances_decodes(make_videos):
     dataset = annotations.read(make_videos([2]).write())
     row = next(pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
-    pair = loader.decode({**row, "instances": []})
+    pair = loader.pair_of_row({**row, "instances": []})
     assert pair.key_masks.shape == (0, 24, 36)
 
 
@@ -84,7 +84,7 @@ def test_a_stored_frame_that_is_broken_names_its_video_and_frame(make_videos):
     dataset = annotations.read(make_videos([2]).write())
     row = next(pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
     with pytest.raises(VideoError, match="video 1: key frame 0"):
-        loader.decode({**row, "key_jpeg": row["key_jpeg"][:100]})
+        loader.pair_of_row({**row, "key_jpeg": row["key_jpeg"][:100]})
 
 
 @settings(deadline=None)
@@ -139,12 +139,6 @@ def test_batches_hold_what_rows_of_says(prepared):
     for name, targets in zip(names, batch.key_targets, strict=True):
         starts_at_zero = "frames 0 and" in name
         assert targets.present.tolist() == [not starts_at_zero, True]
-
-
-def test_a_shared_function_gives_the_same_batches(prepared):
-    direct = take(make(prepared).batches(2), 1)
-    function = take(loader.batches(prepared, CONFIG, batch_size=3, start_step=2), 1)
-    assert same(direct[0], function[0])
 
 
 def test_instances_are_numbered_by_video_and_instance(prepared):

@@ -308,7 +308,7 @@ def test_a_still_image_is_paired_with_itself_and_stored_once(make_images):
     assert [(r["key_index"], r["reference_index"]) for r in rows] == [(0, 0), (0, 0)]
     for row in rows:
         assert row["reference_jpeg"] == b""
-        pair = loader.decode(row)
+        pair = loader.pair_of_row(row)
         np.testing.assert_array_equal(pair.key_image, pair.reference_image)
         np.testing.assert_array_equal(pair.key_masks, pair.reference_masks)
         assert pair.key_masks.any((1, 2)).all()

@@ -18,6 +18,7 @@ from pipelines.errors import ManifestError
 from pipelines.report import run_page
 from pipelines.sources import annotations
 from pipelines.stages import loader, pairs, train
+from pipelines.stages.initial_model import Start, initial_model
 
 pytestmark = pytest.mark.ray
 
@@ -110,8 +111,9 @@ def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, t
     with pytest.raises(ValueError, match="--reset-classes"):
         train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
     config = quick(2)
-    start = train._initial_model(
-        train.with_categories(config, ["a", "b", "c", "d"], [1, 2, 3, 4]), str(path), None, True
+    start = initial_model(
+        train.with_categories(config, ["a", "b", "c", "d"], [1, 2, 3, 4]),
+        Start(weights=str(path), reset_classes=True),
     ).state_dict()
     assert torch.equal(start["transformer.level_embed"], model.transformer.level_embed)
     assert start["class_embed.0.weight"].shape[0] == 4
@@ -129,16 +131,16 @@ def test_an_identity_head_is_made_for_the_instances_of_the_pairs(prepared, tmp_p
     model = idol.load(path)
     assert model.config.model.num_identities == count == len(model.identity_head.weight)
     # A start for another run: with its head, without one, or for other instances.
-    same = train._initial_model(model.config, str(path), None, False)
+    same = initial_model(model.config, Start(weights=str(path)))
     assert torch.equal(same.identity_head.weight, model.identity_head.weight)
     plain = train.with_identities(override(model.config, ["losses.identity=0"]), prepared)
-    assert train._initial_model(plain, str(path), None, False).identity_head is None
+    assert initial_model(plain, Start(weights=str(path))).identity_head is None
     other = override(model.config, ["model.num_identities=5"])
-    other = train._initial_model(other, str(path), None, False)
+    other = initial_model(other, Start(weights=str(path)))
     assert len(other.identity_head.weight) == 5
     assert torch.equal(other.transformer.level_embed, model.transformer.level_embed)
     headless = str(checkpoint.save(idol.IDOL(plain), tmp_path / "plain.safetensors"))
-    assert train._initial_model(model.config, headless, None, False).identity_head is not None
+    assert initial_model(model.config, Start(weights=headless)).identity_head is not None
 
 
 def test_what_is_done_needs_its_weights_no_more_and_what_is_begun_starts_from_them(
@@ -183,11 +185,11 @@ def test_backbone_weights_reach_the_backbone_alone_and_exclude_weights(tmp_path,
     stand_in = types.SimpleNamespace(load_imagenet=load_imagenet)
     monkeypatch.setitem(sys.modules, "idol.weights.imagenet", stand_in)
     source = "hf://owner/repo/imagenet.safetensors"
-    for name, value in train._initial_model(config, None, source, False).state_dict().items():
+    for name, value in initial_model(config, Start(backbone_weights=source)).state_dict().items():
         expected = torch.full_like(value, 0.5) if name.startswith("backbone.") else random[name]
         assert torch.equal(value, expected), name
     with pytest.raises(ValueError, match="leave out backbone_weights"):
-        train._initial_model(config, "shipped", source, False)
+        initial_model(config, Start(weights="shipped", backbone_weights=source))
 
 
 def test_weights_of_another_network_are_refused_before_anything_starts(prepared, tmp_path):
