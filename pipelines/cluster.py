@@ -30,51 +30,41 @@ WAIT_VARIABLE = "IDOL_WAIT_FOR_NODES_S"
 """Seconds to wait for the nodes of a joined cluster, where a stage needs more than there are."""
 _END = object()
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def session(
-    num_cpus: int | None = None,
-    *,
-    num_gpus: int | None = None,
-    dashboard: bool = False,
-    log_to_driver: bool = False,
-) -> Iterator[None]:
+def session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """Be connected to Ray inside the `with` block.
 
-    Joined, in this order: the Ray this process already has; the cluster of `ray job submit` or of
-    RAY_ADDRESS. Otherwise a Ray of our own starts here and stops at the end of the block; it never
+    Joins the Ray that this process already has, else the cluster of `ray job submit` or
+    RAY_ADDRESS. Without either, starts a Ray of our own and stops it at the end of the block; never
     joins another Ray that happens to run on the machine.
 
-    num_cpus:      logical CPUs of our own Ray; default: those of the machine, at least 4
-    num_gpus:      GPUs of our own Ray; default: those of the machine
-    dashboard:     start Ray's dashboard too (Ray Train complains every second without it)
-    log_to_driver: show what workers print
+    num_cpus:  logical CPUs of our own Ray; default: those of the machine, at least 4
+    dashboard: start Ray's dashboard too (Ray Train complains every second without it)
     """
-    if _own():
+    own = _own()
+    if own:
         _once_per_process()
-    with environment(_embedded_environment() if _own() else {}):
+    with environment(_embedded_environment() if own else {}):
         # Imported here: Ray reads its environment once, when it is imported.
         import ray
 
         if ray.is_initialized():
             yield
             return
-        quiet = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
-        if _own():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus or max(_MIN_CPUS, os.cpu_count() or 1),
-                num_gpus=num_gpus,
-                include_dashboard=dashboard,
-                **quiet,
-            )
-        elif os.environ.get(_SUBMITTED):
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if own:
+            options |= {
+                "address": "local",
+                "num_cpus": num_cpus or max(_MIN_CPUS, os.cpu_count() or 1),
+                "include_dashboard": dashboard,
+            }
+        elif not os.environ.get(_SUBMITTED):
             # `ray job submit --working-dir` has already sent the code; sending it again conflicts.
-            ray.init(**quiet)
-        else:
-            ray.init(runtime_env={"working_dir": str(ROOT)}, **quiet)
+            options["runtime_env"] = {"working_dir": str(ROOT)}
+        ray.init(**options)
         try:
             yield
         finally:
@@ -83,7 +73,7 @@ def session(
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """How many actors do a stage: at least, and at most where there is work and room for more."""
+    """How many actors a stage has: at least, and at most where there is work and room for more."""
 
     least: int
     most: int
@@ -99,7 +89,7 @@ class Pool:
     def of(cls, size: Pool | int | str) -> Pool:
         """A pool from its size: 4 or "4" for a fixed one, "1..8" for one that grows and shrinks.
 
-        Errors: ValueError
+        Raises: ValueError: it is no such size.
         """
         if isinstance(size, Pool):
             return size
@@ -117,15 +107,15 @@ class Pool:
 
 
 def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
-    """Have room for so many workers at once, where asking for them might wait for ever.
+    """Make sure that so many workers fit at once: Ray itself would wait for ever.
 
-    A Ray of our own has what it has. A cluster may be one that grows: its nodes come when something
-    asks for them, so this asks, says so, and waits.
+    A Ray of our own cannot grow. A joined cluster may: its nodes come when something asks for them,
+    so this asks, logs that it does, and waits up to IDOL_WAIT_FOR_NODES_S seconds.
 
     count: workers
     cpus:  of each
     gpus:  of each
-    Errors: ResourcesError saying what is there, and how to ask for less
+    Raises: ResourcesError: there are too few.
     """
     lacking = _lacking(count, cpus, gpus)
     if lacking is None:
@@ -136,10 +126,10 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
             f"{lacking} Ask for fewer actors or workers, or start a larger cluster (--actors 1 "
             "without GPUs runs anywhere)."
         )
-    logger.warning("%s Waiting up to %.0f s for nodes to join.", lacking, limit)
+    _log.warning("%s Waiting up to %.0f s for nodes to join.", lacking, limit)
     from ray.util import placement_group, remove_placement_group
 
-    # What waits for a place is what an autoscaler looks at; it is given back at once.
+    # An autoscaler adds nodes for placement groups that wait; the group is removed at the end.
     bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     group = placement_group([bundle] * count, strategy="PACK")
     try:
@@ -168,7 +158,7 @@ def _patience() -> float:
 
 
 def _lacking(count: int, cpus_each: float, gpus_each: float) -> str | None:
-    """What is needed and what is there, in a sentence; None where it is enough, used or not."""
+    """A sentence about what is missing; None where the cluster has enough, in use or not."""
     import ray
 
     there = ray.cluster_resources()
@@ -182,25 +172,24 @@ def _lacking(count: int, cpus_each: float, gpus_each: float) -> str | None:
 
 
 def tasks(
-    function: Callable[[Any, Any], Any], shared: Any, items: Iterable[Any], *, retries: int = 3
+    function: Callable[[Any, Any], Any], shared: Any, items: Iterable[Any]
 ) -> Iterator[tuple[Any, Any]]:
     """Run function(shared, item) for every item on the connected Ray; (item, result) as they end.
 
-    A bounded number is in flight, so that neither results nor arguments pile up. What dies with its
-    process or machine is done again.
+    A bounded number is in flight, so that neither results nor arguments pile up. An item whose
+    process or machine dies is done again, up to three times.
 
-    shared:  sent to every machine once
-    items:   in the order to begin them
-    retries: of one item
+    shared: sent to every machine once
+    items:  in the order to begin them
     """
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=retries)(function)
+    task = ray.remote(num_cpus=1, max_retries=3)(function)
     stored_once = ray.put(shared)
     waiting = iter(items)
     running: dict[Any, Any] = {}
     while True:
-        # Looked up anew: on a cluster that grows, what waits brings nodes, and they want tasks.
+        # Each time, because a cluster that grows has more CPUs later.
         window = _TASKS_PER_CPU * cpus()
         while len(running) < window and (item := next(waiting, _END)) is not _END:
             running[task.remote(stored_once, item)] = item
@@ -219,8 +208,7 @@ def gpus() -> int:
 
 
 def cpus() -> int:
-    """Number of logical CPUs of the connected Ray, at least 1: where a cluster that grows has none
-    yet, the first task brings some."""
+    """Number of logical CPUs of the connected Ray; 1 where a cluster that grows has none yet."""
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 0)))
@@ -255,13 +243,13 @@ def _embedded_environment() -> dict[str, str]:
 
 
 def _once_per_process() -> None:
-    """Settle what Ray reads when it is imported and keeps for the life of the process."""
+    """Set what Ray reads when it is imported and keeps for the life of the process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the next default; 2.60 warns
     if not os.environ.get("RAY_AUTH_MODE") and not os.environ.get("RAY_AUTH_TOKEN"):
-        # A token of this process's own: without one, everyone on the machine could run code here,
-        # and Ray would write one into the home directory, which may be read-only. Never replaced:
-        # Ray caches it, and a second session in this process would be refused.
+        # A token of this process: without one, every user of the machine could run code here, and
+        # Ray would write one into the home directory, which may be read-only. It stays for the
+        # next session of this process, because Ray caches it.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

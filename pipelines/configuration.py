@@ -16,8 +16,9 @@ def changed(config: Config, overrides: Iterable[str], tracker: str | Path | None
 
     overrides: "section.field=value"
     tracker:   see tracker_config; None: the checkpoint's own
-    Errors: ValueError where an override would change the network, or is a bad one; PipelineError
-            for a threshold below the score floor
+    Raises:
+        ValueError: an override would change the network, or is a bad one.
+        PipelineError: a threshold is below the score floor.
     """
     wanted = config if tracker is None else replace(config, tracker=tracker_config(tracker))
     wanted = override(wanted, overrides)
@@ -40,7 +41,7 @@ def tracker_config(name: str | Path) -> TrackerConfig:
 
     name:   released, ovis, paper, multi_cue, robust, or a path; the file holds
             {"tracker": {field: value}}
-    Errors: ValueError for an unknown name, a file that is no such JSON, or an unknown field
+    Raises: ValueError: an unknown name, a file that is no such JSON, or an unknown field.
     """
     named = {
         "released": TrackerConfig.released,

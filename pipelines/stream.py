@@ -50,7 +50,7 @@ class StreamConfig:
 
 @dataclass(slots=True)
 class Summary:
-    """What a stream came to, up to date after every frame.
+    """What was made of a stream so far; run updates it after every frame.
 
     frames:  segmented
     tracks:  in the results; 0 until they are written
@@ -76,9 +76,9 @@ class Summary:
 
 
 def prepare(out: Path, *, overwrite: bool = False) -> None:
-    """Make out, and see that it can be written to, before a network is loaded for nothing.
+    """Make out and check that it can be written to, before a network is loaded.
 
-    Errors: ManifestError where it holds an earlier output, or cannot be written
+    Raises: ManifestError: it holds an earlier output, or cannot be written to.
     """
     old = [name for name in (RESULTS, FILM) if (out / name).exists()]
     if old and not overwrite:
@@ -107,18 +107,21 @@ def run(
     source:    any
     segmenter: fresh, with keep_tracks
     out:       as left by prepare
-    summary:   brought up to date, so that the caller knows how far it came whatever happens
-    Errors: what the source, the segmenter and the disk raise, KeyboardInterrupt too; what was
-            segmented until then has been written
+    summary:   updated after every frame, so that the caller has it after an error too
+    Raises:
+        PipelineError: the source has no frames.
+        Exception: of the source, the segmenter or the disk, KeyboardInterrupt too; what was
+            segmented until then has been written.
 
-    Memory holds one frame, the tracks' compressed masks, and nothing else that grows.
+    Memory holds one frame and the tracks' compressed masks; nothing else grows.
     """
     started = time.monotonic()
     rate = config.rate or source.rate or _RATE
     with Film(out / FILM, rate) as film:
         try:
             images = itertools.islice(source, config.max_frames)
-            total = _expected(source, config)
+            known = [n for n in (source.frames, config.max_frames) if n is not None]
+            total = min(known, default=None)
             shown = Path(source.name).name
             for image in tqdm(images, shown, total, unit=" frames", dynamic_ncols=True):
                 instances = segmenter(image)
@@ -129,9 +132,11 @@ def run(
                 summary.frames = segmenter.frames
                 summary.seconds = time.monotonic() - started
         finally:
-            # Also when it was cut short: hours of work are not thrown away for one bad frame.
+            # Also after an error: one bad frame does not cost what was segmented before it.
             if segmenter.frames:
-                _write_results(segmenter, out / RESULTS, summary)
+                results.write(out / RESULTS, segmenter.finish_ytvis())
+                summary.tracks = len(segmenter.finish())
+                summary.results = out / RESULTS
                 if config.film:
                     film.finish()
                     summary.film = out / FILM
@@ -159,15 +164,3 @@ def draw(image: Image, instances: Instances, drawn_score: float) -> Image:
         boxes=instances.boxes[rows].numpy().astype(np.float64),
         zoom=max(1, round(_READABLE / min(image.shape[:2]))),
     )
-
-
-def _expected(source: Source, config: StreamConfig) -> int | None:
-    known = [n for n in (source.frames, config.max_frames) if n is not None]
-    return min(known, default=None)
-
-
-def _write_results(segmenter: OnlineSegmenter, path: Path, summary: Summary) -> None:
-    entries = segmenter.finish_ytvis()
-    results.write(path, entries)
-    summary.tracks = len(segmenter.finish())
-    summary.results = path

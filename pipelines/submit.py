@@ -24,7 +24,7 @@ _AGENT_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
+class SubmittedJob:
     """A job on a cluster.
 
     submission_id: its name there, for `ray job status`, `logs` and `stop`
@@ -49,7 +49,7 @@ def submit(
     environment: Mapping[str, str] | None = None,
     wait: bool = True,
     on_log: Callable[[str], None] = lambda text: None,
-) -> Submission:
+) -> SubmittedJob:
     """Run a command on a cluster, from a copy of this folder, and wait for its end.
 
     command:     what to run there: ("python", "-m", "jobs.evaluate", ...)
@@ -59,8 +59,9 @@ def submit(
     environment: variables that the job and its workers see
     wait:        False: return as soon as the cluster has the job
     on_log:      called with each piece of the job's log as it appears
-    Errors:      PipelineError if no cluster answers, it refuses our token, or the package is
-                 refused (too large)
+    Raises:
+        PipelineError: no cluster answers, it refuses our token, or the package is too large.
+        ValueError: there is no command.
     """
     if not command:
         raise ValueError(
@@ -80,7 +81,7 @@ def submit(
         )
         raise PipelineError(f"The cluster did not take the job: {error}{todo}") from error
     if not wait:
-        return Submission(submission_id, "PENDING", 0, "", None)
+        return SubmittedJob(submission_id, "PENDING", 0, "", None)
     last = _LastResult()
 
     def read(text: str) -> None:
@@ -97,7 +98,7 @@ def submit(
         ) from error
     status = str(info.status)
     code = 0 if status == "SUCCEEDED" else (info.driver_exit_code or 1)
-    return Submission(submission_id, status, code, info.message or "", last.result())
+    return SubmittedJob(submission_id, status, code, info.message or "", last.result())
 
 
 def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
@@ -140,7 +141,7 @@ def _connect(address: str | None) -> Any:
 
 
 def _use_token() -> None:
-    """Send the token where there is one: clusters ask for it, Ray's client does not offer it."""
+    """Make Ray's client send the token, where there is one; by default it sends none."""
     if os.environ.get("RAY_AUTH_MODE"):
         return
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
@@ -149,19 +150,19 @@ def _use_token() -> None:
 
 
 async def _follow(client: Any, submission_id: str, on_log: Callable[[str], None]) -> None:
-    """Hand on the log until the job has ended, through lost connections, each piece once."""
+    """Call on_log with every piece of the log, once, until the job has ended; reconnects."""
     import aiohttp
 
     shown = 0
     while True:
-        # Asked before reading: what is read after the job's end is then all there is.
+        # Asked before reading: if it has ended, the read below is complete.
         ended = client.get_job_status(submission_id).is_terminal()
         read = 0
         pieces: AsyncGenerator[str, None] = client.tail_job_logs(submission_id)
-        # A log connection that broke (RuntimeError is Ray's word for it): the job itself goes on.
+        # The log connection broke (Ray raises RuntimeError): the job itself goes on.
         with contextlib.suppress(RuntimeError, aiohttp.ClientError):
             async for text in pieces:
-                # A new connection tells the whole log again.
+                # A new connection sends the log from its beginning.
                 if read + len(text) > shown:
                     on_log(text[max(shown - read, 0) :])
                 read += len(text)
@@ -172,7 +173,7 @@ async def _follow(client: Any, submission_id: str, on_log: Callable[[str], None]
 
 
 class _LastResult:
-    """Remembers the last line that was a JSON object, from a log that comes in pieces."""
+    """The last line that is a JSON object, of a log that comes in pieces."""
 
     def __init__(self) -> None:
         self._rest = ""

@@ -52,7 +52,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """submit() of a fake job: the submission and all of its log that was shown."""
     monkeypatch.setattr(submit, "_POLL_SECONDS", 0.0)
 
-    def run(client: FakeClient, **options: Any) -> tuple[submit.Submission, str]:
+    def run(client: FakeClient, **options: Any) -> tuple[submit.SubmittedJob, str]:
         monkeypatch.setattr(submit, "_connect", lambda address: client)
         shown: list[str] = []
         done = submit.submit(
@@ -68,7 +68,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def test_the_result_is_the_last_line_that_is_a_json_object(follow: Any) -> None:
     done, shown = follow(FakeClient())
-    assert done == submit.Submission("raysubmit_1", "SUCCEEDED", 0, "ended", {"AP": 44.5})
+    assert done == submit.SubmittedJob("raysubmit_1", "SUCCEEDED", 0, "ended", {"AP": 44.5})
     assert shown == LOG
 
 
