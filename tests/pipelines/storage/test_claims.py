@@ -1,0 +1,105 @@
+"""A directory is new, unfinished or finished, and belongs to one run of one stage."""
+
+import os
+
+import pyarrow as pa
+import pytest
+
+from pipelines.errors import ManifestError
+from pipelines.storage import claims, manifest, schemas, tables
+
+CONFIG = {"max_gap": 5, "sizes": (1, 2)}
+REJECT = {"video_id": 4, "path": "a.jpg", "reason": "the frame does not exist"}
+
+
+def shard(video_id: int) -> pa.Table:
+    row = {"video_id": video_id, "path": "p", "reason": "r"}
+    return schemas.table([row, row], schemas.REJECTS)
+
+
+def finished(path, stage="prepare", config=CONFIG, input_hash="h"):
+    output = claims.prepare_output(path, stage, config, input_hash)
+    for index in range(2):
+        tables.commit(shard(index), output.shard(index))
+    return output.finish(total_shards=2)
+
+
+def test_an_equal_run_finds_the_finished_output(tmp_path):
+    written = finished(tmp_path / "out")
+    assert claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h").finished == written
+
+
+@pytest.mark.parametrize(
+    ("stage", "config", "input_hash", "words"),
+    [
+        ("detect", CONFIG, "h", "stage 'prepare', not 'detect'"),
+        ("prepare", {**CONFIG, "max_gap": 6}, "h", "max_gap was 5, now 6"),
+        ("prepare", CONFIG, "other", "input had other content"),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_another_runs_directory_is_refused(tmp_path, stage, config, input_hash, words, complete):
+    if complete:
+        finished(tmp_path / "out")
+    else:
+        claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    with pytest.raises(ManifestError, match=words) as caught:
+        claims.prepare_output(tmp_path / "out", stage, config, input_hash)
+    assert "--overwrite" in str(caught.value)
+
+
+def test_a_foreign_directory_is_refused_and_never_deleted(tmp_path):
+    (tmp_path / "thesis.tex").write_text("ten years")
+    for overwrite in (False, True):
+        with pytest.raises(ManifestError, match="not an output of this project"):
+            claims.prepare_output(tmp_path, "prepare", CONFIG, "h", overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "ten years"
+
+
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ManifestError, match="is a file"):
+        claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+
+
+def test_overwriting_deletes_the_stages_own_files_only(tmp_path):
+    out = tmp_path / "out"
+    finished(out)
+    (out / "notes.txt").write_text("mine")
+    output = claims.prepare_output(out, "detect", CONFIG, "h", overwrite=True)
+    assert output.finished is None
+    assert output.missing(2) == [0, 1]
+    assert sorted(os.listdir(out)) == ["_started.json", "notes.txt"]
+
+
+def test_an_unfinished_run_goes_on_with_the_missing_shards(tmp_path):
+    out = tmp_path / "out"
+    output = claims.prepare_output(out, "prepare", CONFIG, "h")
+    tables.commit(shard(1), output.shard(1), rejects=[REJECT])
+    with pytest.raises(ManifestError, match="misses 1 of 2 shards"):
+        output.finish(total_shards=2)
+
+    resumed = claims.prepare_output(out, "prepare", CONFIG, "h")
+    assert resumed.finished is None
+    assert resumed.missing(2) == [0]
+    tables.commit(shard(0), resumed.shard(0), rejects=[REJECT])
+    # The finished shard's rejects are still known, and the same fault counts once.
+    assert resumed.finish(total_shards=2).rejects == 1
+    assert tables.read_rejects(out) == [REJECT]
+
+
+def test_going_on_with_other_code_is_recorded(tmp_path, monkeypatch):
+    claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    old = claims.code_version()
+    monkeypatch.setattr(claims, "code_version", lambda: "newer")
+    output = claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    assert output.finish().code_version == f"{old} + newer"
+
+
+def test_a_finished_directory_that_lost_a_shard_is_not_finished(tmp_path):
+    finished(tmp_path / "out")
+    (tmp_path / "out" / "shard-00001.parquet").unlink()
+    with pytest.raises(ManifestError, match="lost 1 of its 2 shards"):
+        manifest.shard_paths(tmp_path / "out", "prepare")
+    with pytest.raises(ManifestError, match="lost 1 of its 2 shards"):
+        claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
