@@ -35,7 +35,7 @@ from idol.ytvis import results
 from pipelines import cluster
 from pipelines.sources import annotations, frames
 from pipelines.sources.annotations import VideoRecord
-from pipelines.stages import detect, evaluate, scoring, shard_plan, track
+from pipelines.stages import detect, evaluate, shard_plan, stored_metrics, track
 from pipelines.storage import layout, stored
 from pipelines.sweep import scoring as sweep_scoring
 from pipelines.sweep import space, tracker_sweep
@@ -203,7 +203,7 @@ def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
     times.tracking = (time.monotonic() - began) / count
     began = time.monotonic()
     for video in source.videos:
-        scoring.score_video(source, video, truths[video.video_id], TrackerConfig.robust())
+        stored_metrics.measure_video(source, video, truths[video.video_id], TrackerConfig.robust())
     times.scoring = (time.monotonic() - began) / count
 
 
@@ -229,7 +229,12 @@ def end_to_end(
     loop = min(loops.values())
     torch.set_num_threads(1)
     began = time.monotonic()
-    done = evaluate.run(path, checkpoint, out / "evaluate", actors=2, log_to=out / "log")
+    done = evaluate.run(
+        evaluate.Request(annotations=path, checkpoint=checkpoint),
+        out / "evaluate",
+        actors=2,
+        log_to=out / "log",
+    )
     whole = time.monotonic() - began
     parts = {
         name: json.loads((out / "evaluate" / name / "_manifest.json").read_text())["seconds"]
@@ -257,7 +262,11 @@ def end_to_end(
         for _ in range(2):  # the quicker of two, for a machine may be busy with something else
             began = time.monotonic()
             evaluate.run(
-                path, checkpoint, part, video_ids=some, actors=2, overwrite=True, log_to=out / "log"
+                evaluate.Request(annotations=path, checkpoint=checkpoint, video_ids=some),
+                part,
+                actors=2,
+                overwrite=True,
+                log_to=out / "log",
             )
             made = json.loads((part / layout.DETECTIONS / "_manifest.json").read_text())
             seconds.append(time.monotonic() - began - made["seconds"])

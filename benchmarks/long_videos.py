@@ -59,7 +59,7 @@ def evaluate(annotations: Path, out: Path) -> tuple[dict[str, float], float]:
     """Run the job; peak MiB of each role, and seconds of the whole."""
     # Every video a task of its own, as on a large set: few frames would be done by the driver.
     code = (
-        "import sys; from pipelines import track; track.FEW_FRAMES = 0; "
+        "import sys; from pipelines.stages import track; track.FEW_FRAMES = 0; "
         "from jobs import evaluate; evaluate.main(sys.argv[1:])"
     )
     began = time.monotonic()
@@ -88,7 +88,7 @@ def _role(process: Process, driver: int) -> str | None:
         return "driver"
     if "MapWorker" in process.title:
         return "detect actor"
-    if any(name in process.title for name in ("_track", "_score_one")):
+    if any(name in process.title for name in ("_track", "_measure_one")):
         return "track and score task"
     return None
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from idol.config import Speed
 from jobs import command
+
+if TYPE_CHECKING:  # pipelines is imported when the job runs: --help needs none of it
+    from pipelines.stages.evaluate import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +87,17 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
 
     pool = None if job.actors is None else cluster.Pool.of(job.actors)
     named = compare.names(job.checkpoint)
-    settings = _settings(job)
     outputs = {name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named}
     if len(named) > 1:
         for checkpoint in job.checkpoint:
             for path in job.annotations:
                 # The tenth must not fail for a typing error after nine have run for hours.
-                evaluate.check(path, checkpoint, **settings)
+                _request(job, path, checkpoint).read()
 
     def one(path: str, checkpoint: str, out: Path) -> dict[str, Any]:
         manifest = evaluate.run(
-            path,
-            checkpoint,
+            _request(job, path, checkpoint),
             out,
-            **settings,
             actors=pool,
             gpu=None if job.device == "auto" else job.device == "gpu",
             overwrite=job.overwrite,
@@ -124,21 +124,24 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
     return {"checkpoints": line, **paths}
 
 
-def _settings(job: Evaluate) -> dict[str, Any]:
-    """What decides the outcome, besides the checkpoint and the annotations."""
+def _request(job: Evaluate, annotations: str, checkpoint: str) -> Request:
+    from pipelines.stages.evaluate import Request
+
     overrides = list(job.set)
     if job.batch_frames is not None:
         overrides.append(f"detect.batch_frames={job.batch_frames}")
     if job.speed is not None:
         overrides.append(f"detect.speed={job.speed}")
-    return {
-        "preset": job.preset,
-        "overrides": overrides,
-        "tracker": job.tracker,
-        "frames_root": job.frames,
-        "video_ids": job.videos or None,
-        "stride": job.stride,
-    }
+    return Request(
+        annotations=annotations,
+        checkpoint=checkpoint,
+        preset=job.preset,
+        overrides=overrides,
+        tracker=job.tracker,
+        frames=job.frames,
+        video_ids=job.videos or None,
+        stride=job.stride,
+    )
 
 
 def _one_or_sets(values: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,25 @@ def tasks(
         done, _ = ray.wait(list(running), num_returns=1)
         for reference in done:
             yield running.pop(reference), ray.get(reference)
+
+
+def videos(
+    function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any], what: str, here: bool
+) -> Iterator[tuple[Any, Any]]:
+    """`tasks`, in a session and under a progress bar, one item for each video.
+
+    what: name of the bar
+    here: no Ray, one item after the other in this process: for work of a few seconds
+    """
+    with progress(len(items), what, "videos") as bar, contextlib.ExitStack() as stack:
+        if here:
+            done = ((item, function(shared, item)) for item in items)
+        else:
+            stack.enter_context(session())
+            done = tasks(function, shared, items)
+        for pair in done:
+            yield pair
+            bar.update()
 
 
 def gpus() -> int:

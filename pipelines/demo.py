@@ -59,7 +59,11 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
     checkpoint = out / TRAIN / train.WEIGHTS
     sets: dict[str, Any] = {}
     for name, path in walk.validation_files.items():
-        done = evaluate.run(path, checkpoint, out / EVALUATE / name, log_to=out)
+        done = evaluate.run(
+            evaluate.Request(annotations=path, checkpoint=checkpoint),
+            out / EVALUATE / name,
+            log_to=out,
+        )
         seconds[f"evaluate {name}"] = done.seconds
         sets[name] = EvaluationReport.read(out / EVALUATE / name).headline()
     result: dict[str, Any] = {"sets": sets, "seconds": seconds}

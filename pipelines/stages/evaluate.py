@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from pipelines.report import experiment_log, page, run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset
-from pipelines.stages import detect, scoring, shard_plan, track
+from pipelines.stages import detect, shard_plan, stored_metrics, track
+from pipelines.stages.stored_metrics import StoredMetrics
 from pipelines.stages.track_ahead import TrackAhead
 from pipelines.storage import claims, manifest, stored, tables
 from pipelines.storage.layout import DETECTIONS, PAGE, REPORT, RESULTS, SUBMISSION, TRACKS
@@ -42,55 +44,81 @@ FILES = {
 
 _AHEAD = "ahead"  # what was tracked before detection had ended, until it is taken over
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What is evaluated: all that decides the outcome."""
+
+    annotations: str | Path
+    """YouTube-VIS or OVIS JSON, with truth or without."""
+    checkpoint: str | Path
+    """See idol.load."""
+    preset: str | None = None
+    """Configuration of a released checkpoint, which carries none."""
+    overrides: Sequence[str] = ()
+    """"section.field=value" on the checkpoint's configuration."""
+    tracker: str | Path | None = None
+    """See configuration.tracker_config; None: the checkpoint's."""
+    frames: str | None = None
+    """Folder that the frame paths are relative to; None: see annotations.read."""
+    video_ids: Collection[int] | None = None
+    """Only these videos; None: all."""
+    stride: int = 1
+    """Every stride-th frame only."""
+
+    def read(self) -> tuple[Dataset, IDOL, Config, Truth | None]:
+        """All that the stages need; the truth is None where the annotations have none.
+
+        Raises:
+            ValueError: the checkpoint has other categories, or an override is bad.
+            PipelineError: the annotations cannot be used, or a threshold is below the score floor.
+        """
+        dataset = annotation_files.read(
+            self.annotations, self.frames, video_ids=self.video_ids, stride=self.stride
+        )
+        model = idol.load(str(self.checkpoint), preset=self.preset)
+        config = configuration(model, dataset, self.overrides, self.tracker)
+        truth = read_truth(self.annotations, dataset, video_ids=self.video_ids, stride=self.stride)
+        return dataset, model, config, truth
+
+    def selection(self, dataset: Dataset) -> Selection:
+        """What report.json says of it."""
+        return Selection(
+            annotations=_absolute(str(self.annotations)),
+            frames=None if self.frames is None else _absolute(self.frames),
+            videos=None if self.video_ids is None else sorted(self.video_ids),
+            stride=self.stride,
+            input_hash=dataset.input_hash,
+        )
 
 
 def run(
-    annotation_file: str | Path,
-    checkpoint: str | Path,
+    request: Request,
     out: Path,
     *,
-    preset: str | None = None,
-    overrides: Iterable[str] = (),
-    tracker: str | Path | None = None,
-    frames_root: str | None = None,
-    video_ids: Collection[int] | None = None,
-    stride: int = 1,
     actors: cluster.Pool | int | None = None,
     gpu: bool | None = None,
     overwrite: bool = False,
     log_to: Path | None = None,
     log: bool = True,
 ) -> Manifest:
-    """Evaluate a checkpoint on a dataset.
+    """Evaluate a checkpoint on a dataset; a killed run goes on where it was by the same call.
 
-    annotation_file: YouTube-VIS or OVIS JSON, with truth or without
-    checkpoint:      see idol.load
-    out:             gets detections/, tracks/, results.json, report.json, report.html
-    preset:          configuration of a released checkpoint, which carries none
-    overrides:       "section.field=value" on the checkpoint's configuration
-    tracker:         see configuration.tracker_config; default: the checkpoint's
-    frames_root:     folder of the frames
-    video_ids:       only these videos
-    stride:          every stride-th frame only
-    actors:          copies of the network; see detect.run
-    gpu:             whether they run on GPUs; see detect.run
-    overwrite:       replace another run's output
-    log_to:          folder of the MLflow file; default: out
-    log:             False: no MLflow run, for MLflow wants a single writer and this is not it
-    returns:         the manifest; its extra holds the metrics
-    Errors:          ValueError for a checkpoint of other categories or a bad override; what the
-                     stages raise (PipelineError and its kinds)
-
-    A killed run goes on where it was by the same call.
+    out:       gets detections/, tracks/, results.json, report.json, report.html
+    actors:    copies of the network; see detect.run
+    gpu:       whether they run on GPUs; see detect.run
+    overwrite: replace another run's output
+    log_to:    folder of the MLflow file; default: out
+    log:       False: no MLflow run, for MLflow wants a single writer and this is not it
+    returns:   the manifest; its extra holds the metrics
+    Raises:
+        ValueError: as Request.read.
+        PipelineError: as Request.read and the stages.
     """
-    dataset = annotation_files.read(
-        annotation_file, frames_root, video_ids=video_ids, stride=stride
-    )
-    model = idol.load(str(checkpoint), preset=preset)
-    config = configuration(model, dataset, overrides, tracker)
-    # Read before anything is computed: what is wrong with it should not be found an hour later.
-    truth = read_truth(annotation_file, dataset, video_ids=video_ids, stride=stride)
+    # The truth is read before anything is computed, so that its faults are found at once.
+    dataset, model, config, truth = request.read()
     claimed = {**detect.claim(config), "tracker": to_dict(config.tracker)}
     output = claims.prepare_output(
         out, STAGE, claimed, detect.input_hash(dataset, model), overwrite=overwrite
@@ -101,27 +129,14 @@ def run(
     source = stored.read(out / DETECTIONS)
     for name in (RESULTS, SUBMISSION):
         write_whole(out / name, (out / TRACKS / name).read_bytes())
-    scores = None if truth is None else scoring.score(truth, source, config.tracker)
+    found = None if truth is None else stored_metrics.measure(truth, source, config.tracker)
     rejects = tables.read_rejects(source.path)
-    report = summarise(
-        scores,
-        dataset,
-        source,
-        config,
-        rejects,
-        Selection(
-            annotations=_absolute(str(annotation_file)),
-            frames=None if frames_root is None else _absolute(frames_root),
-            videos=None if video_ids is None else sorted(video_ids),
-            stride=stride,
-            input_hash=dataset.input_hash,
-        ),
-    )
+    report = summarise(found, dataset, source, config, rejects, request.selection(dataset))
     report.write(out)
     page.write(
         out / PAGE,
         page.Report(
-            title=f"Evaluation of {Path(checkpoint).name}",
+            title=f"Evaluation of {Path(request.checkpoint).name}",
             summary=f"{report.videos} videos, {report.frames} frames of "
             f"{', '.join(dataset.sources)}",
             metrics=run_page.metric_sets(out.name, report),
@@ -135,36 +150,15 @@ def run(
         with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as opened:
             opened.metrics(report.flat())
             opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
-    return output.finish(
-        rows=tracked.rows,
-        rejects=rejects,
-        extra={"metrics": report.metrics},
-    )
-
-
-def check(
-    annotation_file: str | Path,
-    checkpoint: str | Path,
-    *,
-    preset: str | None = None,
-    overrides: Iterable[str] = (),
-    tracker: str | Path | None = None,
-    frames_root: str | None = None,
-    video_ids: Collection[int] | None = None,
-    stride: int = 1,
-) -> None:
-    """Find out whether run would begin, without beginning: arguments and errors as there."""
-    dataset = annotation_files.read(
-        annotation_file, frames_root, video_ids=video_ids, stride=stride
-    )
-    configuration(idol.load(str(checkpoint), preset=preset), dataset, overrides, tracker)
-    read_truth(annotation_file, dataset, video_ids=video_ids, stride=stride)
+    return output.finish(rows=tracked.rows, rejects=rejects, extra={"metrics": report.metrics})
 
 
 def check_truth(annotation_file: str | Path) -> None:
     """Find out whether there is something to score against.
 
-    Errors: ValueError where there is not; DatasetError for a file that cannot be read
+    Raises:
+        ValueError: there is not.
+        DatasetError: the file cannot be read.
     """
     if read_truth(annotation_file, annotation_files.read(annotation_file)) is None:
         raise ValueError(f"{annotation_file} holds no truth: there is nothing to score against")
@@ -180,35 +174,29 @@ def _detect_and_track(
     overwrite: bool,
 ) -> Manifest:
     """Detections, then tracks; of many frames, both at the same time."""
-    ahead = out / _AHEAD
+    detections, ahead = out / DETECTIONS, out / _AHEAD
     if overwrite:
         shutil.rmtree(ahead, ignore_errors=True)
-    frames_to_track = sum(len(video.frames) for video in dataset.videos)
-    detected = (out / DETECTIONS / manifest.MANIFEST).exists()
-    if detected or frames_to_track <= track.FEW_FRAMES:
-        detect.run(
-            dataset, model, out / DETECTIONS, config, actors=actors, gpu=gpu, overwrite=overwrite
-        )
-        return track.run(
-            out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead
-        )
-    with cluster.session():
-        shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
-        early = TrackAhead(shards, out / DETECTIONS, config, ahead)
+    total = sum(len(video.frames) for video in dataset.videos)
+    together = total > track.FEW_FRAMES and not (detections / manifest.MANIFEST).exists()
+    with cluster.session() if together else contextlib.nullcontext():
+        early: TrackAhead | None = None
+        if together:
+            shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
+            early = TrackAhead(shards, detections, config, ahead)
         detect.run(
             dataset,
             model,
-            out / DETECTIONS,
+            detections,
             config,
             actors=actors,
             gpu=gpu,
             overwrite=overwrite,
-            on_shard=early.shard,
+            on_shard=early.shard if early else None,
         )
-        early.finish()
-        return track.run(
-            out / DETECTIONS, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead
-        )
+        if early:
+            early.finish()
+        return track.run(detections, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead)
 
 
 def configuration(
@@ -216,11 +204,12 @@ def configuration(
 ) -> Config:
     """The checkpoint's configuration with what the caller changes, checked against the dataset.
 
-    Errors: ValueError where the dataset has other categories than the checkpoint, or an override
-            would change the network; PipelineError for a threshold below the score floor
+    Raises:
+        ValueError: the dataset has other categories than the checkpoint, or an override would
+            change the network.
+        PipelineError: a threshold is below the score floor.
     """
-    config = with_categories(model.config, dataset)
-    return configurations.changed(config, overrides, tracker)
+    return configurations.changed(with_categories(model.config, dataset), overrides, tracker)
 
 
 def with_categories(config: Config, dataset: Dataset) -> Config:
@@ -228,7 +217,8 @@ def with_categories(config: Config, dataset: Dataset) -> Config:
 
     A released checkpoint names no categories; its labels are the dataset's category ids in
     ascending order, as in the released code.
-    Errors: ValueError where they disagree
+
+    Raises: ValueError: they disagree.
     """
     names, ids = dataset.category_names, dataset.category_ids
     if not config.category_ids:
@@ -295,22 +285,22 @@ def read_truth(
     except ValueError as error:
         if not wanted - usable:
             raise
-        logger.warning("rejected videos are not scored, for their truth is unreadable: %s", error)
+        _log.warning("rejected videos are not scored, for their truth is unreadable: %s", error)
         return parse(wanted & usable)
 
 
 def summarise(
-    scores: scoring.Scores | None,
+    found: StoredMetrics | None,
     dataset: Dataset,
     source: StoredDetections,
     config: Config,
     rejects: Sequence[Mapping[str, Any]],
     selection: Selection,
 ) -> EvaluationReport:
-    """What report.json holds; scores are None where there is no truth."""
+    """What report.json holds; found is None where there is no truth."""
     names = {video.video_id: video.name for video in dataset.videos}
     categories = dict(zip(config.category_ids, config.categories, strict=True))
-    per_class = {} if scores is None else scores.metrics.per_class
+    per_class = {} if found is None else found.metrics.per_class
     return EvaluationReport(
         videos=len(source.videos),
         frames=sum(video.length for video in source.videos),
@@ -318,17 +308,17 @@ def summarise(
         rejects=rejects,
         config={**detect.claim(config), "tracker": to_dict(config.tracker)},
         selection=selection,
-        metrics={} if scores is None else scores.metrics.stats,
-        true_identities={} if scores is None else scores.true_identities.stats,
+        metrics={} if found is None else found.metrics.stats,
+        true_identities={} if found is None else found.true_identities.stats,
         per_category=[
             CategoryMetrics(category_id=i, name=categories.get(i, str(i)), stats=stats)
             for i, stats in per_class.items()
         ],
         per_video=[
             replace(row, name=names.get(row.video_id, ""))
-            for row in ([] if scores is None else scores.per_video)
+            for row in ([] if found is None else found.per_video)
         ],
-        missing_videos=[] if scores is None else scores.metrics.missing_videos,
+        missing_videos=[] if found is None else found.metrics.missing_videos,
     )
 
 

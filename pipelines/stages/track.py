@@ -87,8 +87,9 @@ def run(
     ahead:      a folder of videos that TrackAhead has tracked already, with the same configuration
                 on the same detections; they are moved from there
     returns:    the manifest. Equal runs give equal bytes; an interrupted run is continued
-    Errors:     ManifestError for unfinished detections or another output in out; PipelineError
-                for a score_threshold below what was stored
+    Raises:
+        ManifestError: the detections are unfinished, or out holds another output.
+        PipelineError: the score_threshold is below what was stored.
     """
     source = stored.read(detections)
     check_floor(source, config)
@@ -118,9 +119,9 @@ def read_entries(out: Path, source: StoredDetections) -> Iterator[dict[str, Any]
 
 
 def check_floor(source: StoredDetections, config: TrackerConfig) -> None:
-    """Refuse a threshold that asks for detections which were never stored.
+    """Refuse a score threshold below that of the stored detections.
 
-    Errors: PipelineError
+    Raises: PipelineError: it does.
     """
     if config.score_threshold < source.score_floor:
         raise PipelineError(
@@ -137,15 +138,9 @@ def _track(
     missing = output.missing(len(source.videos))
     shared = (source, config, str(output.path.resolve()))
     longest_first = sorted(missing, key=lambda i: (-source.videos[i].length, i))
-    with cluster.progress(len(missing), "track", "videos") as bar:
-        if sum(source.videos[i].length for i in missing) <= few_frames:
-            for position in longest_first:
-                _track_one(shared, position)
-                bar.update()
-            return
-        with cluster.session():
-            for _ in cluster.tasks(_track_one, shared, longest_first):
-                bar.update()
+    here = sum(source.videos[i].length for i in missing) <= few_frames
+    for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
+        pass
 
 
 def _take(ahead: Path, source: StoredDetections, output: claims.Output) -> None:

@@ -133,8 +133,7 @@ class TrainingTrials:
             gpus=wanted.gpus,
         )
         done = evaluate.run(
-            wanted.annotations,
-            weights,
+            evaluate.Request(annotations=wanted.annotations, checkpoint=weights),
             folder / f"evaluate-{job.budget}",
             actors=max(1, wanted.workers) if wanted.gpus else 1,
             gpu=wanted.gpus or None,

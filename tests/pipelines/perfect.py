@@ -1,6 +1,6 @@
 """Detections made from the truth: a detector without fault, and appearances as one wants them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ def run(
     actors: int | None = None,
     gpu: bool | None = None,
     overwrite: bool = False,
+    on_shard: Callable[[int], None] | None = None,
 ) -> Manifest:
     """In the place of detect.run: every visible instance is found, and nothing else.
 

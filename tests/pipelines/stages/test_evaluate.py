@@ -16,7 +16,7 @@ from pipelines.errors import PipelineError
 from pipelines.report import experiment_log
 from pipelines.sources import annotations
 from pipelines.sources.annotations import Category, Dataset
-from pipelines.stages import detect, evaluate, scoring
+from pipelines.stages import detect, evaluate, stored_metrics
 from pipelines.storage import layout, manifest
 from pipelines.storage.schemas import FrameOverlap
 from tests.pipelines import perfect
@@ -28,12 +28,16 @@ def perfect_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+def request_of(videos: Any, folder: Path) -> evaluate.Request:
+    weights = perfect.weights(folder / "w.safetensors")
+    return evaluate.Request(annotations=videos.write(), checkpoint=weights)
+
+
 def test_everything_found_scores_everything_and_is_reported_and_logged(
     make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path
 ) -> None:
-    file, network = make_videos([6, 3, 5]).write(), perfect.weights(tmp_path / "w.safetensors")
-    out = tmp_path / "out"
-    found = evaluate.run(file, network, out)
+    request, out = request_of(make_videos([6, 3, 5]), tmp_path), tmp_path / "out"
+    found = evaluate.run(request, out)
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
     for name in evaluate.FILES.values():
         assert (out / name).exists(), name
@@ -49,9 +53,9 @@ def test_everything_found_scores_everything_and_is_reported_and_logged(
     assert run.data.metrics["AP"] == pytest.approx(1.0)
     assert run.data.params["tracker.similarity"] == "cosine"
     # The same call again finds it done; another tracker does not fit into the same place.
-    assert evaluate.run(file, network, out) == found
+    assert evaluate.run(request, out) == found
     with pytest.raises(manifest.ManifestError, match="configuration differs: tracker"):
-        evaluate.run(file, network, out, tracker="paper")
+        evaluate.run(replace(request, tracker="paper"), out)
 
 
 def test_videos_without_frames_count_as_missed_and_are_listed(
@@ -60,7 +64,7 @@ def test_videos_without_frames_count_as_missed_and_are_listed(
     videos = make_videos([4, 4])
     videos.frame(2, 1).unlink()
     out = tmp_path / "out"
-    found = evaluate.run(videos.write(), perfect.weights(tmp_path / "w.safetensors"), out)
+    found = evaluate.run(request_of(videos, tmp_path), out)
     assert found.rejects == 1
     assert found.extra["metrics"]["AR100"] == pytest.approx(0.5)
     summary = json.loads((out / layout.REPORT).read_text())
@@ -73,9 +77,7 @@ def test_videos_whose_truth_cannot_be_read_are_not_scored(
 ) -> None:
     videos = make_videos([4, 4])
     del videos.content["annotations"][2]["segmentations"][0]
-    found = evaluate.run(
-        videos.write(), perfect.weights(tmp_path / "w.safetensors"), tmp_path / "out"
-    )
+    found = evaluate.run(request_of(videos, tmp_path), tmp_path / "out")
     assert found.rejects == 1
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
 
@@ -92,14 +94,13 @@ def test_without_truth_there_are_results_and_no_scores(
 def test_a_subset_at_a_stride_is_scored_against_the_same_subset(
     make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path
 ) -> None:
-    found = evaluate.run(
-        make_videos([6, 3, 5]).write(),
-        perfect.weights(tmp_path / "w.safetensors"),
-        tmp_path / "out",
+    request = replace(
+        request_of(make_videos([6, 3, 5]), tmp_path),
         video_ids=[1, 3],
         stride=2,
         overrides=["tracker.match_threshold=0.2"],
     )
+    found = evaluate.run(request, tmp_path / "out")
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
     summary = json.loads((tmp_path / "out" / layout.REPORT).read_text())
     assert (summary["videos"], summary["frames"]) == (2, 6)
@@ -172,4 +173,4 @@ def test_an_identity_switch_is_counted_when_another_track_takes_over() -> None:
         overlap(4, [(9, 0)]),  # by a new track: one switch
     ]
     tracks = [track_of(0, f0=0, f1=0, f2=0), track_of(1, f0=1, f1=1, f3=0), track_of(2, f4=0)]
-    assert scoring.identity_switches(tracks, overlaps) == 3
+    assert stored_metrics.identity_switches(tracks, overlaps) == 3

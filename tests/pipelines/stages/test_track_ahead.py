@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import cluster
 from pipelines.sources import annotations
-from pipelines.stages import evaluate, scoring, shard_plan, track
+from pipelines.stages import evaluate, shard_plan, stored_metrics, track
 from pipelines.stages.track_ahead import TrackAhead
 from pipelines.storage import layout, manifest, stored
 from tests.pipelines import perfect
@@ -59,8 +59,8 @@ def test_videos_are_tracked_as_soon_as_their_shards_are_there_with_the_same_byte
     truth = evaluate.read_truth(file, dataset)
     assert truth is not None
     source = stored.read(detections)
-    alone = scoring.score(truth, source, config.tracker)
-    spread = scoring.score(truth, source, config.tracker, few_frames=0)
+    alone = stored_metrics.measure(truth, source, config.tracker)
+    spread = stored_metrics.measure(truth, source, config.tracker, few_frames=0)
     assert alone.metrics.stats == spread.metrics.stats
     assert sorted(alone.per_video, key=str) == sorted(spread.per_video, key=str)
 

@@ -79,9 +79,10 @@ def evaluated(
     videos = make_videos([6, 3, 5, 4])
     videos.frame(4, 0).unlink()
     out = tmp_path / "evaluated"
-    evaluate.run(
-        videos.write(), perfect.weights(tmp_path / "w.safetensors"), out, log_to=tmp_path / "log"
+    request = evaluate.Request(
+        annotations=videos.write(), checkpoint=perfect.weights(tmp_path / "w.safetensors")
     )
+    evaluate.run(request, out, log_to=tmp_path / "log")
     return out
 
 
@@ -135,12 +136,12 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
     assert best["metrics"]["AR100"] == pytest.approx(0.75)
     chosen = configuration.tracker_config(out / tracker_sweep.BEST)
     assert chosen == dataclasses.replace(BASE, match_threshold=0.5, memory_length=1)
-    again = evaluate.run(
-        tmp_path / "data" / "instances.json",
-        tmp_path / "w.safetensors",
-        tmp_path / "again",
+    request = evaluate.Request(
+        annotations=tmp_path / "data" / "instances.json",
+        checkpoint=tmp_path / "w.safetensors",
         tracker=out / tracker_sweep.BEST,
     )
+    again = evaluate.run(request, tmp_path / "again")
     # What the sweep reckons from overlaps is what scoring the masks gives.
     assert again.extra["metrics"] == pytest.approx(best["metrics"])
     table = json.loads((out / layout.REPORT).read_text())

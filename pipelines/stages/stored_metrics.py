@@ -1,4 +1,4 @@
-"""Stored detections to scores: every video by itself, anywhere, and one sum of the matches."""
+"""Metrics of stored detections: every video by itself, anywhere, and one sum of the matches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pipelines.storage.stored import StoredDetections, StoredVideo
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """What a run is worth.
+class StoredMetrics:
+    """What a tracker makes of stored detections.
 
     metrics:         of the whole dataset
     per_video:       of each video with true instances, without its name
@@ -38,8 +38,8 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class VideoScores:
-    """What one video adds to Scores; small, so that it can be made anywhere.
+class MeasuredVideo:
+    """What one video adds to StoredMetrics; small, so that a task can return it.
 
     row: of per_video; None where the video has no instance
     """
@@ -49,52 +49,44 @@ class VideoScores:
     row: VideoMetrics | None
 
 
-def score(
+def measure(
     truth: Truth,
     source: StoredDetections,
     tracker: TrackerConfig,
     few_frames: int | None = None,
-) -> Scores:
-    """Score what the tracker makes of stored detections, and what true identities would give.
+) -> StoredMetrics:
+    """Metrics of what the tracker makes of stored detections, and of what true identities would.
 
     No mask is opened: the OVERLAP table says how detections lie on the truth.
 
-    few_frames: up to this many the driver scores by itself, without Ray; default:
-                track.FEW_FRAMES
+    few_frames: up to this many the driver works by itself, without Ray; default: track.FEW_FRAMES
     """
     few = track.FEW_FRAMES if few_frames is None else few_frames
     stored = {video.video_id: video for video in source.videos}
-    parts: dict[int, VideoScores] = {}
+    parts: dict[int, MeasuredVideo] = {}
     work: list[tuple[StoredVideo, VideoTruth]] = []
     for video_id, known in truth.videos.items():
         if video_id in stored:
             work.append((stored[video_id], known.without_masks()))
         else:
             missed = average_precision.match_video([], known)
-            parts[video_id] = VideoScores(missed, missed, None)
+            parts[video_id] = MeasuredVideo(missed, missed, None)
     work.sort(key=lambda pair: (-pair[0].length, pair[0].video_id))
-    with cluster.progress(len(work), "score", "videos") as bar:
-        if sum(video.length for video, _ in work) <= few:
-            for item in work:
-                parts[item[0].video_id] = _score_one((source, tracker), item)
-                bar.update()
-        else:
-            with cluster.session():
-                for item, part in cluster.tasks(_score_one, (source, tracker), work):
-                    parts[item[0].video_id] = part
-                    bar.update()
+    here = sum(video.length for video, _ in work) <= few
+    for item, part in cluster.videos(_measure_one, (source, tracker), work, "score", here):
+        parts[item[0].video_id] = part
     ordered = [parts[video_id] for video_id in truth.videos]
-    return Scores(
+    return StoredMetrics(
         average_precision.summarise(part.matches for part in ordered),
         [part.row for part in ordered if part.row is not None],
         average_precision.summarise(part.true_identities for part in ordered),
     )
 
 
-def score_video(
+def measure_video(
     source: StoredDetections, video: StoredVideo, truth: VideoTruth, tracker: TrackerConfig
-) -> VideoScores:
-    """Score one video.
+) -> MeasuredVideo:
+    """Measure one video.
 
     truth: of this video; its masks are not needed
     """
@@ -131,7 +123,7 @@ def score_video(
             truth=len(truth),
             switches=identity_switches(tracks, overlaps),
         )
-    return VideoScores(matches, known.matches(perfect, source.category_ids, tracker), row)
+    return MeasuredVideo(matches, known.matches(perfect, source.category_ids, tracker), row)
 
 
 def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap]) -> int:
@@ -160,11 +152,10 @@ def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap])
     return switches
 
 
-def _score_one(
+def _measure_one(
     shared: tuple[StoredDetections, TrackerConfig], item: tuple[StoredVideo, VideoTruth]
-) -> VideoScores:
-    """The task."""
+) -> MeasuredVideo:
     import torch
 
     torch.set_num_threads(1)
-    return score_video(shared[0], *item, shared[1])
+    return measure_video(shared[0], *item, shared[1])
