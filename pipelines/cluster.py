@@ -209,6 +209,7 @@ def videos(
     here: no Ray, one item after the other in this process: for work of a few seconds
     """
     with progress(len(items), what, "videos") as bar, contextlib.ExitStack() as stack:
+        done: Iterator[tuple[Any, Any]]
         if here:
             done = ((item, function(shared, item)) for item in items)
         else:

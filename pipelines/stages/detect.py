@@ -59,26 +59,24 @@ def detect_pieces(detector: Detector, pieces: Shard, config: Config, *, truth: b
     A video of which any frame cannot be read has no rows, but a reject with the reason.
     """
     rejects: dict[int, VideoError] = {}
-    found: list[tuple[Frame, dict[str, Any], dict[str, Any] | None]] = []
+    detections: list[dict[str, Any]] = []
+    overlaps: list[dict[str, Any]] = []
     batches = _batches(pieces, detector, config.detect.batch_frames, rejects)
-    for frame, detections in _detections(detector, batches):
+    for frame, found in _detections(detector, batches):
         piece = frame.piece
-        row = schemas.detections_to_row(detections, piece.video_id, piece.size)
-        overlap = None
+        detections.append(schemas.detections_to_row(found, piece.video_id, piece.size))
         if truth:
             instances = [instance[frame.offset] for instance in piece.truth]
-            measured = frame_overlap(detections.masks, instances, piece.size)
-            overlap = schemas.overlap_to_row(
-                schemas.FrameOverlap(piece.video_id, frame.index, *measured)
-            )
-        found.append((frame, row, overlap))
-    found = [item for item in found if item[0].piece.video_id not in rejects]
-    found.sort(key=lambda item: (item[0].piece.video_id, item[0].index))
-    return ShardRows(
-        [row for _, row, _ in found],
-        [overlap for _, _, overlap in found if overlap is not None],
-        [fault.reject() for fault in rejects.values()],
-    )
+            measured = frame_overlap(found.masks, instances, piece.size)
+            overlap = schemas.FrameOverlap(piece.video_id, frame.index, *measured)
+            overlaps.append(schemas.overlap_to_row(overlap))
+
+    def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows = [row for row in rows if row["video_id"] not in rejects]
+        return sorted(rows, key=lambda row: (row["video_id"], row["frame_index"]))
+
+    faults = [fault.reject() for fault in rejects.values()]
+    return ShardRows(kept(detections), kept(overlaps), faults)
 
 
 def _batches(
@@ -101,15 +99,14 @@ def _detections(
     detector: Detector, batches: Iterator[list[Frame]]
 ) -> Iterator[tuple[Frame, FrameDetections]]:
     """What is found in each frame. A GPU computes the next batch while one is taken from here."""
-    before: list[Frame] = []
-    result: Callable[[], list[FrameDetections]] = list
+    before: tuple[list[Frame], Callable[[], list[FrameDetections]]] = ([], lambda: [])
     for batch in batches:
-        started = detector.start(
+        result = detector.start(
             [frame.prepared for frame in batch], [frame.index for frame in batch]
         )
-        yield from zip(before, result(), strict=True)
-        before, result = batch, started
-    yield from zip(before, result(), strict=True)
+        yield from zip(before[0], before[1](), strict=True)
+        before = (batch, result)
+    yield from zip(before[0], before[1](), strict=True)
 
 
 def frame_overlap(

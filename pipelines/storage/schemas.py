@@ -22,6 +22,7 @@ VERSION = 1
 """Raised whenever a table changes; manifests carry it."""
 
 _FLOATS = pa.list_(pa.float32())
+_ARRAYS = ("scores", "class_scores", "embeddings", "overlaps", "boxes")  # of a DETECTIONS row
 
 
 def _required(**columns: pa.DataType) -> pa.Schema:
@@ -58,11 +59,7 @@ DETECTIONS = _required(
     frame_index=pa.int32(),
     height=pa.int32(),
     width=pa.int32(),
-    scores=_FLOATS,
-    class_scores=_FLOATS,
-    embeddings=_FLOATS,
-    overlaps=_FLOATS,
-    boxes=_FLOATS,
+    **dict.fromkeys(_ARRAYS, _FLOATS),
     masks=pa.list_(pa.binary()),
 )
 """One frame, also when nothing was found in it. N = len(scores); the other lists are row-major;
@@ -184,15 +181,11 @@ def detections_to_row(
         return np.ascontiguousarray(array, dtype=np.float32).ravel()
 
     return {
-        "video_id": int(video_id),
-        "frame_index": int(frame.frame_index),
-        "height": int(size[0]),
-        "width": int(size[1]),
-        "scores": flat("scores"),
-        "class_scores": flat("class_scores"),
-        "embeddings": flat("embeddings"),
-        "overlaps": flat("overlaps"),
-        "boxes": flat("boxes"),
+        "video_id": video_id,
+        "frame_index": frame.frame_index,
+        "height": size[0],
+        "width": size[1],
+        **{name: flat(name) for name in _ARRAYS},
         "masks": list(frame.masks),
     }
 
