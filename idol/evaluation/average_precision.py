@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from idol.arrays import Floats
+from idol.arrays import Floats, Ints
 from idol.evaluation.cores import usable_cores
 from idol.evaluation.matching import (
     IOU_THRESHOLDS,
@@ -53,6 +53,7 @@ __all__ = [
     "match_indexed",
     "match_video",
     "match_video_from_overlaps",
+    "shown_instances",
     "summarise",
     "true_identity_tracks",
 ]
@@ -180,6 +181,23 @@ def match_indexed(index: ResultsIndex, truth: VideoTruth) -> VideoMatches:
     return match_video(entries, truth, rows)
 
 
+def shown_instances(overlap: Overlap, rows: Sequence[int] | Ints) -> list[tuple[int, int]]:
+    """Which detections of a frame show which true instance: one to one, the best mask IoU first,
+    down to IDENTITY_IOU.
+
+    rows:    the detections to use
+    returns: (position in rows, position of the instance), best first
+    """
+    shared = np.asarray(overlap.intersection[rows], np.float64)
+    iou = ratio(shared, overlap.area[rows][:, None] + overlap.truth_area - shared)
+    found = []
+    while iou.size and iou.max() >= IDENTITY_IOU:
+        n, g = (int(i) for i in np.unravel_index(iou.argmax(), iou.shape))
+        iou[n, :] = iou[:, g] = -1.0
+        found.append((n, g))
+    return found
+
+
 def true_identity_tracks(
     frames: Sequence[FrameDetections],
     overlaps: Sequence[Overlap],
@@ -218,18 +236,11 @@ def true_identity_tracks(
             )
         num_truth = len(overlap.truth_area)
         used = np.arange(len(frame)) if rows is None else np.array(rows[position], np.int64)
-        iou = ratio(
-            overlap.intersection,
-            overlap.area[:, None] + overlap.truth_area - overlap.intersection,
-        )[used]
         free = set(range(len(used)))
-        while iou.size and iou.max() >= IDENTITY_IOU:
-            n, g = np.unravel_index(iou.argmax(), iou.shape)
-            iou[n, :] = -1.0
-            iou[:, g] = -1.0
-            free.remove(int(n))
-            detections.setdefault(int(g), {})[frame.frame_index] = int(used[n])
-            scores.setdefault(int(g), []).append(frame.class_scores[int(used[n])])
+        for n, g in shown_instances(overlap, used):
+            free.remove(n)
+            detections.setdefault(g, {})[frame.frame_index] = int(used[n])
+            scores.setdefault(g, []).append(frame.class_scores[int(used[n])])
         unmatched += [(frame, int(used[n])) for n in sorted(free)]
     tracks = [
         Track(g, detections[g], torch.stack(scores[g]).mean(dim=0)) for g in sorted(detections)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from idol.config import TrackerConfig
 from idol.evaluation import average_precision
 from idol.evaluation.average_precision import Metrics, VideoMatches
-from idol.evaluation.overlaps import ratio
 from idol.evaluation.stored_overlaps import VideoOverlaps
 from idol.structures import FrameDetections, Track
 from idol.tracker.online import select, track_video
@@ -129,8 +126,7 @@ def measure_video(
 def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap]) -> int:
     """How often a true instance is shown by another track than the last that showed it.
 
-    A track shows an instance in a frame if their masks there have an IoU of IDENTITY_IOU or more;
-    one to one, the best first.
+    Which track shows which instance in a frame: see average_precision.shown_instances.
     """
     of_frame: dict[int, list[tuple[int, int]]] = {}  # frame_index -> (track_id, row)
     for found in tracks:
@@ -140,12 +136,7 @@ def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap])
     switches = 0
     for overlap in overlaps:
         here = of_frame.get(overlap.frame_index, [])
-        rows = [row for _, row in here]
-        shared = overlap.intersection[rows].astype(np.float64)
-        iou = ratio(shared, overlap.area[rows][:, None] + overlap.truth_area - shared)
-        while iou.size and iou.max() >= average_precision.IDENTITY_IOU:
-            n, g = (int(i) for i in np.unravel_index(iou.argmax(), iou.shape))
-            iou[n, :] = iou[:, g] = -1.0
+        for n, g in average_precision.shown_instances(overlap, [row for _, row in here]):
             track_id = here[n][0]
             switches += shown_by.get(g, track_id) != track_id
             shown_by[g] = track_id
