@@ -64,10 +64,11 @@ def initial_model(config: Config, start: Start) -> IDOL:
 
 
 def _settle_training_heads(state: dict[str, Any], model: IDOL) -> None:
-    """Drop from a state the heads for training that the model lacks; add those that it lacks.
+    """Make the training heads of a state those of the model.
 
-    An identity head of another number of instances belongs to another training set: it starts
-    anew. (A dense head of other classes does so too, like every class head, but only when asked.)
+    Heads that the model lacks are dropped; heads that the state lacks are added, as initialised.
+    An identity head for another number of instances belongs to another training set, and is
+    initialised too.
     """
     own = model.state_dict()
     for key in [k for k in state if k.startswith(_TRAINING_ONLY)]:

@@ -1,8 +1,7 @@
 """Pair rows → PairBatch: streams a prepared directory to a training worker, resumable at a step.
 
-Plain pyarrow and threads, no Ray: it works inside a Ray Train worker, in a notebook and in a
-test. Which row comes when is arithmetic on row numbers (`PairLoader.rows_of`), so a restarted
-worker goes on with the very batch it would have had.
+Plain pyarrow and threads, without Ray. The order of the rows is arithmetic on row numbers, so a
+restarted worker goes on with the batch that it would have had.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ Identities = Mapping[tuple[int, int], int]
 def number_instances(directory: str | Path) -> dict[tuple[int, int], int]:
     """Number the instances of a finished prepare output 0..M-1, by video_id and instance_id.
 
-    What the "ID head" classifies (Targets.identities). The numbers depend on the rows alone, not
-    on how they are cut into shards or who asks.
+    These are the classes of the identity head (Targets.identities).
     """
     found: set[tuple[int, int]] = set()
     for path in manifest.shard_paths(directory, "prepare"):
@@ -99,9 +97,9 @@ def pair_of_row(row: Mapping[str, Any], identities: Identities | None = None) ->
 class PairLoader:
     """The batches of one training worker, from the directory that the prepare stage wrote.
 
-    Rows are cut over the workers by their number in the directory, so no two share one, and all
-    have equally many: at most world_size - 1 rows at the end are left out. Every epoch visits the
-    shards in another order and the rows through a shuffle buffer of config.train.shuffle_rows.
+    Worker r of w reads the rows with number = r modulo w; at most w - 1 rows at the end are left
+    out, so that all have equally many. Every epoch reads the shards in another order, and gives
+    out the rows through a shuffle buffer of config.train.shuffle_rows.
 
     directory:  a finished prepare output
     config:     transforms and the size of the shuffle buffer
@@ -176,7 +174,7 @@ class PairLoader:
         """This worker's row numbers in an epoch: as read, and as given out after shuffling."""
         cached = self._order_cache  # once: rows_of may be asked from another thread
         if cached is None or cached[0] != epoch:
-            # The same permutation of shards on every worker, so that they read the same files.
+            # The same permutation of shards on every worker: they read the same files.
             shards = np.random.default_rng([self.seed % 2**64, epoch]).permutation(len(self.paths))
             mine = [np.arange(self._starts[s], self._starts[s + 1], dtype=np.int64) for s in shards]
             numbers = np.concatenate(mine)
@@ -278,7 +276,7 @@ class PairLoader:
                 if len(batch) == self.batch_size:
                     ready.put(batch)  # blocks while enough lies ahead
                     batch = []
-        except BaseException as error:  # handed over, not swallowed: raised where batches are asked
+        except BaseException as error:  # raised again by _generate, in the thread that asks
             ready.put(error)
 
 

@@ -1,4 +1,4 @@
-"""Videos are tracked while the network is still at work on others, the longest first."""
+"""Tracks videos while the network still computes others, the longest first."""
 
 from __future__ import annotations
 
@@ -20,51 +20,40 @@ _log = logging.getLogger(__name__)
 
 
 class TrackAhead:
-    """Listens to the shards of detect, and tracks each video on a free CPU once all its frames are
-    there.
+    """Tracks each video on a free CPU as soon as all shards with its frames are written.
 
-    Association is cheap beside detection, so on a cluster it hides behind it wholly: what is left
-    for track.run is what the last shards brought. It is best effort: what is not done here, or
-    fails here, is done by track.run. Use it inside one cluster.session that detect.run shares.
+    track.run then has only the videos of the last shards left, and those that failed here. Use it
+    inside the cluster.session that detect.run uses.
+
+    shards:     shard_plan.plan of the dataset
+    detections: where detect.run writes
+    config:     that detect.run is given; its tracker is used here
+    folder:     gets a file per video, for the `ahead` of track.run
     """
 
     def __init__(
-        self,
-        shards: Sequence[Shard],
-        detections: Path,
-        config: Config,
-        folder: Path,
+        self, shards: Sequence[Shard], detections: Path, config: Config, folder: Path
     ) -> None:
-        """Nothing is started yet.
+        import ray
 
-        shards:     shard_plan.plan of the dataset
-        detections: where detect.run writes
-        config:     that it is given; its tracker is used here
-        folder:     gets a file per video, for the `ahead` of track.run
-        """
         self._folder = folder
         self._tracker = config.tracker
         self._source = _unfinished(detections, config)
         self._shards = shards
-        self._missing: dict[int, set[int]] = {}
-        for number, pieces in enumerate(shards):
-            for piece in pieces:
-                self._missing.setdefault(piece.video_id, set()).add(number)
         self._videos = shard_plan.stored_videos(shards)
+        self._missing = {video_id: set(v.shards) for video_id, v in self._videos.items()}
         self._ready: list[tuple[int, int]] = []  # (-frames, video_id), the longest first
         self._running: list[Any] = []
-        self._task: Any = None
+        self._task = ray.remote(num_cpus=1, max_retries=3)(_track)
 
     def shard(self, number: int) -> None:
-        """This shard is there now (detect.run's on_shard)."""
-        for piece in self._shards[number]:
-            video_id = piece.video_id
-            missing = self._missing.get(video_id)
-            if missing is None:
+        """Take note that a shard is written: the on_shard of detect.run."""
+        for video_id in {piece.video_id for piece in self._shards[number]}:
+            missing = self._missing[video_id]
+            if number not in missing:
                 continue
-            missing.discard(number)
+            missing.remove(number)
             if not missing:
-                del self._missing[video_id]
                 video = self._videos[video_id]
                 path = track.ahead_path(self._folder, video_id)
                 if not path.exists() and not self._rejected(video):
@@ -72,7 +61,7 @@ class TrackAhead:
         self._start()
 
     def finish(self) -> None:
-        """Wait for what is running; begin nothing more, for track.run deals the rest out better."""
+        """Wait for what is running, and begin nothing more: track.run does the rest."""
         import ray
 
         for reference in self._running:
@@ -88,11 +77,8 @@ class TrackAhead:
 
         if self._running:
             _, self._running = ray.wait(self._running, num_returns=len(self._running), timeout=0.0)
-        # The actors of detect hold theirs, so a queue of one task a CPU only waits for free ones.
+        # Detect's actors hold CPUs too, so that some of these tasks wait for a free one.
         while self._ready and len(self._running) < cluster.cpus():
-            if self._task is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._task = ray.remote(num_cpus=1, max_retries=3)(_track)
             video = self._videos[heapq.heappop(self._ready)[1]]
             self._running.append(
                 self._task.remote(self._source, video, self._tracker, str(self._folder.resolve()))

@@ -71,17 +71,13 @@ def run(
 ) -> Manifest:
     """Train on the pairs of a finished prepare directory; a killed run goes on where it was.
 
-    What to start from is read once, here: the workers find it in out, on whatever machine they
-    run, and need neither the file nor a network.
+    The weights to start from are read here and put into out, where the workers find them.
 
     pairs:            output of pairs.run; its categories decide the class heads, its
                       instances the identity head where config.losses.identity asks for one
     out:              gets checkpoint.safetensors, losses.json and the manifest. With workers on
                       several machines it must be storage that all of them see.
-    weights:          what to start from (see idol.load); None: random
-    backbone_weights: ImageNet weights for the backbone alone, where the rest starts at random
-                      (see idol.weights.imagenet)
-    reset_classes:    class heads of another size start anew instead of being an error
+    weights, backbone_weights, reset_classes: see Start
     workers:          data-parallel processes, one core or GPU each; 0: inside this process
     gpus:             one GPU per worker, NCCL instead of gloo
     on_report:        called with step and mean losses while training goes on
@@ -121,10 +117,10 @@ def advance(
     workers: int = 2,
     gpus: bool = False,
 ) -> Path:
-    """Train up to a step and stop there; the weights so far.
+    """Train up to a step and stop there; the path of the weights so far.
 
-    A part of the run that `run` would make: the schedule is that of all config.train.steps, and a
-    later call with more steps, or run, goes on from here.
+    The schedule is that of all config.train.steps; a later call with more steps, or run, goes on
+    from here.
 
     steps:  at most config.train.steps, which finishes the run
     others: as of run
@@ -207,7 +203,7 @@ def with_identities(config: Config, pairs: Path) -> Config:
 
 
 class _Mailbox:
-    """A small actor: rank 0 drops its losses here, the driver collects them for bar and log."""
+    """An actor: rank 0 puts its losses here, the driver takes them for bar and log."""
 
     def __init__(self) -> None:
         self._reports: list[Report] = []
