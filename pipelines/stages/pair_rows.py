@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,36 @@ PLAN = pa.schema(
         pa.field("reference_frame", pa.string(), nullable=False),
     ]
 )
-"""A pair before its frames are read: PAIRS with frame references in place of the bytes."""
+"""PAIRS with frame references in place of the bytes."""
 
 
-def planned(
-    video: VideoRecord, key: int, reference: int, labels: Mapping[int, int]
-) -> dict[str, Any]:
-    """A PLAN row. Objects seen in neither frame, and crowds, are left out.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPair:
+    """A pair before its frames are read: a PLAN row.
+
+    video_id, key_index, reference_index: whose
+    height, width:              of both frames, in pixels
+    key_frame, reference_frame: frame references
+    instances:                  as in PAIRS, at this size
+    """
+
+    video_id: int
+    key_index: int
+    reference_index: int
+    height: int
+    width: int
+    key_frame: str
+    reference_frame: str
+    instances: list[dict[str, Any]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of both frames."""
+        return self.height, self.width
+
+
+def planned(video: VideoRecord, key: int, reference: int, labels: Mapping[int, int]) -> PlannedPair:
+    """One pair of a video. Objects seen in neither frame, and crowds, are left out.
 
     labels: category_id → label
     """
@@ -44,84 +68,77 @@ def planned(
         if not instance.iscrowd
         and (instance.segmentations[key] or instance.segmentations[reference])
     ]
-    return {
-        "video_id": video.video_id,
-        "key_index": key,
-        "reference_index": reference,
-        "height": video.size[0],
-        "width": video.size[1],
-        "key_frame": video.frames[key],
-        "reference_frame": video.frames[reference],
-        "instances": instances,
-    }
+    return PlannedPair(
+        video_id=video.video_id,
+        key_index=key,
+        reference_index=reference,
+        height=video.size[0],
+        width=video.size[1],
+        key_frame=video.frames[key],
+        reference_frame=video.frames[reference],
+        instances=instances,
+    )
 
 
 def fill(
-    plan: Sequence[Mapping[str, Any]], config: PairConfig
+    plan: Sequence[PlannedPair], config: PairConfig
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """PAIRS rows of the planned rows whose frames can be read, and the rejects of the others.
+    """PAIRS rows of the pairs whose frames can be read, and the rejects of the others.
 
     Every frame is read once, video files forwards.
     """
-    wanted: dict[str, tuple[int, tuple[int, int]]] = {}
-    for row in plan:
-        for name in (row["key_frame"], row["reference_frame"]):
-            wanted[name] = (row["video_id"], (row["height"], row["width"]))
+    wanted = {name: pair for pair in plan for name in (pair.key_frame, pair.reference_frame)}
     encoded: dict[str, bytes] = {}
     faults: dict[str, dict[str, Any]] = {}
     for path, group in frames.grouped(list(wanted)):
         with contextlib.ExitStack() as opened:
             reader: frames.VideoReader | None = None
             for reference in group:
-                video_id, size = wanted[reference]
+                pair = wanted[reference]
                 try:
                     if reader is None and reference != path:  # a frame of a video file
-                        reader = opened.enter_context(frames.VideoReader(path, video_id=video_id))
+                        reader = opened.enter_context(
+                            frames.VideoReader(path, video_id=pair.video_id)
+                        )
                     encoded[reference] = frames.read_encoded(
                         reference,
-                        video_id=video_id,
-                        size=size,
-                        stored_size=_stored_size(size, config.max_side),
+                        video_id=pair.video_id,
+                        size=pair.size,
+                        stored_size=_stored_size(pair.size, config.max_side),
                         quality=config.jpeg_quality,
                         reader=reader,
                     )
                 except VideoError as error:
                     faults[reference] = error.reject()
     stored = [
-        _stored_row(row, encoded, config.max_side)
-        for row in plan
-        if row["key_frame"] in encoded and row["reference_frame"] in encoded
+        _row(pair, encoded, config.max_side)
+        for pair in plan
+        if pair.key_frame in encoded and pair.reference_frame in encoded
     ]
     return stored, [faults[name] for name in sorted(faults)]
 
 
-def _stored_row(
-    row: Mapping[str, Any], encoded: Mapping[str, bytes], max_side: int
-) -> dict[str, Any]:
-    size = (row["height"], row["width"])
-    stored = _stored_size(size, max_side)
-    instances = row["instances"]
-    if stored != size:
+def _row(pair: PlannedPair, encoded: Mapping[str, bytes], max_side: int) -> dict[str, Any]:
+    size = _stored_size(pair.size, max_side)
+    instances = pair.instances
+    if size != pair.size:
+        masks = ("key_rle", "reference_rle")
         instances = [
-            {
-                **instance,
-                "key_rle": _resize_mask(instance["key_rle"], size, stored),
-                "reference_rle": _resize_mask(instance["reference_rle"], size, stored),
-            }
-            for instance in instances
+            {**one, **{name: _resize_mask(one[name], pair.size, size) for name in masks}}
+            for one in instances
         ]
         # A few pixels may vanish; an object that is in neither frame any more is none.
-        instances = [i for i in instances if i["key_rle"] or i["reference_rle"]]
-    pseudo = row["key_index"] == row["reference_index"]
+        instances = [one for one in instances if any(one[name] for name in masks)]
+    pseudo = pair.key_index == pair.reference_index
     return {
-        "video_id": row["video_id"],
-        "key_index": row["key_index"],
-        "reference_index": row["reference_index"],
-        "height": stored[0],
-        "width": stored[1],
-        "key_jpeg": encoded[row["key_frame"]],
+        "video_id": pair.video_id,
+        "key_index": pair.key_index,
+        "reference_index": pair.reference_index,
+        "height": size[0],
+        "width": size[1],
+        "key_jpeg": encoded[pair.key_frame],
         # A frame paired with itself is stored once.
-        "reference_jpeg": b"" if pseudo else encoded[row["reference_frame"]],
+        "reference_jpeg": b"" if pseudo else encoded[pair.reference_frame],
         "instances": instances,
     }
 

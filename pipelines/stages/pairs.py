@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import pair_rows
+from pipelines.stages.pair_rows import PlannedPair
 from pipelines.stages.reject_limit import check_rejects
 from pipelines.storage import claims, schemas, tables
 from pipelines.storage.layout import PREPARE as STAGE
@@ -151,7 +153,7 @@ def write_shard(item: Mapping[str, Any], config: PairConfig) -> dict[str, int]:
 
     cv2.setNumThreads(1)  # one task per core is faster than threads that fight for them
     with pa.ipc.open_stream(item["plan"]) as stream:
-        plan = stream.read_all().to_pylist()
+        plan = [PlannedPair(**row) for row in stream.read_all().to_pylist()]
     stored, faults = pair_rows.fill(plan, config)
     tables.commit(
         schemas.table(stored, schemas.PAIRS),
@@ -215,7 +217,7 @@ def _write_shards(
     def item(shard: int) -> dict[str, Any]:
         cut = plan[shard * config.rows_per_shard : (shard + 1) * config.rows_per_shard]
         rows = [
-            pair_rows.planned(dataset.videos[position], key, reference, labels)
+            asdict(pair_rows.planned(dataset.videos[position], key, reference, labels))
             for position, key, reference in cut
         ]
         sink = io.BytesIO()
