@@ -13,6 +13,7 @@ from pipelines.errors import DatasetError, ManifestError, PipelineError, VideoEr
         PipelineError("nothing to do"),
         DatasetError("a.json", "has no videos.", "Give another."),
         VideoError(3, "a/0.jpg", "the frame does not exist"),
+        VideoError(video_id=3, path="a/0.jpg", reason="by name"),
         ManifestError("out", "holds no finished 'prepare' output", "Run it first."),
     ],
 )

@@ -18,7 +18,7 @@ from idol.detection.detector import Detector
 from idol.masks import resize
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.sources import annotations
-from pipelines.sources.annotations import Dataset, VideoRecord
+from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect, shard_plan
 from pipelines.storage import claims, layout, manifest, stored, tables
 from pipelines.storage.manifest import Manifest
@@ -50,32 +50,6 @@ def model() -> idol.IDOL:
     return idol.IDOL(tiny_config()).eval()
 
 
-def video(video_id: int, length: int, height: int = 8) -> VideoRecord:
-    frames = tuple(f"{video_id}/{i}.jpg" for i in range(length))
-    return VideoRecord(video_id, (height, 8), frames, ())
-
-
-@given(
-    drawn=st.lists(st.tuples(st.integers(1, 30), st.integers(7, 9)), max_size=12),
-    size=st.integers(1, 16),
-)
-def test_a_plan_deals_out_every_frame_once_and_fills_no_shard_beyond_its_size(
-    drawn: list[tuple[int, int]], size: int
-) -> None:
-    videos = [video(i, length, height) for i, (length, height) in enumerate(drawn)]
-    shards = shard_plan.plan(videos[::-1], size)
-    frames = [
-        (piece.video_id, piece.start + i)
-        for shard in shards
-        for piece in shard
-        for i in range(len(piece.frames))
-    ]
-    # Of one size together, so that batches are full: only frames of one shape share one.
-    by_size = sorted(videos, key=lambda v: v.size[0])
-    assert frames == [(v.video_id, i) for v in by_size for i in range(len(v))]
-    assert all(0 < sum(len(p.frames) for p in shard) <= size for shard in shards)
-
-
 @given(n=st.integers(0, 4), g=st.integers(0, 4), seed=st.integers(0, 2**16), absent=st.booleans())
 def test_overlaps_are_the_pixel_counts_of_the_masks(n: int, g: int, seed: int, absent: bool):
     rng = np.random.default_rng(seed)
@@ -89,14 +63,6 @@ def test_overlaps_are_the_pixel_counts_of_the_masks(n: int, g: int, seed: int, a
     np.testing.assert_array_equal(shared, np.einsum("nhw,ghw->ng", found * 1, true * 1))
     np.testing.assert_array_equal(area, found.sum((1, 2)))
     np.testing.assert_array_equal(truth_area, true.sum((1, 2)))
-
-
-def test_a_piece_survives_its_way_to_the_worker() -> None:
-    piece = shard_plan.Piece(
-        video_id=3, size=(4, 5), start=7, frames=("a.jpg", "b.mp4#3"), truth=((b"04d", None),)
-    )
-
-    assert shard_plan.from_json(shard_plan.to_json([piece])) == [piece]
 
 
 def test_frames_of_many_videos_share_a_batch_and_each_comes_back_as_if_alone(
