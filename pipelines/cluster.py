@@ -249,8 +249,8 @@ def _embedded_environment() -> dict[str, str]:
     """What our own Ray and its workers inherit from this process."""
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
-        # Workers import the rooms from wherever the job was started. By the environment and not by
-        # a runtime_env, which costs a second for each worker.
+        # Workers import the rooms from any folder. By the environment, because a runtime_env costs
+        # a second for each worker.
         "PYTHONPATH": os.pathsep.join(path),
         # One process per core is faster than one process with many threads (measured 1.5 times),
         # and many processes with many threads each are slower by multiples.

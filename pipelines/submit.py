@@ -1,4 +1,4 @@
-"""A job handed to a cluster: the code is packed and sent, its log followed, its result returned."""
+"""Runs a job on a cluster: sends the code, follows the log, returns the result."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class SubmittedJob:
     """A job on a cluster.
 
     submission_id: its name there, for `ray job status`, `logs` and `stop`
-    status:        "SUCCEEDED", "FAILED" or "STOPPED"; "PENDING" where nobody waited for it
-    exit_code:     what its process returned; 0 exactly when it succeeded (or nobody waited)
+    status:        "SUCCEEDED", "FAILED" or "STOPPED"; "PENDING" if not waited for
+    exit_code:     what its process returned; 0 exactly if it succeeded or was not waited for
     message:       what the cluster says about the end, for a person
     result:        the last line of its log that is a JSON object; None if there is none
     """

@@ -1,4 +1,4 @@
 """The stages, prepare to evaluate: each reads finished directories and writes one of its own.
 
-A file is a stage (`run` writes its directory) or a part of one that can be told by a noun.
+A file is a stage (`run` writes its directory) or one noun of a stage.
 """

@@ -161,11 +161,10 @@ def run(
     config:    its transforms and detect sections count here
     actors:    copies of the network, or how many at least and at most; default: one per GPU, else
                one per two logical CPUs
-    gpu:       True: on GPUs, and on a cluster that grows wait for them; False: on CPUs; default: on
-               GPUs where the cluster has any now
+    gpu:       True: on GPUs, waiting for a cluster that grows; False: on CPUs; None: on GPUs where
+               the cluster has any now
     overwrite: replace another run's output
-    on_shard:  called with the number of every shard once it lies in out, also of those that an
-               earlier run has left there
+    on_shard:  called with the number of every shard in out: those of an earlier run, then each new
     Raises:
         ManifestError: out holds something else.
         PipelineError: more than detect.reject_limit of the videos cannot be read.
@@ -180,8 +179,7 @@ def run(
         return output.finished
     todo = output.missing(len(shards))
     done = sorted(set(range(len(shards))) - set(todo))
-    if done:
-        _log.info("%d of %d shards are there already", len(done), len(shards))
+    _log.info("%d of %d shards are there already", len(done), len(shards))
     on_shard = on_shard or (lambda number: None)
     for number in done:
         on_shard(number)
@@ -206,7 +204,7 @@ def run(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActorTask:
-    """What every actor of a run is told.
+    """The settings of an actor.
 
     config:      its transforms and detect sections count here
     out:         the directory to write, which also holds the network
@@ -312,8 +310,7 @@ def _detect(
 def _room(pool: cluster.Pool | None, gpu: bool | None, shards: int) -> tuple[cluster.Pool, float]:
     """The pool, and the share of a GPU that each of its actors holds (0: it runs on a CPU)."""
     gpus = 0 if gpu is False else cluster.gpus()
-    # Half of the logical CPUs: two actors on a laptop, and never all of them (a pool that holds
-    # every CPU starves whatever feeds it).
+    # Half of the logical CPUs: a pool that holds all of them starves the tasks that feed it.
     pool = pool or cluster.Pool.of(gpus or max(1, cluster.cpus() // 2))
     pool = pool.within(shards)
     if not gpus:
@@ -330,7 +327,7 @@ def claim(config: Config) -> dict[str, Any]:
 
 
 def input_hash(dataset: Dataset, model: IDOL) -> str:
-    """Names what is read: the annotation file and the weights, wherever they lie."""
+    """Hash of the dataset and the weights."""
     digest = hashlib.sha256(dataset.input_hash.encode())
     # Shards are dealt from the usable videos: mending a reject makes it another input.
     digest.update(json.dumps([video.video_id for video in dataset.videos]).encode())

@@ -111,7 +111,7 @@ def run(
     gpu:       whether they run on GPUs; see detect.run
     overwrite: replace another run's output
     log_to:    folder of the MLflow file; default: out
-    log:       False: no MLflow run, for MLflow wants a single writer and this is not it
+    log:       False: no MLflow run: its file has one writer, and this is another process
     returns:   the manifest; its extra holds the metrics
     Raises:
         ValueError: as Request.read.

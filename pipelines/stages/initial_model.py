@@ -18,7 +18,7 @@ class Start:
 
     weights:          see idol.load; None: random
     backbone_weights: ImageNet weights for the backbone alone (see idol.weights.imagenet)
-    reset_classes:    class heads of another size start anew instead of being an error
+    reset_classes:    initialise class heads of another size instead of raising
     """
 
     weights: str | None = None

@@ -203,7 +203,7 @@ class PairLoader:
             for number in given[offset:].tolist():
                 while number not in held:
                     got = next(source, None)
-                    if got is None:  # only when told to stop
+                    if got is None:  # only after stop is set
                         return
                     held[got[0]] = got[1]
                 yield epoch, number, held.pop(number)
@@ -266,7 +266,7 @@ class PairLoader:
         ready: queue.Queue[list[Future[Example]] | BaseException],
         stop: threading.Event,
     ) -> None:
-        """Read rows and hand them to the pool, a batch at a time, until told to stop."""
+        """Read rows and hand them to the pool, a batch at a time, until stop is set."""
         try:
             batch: list[Future[Example]] = []
             for epoch, number, row in self._stream(start_step, stop):

@@ -42,7 +42,7 @@ _START = "_start.safetensors"  # the weights that all workers start from
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """What every worker is told.
+    """The settings of a worker.
 
     config: of the training
     pairs:  output of the prepare stage, absolute
@@ -277,10 +277,10 @@ def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Pa
     return found[-1]
 
 
-def _worker(told: dict[str, Any]) -> None:
+def _worker(settings: dict[str, Any]) -> None:
     """One worker's training, from the newest checkpoint or the beginning.
 
-    told: {"loop": Loop, "mailbox": the driver's}
+    settings: {"loop": Loop, "mailbox": the driver's}
     """
     import torch
     from ray import train
@@ -288,7 +288,7 @@ def _worker(told: dict[str, Any]) -> None:
 
     # One core is what a worker reserves; and sums of another number of threads are other bits.
     torch.set_num_threads(1)
-    loop: Loop = told["loop"]
+    loop: Loop = settings["loop"]
     config = loop.config
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -317,7 +317,7 @@ def _worker(told: dict[str, Any]) -> None:
             means = {name: value / since for name, value in sums.items()}
             curve.append((done, means))
             if rank == 0:
-                told["mailbox"].put.remote(done, means)
+                settings["mailbox"].put.remote(done, means)
             sums, since = {}, 0
         if rank == 0 and (done % config.train.checkpoint_every == 0 or done == loop.stop):
             _commit(trainer, curve, loop.out)
