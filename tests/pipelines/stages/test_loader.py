@@ -197,7 +197,7 @@ def test_a_fault_in_a_thread_is_raised_where_batches_are_asked(prepared, monkeyp
     def broken(row, identities):
         raise VideoError(1, "a.jpg", "is gone")
 
-    monkeypatch.setattr(loader, "decode", broken)
+    monkeypatch.setattr(loader, "pair_of_row", broken)
     iterator = make(prepared).batches()
     with pytest.raises(VideoError, match="is gone"):
         next(iterator)
