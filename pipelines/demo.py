@@ -1,7 +1,8 @@
-"""The whole walk in one call: prepare, train, evaluate, sweep, and one page about all of it."""
+"""All stages in one call: prepare, train, evaluate, sweep, and one page about them."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,13 @@ PAIRS, TRAIN, EVALUATE, SWEEP, PAGE = "pairs", "train", "evaluate", "sweep", "re
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Walk:
-    """What one walk reads and how far it goes.
+    """What the stages read and how they are set.
 
     train_files:      annotation JSON to train on
     validation_files: annotation JSON to evaluate on, by the name of the set
     config:           the whole configuration
     weights:          what to start from (idol.load); None: random
-    reset_classes:    start class heads of another size anew
+    reset_classes:    start class heads of another size from random weights
     workers:          data-parallel training processes
     gpus:             one GPU each
     grid:             field of TrackerConfig -> values, swept on the set named sweep_set;
@@ -45,19 +46,19 @@ class Walk:
 
 
 def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]:
-    """Take the walk; everything finished before is kept, so the same call goes on where it was.
+    """Run all stages. What is finished is kept: the same call goes on where it was.
 
     out:      gets pairs/, train/, evaluate/NAME/, sweep/, report.html and MLflow's file
     commands: shown in the page: how to do this, or a part of it, again
     returns:  {"sets": {name: metrics}, "sweep": ..., "page": path, "seconds": {stage: s}}
-    Errors:   what the stages raise; it must run inside cluster.session(dashboard=True)
+    Raises: what the stages raise. Call it inside cluster.session(dashboard=True)
     """
     seconds: dict[str, float] = {}
     dataset = annotation_files.combine([annotation_files.read(path) for path in walk.train_files])
     seconds["prepare"] = pairs.run(dataset, out / PAIRS, walk.config.pairs).seconds
     seconds["train"] = _train(walk, out)
     checkpoint = out / TRAIN / train.WEIGHTS
-    sets: dict[str, Any] = {}
+    sets: dict[str, dict[str, float | None]] = {}
     for name, path in walk.validation_files.items():
         done = evaluate.run(
             evaluate.Request(annotations=path, checkpoint=checkpoint),
@@ -91,22 +92,18 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
 
 
 def _train(walk: Walk, out: Path) -> float:
-    if (out / TRAIN / manifest.MANIFEST).exists():
-        # train.run checks that it is this very run; an MLflow run of it exists already.
-        return _run_training(walk, out, None)
-    with experiment_log.run(out, "train", to_dict(walk.config)) as log:
-        return _run_training(walk, out, log)
-
-
-def _run_training(walk: Walk, out: Path, log: experiment_log.Log | None) -> float:
-    done = train.run(
-        out / PAIRS,
-        out / TRAIN,
-        walk.config,
-        weights=walk.weights,
-        reset_classes=walk.reset_classes,
-        workers=walk.workers,
-        gpus=walk.gpus,
-        on_report=None if log is None else lambda step, values: log.metrics(values, step),
-    )
-    return done.seconds
+    """Seconds of the training; its losses go to an MLflow run, which a finished one has already."""
+    with contextlib.ExitStack() as stack:
+        log = None
+        if not (out / TRAIN / manifest.MANIFEST).exists():
+            log = stack.enter_context(experiment_log.run(out, "train", to_dict(walk.config)))
+        return train.run(
+            out / PAIRS,
+            out / TRAIN,
+            walk.config,
+            weights=walk.weights,
+            reset_classes=walk.reset_classes,
+            workers=walk.workers,
+            gpus=walk.gpus,
+            on_report=None if log is None else lambda step, values: log.metrics(values, step),
+        ).seconds

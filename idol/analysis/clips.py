@@ -63,7 +63,8 @@ class ClipTrack:
 def are_clips(entries: Sequence[Any], name: str = "results") -> bool:
     """Whether these are clip predictions: every entry says its first_frame.
 
-    Errors: ValueError where some do and some do not.
+    Raises:
+        ValueError: some do and some do not.
     """
     have = [isinstance(entry, Mapping) and "first_frame" in entry for entry in entries]
     if any(have) and not all(have):
@@ -83,7 +84,8 @@ def tracks_of(
     indices: positions in the whole file, for messages and for order
     truth:   of the video; its instances are not looked at
     returns: tracks by first position. A track that is one whole video has its clip (0, T)
-    Errors:  ValueError with the entry's index
+    Raises:
+        ValueError: an entry is malformed; the message has its index.
     """
     spans = [_span(e, i, truth) for e, i in zip(entries, indices, strict=True)]
     lengths: dict[int, tuple[int, int]] = {}

@@ -1,8 +1,8 @@
-"""How sure a score is: intervals from drawing the videos again, for one method or between two.
+"""Confidence intervals of metrics: draw the videos again, for one method or between two.
 
 A data set has few videos, and AP differs much between them. Drawing as many videos with
-replacement (the bootstrap) and scoring each draw shows how far the score moves by the choice of
-videos alone. Matches are per video, so a draw is nothing but a weight for each video.
+replacement (the bootstrap) and scoring each draw shows how far a metric moves by the choice of
+videos alone. Matches are per video, so a draw is a weight for each video.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def scores_of_draws(
 
     matches: of V videos
     weights: (B, V) how often a draw has each video, in the order of ascending video ids
-    only:    the scores that are needed; the others, which take the time, may be left out
+    only:    the scores that are needed; the others are left out where that saves time
     returns: AP, AP50, AP75, AR1, AR10, AR100, and AP by range (APs, ..., AP_ho) -> (B,); NaN where
              a draw has no instance to find. Copies of one video stand side by side among equal
              scores; the official order of such ties would have copy after copy
@@ -218,7 +218,8 @@ def difference(first: Floats, second: Floats, value: float, config: AnalysisConf
 
     first, second: (B,) scores of the draws, NaN where a draw has none
     value:         difference on the videos as they are
-    Errors: ValueError for draws of different number, or without a score in any
+    Raises:
+        ValueError: the draws differ in number, or none has a score of both methods.
     """
     if first.shape != second.shape:
         raise ValueError(f"both methods need the same draws, got {first.shape} and {second.shape}")

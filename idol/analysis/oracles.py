@@ -290,7 +290,7 @@ def match_oracles(
 
 
 def summarise(videos: Sequence[VideoOracles]) -> OracleExperiments:
-    """Reduce the experiments of all videos. Errors: ValueError as of `evaluation.summarise`."""
+    """Reduce the experiments of all videos. Raises: ValueError: there is no video."""
     if not videos:
         raise ValueError("there is no video to analyse: the truth lists none")
     lengths = sorted(videos[0].clips)

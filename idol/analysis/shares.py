@@ -89,7 +89,7 @@ class ErrorShares:
 
 
 def summarise(videos: Sequence[VideoErrors]) -> ErrorShares:
-    """Reduce the causes of all videos. Errors: ValueError where there is no video."""
+    """Reduce the causes of all videos. Raises: ValueError: there is no video."""
     if not videos:
         raise ValueError("there is no video to analyse: the truth lists none")
     found = [i for video in videos for i in video.instances]
@@ -110,7 +110,8 @@ def summarise(videos: Sequence[VideoErrors]) -> ErrorShares:
 def fixed_ap(videos: Sequence[VideoErrors], causes: Collection[str]) -> float:
     """AP without the errors of these causes; -1 where there is nothing to find.
 
-    Errors: ValueError for a cause that is not in CAUSES.
+    Raises:
+        ValueError: a cause is not in CAUSES.
     """
     unknown = sorted(set(causes) - set(CAUSES))
     if unknown:

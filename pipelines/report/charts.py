@@ -95,7 +95,7 @@ def sweep(trials: Sequence[Trial], name: str, metric: str = "AP") -> Markup:
     Numbers stand on a scale; words, and numbers mixed with words, side by side.
     """
     values = list(dict.fromkeys(trial.value for trial in trials))
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    numeric = all(map(is_number, values))
     values = sorted(values) if numeric else sorted(values, key=str)
     # Side by side also where numbers are few: 1, 3, 10, 30 would crowd at the left of a scale.
     place = {value: float(i) for i, value in enumerate(values)}
@@ -155,7 +155,7 @@ def lines(
         x_ticks = [(tick, _short(tick)) for tick in _ticks(*axes.x, 5)]
     else:
         axes = _Axes((-0.25, len(x_names) - 0.75), y_axis)
-        x_ticks = [(float(place), text) for place, text in enumerate(x_names)]
+        x_ticks = [(float(place), name) for place, name in enumerate(x_names)]
     body = []
     for line, points in zip(drawn, data, strict=True):
         color = f"c{line.color % PALETTE}"
@@ -171,7 +171,7 @@ def lines(
             kind = f"c{line.color % PALETTE} {line.style}"
             mark = '<polyline class="{}" points="{},{} {},{}"/>'
             body.append(Markup(mark).format(kind, _LEFT, y - 3.5, _LEFT + 28, y - 3.5))
-            body.append(_text(_LEFT + 36, y, line.name, "start"))
+            body.append(text(_LEFT + 36, y, line.name, "start"))
     return _frame(axes, x_ticks, x_label, name, body, below=15 * rows)
 
 
@@ -201,11 +201,11 @@ def _frame(
                 _LEFT, _WIDTH - _RIGHT, y, y
             )
         )
-        parts.append(_text(_LEFT - 6, y + 3.5, _short(tick), "end"))
-    for x, text in x_ticks:
-        parts.append(_text(axes.across(x), _HEIGHT - _BOTTOM + 14, text, "middle"))
+        parts.append(text(_LEFT - 6, y + 3.5, _short(tick), "end"))
+    for x, words in x_ticks:
+        parts.append(text(axes.across(x), _HEIGHT - _BOTTOM + 14, words, "middle"))
     if x_label:
-        parts.append(_text(_WIDTH - _RIGHT, _HEIGHT - 3, x_label, "end"))
+        parts.append(text(_WIDTH - _RIGHT, _HEIGHT - 3, x_label, "end"))
     parts += body
     return Markup("").join([*parts, Markup("</svg>")])
 
@@ -224,9 +224,10 @@ def _dot(x: float, y: float, kind: str, title: str) -> Markup:
     return circle + Markup("<title>{}</title></circle>").format(title)
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
+def text(x: float, y: float, words: str, anchor: str) -> Markup:
+    """Words at a place; anchor: start, middle or end of them stands there."""
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        x, y, anchor, text
+        x, y, anchor, words
     )
 
 
@@ -275,8 +276,13 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
 
 def _short(value: Any) -> str:
     """A number as few characters as tell it apart on an axis."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         return str(value)
     if abs(value) >= 10_000:
         return f"{value / 1000:.4g}k"
     return f"{value + 0.0:.4g}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether this can stand on a scale."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

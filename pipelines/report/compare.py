@@ -19,7 +19,8 @@ FILES = {"table": TABLE, "page": PAGE}
 def names(checkpoints: Sequence[str]) -> dict[str, str]:
     """A short name for each checkpoint -> checkpoint: the parts of its path that tell it apart.
 
-    Errors: ValueError for the same checkpoint twice
+    Raises:
+        ValueError: the same checkpoint is given twice.
     """
     if len(set(checkpoints)) < len(checkpoints):
         twice = next(c for c in checkpoints if checkpoints.count(c) > 1)

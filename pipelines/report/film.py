@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import cv2
 
+from idol.files import whole_file
 from pipelines.errors import PipelineError
 from pipelines.sources.frames import Image
 
@@ -21,28 +20,25 @@ class Film:
 
     path: of the file, ending in .mp4
     rate: frames a second
-    Errors: PipelineError where it cannot be written
+    Raises:
+        PipelineError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
         self.path = path
         self._rate = rate
         self._writer: Any = None
-        self._temporary: Path | None = None
+        self._temporary = path
+        self._whole = ExitStack()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Drop what was written, unless finish was called."""
         self._release()
-        if self._temporary is not None:
-            self._temporary.unlink(missing_ok=True)
+        # As after an error; once finish has closed it, there is nothing left to drop.
+        self._whole.__exit__(EOFError, EOFError(), None)
 
     def add(self, image: Image) -> None:
         """Write the next frame, (H, W, 3) uint8 RGB, all of one size.
@@ -50,14 +46,12 @@ class Film:
         An odd last row or column is cut off, as the codec has none.
         """
         if self._writer is None:
-            handle, name = tempfile.mkstemp(
-                dir=self.path.parent, prefix=f".{self.path.stem}.", suffix=self.path.suffix
-            )
-            os.close(handle)
-            self._temporary = Path(name)
+            self._temporary = self._whole.enter_context(whole_file(self.path))
             fourcc = cv2.VideoWriter.fourcc(*_CODEC)
             height, width = image.shape[:2]
-            self._writer = cv2.VideoWriter(name, fourcc, self._rate, (width, height))
+            self._writer = cv2.VideoWriter(
+                str(self._temporary), fourcc, self._rate, (width, height)
+            )
             if not self._writer.isOpened():
                 raise PipelineError(
                     f"{self.path} cannot be written: this OpenCV has no encoder for {width} x "
@@ -67,18 +61,13 @@ class Film:
 
     def finish(self) -> None:
         """Put the file in its place; nothing happens without frames."""
-        self._release()
-        if self._temporary is None:
+        if self._writer is None:
             return
+        self._release()
         # OpenCV does not say when a write failed.
         if self._temporary.stat().st_size == 0:
             raise PipelineError(f"{self.path} could not be written. Is the disk full?")
-        # mkstemp makes private files; a film is as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        self._temporary.chmod(0o666 & ~umask)
-        self._temporary.replace(self.path)
-        self._temporary = None
+        self._whole.close()
 
     def _release(self) -> None:
         if self._writer is not None:

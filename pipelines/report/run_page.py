@@ -35,7 +35,8 @@ def write(
     training:    finished output of train.run
     evaluations: name of the set -> finished output of evaluate.run
     swept:       finished output of sweep.run
-    Errors:      ManifestError where one of them is not finished
+    Raises:
+        ManifestError: one of them is not finished.
     """
     metrics: list[MetricSet] = []
     videos: list[VideoRow] = []

@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 from markupsafe import Markup
 
+from pipelines.report.charts import is_number, text
+
 _WIDTH: Final = 760
 _HEIGHT: Final = 250
 _SIDE: Final = 54
@@ -85,9 +87,9 @@ def parallel(runs: Sequence[Run], metric: str) -> Markup:
         )
         # Names take turns in height, so that neighbours do not run into one another.
         name_at = (2.0, "start") if n == 0 else (x, "middle")
-        parts.append(_text(name_at[0], 12 if n % 2 else 26, axis.name, name_at[1]))
-        for y, text in axis.ticks():
-            parts.append(_text(x + 4, y + 3.5, text, "start"))
+        parts.append(text(name_at[0], 12 if n % 2 else 26, axis.name, name_at[1]))
+        for y, words in axis.ticks():
+            parts.append(text(x + 4, y + 3.5, words, "start"))
     return Markup("").join([*parts, Markup("</svg>")])
 
 
@@ -129,13 +131,13 @@ def bars(shares: Sequence[tuple[str, float]]) -> Markup:
     ]
     for n, (name, share) in enumerate(shares):
         y = _BAR * n + 4
-        parts.append(_text(134, y + 12, name, "end"))
+        parts.append(text(134, y + 12, name, "end"))
         parts.append(
             Markup('<rect class="share" x="140" y="{}" width="{:.1f}" height="{}"/>').format(
                 y, 1 + 175 * share, _BAR - 7
             )
         )
-        parts.append(_text(146 + 175 * share, y + 12, f"{100 * share:.0f} %", "start"))
+        parts.append(text(146 + 175 * share, y + 12, f"{100 * share:.0f} %", "start"))
     return Markup("").join([*parts, Markup("</svg>")])
 
 
@@ -150,20 +152,20 @@ class _Axis:
 
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> _Axis:
-        if all(_is_number(v) for v in values):
+        if all(is_number(v) for v in values):
             numbers = [float(v) for v in values]
             return cls(name, {}, min(numbers), max(numbers))
-        words = sorted({_key(v) for v in values})
+        words = sorted({str(v) for v in values})
         return cls(name, {word: float(n) for n, word in enumerate(words)}, 0.0, len(words) - 1.0)
 
     def up(self, value: Any) -> float:
-        place = self.places[_key(value)] if self.places else float(value)
+        place = self.places[str(value)] if self.places else float(value)
         share = (place - self.low) / (self.high - self.low) if self.high > self.low else 0.5
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP - 8)
 
     def ticks(self) -> list[tuple[float, str]]:
         if self.places:
-            return [(self.up(json_word), json_word) for json_word in self.places]
+            return [(self.up(word), word) for word in self.places]
         if self.low == self.high:
             return [(self.up(self.low), _short(self.low))]
         steps = (self.low, (self.low + self.high) / 2, self.high)
@@ -172,13 +174,13 @@ class _Axis:
 
 def _varying(runs: Sequence[Run]) -> list[str]:
     fields = dict.fromkeys(field for run in runs for field in run.values)
-    return [f for f in fields if len({_key(run.values.get(f)) for run in runs}) > 1]
+    return [f for f in fields if len({str(run.values.get(f)) for run in runs}) > 1]
 
 
 def _groups(values: Sequence[Any]) -> np.ndarray[Any, Any]:
     """A whole number per value: equal values alike, many numbers in a few groups."""
-    keys = [_key(v) for v in values]
-    if len(set(keys)) > _BINS and all(_is_number(v) for v in values):
+    keys = [str(v) for v in values]
+    if len(set(keys)) > _BINS and all(is_number(v) for v in values):
         numbers = np.array([float(v) for v in values])
         edges = np.quantile(numbers, np.linspace(0, 1, _BINS + 1)[1:-1])
         return np.asarray(np.searchsorted(edges, numbers, side="right"))
@@ -192,19 +194,5 @@ def _shares(scores: Sequence[float]) -> list[float]:
     return [float(r) / max(1, len(scores) - 1) for r in ranks]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _key(value: Any) -> str:
-    return str(value)
-
-
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if _is_number(value) else str(value)
-
-
-def _text(x: float, y: float, text: str, anchor: str) -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        x, y, anchor, text
-    )
+    return f"{value:.3g}" if is_number(value) else str(value)
