@@ -174,7 +174,7 @@ def waiting(dataset: Any, model: Any, config: Any) -> tuple[float, float]:
 def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
     """(b) Seconds per tracking configuration from stored detections."""
     source = stored.read(detections)
-    truth = evaluate.read_truth(path, annotations.read(path))
+    truth = annotations.read(path).truth()
     assert truth is not None
     order = [video.video_id for video in source.videos]
     truths = {i: truth.videos[i].without_masks() for i in order}
@@ -302,7 +302,7 @@ def plain_loop(annotated: str, dataset: Any, model: Any, config: Any, path: Path
             config=config.tracker,
         )
     results.write(path, entries)
-    truth = evaluate.read_truth(annotated, dataset)
+    truth = dataset.truth()
     assert truth is not None
     return average_precision.evaluate(truth, path).stats["AP"]
 

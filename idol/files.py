@@ -1,12 +1,15 @@
-"""Files that appear whole or not at all: the only writer of results, tables and weights."""
+"""Files written whole or not at all, and JSON read with errors that name the file."""
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -46,6 +49,48 @@ def write_whole(path: str | Path, data: bytes) -> None:
     """Write these bytes as a file that appears whole or not at all; errors as of `whole_file`."""
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def check_file(path: Path, what: str) -> None:
+    """Refuse a path that is no file.
+
+    what: what messages call it
+    Raises:
+        FileNotFoundError: nothing is there.
+        IsADirectoryError: a folder is there.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name the {what} file in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"the {what} file {path} does not exist")
+
+
+def load_json(path: Path, what: str) -> Any:
+    """Parse a JSON file; `what` is what messages call it.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: as of `check_file`.
+        ValueError: it is cut short, no JSON, nested too deeply, or has a number of 4300 digits.
+    """
+    check_file(path, what)
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"the {what} file {path} is not valid JSON: {error}") from error
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse JSON. Raises: ValueError: it is none, nested too deeply, or has too long a number."""
+    collecting = gc.isenabled()
+    # Parsing makes objects by the million and no circle among them: looking for some takes longer.
+    gc.disable()
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("lists or objects are nested too deeply") from error
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _sync(path: Path) -> None:

@@ -27,7 +27,8 @@ from idol.config import AnalysisConfig
 from idol.evaluation.overlaps import intersections, ratio
 from idol.ytvis import results as results_file
 from idol.ytvis.results import Entry
-from idol.ytvis.truth import Rle, VideoTruth
+from idol.ytvis.truth import VideoTruth
+from idol.ytvis.videos import Rle
 
 _log = logging.getLogger(__name__)
 

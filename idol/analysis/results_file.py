@@ -84,6 +84,8 @@ def read_results(path: Path, truth: Truth, *, compat: bool = False) -> ResultsFi
         )
     rows: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
     for number, entry in enumerate(entries):
+        if truth.leaves_out(entry):
+            continue
         results_file.check_ids(entry, number, truth.videos, truth.categories, compat=compat)
         rows[entry["video_id"]].append(number)
     return ResultsFile(path, truth, as_clips, entries=entries, rows=rows)
@@ -100,7 +102,7 @@ def with_results(
     if not compat:
         try:
             index = ResultsIndex(path)
-            index.check_videos(truth.videos, truth.categories)
+            index.check_videos([*truth.videos, *truth.left_out], truth.categories)
             return work(ResultsFile(path, truth, index=index))
         except UnusualLayout as error:
             _log.debug("%s is read as a whole: %s", path, error)

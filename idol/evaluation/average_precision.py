@@ -140,6 +140,8 @@ def _evaluate_whole(truth: Truth, results: list[Any] | str | Path, compat: bool)
         raise IndexError("list index out of range: the official evaluator refuses empty results")
     grouped: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
     for index, entry in enumerate(entries):
+        if truth.leaves_out(entry):
+            continue
         results_file.check_ids(entry, index, truth.videos, truth.categories, compat=compat)
         grouped[entry["video_id"]].append(index)
     return summarise(
@@ -158,7 +160,7 @@ def _evaluate_large(truth: Truth, path: Path) -> Metrics | None:
         return None
     try:
         index = ResultsIndex(path)
-        index.check_videos(truth.videos, truth.categories)
+        index.check_videos([*truth.videos, *truth.left_out], truth.categories)
         with ThreadPoolExecutor(usable_cores()) as pool:
             return summarise(pool.map(partial(match_indexed, index), truth.videos.values()))
     except ValueError as error:

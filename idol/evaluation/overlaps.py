@@ -13,7 +13,8 @@ from idol.arrays import Bools, Floats
 from idol.masks import packed, rle
 from idol.ytvis import results as results_file
 from idol.ytvis.index import Columns
-from idol.ytvis.truth import Rle, VideoTruth
+from idol.ytvis.truth import VideoTruth
+from idol.ytvis.videos import Rle
 
 
 class Overlap(Protocol):

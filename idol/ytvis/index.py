@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.files import check_file
 from idol.masks import rle
 from idol.masks.packed import PackedMasks
 from idol.ytvis.results import Entry, check_ids
-from idol.ytvis.truth import VideoTruth, check_file
+from idol.ytvis.truth import VideoTruth
 
 # Between two entries: the next object does not begin like a mask. What looks like a border and is
 # none leaves pieces that are no JSON objects, which reading notices.

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idol.config import TrackerConfig
+from idol.files import load_json
 from idol.masks import rle
-from idol.ytvis.truth import Rle, VideoTruth, load_json
+from idol.ytvis.truth import VideoTruth
+from idol.ytvis.videos import Rle
 
 if TYPE_CHECKING:  # with torch, which scoring a file does not need
     from idol.structures import FrameDetections, Track

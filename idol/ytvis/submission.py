@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from idol.files import load_json
+from idol.ytvis import annotations
 from idol.ytvis import results as results_file
 from idol.ytvis import truth as truth_file
 from idol.ytvis.truth import VideoTruth
@@ -66,11 +68,13 @@ def read_videos(path: str | Path) -> VideoList:
 
     Errors: FileNotFoundError; ValueError where it lists no readable videos or categories.
     """
-    data = truth_file.load_json(Path(path), "truth")
+    data = load_json(Path(path), "truth")
     if isinstance(data, Mapping):
-        # The reader of truth refuses a file without annotations; its other checks are wanted.
-        data = {**data, "annotations": []}
-    known = truth_file.read(data)
+        data = {**data, "annotations": []}  # whose faults are of no concern here
+    known = annotations.parse(data, str(path))
+    if known.rejects:
+        first = known.rejects[0]
+        raise ValueError(f"{path}: video {first.video_id}: {first.reason}")
     return VideoList(
         {video_id: (v.size, v.length) for video_id, v in known.videos.items()},
         tuple(known.categories),

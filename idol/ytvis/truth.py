@@ -1,26 +1,24 @@
-"""The truth of a video data set as scoring needs it: YouTube-VIS or OVIS JSON, read and checked."""
+"""The truth of a video data set as scoring needs it."""
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Integral
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from idol.masks import rle
-
-Rle: TypeAlias = dict[str, Any]
-"""{"size": [height, width], "counts": compressed bytes}, as pycocotools takes it."""
+from idol.ytvis import annotations
+from idol.ytvis.videos import Instance, Reject, Rle, Video
 
 OCCLUSION_SCORES = {"no_occlusion": 0.0, "slight_occlusion": 0.25, "severe_occlusion": 0.75}
 """OVIS's score of each per-frame word."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,10 +66,21 @@ class Truth:
 
     categories: category_id -> name, ascending by id
     videos:     video_id -> VideoTruth, ascending by id
+    left_out:   ids of videos whose truth cannot be read: neither they nor their results are scored
+    names:      video_id -> what the file calls the video, or ""
+    file_names: video_id -> relative paths of its frames; absent where the file names none
     """
 
     categories: dict[int, str]
     videos: dict[int, VideoTruth]
+    left_out: frozenset[int] = frozenset()
+    names: dict[int, str] = field(default_factory=dict)
+    file_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def leaves_out(self, entry: Any) -> bool:
+        """Whether an entry of results.json is of a video that is not scored."""
+        video_id = entry.get("video_id") if isinstance(entry, Mapping) else None
+        return isinstance(video_id, int) and video_id in self.left_out
 
 
 def average_area(areas: NDArray[Any]) -> NDArray[np.float64]:
@@ -86,50 +95,61 @@ def average_area(areas: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def read(source: Truth | Mapping[str, Any] | str | Path, *, compat: bool = False) -> Truth:
-    """Read YouTube-VIS or OVIS annotations.
+    """Read the truth of annotations; rules as of `annotations.parse`.
 
     source:  path of the JSON, the parsed JSON, or a Truth (returned as it is)
-    compat:  accept what the official evaluator accepts: annotation id 0 (never counted as matched
-             there), repeated ids, categories that the file does not list (dropped), masks of
-             another size or number than the video's
-    Errors: ValueError naming the file's entry by its index, the rule and what came.
+    compat:  score what the official evaluator scores, as it does
+    Raises:
+        FileNotFoundError, IsADirectoryError: the path names no file.
+        ValueError: the file is no annotation file, holds no truth, or none that can be read.
     """
     if isinstance(source, Truth):
         return source
-    if isinstance(source, str | Path):
-        data = load_json(Path(source), "truth")
-        origin = str(source)
-    else:
-        data, origin = source, "truth"
-    if not isinstance(data, Mapping) or not {"videos", "categories"} <= data.keys():
-        got = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+    found = annotations.read(source, compat=compat)
+    # A part of a data set may have no annotations; a whole file without any withholds its truth.
+    if not compat and (
+        found.listed is None or (found.listed == 0 and isinstance(source, str | Path))
+    ):
         raise ValueError(
-            f"{origin} is not YouTube-VIS truth: a JSON object with 'videos', 'categories' and "
-            f"'annotations', got {got}. (Results go in the other argument.)"
+            f"{found.origin} has no annotations: the truth of this split is not public. Submit the "
+            "results to the benchmark's server, or score on a split that has truth."
         )
-    annotations = data.get("annotations")
-    # A part of a data set may have none; a whole file without any is one whose truth is kept.
-    if annotations is None or (annotations == [] and isinstance(source, str | Path)):
-        if not compat:
-            raise ValueError(
-                f"{origin} has no annotations: the truth of this split is not public. Submit the "
-                "results to the benchmark's server, or score on a split that has truth."
-            )
-        annotations = []
+    if not found.videos:
+        first = found.rejects[0]
+        raise ValueError(
+            f"{found.origin} has no video with truth that can be read. The first, video "
+            f"{first.video_id}: {first.reason}"
+        )
+    return of_videos(found.categories, found.videos.values(), found.rejects)
 
-    names = {
-        _integer(c, "id", f"categories[{i}]"): str(c.get("name", c["id"]))
-        for i, c in enumerate(_objects(data["categories"], "categories"))
-    }
-    categories = dict(sorted(names.items()))
-    shapes = _shapes(_objects(data["videos"], "videos"))
-    grouped = _group(_objects(annotations, "annotations"), shapes, categories, compat)
-    occlusion = _has_occlusion(annotations, compat)
-    videos = {
-        video_id: _video(video_id, *shapes[video_id], categories, rows, occlusion, compat)
-        for video_id, rows in grouped.items()
-    }
-    return Truth(categories, videos)
+
+def of_videos(
+    categories: Mapping[int, str], videos: Iterable[Video], rejects: Iterable[Reject] = ()
+) -> Truth:
+    """The truth of videos read from annotations.
+
+    categories: category_id -> name, ascending by id
+    rejects:    videos whose truth cannot be read, which a warning names
+    """
+    listed = sorted(videos, key=lambda video: video.video_id)
+    left_out = {row.video_id: row.reason for row in rejects}
+    if left_out:
+        shown = [f"video {v} ({reason})" for v, reason in list(left_out.items())[:10]]
+        _log.warning(
+            "%d of %d videos are not scored, for their truth cannot be read: %s%s",
+            len(left_out),
+            len(left_out) + len(listed),
+            ", ".join(shown),
+            ", ..." if len(left_out) > 10 else "",
+        )
+    occlusion = _occlusion(listed)
+    return Truth(
+        categories=dict(categories),
+        videos={v.video_id: _of_video(v, categories, occlusion) for v in listed},
+        left_out=frozenset(left_out),
+        names={v.video_id: v.name for v in listed},
+        file_names={v.video_id: v.file_names for v in listed if v.file_names is not None},
+    )
 
 
 def from_masks(
@@ -149,243 +169,74 @@ def from_masks(
     instance_ids:  (G,);  category_ids: (G,);  crowd: (G,)
     segmentations: G lists of T compressed RLE counts of this size, or None
     returns:       VideoTruth; average areas are those of the masks, and there is no occlusion
+    Raises:        ValueError: a mask cannot be read, or is of another size.
     """
-    rows: list[tuple[int, Mapping[str, Any]]] = [
-        (
-            g,
-            {
-                "id": instance_id,
-                "category_id": category_id,
-                "iscrowd": is_crowd,
-                "segmentations": [
-                    None if counts is None else {"size": list(size), "counts": counts}
-                    for counts in masks
-                ],
-            },
-        )
-        for g, (instance_id, category_id, is_crowd, masks) in enumerate(
-            zip(instance_ids, category_ids, crowd, segmentations, strict=True)
-        )
+    tracks = [
+        tuple(None if c is None else {"size": list(size), "counts": c} for c in counts)
+        for counts in segmentations
     ]
-    names = {int(c): "" for c in sorted(categories)}
-    return _video(video_id, size, length, names, rows, occlusion=False, compat=False)
-
-
-def check_file(path: Path, what: str) -> None:
-    """Raise FileNotFoundError, or IsADirectoryError, unless this is a file."""
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; name the {what} file in it")
-    if not path.is_file():
-        raise FileNotFoundError(f"the {what} file {path} does not exist")
-
-
-def load_json(path: Path, what: str) -> Any:
-    """Parse a JSON file. ValueError says which file was cut short or is no JSON."""
-    check_file(path, what)
-    collecting = gc.isenabled()
-    # Parsing makes objects by the million and no circle among them: looking for some takes longer.
-    gc.disable()
-    try:
-        return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"the {what} file {path} is not valid JSON: {error}") from error
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _objects(rows: Any, name: str) -> list[Mapping[str, Any]]:
-    if not isinstance(rows, list):
-        raise ValueError(f"truth['{name}'] must be a list, got {type(rows).__name__}")
-    for index, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise ValueError(f"{name}[{index}] must be an object, got {str(row)[:60]!r}")
-    return rows
-
-
-def _integer(row: Mapping[str, Any], key: str, where: str) -> int:
-    value = row.get(key)
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"{where}.{key} must be a whole number, got {value!r}")
-    return int(value)
-
-
-def _shapes(rows: Iterable[Mapping[str, Any]]) -> dict[int, tuple[tuple[int, int], int]]:
-    """video_id -> ((height, width), length), ascending by id."""
-    shapes: dict[int, tuple[tuple[int, int], int]] = {}
-    for index, row in enumerate(rows):
-        where = f"videos[{index}]"
-        video_id = _integer(row, "id", where)
-        if video_id in shapes:
-            raise ValueError(f"{where} repeats the id {video_id} of an earlier video")
-        if "length" not in row and isinstance(row.get("file_names"), list):
-            length = len(row["file_names"])
-        else:
-            length = _integer(row, "length", where)
-        size = (_integer(row, "height", where), _integer(row, "width", where))
-        if min(*size, length) < 1:
-            raise ValueError(
-                f"{where} has height, width, length {(*size, length)}; all must be > 0"
-            )
-        shapes[video_id] = (size, length)
-    return dict(sorted(shapes.items()))
-
-
-def _group(
-    annotations: list[Mapping[str, Any]],
-    shapes: Mapping[int, Any],
-    categories: Mapping[int, str],
-    compat: bool,
-) -> dict[int, list[tuple[int, Mapping[str, Any]]]]:
-    """video_id -> [(index in the file, annotation)] in file order; every video has an entry."""
-    by_id: dict[int, tuple[int, Mapping[str, Any]]] = {}
-    order: list[tuple[int, int]] = []
-    for index, row in enumerate(annotations):
-        where = f"annotations[{index}]"
-        instance_id = _integer(row, "id", where)
-        video_id = _integer(row, "video_id", where)
-        category_id = _integer(row, "category_id", where)
-        if not compat:
-            if instance_id == 0:
-                raise ValueError(
-                    f"{where} has id 0, which the official evaluator can never count as found. "
-                    "Number annotations from 1, or pass compat=True to score as it does."
-                )
-            if instance_id in by_id:
-                raise ValueError(
-                    f"{where} repeats the id {instance_id} of annotations[{by_id[instance_id][0]}]"
-                )
-            if video_id not in shapes:
-                raise ValueError(f"{where} belongs to video {video_id}, which is not in 'videos'")
-            if category_id not in categories:
-                raise ValueError(
-                    f"{where} has category_id {category_id}, which is not in 'categories'"
-                )
-        by_id[instance_id] = (index, row)
-        order.append((video_id, instance_id))
-    grouped: dict[int, list[tuple[int, Mapping[str, Any]]]] = {v: [] for v in shapes}
-    for video_id, instance_id in order:
-        # The official code looks annotations up by id: of a repeated id the last one counts.
-        index, row = by_id[instance_id]
-        if video_id in grouped and row["category_id"] in categories:
-            grouped[video_id].append((index, row))
-    return grouped
-
-
-def _has_occlusion(annotations: list[Mapping[str, Any]], compat: bool) -> bool:
-    """Whether this is OVIS-like truth: every annotation says how occluded it is."""
-    have = [
-        isinstance(words := row.get("occlusion"), list) and (not compat or any(words))
-        for row in annotations
-    ]
-    if any(have) and not all(have) and not compat:
-        raise ValueError(
-            f"annotations[{have.index(False)}] has no 'occlusion' list, but others do. Occlusion "
-            "levels can be scored only where every annotation has one; remove or complete them."
-        )
-    return bool(have) and all(have)
-
-
-def _occlusion(row: Mapping[str, Any], where: str) -> float:
-    """OVIS score of one instance: the mean of the upper half of its frames."""
-    words = [word for word in row["occlusion"] if word is not None]
-    unknown = [word for word in words if word not in OCCLUSION_SCORES]
-    if unknown or not words:
-        raise ValueError(
-            f"{where}.occlusion must be null or one of {', '.join(OCCLUSION_SCORES)} per frame, "
-            f"at least once not null; got {unknown[0]!r}"
-            if unknown
-            else f"{where}.occlusion is null in every frame, so the instance has no occlusion score"
-        )
-    scores = sorted((OCCLUSION_SCORES[word] for word in words), reverse=True)
-    upper = scores[: (len(scores) + 1) // 2]
-    return sum(upper) / len(upper)
-
-
-def _video(
-    video_id: int,
-    size: tuple[int, int],
-    length: int,
-    categories: Mapping[int, str],
-    rows: list[tuple[int, Mapping[str, Any]]],
-    occlusion: bool,
-    compat: bool,
-) -> VideoTruth:
-    masks: list[tuple[Rle | None, ...]] = []
-    shape = list(size)
-    for index, row in rows:
-        where = f"annotations[{index}]"
-        segmentations = row.get("segmentations")
-        if not isinstance(segmentations, list):
-            raise ValueError(f"{where}.segmentations must be a list with one entry per frame")
-        if len(segmentations) != length and not compat:
-            raise ValueError(
-                f"{where}.segmentations has {len(segmentations)} entries, but video {video_id} has "
-                f"{length} frames"
-            )
-        track: list[Rle | None] = []
-        for frame, segmentation in enumerate(segmentations):
-            if segmentation is None:
-                track.append(None)
-                continue
-            if (
-                segmentation.__class__ is dict
-                and segmentation.get("size") == shape
-                and segmentation.get("counts").__class__ is str
-                and segmentation["counts"].isascii()
-            ):  # as nearly all are
-                track.append({"size": shape, "counts": segmentation["counts"].encode("ascii")})
-                continue
-            try:
-                mask = rle.compress(segmentation, size)
-            except ValueError as error:
-                raise ValueError(f"{where}.segmentations[{frame}]: {error}") from error
-            if mask is not None and tuple(mask["size"]) != size and not compat:
-                raise ValueError(
-                    f"{where}.segmentations[{frame}] has size {list(mask['size'])}, but video "
-                    f"{video_id} is {list(size)} (height, width)"
-                )
-            track.append(mask)
-        masks.append(tuple(track))
-    areas, wrong = rle.check_tracks(masks, max([length, *map(len, masks)]))
-    if wrong is not None:
-        g, frame = wrong
-        raise ValueError(
-            f"annotations[{rows[g][0]}].segmentations[{frame}] is no readable RLE of its size"
-        )
-    return VideoTruth(
+    names = [f"instance {number}" for number in instance_ids]
+    given = zip(instance_ids, category_ids, crowd, tracks, strict=True)
+    video = Video(
         video_id=video_id,
         size=size,
         length=length,
+        file_names=None,
+        name="",
+        instances=tuple(Instance(*values) for values in given),
+        areas=annotations.checked_areas(tracks, length, names),
+    )
+    return _of_video(video, sorted(int(c) for c in categories), None)
+
+
+def _of_video(
+    video: Video, categories: Iterable[int], occlusion: Mapping[int, list[float]] | None
+) -> VideoTruth:
+    rows = video.instances
+    averages = average_area(video.areas)
+    for g, instance in enumerate(rows):
+        if instance.stated_areas is not None:
+            # Summed as the official code does: entries that are null or 0 do not count.
+            kept = instance.stated_areas[instance.stated_areas != 0]
+            averages[g] = kept.mean() if len(kept) else 0.0
+    return VideoTruth(
+        video_id=video.video_id,
+        size=video.size,
+        length=video.length,
         categories=tuple(categories),
-        instance_ids=np.array([row["id"] for _, row in rows], np.int64),
-        category_ids=np.array([row["category_id"] for _, row in rows], np.int64),
-        crowd=np.array([bool(row.get("iscrowd", 0)) for _, row in rows], bool),
-        average_areas=_stated_areas(rows, areas),
-        occlusion=np.array([_occlusion(row, f"annotations[{i}]") for i, row in rows], np.float64)
-        if occlusion
-        else None,
-        areas=areas,
-        masks=tuple(masks),
+        instance_ids=np.array([i.instance_id for i in rows], np.int64),
+        category_ids=np.array([i.category_id for i in rows], np.int64),
+        crowd=np.array([i.crowd for i in rows], bool),
+        average_areas=averages,
+        occlusion=None if occlusion is None else np.array(occlusion[video.video_id], np.float64),
+        areas=video.areas,
+        masks=tuple(i.masks for i in rows),
     )
 
 
-def _stated_areas(
-    rows: list[tuple[int, Mapping[str, Any]]], measured: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """(G,) average area from the file's `areas`, which the official code trusts over the masks."""
-    averages = average_area(measured)
-    for g, (index, row) in enumerate(rows):
-        stated = row.get("areas")
-        if stated is None:
-            continue
-        try:
-            values = np.array([[0.0 if a is None else float(a) for a in stated]])
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"annotations[{index}].areas must hold a number or null per frame: {error}"
-            ) from error
-        # Summed as the official code does: entries that are null or 0 do not count.
-        kept = values[values != 0]
-        averages[g] = kept.mean() if len(kept) else 0.0
-    return averages
+def _occlusion(videos: Sequence[Video]) -> dict[int, list[float]] | None:
+    """video_id -> (G,) occlusion scores; None unless every instance has one."""
+    scores = {v.video_id: [_occlusion_score(i.occlusion) for i in v.instances] for v in videos}
+    known = {v: [s for s in row if s is not None] for v, row in scores.items()}
+    total, having = (sum(map(len, rows.values())) for rows in (scores, known))
+    if 0 < having < total:
+        first = next(v for v in videos if len(known[v.video_id]) < len(v.instances))
+        _log.warning(
+            "no occlusion metrics: %d of %d instances do not say how occluded they are, the first "
+            "in video %d, which needs per frame null or one of %s, at least once not null",
+            total - having,
+            total,
+            first.video_id,
+            ", ".join(OCCLUSION_SCORES),
+        )
+    return known if 0 < having == total else None
+
+
+def _occlusion_score(words: Sequence[Any]) -> float | None:
+    """OVIS score of one instance, the mean of the upper half of its frames; None without words."""
+    present = [word for word in words if word is not None]
+    if not present or any(not isinstance(w, str) or w not in OCCLUSION_SCORES for w in present):
+        return None
+    scores = sorted((OCCLUSION_SCORES[word] for word in present), reverse=True)
+    upper = scores[: (len(scores) + 1) // 2]
+    return sum(upper) / len(upper)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from markupsafe import Markup
 
@@ -19,7 +18,7 @@ from idol.config import AnalysisConfig
 from idol.evaluation.average_precision import RECALL_POINTS
 from idol.evaluation.matching import IOU_THRESHOLDS
 from idol.files import write_whole
-from idol.ytvis import truth as truth_file
+from idol.ytvis.truth import Truth
 from pipelines.report import charts, score_pictures
 from pipelines.report import page as report
 from pipelines.report.score_pictures import Picture
@@ -81,25 +80,20 @@ def write(
     """Write the page; where frames can be read, with pictures of the worst instances.
 
     paths:      name -> results file
-    truth_path: the JSON, for the names of videos and frames
+    truth_path: the JSON, beside which frames are looked for
     frames:     folder of the frames. None: JPEGImages beside the truth, or the truth's folder
     Raises:
         OSError: the page cannot be written.
     """
-    listed = {v["id"]: v for v in truth_file.load_json(truth_path, "truth")["videos"]}
-    files = {
-        video_id: [str(f) for f in video["file_names"]]
-        for video_id, video in listed.items()
-        if isinstance(video.get("file_names"), list)
-    }
+    truth = scores.truth
     names = [found.name for found in scores.files]
     page = ScorePage(
         title="Scores of "
         + (names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"),
         methods=scores.files,
         categories=scores.truth.categories,
-        videos={video_id: _video_name(video_id, video) for video_id, video in listed.items()},
-        frames=files,
+        videos={video_id: _video_name(video_id, truth) for video_id in truth.videos},
+        frames=truth.file_names,
         config=config,
         differences=scores.differences,
         command=command,
@@ -157,12 +151,11 @@ def _pictures(
     ]
 
 
-def _video_name(video_id: int, video: Mapping[str, Any]) -> str:
+def _video_name(video_id: int, truth: Truth) -> str:
     """The id, and the name or folder that a person knows it by."""
-    name = video.get("name")
-    if not name and isinstance(video.get("file_names"), list) and video["file_names"]:
-        name = str(video["file_names"][0]).rpartition("/")[0]
-    return f"{video_id} {re.sub(r'.*/', '', str(name))}" if name else str(video_id)
+    frames = truth.file_names.get(video_id)
+    name = truth.names.get(video_id) or (frames[0].rpartition("/")[0] if frames else "")
+    return f"{video_id} {name.rpartition('/')[2]}" if name else str(video_id)
 
 
 def render(page: ScorePage) -> str:

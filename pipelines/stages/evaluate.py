@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,7 +14,6 @@ import idol
 from idol.config import Config, to_dict
 from idol.files import write_whole
 from idol.network.model import IDOL
-from idol.ytvis import truth as truth_file
 from idol.ytvis.truth import Truth
 from pipelines import cluster
 from pipelines import configuration as configurations
@@ -80,8 +78,7 @@ class Request:
         )
         model = idol.load(str(self.checkpoint), preset=self.preset)
         config = configuration(model, dataset, self.overrides, self.tracker)
-        truth = read_truth(self.annotations, dataset, video_ids=self.video_ids, stride=self.stride)
-        return dataset, model, config, truth
+        return dataset, model, config, dataset.truth()
 
     def selection(self, dataset: Dataset) -> Selection:
         """What report.json says of it."""
@@ -160,7 +157,7 @@ def check_truth(annotation_file: str | Path) -> None:
         ValueError: there is not.
         DatasetError: the file cannot be read.
     """
-    if read_truth(annotation_file, annotation_files.read(annotation_file)) is None:
+    if annotation_files.read(annotation_file).truth() is None:
         raise ValueError(f"{annotation_file} holds no truth: there is nothing to score against")
 
 
@@ -245,50 +242,6 @@ def with_categories(config: Config, dataset: Dataset) -> Config:
     return config
 
 
-def read_truth(
-    annotation_file: str | Path,
-    dataset: Dataset,
-    *,
-    video_ids: Collection[int] | None = None,
-    stride: int = 1,
-) -> Truth | None:
-    """The truth of what was read as dataset, for scoring; None where the file has none.
-
-    Videos without readable frames are in it, and will be scored as missed. Videos whose
-    annotations are at fault cannot be scored, and are left out.
-    """
-    if not any(video.instances for video in dataset.videos):
-        return None
-    content = json.loads(frames.read_bytes(str(annotation_file)))
-    wanted = {v["id"] for v in content["videos"]}
-    if video_ids is not None:
-        wanted &= set(video_ids)
-    seen = {i.instance_id for video in dataset.videos for i in video.instances}
-    usable = {video.video_id for video in dataset.videos}
-
-    def parse(ids: set[int]) -> Truth:
-        return truth_file.read(
-            {
-                "categories": content["categories"],
-                "videos": [_strided(v, stride) for v in content["videos"] if v["id"] in ids],
-                "annotations": [
-                    _strided(a, stride)
-                    for a in content["annotations"]
-                    # Where frames are left out, some objects never appear.
-                    if a["video_id"] in ids and (a["id"] in seen or a["video_id"] not in usable)
-                ],
-            }
-        )
-
-    try:
-        return parse(wanted)
-    except ValueError as error:
-        if not wanted - usable:
-            raise
-        _log.warning("rejected videos are not scored, for their truth is unreadable: %s", error)
-        return parse(wanted & usable)
-
-
 def summarise(
     found: StoredMetrics | None,
     dataset: Dataset,
@@ -325,16 +278,3 @@ def summarise(
 def _absolute(path: str) -> str:
     """A path that is right from any folder; an address stays."""
     return path if frames.is_remote(path) else str(Path(path).resolve())
-
-
-def _strided(item: Mapping[str, Any], stride: int) -> dict[str, Any]:
-    """A video or annotation of the JSON with every stride-th frame."""
-    if stride == 1:
-        return dict(item)
-    lists = ("file_names", "segmentations", "areas", "bboxes", "occlusion")
-    kept = {
-        key: value[::stride] if key in lists and isinstance(value, list) else value
-        for key, value in item.items()
-    }
-    kept.pop("length", None)  # counted from file_names instead
-    return kept

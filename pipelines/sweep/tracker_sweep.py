@@ -14,7 +14,7 @@ from pipelines import configuration
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.report import experiment_log, page, run_page
 from pipelines.sources import annotations as annotation_files
-from pipelines.stages import evaluate, track
+from pipelines.stages import track
 from pipelines.storage import claims, layout, manifest, stored
 from pipelines.storage.layout import PAGE
 from pipelines.storage.layout import REPORT as TABLE
@@ -207,7 +207,7 @@ def _trials(wanted: Sweep, source: StoredDetections) -> TrackerTrials:
             f"was made from other annotations than {path} holds now",
             "Give the file it was made from with --annotations, or evaluate again.",
         )
-    truth = evaluate.read_truth(path, dataset, **chosen)
+    truth = dataset.truth()
     assert truth is not None, "detections with overlaps come from annotations with truth"
     there = {video.video_id for video in source.videos}
     truths: dict[int, VideoTruth] = {}

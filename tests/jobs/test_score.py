@@ -217,7 +217,10 @@ def test_clips_can_be_joined_to_a_results_file(
             ],
             "folder of frames no does not exist",
         ),
-        (["--truth", "{good}", "--results", "{truth}"], "is not YouTube-VIS truth"),
+        (
+            ["--truth", "{good}", "--results", "{truth}"],
+            "the top level is a list",
+        ),
         (["--truth", "{truth}", "--results", "{truth}"], "results must be a JSON list"),
         (["--submission", "{good}"], "needs --out results.zip"),
         (["--submission", "{good}", "--out", "{good}"], "would replace the results file"),

@@ -32,7 +32,6 @@ CASES = [
 ]
 REFUSED = {
     "case14_quirk_short_predictions": r"results\[\d+\].segmentations has 7 entries",
-    "case15_quirk_gt_id_zero": r"annotations\[0\] has id 0",
     "case16_quirk_size_mismatch": r"results\[\d+\].segmentations\[0\] has size \[63, 95\]",
 }
 SIZE = (1, 40)
@@ -79,6 +78,7 @@ def random_case(seed: int, videos: int = 3, occlusion: bool = False) -> tuple[di
             start, width = int(rng.integers(0, 25)), int(rng.integers(4, 15))
             category_id = int(rng.integers(1, 3))
             masks = [strip(start, start + width) if rng.random() < 0.8 else None for _ in range(2)]
+            masks[0] = masks[0] or (None if masks[1] else strip(start, start + width))
             annotation = {
                 "video_id": video_id,
                 "category_id": category_id,
@@ -119,7 +119,8 @@ def test_scores_are_those_of_the_official_evaluator(shared: Path, name: str):
             with pytest.raises(IndexError):
                 evaluate(case / "gt.json", case / "results.json", compat=True)
             continue
-        for compat in (True,) if name in REFUSED else (True, False):
+        ours_alone = name in REFUSED or name == "case15_quirk_gt_id_zero"
+        for compat in (True,) if ours_alone else (True, False):
             metrics = evaluate(case / "gt.json", case / "results.json", compat=compat)
             ours = {key: metrics.stats[key] for key in expected["stats"]}
             assert ours == pytest.approx(expected["stats"], abs=1e-9)
@@ -141,6 +142,36 @@ def test_what_the_official_evaluator_scores_oddly_is_refused(shared: Path, name:
     case = shared / "reference" / "eval_cases" / name
     with pytest.raises(ValueError, match=REFUSED[name]):
         evaluate(case / "gt.json", case / "results.json")
+
+
+def test_an_annotation_of_id_0_is_found_unless_compat_is_asked_for(shared: Path):
+    case = shared / "reference" / "eval_cases" / "case15_quirk_gt_id_zero"
+    truth_of = json.loads((case / "gt.json").read_text())
+    scores = evaluate(truth_of, case / "results.json").stats
+    for annotation in truth_of["annotations"]:
+        annotation["id"] += 1
+    assert scores == evaluate(truth_of, case / "results.json", compat=True).stats
+    assert scores["AP"] > evaluate(case / "gt.json", case / "results.json", compat=True).stats["AP"]
+
+
+def test_videos_whose_truth_cannot_be_read_are_left_out_with_their_results(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    seen = [{"segmentations": [strip(0, 9), None], "video_id": v} for v in (1, 2)]
+    data = dataset(seen, videos=2)
+    data["annotations"][1]["segmentations"] = [strip(0, 9)]
+    found = [result(0.9, strip(0, 9), None, video_id=v) for v in (1, 2)]
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(found))
+    for results in (found, file):
+        metrics = evaluate(data, results)
+        assert (metrics.stats["AP"], metrics.num_videos) == (pytest.approx(1.0), 1)
+    assert "1 of 2 videos are not scored" in caplog.text
+    assert "video 2 (annotation 2 has 1 segmentations for 2 frames)" in caplog.text
+    monkeypatch.setattr(average_precision, "LARGE", 0)
+    assert evaluate(data, file).stats["AP"] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="video 2: annotation 2 has 1 segmentations"):
+        evaluate(dict(data, videos=data["videos"][1:]), [])
 
 
 @pytest.mark.parametrize("name", CASES)

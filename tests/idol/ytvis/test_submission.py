@@ -125,7 +125,7 @@ def test_a_public_test_split_has_a_list_of_videos(tmp_path: Path) -> None:
     }
     found = submission.read_videos(put(tmp_path / "test.json", data))
     assert found == submission.VideoList({4: ((5, 6), 2)}, (3,))
-    with pytest.raises(ValueError, match="is not YouTube-VIS truth"):
+    with pytest.raises(ValueError, match="is not YouTube-VIS: the top level is a list"):
         submission.read_videos(put(tmp_path / "list.json", []))
     with pytest.raises(FileNotFoundError, match=r"none\.json does not exist"):
         submission.read_videos(tmp_path / "none.json")

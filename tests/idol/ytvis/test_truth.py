@@ -1,38 +1,26 @@
+"""The truth that scoring sees: areas, occlusion, what is left out, and what compat keeps."""
+
 import copy
 import json
+from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco_mask
 
 from idol.ytvis import truth as truth_file
-
-SIZE = (8, 10)
-
-
-def rle(*columns: int) -> dict:
-    """A mask of whole columns."""
-    mask = np.zeros(SIZE, np.uint8)
-    mask[:, list(columns)] = 1
-    encoded = coco_mask.encode(np.asfortranarray(mask))
-    return {"size": list(SIZE), "counts": encoded["counts"].decode()}
+from tests.idol.ytvis.test_annotations import SIZE, minimal, rle
 
 
-def minimal() -> dict:
-    return {
-        "videos": [{"id": 4, "height": 8, "width": 10, "length": 3, "file_names": ["a", "b", "c"]}],
-        "categories": [{"id": 9, "name": "fish"}, {"id": 2, "name": "cat"}],
-        "annotations": [
-            {
-                "id": 1,
-                "video_id": 4,
-                "category_id": 9,
-                "iscrowd": 0,
-                "segmentations": [rle(1), rle(1, 2), None],
-                "areas": [8, 16, None],
-            }
-        ],
-    }
+def changed(**fields: Any) -> dict[str, Any]:
+    """The minimal file with other fields of its annotation; a field that is ... is taken away."""
+    data = minimal()
+    row = data["annotations"][0] | fields
+    data["annotations"][0] = {key: value for key, value in row.items() if value is not ...}
+    return data
+
+
+def video(data: dict[str, Any], **options: bool) -> truth_file.VideoTruth:
+    return truth_file.read(data, **options).videos[4]
 
 
 def test_truth_is_read_from_a_path_and_from_parsed_json(tmp_path):
@@ -41,6 +29,7 @@ def test_truth_is_read_from_a_path_and_from_parsed_json(tmp_path):
     for source in (path, str(path), minimal()):
         truth = truth_file.read(source)
         assert truth.categories == {2: "cat", 9: "fish"}
+        assert truth.file_names == {4: ("v/a.jpg", "v/b.jpg", "v/c.jpg")}
         video = truth.videos[4]
         assert (video.size, video.length, len(video)) == ((8, 10), 3, 1)
         assert video.areas.tolist() == [[8, 16, 0]]
@@ -50,33 +39,30 @@ def test_truth_is_read_from_a_path_and_from_parsed_json(tmp_path):
 
 
 def test_stated_areas_win_over_the_masks_and_null_or_zero_entries_do_not_count():
-    data = minimal()
-    data["annotations"][0]["areas"] = [100, 0, None]
-    assert truth_file.read(data).videos[4].average_areas.tolist() == [100.0]
-    del data["annotations"][0]["areas"]
-    assert truth_file.read(data).videos[4].average_areas.tolist() == [12.0]
+    assert video(changed(areas=[100, 0, None])).average_areas.tolist() == [100.0]
+    assert video(changed(areas=...)).average_areas.tolist() == [12.0]
 
 
 def test_occlusion_is_the_mean_of_the_upper_half_of_the_frames():
-    data = minimal()
     # Present: 0, 0.75, 0.25; the two highest of three: (0.75 + 0.25) / 2.
-    data["annotations"][0]["occlusion"] = [
-        "no_occlusion",
-        "severe_occlusion",
-        "slight_occlusion",
-        None,
-    ]
-    assert truth_file.read(data).videos[4].occlusion.tolist() == [0.5]
+    words = ["no_occlusion", "severe_occlusion", "slight_occlusion", None]
+    assert video(changed(occlusion=words)).occlusion.tolist() == [0.5]
 
 
-def test_a_video_without_length_has_as_many_frames_as_file_names():
-    data = minimal()
-    del data["videos"][0]["length"]
-    assert truth_file.read(data).videos[4].length == 3
+@pytest.mark.parametrize("words", [..., None, [], [None, None, None], ["much", None, None], [[1]]])
+def test_occlusion_that_some_annotations_lack_was_an_error_and_is_a_warning(words, caplog):
+    data = changed(occlusion=["no_occlusion", None, None])
+    data["annotations"] += [dict(changed(occlusion=words)["annotations"][0], id=2)]
+    assert video(data).occlusion is None
+    assert "no occlusion metrics: 1 of 2 instances" in caplog.text
+    del data["annotations"][0]
+    caplog.clear()
+    assert video(data).occlusion is None
+    assert caplog.text == ""
 
 
 def test_truth_from_masks_equals_truth_from_json():
-    read = truth_file.read(minimal()).videos[4]
+    read = video(minimal())
     made = truth_file.from_masks(
         4,
         SIZE,
@@ -94,68 +80,62 @@ def test_truth_from_masks_equals_truth_from_json():
     assert made.without_masks().masks == ()
 
 
-def broken(change):
-    data = copy.deepcopy(minimal())
-    change(data)
-    return data
+@pytest.mark.parametrize("none", [..., None, []])
+def test_a_file_whose_truth_is_withheld_is_refused(tmp_path, none):
+    data = minimal()
+    data["annotations"] = none
+    data = {key: value for key, value in data.items() if value is not ...}
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="truth of this split is not public"):
+        truth_file.read(path)
+    assert len(truth_file.read(path, compat=True).videos[4]) == 0
+
+
+def test_a_video_that_cannot_be_read_was_an_error_for_all_and_is_left_out_alone(caplog):
+    data = minimal()
+    data["videos"] += [dict(data["videos"][0], id=5, height=0), dict(data["videos"][0], id=6)]
+    truth = truth_file.read(data)
+    assert (list(truth.videos), truth.left_out) == ([4, 6], {5})
+    assert "1 of 3 videos are not scored" in caplog.text
+    assert truth.leaves_out({"video_id": 5})
+    assert not any(truth.leaves_out(e) for e in ({"video_id": 4}, {"video_id": [5]}, {}, 5))
+    with pytest.raises(ValueError, match=r"no video with truth.*The first, video 5: height"):
+        truth_file.read(dict(data, videos=data["videos"][1:2]))
+
+
+def test_compat_takes_truth_as_the_official_evaluator_does(caplog):
+    data = changed(id=0, segmentations=[rle(1)], areas=[-3, 5, 0], iscrowd="0")
+    other = dict(data["annotations"][0], category_id=77, id=3)
+    data["annotations"] += [other, dict(other, video_id=77, id=4)]
+    read = video(data, compat=True)
+    assert read.instance_ids.tolist() == [0]
+    assert read.average_areas.tolist() == [1.0]
+    assert read.crowd.tolist() == [True]  # as bool("0") is
+    assert np.shape(read.areas) == (1, 3)
+    assert caplog.text == ""
+
+
+def test_compat_counts_a_repeated_id_as_the_last_annotation_of_it():
+    data = minimal()
+    again = copy.deepcopy(data["annotations"][0])
+    again["segmentations"] = [rle(7)] * 3
+    data["annotations"].append(again)
+    assert video(data, compat=True).areas.tolist() == [[8, 8, 8]] * 2
+    assert video(data).instance_ids.tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("annotations"), "truth of this split is not public"),
-        (lambda d: d.update(annotations=None), "truth of this split is not public"),
-        (lambda d: d.pop("videos"), "not YouTube-VIS truth"),
-        (lambda d: d.update(videos={}), r"truth\['videos'\] must be a list"),
-        (lambda d: d.update(annotations=[3]), r"annotations\[0\] must be an object"),
-        (lambda d: d["videos"].append(d["videos"][0]), r"videos\[1\] repeats the id 4"),
-        (lambda d: d["videos"][0].update(height=0), r"videos\[0\] has height"),
-        (lambda d: d["annotations"][0].update(id="1"), r"annotations\[0\].id must be a whole"),
-        (lambda d: d["annotations"][0].update(id=0), r"annotations\[0\] has id 0.*compat"),
-        (
-            lambda d: d["annotations"].append(d["annotations"][0]),
-            r"annotations\[1\] repeats the id",
-        ),
-        (lambda d: d["annotations"][0].update(video_id=5), "belongs to video 5"),
-        (lambda d: d["annotations"][0].update(category_id=5), "has category_id 5"),
-        (lambda d: d["annotations"][0].update(segmentations=[None]), "has 1 entries.* 3 frames"),
-        (lambda d: d["annotations"][0].update(segmentations=None), "one entry per frame"),
-        (
-            lambda d: d["annotations"][0]["segmentations"][1].update(size=[10, 8]),
-            r"segmentations\[1\] has size \[10, 8\], but video 4 is \[8, 10\]",
-        ),
-        (
-            lambda d: d["annotations"][0]["segmentations"][1].update(counts="04"),
-            r"annotations\[0\].segmentations\[1\] is no readable RLE",
-        ),
-        (
-            lambda d: d["annotations"][0]["segmentations"].__setitem__(2, [[1, 2]]),
-            r"annotations\[0\].segmentations\[2\]: a polygon",
-        ),
-        (lambda d: d["annotations"][0].update(areas=["x"]), r"annotations\[0\].areas"),
-        (lambda d: d["annotations"][0].update(occlusion=["much"]), "got 'much'"),
-        (lambda d: d["annotations"][0].update(occlusion=[None]), "null in every frame"),
-        (
-            lambda d: d["annotations"].append(
-                dict(d["annotations"][0], id=2, occlusion=["no_occlusion"])
-            ),
-            r"annotations\[0\] has no 'occlusion'",
-        ),
+        ({"id": "1"}, "has id '1'"),
+        ({"areas": ["x"]}, "areas must hold a number or null"),
+        ({"segmentations": [[[1, 2]]] * 3}, "a polygon is a list"),
     ],
 )
-def test_malformed_truth_is_refused_with_its_place(change, message):
+def test_what_even_the_official_evaluator_cannot_read_is_refused_in_compat_mode(change, message):
     with pytest.raises(ValueError, match=message):
-        truth_file.read(broken(change))
-
-
-def test_compat_takes_truth_as_the_official_evaluator_does():
-    data = minimal()
-    data["annotations"].append(dict(data["annotations"][0], category_id=77, id=3))
-    data["annotations"][0]["id"] = 0
-    data["annotations"][0]["segmentations"] = [rle(1)]
-    truth = truth_file.read(data, compat=True)
-    assert truth.videos[4].instance_ids.tolist() == [0]
-    assert len(truth_file.read(dict(data, annotations=None), compat=True).videos[4]) == 0
+        video(changed(**change), compat=True)
 
 
 def test_a_file_that_is_missing_or_cut_short_is_named(tmp_path):

@@ -87,8 +87,7 @@ def test_without_truth_there_are_results_and_no_scores(
 ) -> None:
     videos = make_videos([2])
     videos.content["annotations"] = None
-    dataset = annotations.read(videos.write())
-    assert evaluate.read_truth(videos.folder / "instances.json", dataset) is None
+    assert annotations.read(videos.write()).truth() is None
 
 
 def test_a_subset_at_a_stride_is_scored_against_the_same_subset(

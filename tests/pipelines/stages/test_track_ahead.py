@@ -56,7 +56,7 @@ def test_videos_are_tracked_as_soon_as_their_shards_are_there_with_the_same_byte
             assert path.read_bytes() == (early / path.name).read_bytes(), path.name
 
     # Scored by tasks or by the driver: the same numbers.
-    truth = evaluate.read_truth(file, dataset)
+    truth = dataset.truth()
     assert truth is not None
     source = stored.read(detections)
     alone = stored_metrics.measure(truth, source, config.tracker)

@@ -1,0 +1,385 @@
+"""Annotation JSON for every job: YouTube-VIS, OVIS, and COCO, whose images are videos of one frame.
+
+What is harmless is repaired and counted. What is not rejects its video, with the reason. Only a
+file that is no annotation file at all is an error. So what one job accepts, all accept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idol import files
+from idol.masks import rle
+from idol.ytvis import repairs
+from idol.ytvis.repairs import Repairs
+from idol.ytvis.videos import Annotations, Instance, Reject, Rle, Video
+
+EXPECTED = (
+    "Expected YouTube-VIS JSON: {videos: [{id, width, height, file_names}], categories: "
+    "[{id, name}], annotations: [{id, video_id, category_id, segmentations}]}, or COCO's."
+)
+
+_MAX_SIDE = 1 << 15  # pixels; the runs of a larger mask overflow in pycocotools
+
+_log = logging.getLogger(__name__)
+
+
+class InvalidAnnotations(ValueError):
+    """A file is no annotation file: InvalidAnnotations(origin, reason)."""
+
+    def __init__(self, origin: str, reason: str) -> None:
+        super().__init__(origin, reason)
+        self.origin, self.reason = origin, reason
+
+    def __str__(self) -> str:
+        return f"{self.origin} {self.reason} {EXPECTED}"
+
+
+def read(source: Mapping[str, Any] | str | Path, *, compat: bool = False) -> Annotations:
+    """Read a file, or parsed JSON; see `parse`.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: the path names no file.
+        ValueError: it is no JSON, or as of `parse`.
+    """
+    if isinstance(source, str | Path):
+        return parse(files.load_json(Path(source), "truth"), str(source), compat=compat)
+    return parse(source, "truth", compat=compat)
+
+
+def parse(content: Any, origin: str, *, compat: bool = False) -> Annotations:
+    """Check, repair and type parsed JSON; what was repaired is logged in one warning.
+
+    origin: the file's name, for messages
+    compat: take what the official evaluator takes as it takes it: ids as they are, of a repeated
+            one the last annotation; masks of another size or number than the video's. It leaves
+            out annotations of unknown videos and categories. Repairs are not made
+    Raises:
+        InvalidAnnotations: it is no annotation file.
+        ValueError: in compat mode, where a video cannot be read.
+    """
+    reader = _Reader(content, origin, compat)
+    found = reader.read()
+    if compat and found.rejects:
+        first = found.rejects[0]
+        raise ValueError(f"{origin}: video {first.video_id}: {first.reason}")
+    if found.repairs and not compat:
+        _log.warning("%s was repaired while reading: %s", origin, found.repairs)
+    return found
+
+
+def checked_areas(
+    tracks: Sequence[Sequence[Rle | None]], length: int, names: Sequence[str]
+) -> NDArray[np.int64]:
+    """Areas (G, length) of G tracks' masks, 0 where absent.
+
+    names: (G,) what messages call the tracks
+    Raises:
+        ValueError: a mask does not fill its size.
+    """
+    areas, wrong = rle.check_tracks(tracks, length)
+    if wrong is not None:
+        mask = tracks[wrong[0]][wrong[1]]
+        assert mask is not None
+        covered = int(rle.measure([mask["counts"]])[0][0])
+        height, width = mask["size"]
+        raise ValueError(
+            f"{names[wrong[0]]}, frame {wrong[1]}: the RLE "
+            f"{'is unreadable' if covered < 0 else f'covers {covered} pixels'}, "
+            f"a frame has {height * width} pixels"
+        )
+    return areas
+
+
+class _Row(NamedTuple):
+    """An annotation of the file: what messages call it, its number, its JSON."""
+
+    name: str
+    instance_id: int
+    json: Mapping[str, Any]
+
+
+class _Reader:
+    """Reads one file; its methods raise ValueError for what rejects a video."""
+
+    def __init__(self, content: Any, origin: str, compat: bool) -> None:
+        self.origin, self.compat = origin, compat
+        if not isinstance(content, Mapping):
+            hint = " (results go in the other argument)" if isinstance(content, list) else ""
+            raise self.refuse(f"the top level is a {type(content).__name__}{hint}")
+        self.content = content
+        self.images = "videos" not in content and "images" in content
+        self.repairs = Repairs()
+        self.names: dict[int, str] = {}  # of categories
+
+    def refuse(self, reason: str) -> InvalidAnnotations:
+        """The error for a file that is no annotation file."""
+        return InvalidAnnotations(self.origin, f"is not YouTube-VIS: {reason}.")
+
+    def read(self) -> Annotations:
+        """All of the file."""
+        rows, repeated = self.videos()
+        self.names = self.categories()
+        listed = self.content.get("annotations")
+        rows_of = self.grouped([] if listed is None else self.objects("annotations"), rows)
+        videos: dict[int, Video] = {}
+        rejects = []
+        for video_id in sorted(rows):
+            try:
+                if video_id in repeated:
+                    raise ValueError("two videos have this id")
+                videos[video_id] = self.video(video_id, rows[video_id], rows_of[video_id])
+            except ValueError as error:
+                rejects.append(Reject(video_id, self.origin, str(error)))
+        return Annotations(
+            origin=self.origin,
+            categories=self.names,
+            videos=videos,
+            rejects=tuple(rejects),
+            repairs=self.repairs,
+            listed=None if listed is None else len(listed),
+        )
+
+    def objects(self, key: str) -> list[Mapping[str, Any]]:
+        """A list of JSON objects."""
+        rows = self.content.get(key)
+        if not isinstance(rows, list):
+            raise self.refuse(f"it has no list {key!r}")
+        for index, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise self.refuse(f"{key}[{index}] is not an object")
+        return rows
+
+    def videos(self) -> tuple[dict[int, Mapping[str, Any]], set[int]]:
+        """video_id -> the video's JSON, and the ids that different videos have."""
+        key = "images" if self.images else "videos"
+        rows: dict[int, Mapping[str, Any]] = {}
+        repeated: set[int] = set()
+        for index, row in enumerate(self.objects(key)):
+            where = f"{key}[{index}]"
+            video_id = self.repairs.whole(row.get("id"), where)
+            if video_id is None:
+                raise self.refuse(f"{where} has id {row.get('id')!r}, not a whole number")
+            if video_id not in rows:
+                rows[video_id] = row
+            elif rows[video_id] == row:
+                self.repairs.add(repairs.TWICE, where)
+            else:
+                repeated.add(video_id)
+        if not rows:
+            raise self.refuse("it has no videos")
+        return rows, repeated
+
+    def categories(self) -> dict[int, str]:
+        """category_id -> name."""
+        stated: dict[int, Any] = {}
+        for index, row in enumerate(self.objects("categories")):
+            category_id = self.repairs.whole(row.get("id"), f"categories[{index}]")
+            if category_id is None:
+                raise self.refuse(
+                    f"categories[{index}] has id {row.get('id')!r}, not a whole number"
+                )
+            if category_id in stated and not self.compat:
+                raise self.refuse(f"it has the id {category_id} twice in 'categories'")
+            stated[category_id] = row.get("name")
+        if not stated:
+            raise self.refuse("it has no categories")
+        names: dict[int, str] = {}
+        taken = {name for name in stated.values() if isinstance(name, str)}
+        for category_id in sorted(stated):
+            where = f"category {category_id}"
+            name = stated[category_id]
+            if not isinstance(name, str) or not name:
+                self.repairs.add(repairs.NAMELESS, where)
+                name = str(category_id)
+            name = base = self.repairs.text(name, where)
+            if name in names.values():
+                self.repairs.add(repairs.SAME_NAME, where)
+                numbered = (f"{base} ({n})" for n in itertools.count(2))
+                name = next(n for n in numbered if n not in taken)
+                taken.add(name)
+            names[category_id] = name
+        return names
+
+    def grouped(
+        self, rows: list[Mapping[str, Any]], videos: Mapping[int, Any]
+    ) -> dict[int, list[_Row]]:
+        """video_id -> its annotations in the file's order, numbered; every video has an entry."""
+        key = "image_id" if self.images else "video_id"
+        of: list[int] = []
+        own: list[int | None] = []
+        for index, row in enumerate(rows):
+            where = f"annotations[{index}]"
+            video_id = self.repairs.whole(row.get(key), where)
+            if video_id is None:
+                raise self.refuse(f"{where} has {key} {row.get(key)!r}, not a whole number")
+            of.append(video_id)
+            own.append(self.repairs.whole(row.get("id"), where))
+            if own[-1] is None and self.compat:
+                raise self.refuse(f"{where} has id {row.get('id')!r}, not a whole number")
+        last = {number: index for index, number in enumerate(own)}
+        seen: set[int] = set()
+        free = itertools.count(max((number or 0 for number in own), default=0) + 1)
+        grouped: dict[int, list[_Row]] = {video_id: [] for video_id in videos}
+        for index, (video_id, number) in enumerate(zip(of, own, strict=True)):
+            row, name = rows[index], f"annotations[{index}]"
+            if self.compat:
+                # The official code looks annotations up by id: of a repeated id the last counts.
+                row = rows[last[number]]
+                category_id = self.repairs.whole(row.get("category_id"), name)
+                if video_id in grouped and category_id in self.names:
+                    grouped[video_id].append(_Row(name, int(number or 0), row))
+                continue
+            if number and number not in seen:
+                name = f"annotation {number}"
+            else:
+                self.repairs.add(repairs.IDS, name)
+                number = next(free)
+            seen.add(number)
+            if video_id in grouped:
+                grouped[video_id].append(_Row(name, number, row))
+            else:
+                self.repairs.add(repairs.ORPHANS, f"{name} of video {video_id}")
+        return grouped
+
+    def video(self, video_id: int, row: Mapping[str, Any], rows: Iterable[_Row]) -> Video:
+        """One video. Raises ValueError with the reason why it cannot be used."""
+        where = f"video {video_id}"
+        height, width = (self.repairs.whole(row.get(n), where) for n in ("height", "width"))
+        for side, value in (("height", height), ("width", width)):
+            if value is None or not 0 < value <= _MAX_SIDE:
+                raise ValueError(
+                    f"{side} must be a whole number of pixels in 1..{_MAX_SIDE}, "
+                    f"got {row.get(side)!r}"
+                )
+        assert height is not None
+        assert width is not None
+        names = self.file_names(row, where)
+        length = self.length(row, names, where)
+        found = [(r.name, self.instance(r, (height, width), length)) for r in rows]
+        columns = max([length, *(len(i.masks) for _, i in found)])
+        areas = checked_areas([i.masks for _, i in found], columns, [name for name, _ in found])
+        seen = areas.any(axis=1) | self.compat
+        for name in itertools.compress((name for name, _ in found), ~seen):
+            self.repairs.add(repairs.UNSEEN, name)
+        title = row.get("name")
+        return Video(
+            video_id=video_id,
+            size=(height, width),
+            length=length,
+            file_names=names,
+            name=self.repairs.text(title, where) if isinstance(title, str) else "",
+            instances=tuple(itertools.compress((i for _, i in found), seen)),
+            areas=areas[seen],
+        )
+
+    def file_names(self, row: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
+        """Relative paths of the frames; None where the file names none."""
+        names = row.get("file_names")
+        if self.images:
+            names = None if row.get("file_name") is None else [row["file_name"]]
+        if names is None or self.compat:
+            return None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("file_names must be a list of paths")
+        clean = [self.repairs.text(name, where) for name in names]
+        if any("\\" in name for name in clean):
+            self.repairs.add(repairs.BACKSLASHES, where, sum("\\" in name for name in clean))
+            clean = [name.replace("\\", "/") for name in clean]
+        return tuple(clean)
+
+    def length(self, row: Mapping[str, Any], names: Sequence[str] | None, where: str) -> int:
+        """T, which `length` and the list of frames must agree on where there are both."""
+        stated = 1 if self.images else row.get("length")
+        if self.compat and stated is None and isinstance(row.get("file_names"), list):
+            stated = len(row["file_names"])
+        if names is not None and not names:
+            raise ValueError("it has no frames (file_names is empty)")
+        length = self.repairs.whole(len(names) if stated is None and names else stated, where)
+        if names is not None and length != len(names):
+            raise ValueError(f"length says {stated!r}, but file_names has {len(names)} entries")
+        if length is None or length < 1:
+            raise ValueError(f"length must be a whole number of frames from 1, got {stated!r}")
+        return length
+
+    def instance(self, row: _Row, size: tuple[int, int], length: int) -> Instance:
+        """One annotation. Raises ValueError with the reason why its video cannot be used."""
+        name, number, json = row
+        category_id = self.repairs.whole(json.get("category_id"), name)
+        if category_id not in self.names:
+            raise ValueError(
+                f"{name} has category_id {json.get('category_id')!r}, which is not among the "
+                "categories"
+            )
+        segmentations = json.get("segmentations")
+        if self.images:
+            segmentations = [json.get("segmentation")]
+        if not isinstance(segmentations, list):
+            raise ValueError(f"{name} has no list 'segmentations'")
+        if len(segmentations) != length and not self.compat:
+            raise ValueError(f"{name} has {len(segmentations)} segmentations for {length} frames")
+        crowd, words = json.get("iscrowd", 0), json.get("occlusion")
+        return Instance(
+            instance_id=number,
+            category_id=category_id,
+            crowd=bool(crowd) if self.compat else self.repairs.crowd(crowd, name),
+            masks=self.masks(segmentations, size, name),
+            stated_areas=self.stated_areas(json, length, name),
+            occlusion=tuple(words) if isinstance(words, list) else (),
+        )
+
+    def masks(
+        self, segmentations: list[Any], size: tuple[int, int], name: str
+    ) -> tuple[Rle | None, ...]:
+        """Per frame a compressed RLE, not yet looked into, or None."""
+        shape = list(size)
+        masks: list[Rle | None] = []
+        for frame, segmentation in enumerate(segmentations):
+            if segmentation is None:
+                masks.append(None)
+                continue
+            if (
+                segmentation.__class__ is dict
+                and segmentation.get("size") == shape
+                and segmentation.get("counts").__class__ is str
+                and segmentation["counts"].isascii()
+            ):  # as nearly all are, and there are hundreds of thousands
+                masks.append({"size": shape, "counts": segmentation["counts"].encode("ascii")})
+                continue
+            where = f"{name}, frame {frame}"
+            try:
+                if isinstance(segmentation, list) and not self.compat:
+                    segmentation = self.repairs.polygons(segmentation, size, where)
+                mask = rle.compress(segmentation, size)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            if mask is not None and mask["size"] != shape and not self.compat:
+                raise ValueError(
+                    f"{where}: the mask has size {mask['size']}, the video {shape} (height, width)"
+                )
+            masks.append(mask)
+        return tuple(masks)
+
+    def stated_areas(
+        self, json: Mapping[str, Any], length: int, name: str
+    ) -> NDArray[np.float64] | None:
+        """The file's areas, which the official evaluator trusts over the masks; None: measure."""
+        key = "area" if self.images else "areas"
+        stated = json.get(key)
+        if key not in json or (stated is None and self.compat):
+            return None
+        if self.images:
+            stated = [stated]
+        if not self.compat:
+            return self.repairs.areas(stated, length, name)
+        values = repairs.as_areas(stated)
+        if values is None:
+            raise ValueError(f"{name}.areas must hold a number or null per frame")
+        return values

@@ -1,0 +1,108 @@
+"""What annotation JSON holds, typed: categories, videos, instances with their masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from idol.ytvis.repairs import Repairs
+
+Rle: TypeAlias = dict[str, Any]
+"""{"size": [height, width], "counts": compressed bytes}, as pycocotools takes it."""
+
+
+class Reject(NamedTuple):
+    """A video that cannot be used: its id, the file at fault, the rule and what came instead."""
+
+    video_id: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instance:
+    """One annotation of a video of T frames.
+
+    instance_id:  unique in the file and not 0; in compat mode the file's own
+    category_id:  one of the file's categories
+    crowd:        iscrowd
+    masks:        (T,) RLE of the video's size, None where absent; in compat mode as many as given
+    stated_areas: (T,) pixels that the file states, 0 where it says null; None: states none
+    occlusion:    (T,) OVIS's words, None where absent; (): none
+    """
+
+    instance_id: int
+    category_id: int
+    crowd: bool
+    masks: tuple[Rle | None, ...]
+    stated_areas: NDArray[np.float64] | None = None
+    occlusion: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Video:
+    """One video of T frames with G instances, in the file's order.
+
+    size:       (height, width) in pixels
+    length:     T
+    file_names: (T,) relative paths of the frames; None: the file names none
+    name:       what the file calls it, or ""
+    areas:      (G, T) pixels of every mask, 0 where absent
+    """
+
+    video_id: int
+    size: tuple[int, int]
+    length: int
+    file_names: tuple[str, ...] | None
+    name: str
+    instances: tuple[Instance, ...]
+    areas: NDArray[np.int64]
+
+    def strided(self, stride: int) -> Video:
+        """Frames 0, stride, 2·stride, ... of it, and the instances that are seen there."""
+        if stride == 1:
+            return self
+        areas = self.areas[:, ::stride]
+        seen = areas.any(axis=1)
+        return dataclasses.replace(
+            self,
+            length=len(range(0, self.length, stride)),
+            file_names=None if self.file_names is None else self.file_names[::stride],
+            areas=areas[seen],
+            instances=tuple(
+                dataclasses.replace(
+                    instance,
+                    masks=instance.masks[::stride],
+                    stated_areas=None
+                    if instance.stated_areas is None
+                    else instance.stated_areas[::stride],
+                    occlusion=instance.occlusion[::stride],
+                )
+                for instance in itertools.compress(self.instances, seen)
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotations:
+    """What a file holds.
+
+    origin:     its name
+    categories: category_id -> name, both unique; ascending by id
+    videos:     video_id -> Video, ascending by id
+    rejects:    videos left out, ascending by id
+    repairs:    what was repaired
+    listed:     annotations in the file; None: it has no such list, as where truth is not public
+    """
+
+    origin: str
+    categories: dict[int, str]
+    videos: dict[int, Video]
+    rejects: tuple[Reject, ...]
+    repairs: Repairs
+    listed: int | None
