@@ -34,7 +34,7 @@ _REACH = 16  # longer sides of the frame that a polygon may leave it by
 class Repaired(NamedTuple):
     """How often a kind of fault was repaired, and where first."""
 
-    count: int
+    times: int
     first: str
 
 
@@ -44,7 +44,7 @@ class Repairs(dict[str, Repaired]):
     def add(self, kind: str, where: str, count: int = 1) -> None:
         """Count a repair."""
         before = self.get(kind, Repaired(0, where))
-        self[kind] = Repaired(before.count + count, before.first)
+        self[kind] = Repaired(before.times + count, before.first)
 
     def __str__(self) -> str:
         return "; ".join(f"{n} {kind} (first: {first})" for kind, (n, first) in self.items())
@@ -52,7 +52,7 @@ class Repairs(dict[str, Repaired]):
     def whole(self, value: Any, where: str) -> int | None:
         """A whole number of at most 53 bits; None if it is none."""
         if value.__class__ is int and -_MAX_ID <= value <= _MAX_ID:  # as nearly all are
-            return value  # type: ignore[no-any-return]
+            return value
         if isinstance(value, float) and value.is_integer():
             self.add(DECIMALS, where)
         elif not isinstance(value, Integral) or isinstance(value, bool):

@@ -83,7 +83,7 @@ class Video:
                     else instance.stated_areas[::stride],
                     occlusion=instance.occlusion[::stride],
                 )
-                for instance in itertools.compress(self.instances, seen)
+                for instance in itertools.compress(self.instances, seen.tolist())
             ),
         )
 

@@ -85,7 +85,7 @@ def areas(found: Annotations) -> list[list[int]]:
 
 
 def counted(found: Annotations) -> dict[str, int]:
-    return {kind: row.count for kind, row in found.repairs.items()}
+    return {kind: row.times for kind, row in found.repairs.items()}
 
 
 def test_a_proper_file_is_read_as_it_is_without_a_warning(caplog):
