@@ -1,4 +1,4 @@
-"""Why a score is what it is: oracle experiments, causes and shares of errors, intervals."""
+"""Why a metric is what it is: oracle experiments, causes and shares of errors, intervals."""
 
 from typing import TYPE_CHECKING
 
@@ -8,12 +8,16 @@ if TYPE_CHECKING:
     from idol.analysis.causes import causes_of_video
     from idol.analysis.intervals import Interval
     from idol.analysis.oracles import OracleExperiments, match_oracles
+    from idol.analysis.score_files import Analyses, FileMetrics, ScoredFiles
     from idol.analysis.shares import ErrorShares
 
 __all__ = [
+    "Analyses",
     "ErrorShares",
+    "FileMetrics",
     "Interval",
     "OracleExperiments",
+    "ScoredFiles",
     "causes_of_video",
     "match_oracles",
 ]
@@ -21,9 +25,12 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "Analyses": "idol.analysis.score_files",
         "ErrorShares": "idol.analysis.shares",
+        "FileMetrics": "idol.analysis.score_files",
         "Interval": "idol.analysis.intervals",
         "OracleExperiments": "idol.analysis.oracles",
+        "ScoredFiles": "idol.analysis.score_files",
         "causes_of_video": "idol.analysis.causes",
         "match_oracles": "idol.analysis.oracles",
     },

@@ -224,7 +224,7 @@ class VideoOracles:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OracleExperiments:
-    """Scores of a whole data set in every experiment (paper Tables 1 and 2).
+    """Metrics of a whole data set in every experiment (paper Tables 1 and 2).
 
     predicted: the method's own association
     frame:     frame oracle

@@ -38,7 +38,7 @@ TRACKING_SHOWN = ("HOTA", "DetA", "AssA", "LocA", "IDF1", "MOTSA", "sMOTSA", "ID
 WORST_IN_JSON = 20
 """Worst videos and instances in the JSON object."""
 _PROCESS_BYTES = 8 << 20  # of a results file; for less, starting processes takes longer
-_ANALYSIS_COST = 8  # oracles and error shares take this many times as long per byte
+_ANALYSIS_COST = 24  # of oracles and error shares: 13 s of one core for a MiB of results
 
 _log = logging.getLogger(__name__)
 
