@@ -17,19 +17,25 @@ PYTHON ?=
 PYTEST_ARGS ?=
 RUN ?= runs/demo
 
-# Made last. While pip is at work there is the other file: if it is still there next time, the
-# environment was left half installed, which pip does not notice, and is made anew.
+# Each is made last. While pip is at work there is the third file: if it is still there next time,
+# the environment was left half installed, which pip does not notice, and is made anew.
 INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLING := $(VENV)/.installing
+# Two processes; the tests that use Ray share one of them, and its Ray (tests/conftest.py).
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+PIP_INSTALL = $(BIN)/python -m pip install -qq --no-input $(CONSTRAINTS:%=--constraint %)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-all lint bench gpu mlflow tiny-weights clean
+.PHONY: help setup setup-dev demo test test-all lint bench gpu mlflow tiny-weights clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(INSTALLED) ## create .venv and install everything; does nothing when up to date
+setup: $(INSTALLED) ## create .venv with what running needs; does nothing when up to date
+
+setup-dev: $(INSTALLED_DEV) ## the same, with what tests, checks and benchmarks need
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@recent='import sys; sys.exit(sys.version_info < (3, 11))'; \
@@ -50,29 +56,35 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	fi
 	@touch $(INSTALLING)
 	@echo "Installing into $(VENV) (about 2 GB; some minutes the first time)"
-	@$(BIN)/python -m pip install -qq --no-input $(CONSTRAINTS:%=--constraint %) --editable ".[dev]"
+	@$(PIP_INSTALL) --editable .
+	@rm -f $(INSTALLING) && touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@touch $(INSTALLING)
+	@echo "Installing into $(VENV) what tests and checks need"
+	@$(PIP_INSTALL) --editable ".[dev]"
 	@rm -f $(INSTALLING) && touch $@
 
 demo: setup ## synthetic videos through every stage to a report in runs/demo
 	$(BIN)/python -m jobs.demo --out runs/demo
 
-test: setup ## the tests, without the slow ones and those that need a GPU
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+test: setup-dev ## the tests, without the slow ones and those that need a GPU
+	$(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
 
-test-all: setup ## every test that needs no GPU, with new random examples
-	HYPOTHESIS_PROFILE=free $(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+test-all: setup-dev ## every test that needs no GPU, with new random examples
+	HYPOTHESIS_PROFILE=free $(PYTEST) -m "not gpu" $(PYTEST_ARGS)
 
-lint: setup ## style, formatting, types
+lint: setup-dev ## style, formatting, types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-bench: setup ## every benchmark, each prints one table
+bench: setup-dev ## every benchmark, each prints one table
 	@for file in $(filter-out benchmarks/tiny_weights.py benchmarks/tiny_training.py benchmarks/real_clips.py benchmarks/machine.py benchmarks/processes.py benchmarks/replay.py benchmarks/simulated_detections.py benchmarks/sweeps.py benchmarks/chaos.py,$(wildcard benchmarks/[a-z]*.py)); do \
 	  module=$${file%.py}; echo "== $$file"; $(BIN)/python -m "$${module//\//.}"; \
 	done
 
-gpu: setup ## parity tests, then timings, on a CUDA device
+gpu: setup-dev ## parity tests, then timings, on a CUDA device
 	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 mlflow: setup ## browse the runs logged in RUN (default: runs/demo) at http://127.0.0.1:5000

@@ -30,6 +30,22 @@ settings.register_profile("free", _untimed, max_examples=500, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other process has the other core
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal the tests by file to the processes of pytest-xdist; all that use Ray to one process.
+
+    Fixtures of a file are then made once, and Ray is started once.
+    """
+    for item in items:
+        uses_ray = item.get_closest_marker("ray") or "ray_local" in getattr(
+            item, "fixturenames", ()
+        )
+        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a `gpu` test where there is no device, unless one is required to be there."""
     if item.get_closest_marker("gpu") is None or torch.cuda.is_available():

@@ -103,12 +103,10 @@ def test_ctrl_c_ends_a_job_of_several_processes_without_a_traceback(tmp_path: Pa
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 240
     while not list(tmp_path.rglob("*.jpg")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.05)  # pytest-timeout ends it where nothing comes
     os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert stdout == ""
     assert "Interrupted." in stderr

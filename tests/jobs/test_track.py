@@ -244,13 +244,11 @@ def test_ctrl_c_writes_what_is_finished_and_exits_130(folder: Path, tmp_path: Pa
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 120
     while not list(out.glob(".annotated.*")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.05)  # pytest-timeout ends it where nothing comes
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert "Interrupted. The " in stderr
     assert "Traceback" not in stderr
