@@ -26,7 +26,7 @@ from idol.analysis import clips, oracles, results_file, score_files
 from idol.analysis.score_files import Analyses
 from idol.config import AnalysisConfig
 from idol.evaluation import average_precision, matching
-from idol.images.synthetic import write_dataset
+from idol.images.synthetic_dataset import write_dataset
 from idol.ytvis import truth
 from pipelines.report import charts, score_page
 

@@ -28,7 +28,8 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.processes import below
-from idol.images.synthetic import SyntheticConfig, write_dataset
+from idol.images.synthetic import SyntheticConfig
+from idol.images.synthetic_dataset import write_dataset
 
 VICTIMS = ("detect actor", "track or score task", "node", "driver")
 COMPARED = ("results.json", "results.zip", "report.json")

@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    base = presets.ytvis19_r50()
+    base = presets.by_name("ytvis19_r50")
     model = IDOL(base).to(options.device)
     outputs, batch = made_up(model, options.device)
 

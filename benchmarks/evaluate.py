@@ -29,7 +29,8 @@ from benchmarks import machine
 from idol.config import TrackerConfig
 from idol.detection.detector import Detector
 from idol.evaluation import average_precision
-from idol.images.synthetic import SyntheticConfig, write_dataset
+from idol.images.synthetic import SyntheticConfig
+from idol.images.synthetic_dataset import write_dataset
 from idol.tracker.online import track_video
 from idol.ytvis import results
 from pipelines import cluster

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.processes import Process, below
-from idol.images.synthetic import SyntheticConfig, write_dataset
+from idol.images.synthetic import SyntheticConfig
+from idol.images.synthetic_dataset import write_dataset
 
 _EVERY_S = 0.2  # memory is looked at so often
 _ROLES = ("driver", "detect actor", "track and score task")

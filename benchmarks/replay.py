@@ -21,7 +21,7 @@ from idol.images.transforms import collate_images, normalise
 from idol.masks import resize
 from idol.network.model import IDOL
 from idol.structures import FrameDetections, Track
-from idol.tracker.online import select, track_video
+from idol.tracker.online import admitted, track_video
 from idol.ytvis import truth
 from idol.ytvis.truth import VideoTruth
 
@@ -93,7 +93,7 @@ def score(clips: Sequence[Clip], config: TrackerConfig, *, cheat: bool = False) 
     matches, counts = [], []
     for clip in clips:
         if cheat:
-            rows = [select(frame, config).tolist() for frame in clip.frames]
+            rows = [admitted(frame, config).tolist() for frame in clip.frames]
             tracks = true_identity_tracks(clip.frames, clip.overlaps, rows=rows)
         else:
             tracks = track_video(clip.frames, config)

@@ -53,7 +53,7 @@ def batch_of(
             video.masks[first], video.masks[second],
         )  # fmt: skip
         examples.append(augment(pair, config.transforms, rng))
-    return collate(examples)
+    return collate(examples, config.transforms.size_divisor)
 
 
 def truth_of(videos: Sequence[SyntheticVideo], classes: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED, TRAINING_SEED
-from idol.images.synthetic import write_dataset
+from idol.images.synthetic_dataset import write_dataset
 from idol.weights import checkpoint
 from pipelines.report import charts, run_page
 from pipelines.storage import layout, manifest

@@ -1,6 +1,6 @@
 """IDOL, online video instance segmentation, in plain PyTorch.
 
-What is imported here is loaded when it is first used: scoring results takes no PyTorch.
+Public names are imported on first use, so that scoring results needs no PyTorch.
 """
 
 from typing import TYPE_CHECKING
@@ -52,14 +52,4 @@ __all__ = [
     "ytvis",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "IDOL": "idol.network.model",
-        "Config": "idol.config",
-        "OnlineSegmenter": "idol.segmenter",
-        "build": "idol.weights.checkpoint",
-        "from_pretrained": "idol.weights.checkpoint",
-        "load": "idol.weights.checkpoint",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -1,6 +1,6 @@
 """A full configuration is a function; a variant calls another and replaces fields.
 
-Presets named after a data set carry the numbers of the released files (specification 5 and 6), so
+Presets named after a data set have the numbers of the released files (specification 5 and 6), so
 that the authors' weights give the authors' results. `paper` turns one into what the text says.
 """
 
@@ -24,92 +24,42 @@ from idol.config import (
     TransformConfig,
 )
 
-_R101 = BackboneConfig(name="resnet101")
-_SWIN_L = BackboneConfig(name="swin")
+_SIDES_480_TO_800 = tuple(range(480, 801, 32))
 
 
-def ytvis19_r50() -> Config:
-    """YouTube-VIS 2019, ResNet-50: 480 pixels at test, 32 pairs, 12,000 steps."""
-    return Config(name="ytvis19_r50")
-
-
-def ytvis19_r101() -> Config:
-    """YouTube-VIS 2019, ResNet-101; all other numbers as with ResNet-50."""
-    return _with_backbone(ytvis19_r50(), "ytvis19_r101", _R101)
-
-
-def ytvis19_swin_l() -> Config:
-    """YouTube-VIS 2019, Swin-L; all other numbers as with ResNet-50."""
-    return _with_backbone(ytvis19_r50(), "ytvis19_swin_l", _SWIN_L)
-
-
-def ytvis21_r50() -> Config:
-    """YouTube-VIS 2021, ResNet-50: the numbers of 2019 (40 categories too, but other ones)."""
-    return replace(ytvis19_r50(), name="ytvis21_r50")
-
-
-def ytvis21_r101() -> Config:
-    """YouTube-VIS 2021, ResNet-101."""
-    return _with_backbone(ytvis21_r50(), "ytvis21_r101", _R101)
-
-
-def ytvis21_swin_l() -> Config:
-    """YouTube-VIS 2021, Swin-L."""
-    return _with_backbone(ytvis21_r50(), "ytvis21_swin_l", _SWIN_L)
-
-
-def ovis_r50() -> Config:
-    """OVIS, ResNet-50: 720 pixels at test, 16 pairs, stricter tracker."""
-    base = ytvis19_r50()
-    return replace(
-        base,
-        name="ovis_r50",
-        model=replace(base.model, num_classes=25),
-        transforms=replace(
-            base.transforms,
-            train_short_sides=tuple(range(480, 801, 32)),
-            train_max_side=1333,
-            test_short_side=720,
+def ovis() -> Config:
+    """OVIS: 720 pixels at test, 16 pairs, stricter tracker."""
+    return Config(
+        model=ModelConfig(num_classes=25),
+        transforms=TransformConfig(
+            train_short_sides=_SIDES_480_TO_800, train_max_side=1333, test_short_side=720
         ),
-        train=replace(base.train, pairs_per_batch=16),
+        train=TrainConfig(pairs_per_batch=16),
         tracker=TrackerConfig.released("ovis"),
     )
 
 
-def ovis_swin_l() -> Config:
-    """OVIS, Swin-L; all other numbers as with ResNet-50."""
-    return _with_backbone(ovis_r50(), "ovis_swin_l", _SWIN_L)
-
-
-def coco_r50() -> Config:
-    """Pre-training on COCO, ResNet-50: every image twice, transformed independently, as a key and
-    a reference frame. Starts from ImageNet weights, or from a network trained on COCO before."""
-    base = ytvis19_r50()
-    return replace(
-        base,
-        name="coco_r50",
-        model=replace(base.model, num_classes=80),
-        transforms=replace(
-            base.transforms,
+def coco() -> Config:
+    """Pre-training on COCO: every image twice, transformed independently, as a key and a reference
+    frame. Starts from ImageNet weights, or from a network trained on COCO before."""
+    return Config(
+        model=ModelConfig(num_classes=80),
+        transforms=TransformConfig(
             train_max_side=1333,
             test_short_side=640,
             independent=True,
             crop_short_sides=(400, 500, 600),
         ),
-        pairs=replace(base.pairs, pseudo=True),
-        train=replace(
-            base.train,
-            learning_rate=2e-4,
-            milestones=(22200, 44400),
-            steps=59200,
-            checkpoint_every=3700,
+        pairs=PairConfig(pseudo=True),
+        train=TrainConfig(
+            learning_rate=2e-4, milestones=(22200, 44400), steps=59200, checkpoint_every=3700
         ),
     )
 
 
 def coco_swin_l() -> Config:
-    """Pre-training on COCO, Swin-L: half the batch and 2.5 times the steps of ResNet-50."""
-    base = _with_backbone(coco_r50(), "coco_swin_l", _SWIN_L)
+    """COCO for Swin-L: half the batch and 2.5 times the steps of ResNet-50."""
+    base = coco()
     return replace(
         base,
         transforms=replace(base.transforms, test_short_side=800),
@@ -123,7 +73,24 @@ def coco_swin_l() -> Config:
     )
 
 
-def _with_backbone(config: Config, name: str, backbone: BackboneConfig) -> Config:
+# YouTube-VIS 2019 and 2021 have 40 categories each, though not the same ones.
+_DATASETS: dict[str, Callable[[], Config]] = {
+    "ytvis19_r50": Config, "ytvis19_r101": Config, "ytvis19_swin_l": Config,
+    "ytvis21_r50": Config, "ytvis21_r101": Config, "ytvis21_swin_l": Config,
+    "ovis_r50": ovis, "ovis_swin_l": ovis,
+    "coco_r50": coco, "coco_swin_l": coco_swin_l,
+}  # fmt: skip
+_BACKBONES = {
+    "r50": BackboneConfig(),
+    "r101": BackboneConfig(name="resnet101"),
+    "swin_l": BackboneConfig(name="swin"),
+}
+
+
+def released(name: str) -> Config:
+    """The released configuration of this name, <data set>_<backbone>."""
+    config = _DATASETS[name]()
+    backbone = _BACKBONES[name.partition("_")[2]]
     return replace(config, name=name, model=replace(config.model, backbone=backbone))
 
 
@@ -131,36 +98,32 @@ def paper(config: Config) -> Config:
     """A released preset as the paper's text has it, wherever the two differ (specification 7).
 
     config:  of ytvis19_*, ytvis21_*, ovis_* or coco_*
-    returns: "<name>_paper", with
-      - losses of Eq. 2: classification 1, boxes and masks lambda_1 = 2, embeddings lambda_2 = 1,
-        and none on cosines (released: 2, 5 + 2, 2 + 5, 2 and 3);
-      - a three-layer class head, Sec. 3.1 (released: one linear layer);
-      - costs of class and box without a centre prior, Sec. 3.1; positives and negatives of each
-        truth by themselves, A.2 (released: focal + 3 GIoU + centre prior; one truth per query);
-      - either frame of a pair as the key, Sec. 3.2 (released: always the earlier one);
-      - Eq. 5, 6 and 7 for association (released: weights by score and rank, plain bi-softmax,
-        greedy), and one NMS at 0.5 across classes, Sec. 3.3 (released: class-aware at 0.9, then
-        across classes at 0.5, on OVIS 0.3). The score that starts an identity, of which the text
-        gives no number, stays;
-      - 16 pairs in a batch, 8 GPUs with 2 each, Sec. 4.2 (released: 32, on OVIS 16);
-      - YouTube-VIS tested at 360 pixels (480 is for the results marked with a dagger);
-      - OVIS resized without crops (released: half of the pairs cropped);
-      - COCO: both frames of every pair cropped (released: each with a chance of one half), shorter
-        side 480 to 800 (320 to 640) and a learning rate of 1e-4 (2e-4). Its steps, of which the
-        text says nothing, stay.
-    Errors: ValueError for a configuration of another name: the text says nothing about it.
+    returns: "<name>_paper", with (released values in brackets)
+      - Eq. 2: weights of classification 1, boxes and masks lambda_1 = 2, embeddings lambda_2 = 1,
+        cosines 0 (2; 5 + 2 and 2 + 5; 2; 3);
+      - Sec. 3.1: a three-layer class head (one linear layer); costs of class and box without a
+        centre prior (focal + 3 GIoU + centre prior); 3.2: either frame as the key (the earlier);
+      - A.2: positives and negatives of each truth by itself (one truth per query);
+      - Sec. 3.3: Eq. 5, 6 and 7 (weights by score and rank, plain bi-softmax, greedy), one NMS at
+        0.5 across classes (class-aware at 0.9, then across classes at 0.5, on OVIS 0.3). The text
+        gives no score that starts an identity, so it stays;
+      - Sec. 4.2: 16 pairs in a batch (32, on OVIS 16); YouTube-VIS tested at 360 pixels (480, in
+        the paper only the results marked with a dagger); OVIS without crops (half of the pairs);
+      - COCO: both frames always cropped (chance one half), shorter side 480 to 800 (320 to 640),
+        learning rate 1e-4 (2e-4). The text gives no number of steps, so it stays.
+    Raises: ValueError: a configuration of another name, which the text does not describe.
     """
     dataset = config.name.partition("_")[0]
     if dataset not in ("ytvis19", "ytvis21", "ovis", "coco") or config.name.endswith(_PAPER):
         raise ValueError(
             f"the paper describes ytvis19, ytvis21, ovis and coco, not {config.name!r}. Start from "
-            f"one of: {', '.join(_RELEASED)}."
+            f"one of: {', '.join(_DATASETS)}."
         )
     transforms, train = config.transforms, replace(config.train, pairs_per_batch=16)
     if dataset == "ovis":
         transforms = replace(transforms, crop_probability=0.0)
     elif dataset == "coco":
-        sides = tuple(range(480, 801, 32))
+        sides = _SIDES_480_TO_800
         transforms = replace(transforms, crop_probability=1.0, train_short_sides=sides)
         train = replace(train, learning_rate=1e-4)
     else:
@@ -176,7 +139,7 @@ def paper(config: Config) -> Config:
             config.losses, ce=1.0, bbox=2.0, giou=2.0, mask=2.0, dice=2.0, reid=1.0, reid_aux=0.0
         ),
         train=train,
-        # No IoU exceeds 1: the network's NMS is off, and the tracker's, at 0.5, is the only one.
+        # No IoU exceeds 1: the detector's NMS is off; the tracker's NMS, at 0.5, is the only one.
         detect=replace(config.detect, box_nms=1.0),
         tracker=replace(TrackerConfig.paper(), new_threshold=config.tracker.new_threshold),
     )
@@ -186,11 +149,10 @@ def tiny() -> Config:
     """The same method with about a million parameters: learns on two CPU cores in minutes.
 
     Ours: a small GroupNorm backbone, both frames supervised, a dense auxiliary classification,
-    relative coordinates divided by 8, moving average of the weights, larger steps, and the
-    contrastive loss at 0.25 instead of 2: with 40 queries most negatives of Eq. 4 are duplicates of
-    the positives, and at 2 its gradient drowned the others (after 300 steps 16 % of the objects got
-    the right class, 99 % at 0.25; identities were told apart equally well or better). Every frame
-    is stretched to 128x192, and tracks are made by TrackerConfig.robust().
+    relative coordinates divided by 8, moving average of the weights, larger steps, every frame
+    stretched to 128x192, TrackerConfig.robust(), and the contrastive loss at 0.25 instead of 2.
+    With 40 queries most negatives of Eq. 4 are duplicates of the positives: at 2, 16 % of the
+    objects had the right class after 300 steps, at 0.25 99 %, with identities told apart as well.
     """
     return Config(
         name="tiny",
@@ -227,27 +189,17 @@ def tiny() -> Config:
 
 
 _PAPER = "_paper"
-# A message proposes at most so many names, and none less alike than this (difflib's default).
-_PROPOSED = 3
-_ALIKE = 0.6
-_RELEASED: dict[str, Callable[[], Config]] = {
-    preset.__name__: preset
-    for preset in (
-        ytvis19_r50, ytvis19_r101, ytvis19_swin_l,
-        ytvis21_r50, ytvis21_r101, ytvis21_swin_l,
-        ovis_r50, ovis_swin_l,
-        coco_r50, coco_swin_l,
-    )
-}  # fmt: skip
+_PROPOSED = 3  # a message proposes at most this many names
+_ALIKE = 0.6  # and none with a lower likeness, difflib's default
 
 
 def _paper_variant(name: str) -> Config:
-    return paper(_RELEASED[name]())
+    return paper(released(name))
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    **_RELEASED,
-    **{name + _PAPER: partial(_paper_variant, name) for name in _RELEASED},
+    **{name: partial(released, name) for name in _DATASETS},
+    **{name + _PAPER: partial(_paper_variant, name) for name in _DATASETS},
     "tiny": tiny,
 }
 """Every preset by its name."""
@@ -255,12 +207,11 @@ PRESETS: dict[str, Callable[[], Config]] = {
 
 def listing() -> str:
     """The names of all presets as one line for help texts and messages."""
-    return f"{', '.join(_RELEASED)}, each also as <name>{_PAPER}, and tiny"
+    return f"{', '.join(_DATASETS)}, each also as <name>{_PAPER}, and tiny"
 
 
 def _likeness(asked: str, known: str) -> float:
-    """How near two names are, 0 to 1, but for case and separators: ytvis19-SwinL is
-    ytvis19_swin_l."""
+    """Similarity of two names in [0, 1], ignoring case and separators."""
     first, second = ("".join(c for c in n.lower() if c.isalnum()) for n in (asked, known))
     return difflib.SequenceMatcher(None, first, second).ratio()
 
@@ -268,7 +219,7 @@ def _likeness(asked: str, known: str) -> float:
 def by_name(name: str) -> Config:
     """The configuration of this name.
 
-    Errors: ValueError with the nearest names and a list of all.
+    Raises: ValueError: an unknown name; the message has the nearest names and a list of all.
     """
     if name not in PRESETS:
         near = sorted(PRESETS, key=partial(_likeness, name), reverse=True)[:_PROPOSED]

@@ -66,17 +66,14 @@ class Instances:
 
 
 class OnlineSegmenter:
-    """Detects and follows the objects of one video or endless stream. One per video.
+    """Detects and tracks the objects of one video or endless stream. One per video.
 
-    With keep_tracks it remembers the tracks (RLE bytes) for finish; without, what it holds is
-    bounded by the tracker's memory, however long the stream.
-
-    model:       in eval mode; frames go to its device, one at a time
-    tracker:     association; None: that of config
-    config:      sizes, detection and categories; its section model is the model's. None:
+    model:       in eval mode; frames are processed on its device, one at a time
+    tracker:     association; None: config.tracker
+    config:      sizes, detection and categories; its section model must be the model's. None:
                  model.config
-    keep_tracks: whether the whole video can be had in the end
-    speed:       exact or fast, see idol.detection.detector.Detector. None: config.detect.speed
+    keep_tracks: keep tracks and RLE bytes for finish; without it, memory does not grow
+    speed:       as of DetectConfig.speed; None: config.detect.speed
     """
 
     def __init__(
@@ -121,7 +118,7 @@ class OnlineSegmenter:
         keep_tracks: bool = True,
         speed: Speed | None = None,
     ) -> Self:
-        """From weights; weights, preset, device and errors as idol.load."""
+        """From weights; arguments weights, preset and device, and errors as of idol.load."""
         model = checkpoint.load(weights, preset=preset, device=device)
         return cls(model, tracker, keep_tracks=keep_tracks, speed=speed)
 
@@ -134,9 +131,11 @@ class OnlineSegmenter:
     def __call__(self, frame: NDArray[np.uint8]) -> Instances:
         """The instances of the next frame.
 
-        frame:  (H, W, 3) uint8 RGB, all of one size
-        errors: TypeError for another dtype; ValueError for another shape, a changed size, outputs
-                that are not finite, or after finish. The stream can go on with the next frame
+        frame: (H, W, 3) uint8 RGB, all of one size
+        Raises:
+            TypeError: another dtype.
+            ValueError: another shape, a changed size, outputs that are not finite, after finish.
+        After an error the stream can continue with the next frame.
         """
         size = self._check(frame)
         (found,) = self._detector.detect([self._detector.prepare(frame)], [self._frames])
@@ -151,7 +150,8 @@ class OnlineSegmenter:
     def finish(self) -> list[AssembledTrack]:
         """End the video: its tracks in the order of their creation, equal to track_video's.
 
-        A second call returns the same. Errors: ValueError without keep_tracks.
+        A second call returns the same.
+        Raises: ValueError: keep_tracks is off.
         """
         if self._assembler is None:
             raise ValueError("tracks were not kept. Use OnlineSegmenter(..., keep_tracks=True).")
@@ -162,7 +162,8 @@ class OnlineSegmenter:
     def finish_ytvis(self, video_id: int = 1) -> list[results.Entry]:
         """End the video: entries for results.write, as jobs.evaluate makes them of a whole video.
 
-        Categories without a data set's ids count from 1. Errors: as finish.
+        Categories without a data set's ids count from 1.
+        Raises: ValueError: as finish.
         """
         tracks = self.finish()
         classes = self.settings.model.num_classes

@@ -1,4 +1,4 @@
-"""The few things that walk through the doors, checked at the border, and the legend of shapes.
+"""The data that rooms exchange, checked when they are made, and the legend of shapes.
 
 Letters in shapes, the same everywhere in this repository:
 
@@ -30,7 +30,7 @@ def _check(name: str, tensor: Tensor, *shape: int | str) -> None:
 
 
 class _Shapes:
-    """Mixed in: a repr that prints shapes instead of numbers, and `.to(device)`."""
+    """Mixin: a repr that prints shapes instead of numbers, and `.to(device)`."""
 
     __slots__ = ()
 
@@ -69,15 +69,15 @@ class Targets(_Shapes):
     boxes:      (G, 4)    float32, cxcywh in units of the un-padded image
     masks:      (G, H, W) bool, un-padded or padded size
     present:    (G,)      bool, False where the instance is not visible in this frame
-    identities: (G,)      int64, the instance's number among all of the training set, which the
-                identity head classifies; -1 where it is not known. Left out: -1 throughout
+    identities: (G,)      int64, the instance's number in the training set, which the identity head
+                classifies; -1: not known. Default: -1 throughout
     """
 
     labels: Tensor
     boxes: Tensor
     masks: Tensor
     present: Tensor
-    identities: Tensor = None  # type: ignore[assignment]  # filled in below, never None after
+    identities: Tensor = None  # type: ignore[assignment]  # set in __post_init__
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -118,23 +118,21 @@ class PairBatch(_Shapes):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Outputs(_Shapes):
-    """What the network says about B images (door 3).
+    """The network's outputs for B images (door 3).
 
     logits:        (D, B, Q, K) class logits of every decoder layer
     boxes:         (D, B, Q, 4) cxcywh in units of the un-padded image
-    references:    (D, B, Q, 2) the point that entered each decoder layer: centre of the mask
-                   head's relative coordinates (specification 1.9)
+    references:    (D, B, Q, 2) the reference point that entered each decoder layer: origin of the
+                   mask head's relative coordinates (specification 1.9)
     refined:       (B, Q, 4)    the last layer's refined reference box, detached (3.2)
     embeddings:    (B, Q, C)    contrastive embeddings
     mask_features: (B, 8, H/8, W/8)
     states:        (D, B, Q, C) decoder states
-    controller:    states → dynamic mask parameters; masks are made only for the queries that
-                   need one, so the (D, B, Q, 169) of all are computed when .mask_weights is read
+    controller:    states → dynamic mask parameters (169); called only for queries that need a mask
     sizes:         (B, 2)       un-padded (height, width) in pixels
     dense_logits:  None, or (B, S, K) per encoder token (training with dense_auxiliary)
     level_shapes:  [(h, w), ...] of the L feature levels
-    identity_head: None, or embeddings (..., C) → logits (..., num_identities); called only for
-                   the queries that need it, like controller
+    identity_head: None, or embeddings (..., C) → logits (..., num_identities)
     """
 
     logits: Tensor
@@ -150,24 +148,19 @@ class Outputs(_Shapes):
     level_shapes: tuple[tuple[int, int], ...] = ()
     identity_head: Callable[[Tensor], Tensor] | None = None
 
-    @property
-    def mask_weights(self) -> Tensor:
-        """(D, B, Q, 169) parameters of every query's dynamic mask head, layer by layer."""
-        return self.controller(self.states)
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FrameDetections(_Shapes):
-    """All that is ever needed again of a frame (door 4). Rows in descending score.
+    """The detections of a frame (door 4). Rows in descending score.
 
     frame_index:  position in the video, from 0
     scores:       (N,)   best class score
     class_scores: (N, K) sigmoid scores of every class
     embeddings:   (N, C)
-    overlaps:     (N, N) float32 mask IoU, (intersection + 1e-6) / (union + 1e-6) at the
-                  resolution the network predicts (specification 4.3)
+    overlaps:     (N, N) float32 mask IoU, a ratio: (intersection + 1e-6) / (union + 1e-6) at the
+                  resolution of the mask logits (specification 4.3)
     boxes:        (N, 4) xyxy, pixels of the original frame
-    masks:        N compressed RLE counts at the original size; or () where no mask is carried
+    masks:        N compressed RLE counts at the original size; or () without masks
     """
 
     frame_index: int

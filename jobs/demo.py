@@ -92,7 +92,7 @@ def walk(job: Demo) -> dict[str, Any]:
 
 def draw(job: Demo) -> dict[str, dict[str, str]]:
     """Write the synthetic videos: train/validation -> dial -> annotation file."""
-    from idol.images.synthetic import SyntheticConfig, write_dataset
+    from idol.images import SyntheticConfig, write_dataset
 
     dials = {"easy": SyntheticConfig.easy(), "crowded": SyntheticConfig.crowded()}
     sets = (

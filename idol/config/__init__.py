@@ -1,4 +1,4 @@
-"""Every number of the method: typed, documented, checked, and home to exactly one default each."""
+"""Every number of the method: a typed, documented and checked field with its only default."""
 
 from __future__ import annotations
 

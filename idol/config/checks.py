@@ -1,23 +1,35 @@
-"""What the fields of a configuration have to satisfy."""
+"""Rules for the fields of a configuration: each function checks the named fields of its owner."""
 
 from __future__ import annotations
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError with that message unless the condition holds."""
+    """Raise ValueError with this message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
 
-def unit(owner: object, *names: str) -> None:
-    """Check that the named fields of a configuration lie in [0, 1]."""
+def within(owner: object, low: float, high: float, *names: str) -> None:
+    """Check that the fields lie in [low, high]."""
     for name in names:
         value = getattr(owner, name)
-        require(0.0 <= value <= 1.0, f"{name} must lie in [0, 1], got {value}")
+        require(low <= value <= high, f"{name} must lie in [{low}, {high}], got {value}")
+
+
+def unit(owner: object, *names: str) -> None:
+    """Check that the fields lie in [0, 1]."""
+    within(owner, 0, 1, *names)
 
 
 def positive(owner: object, *names: str) -> None:
-    """Check that the named fields of a configuration are above 0."""
+    """Check that the fields are above 0."""
     for name in names:
         value = getattr(owner, name)
         require(value > 0, f"{name} must be positive, got {value}")
+
+
+def not_negative(owner: object, *names: str) -> None:
+    """Check that the fields are 0 or more, and finite."""
+    for name in names:
+        value = getattr(owner, name)
+        require(0 <= value < float("inf"), f"{name} must be >= 0, got {value}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from idol.config.checks import positive, require, unit
+from idol.config.checks import not_negative, positive, require, unit
 
 Speed = Literal["exact", "fast"]
 """See DetectConfig.speed."""
@@ -16,25 +16,25 @@ class DetectConfig:
     """From network outputs to stored detections of a frame (specification 4.2)."""
 
     score_floor: float = 0.1
-    """Detections at or below this score are not stored, except the best one of a frame. A sweep
-    can ask for any score_threshold from here upwards. The released code selects at 0.1."""
+    """Detections at or below this score are not stored, except the best one of a frame; a sweep of
+    the tracker can use any score_threshold from here upwards. Released: 0.1."""
     box_nms: float = 0.9
     """IoU above which class-aware box NMS removes the lower-scored detection."""
     mask_resize: Literal["released", "smooth"] = "released"
     """From logits at 1/4 of the input to the original size. released: bilinear to the input's
-    size, threshold, then nearest. smooth: bilinear to the original size, then threshold, which
-    leaves no staircase where frames are larger than the input."""
+    size, threshold, then nearest. smooth: bilinear to the original size, then threshold: smooth
+    outlines where frames are larger than the input."""
     max_detections: int = 100
     """At most this many per frame are stored, best first."""
     batch_frames: int = 8
     """Frames in one forward pass."""
     speed: Speed = "exact"
     """exact: in the precision of the weights, as released. fast: in 16 bits where the device has
-    units for them, on a GPU also as graphs and with masks made there; for its price in accuracy
-    see docs/performance.md."""
+    units for them; on a GPU also with CUDA graphs and masks made on the device. The loss in
+    accuracy is in docs/performance.md."""
     frames_per_shard: int = 64
-    """Frames of one shard: short videos together, or a part of a long one. What is lost at most
-    when a worker dies, and what is dealt out to the workers."""
+    """Frames of one shard (short videos together, or a part of a long one): the unit of work given
+    to a worker, and what is repeated when one dies."""
     reject_limit: float = 0.5
     """Share of the videos that may be unreadable before the whole job fails."""
 
@@ -48,27 +48,29 @@ class AnalysisConfig:
     """Oracle experiments, clip matching, error shares and intervals of `jobs.score`."""
 
     identity_iou: float = 0.5
-    """Mask IoU from which a prediction is taken to show a true instance and gets its identity."""
+    """Mask IoU from which a prediction is matched to a true instance and gets its identity."""
     background_iou: float = 0.1
-    """Spatio-temporal IoU below which a track is background and no poor find (TIDE's t_b)."""
+    """Spatio-temporal IoU below which a track counts as background, not as badly localised (TIDE's
+    t_b)."""
     clip_match_iou: float = 0.1
-    """Soft mask IoU of two overlapping clips' tracks from which they are joined."""
+    """Soft mask IoU from which tracks of two overlapping clips are joined."""
     resamples: int = 1000
-    """Draws of the videos, with replacement, behind a confidence interval; 0: no interval."""
+    """Bootstrap samples of the videos for a confidence interval; 0: no interval."""
     confidence: float = 0.95
-    """Share of the draws that an interval covers."""
+    """Share of the samples that an interval covers."""
     seed: int = 0
-    """Of the draws."""
+    """Seeds the samples."""
 
     def __post_init__(self) -> None:
         unit(self, "identity_iou", "background_iou", "clip_match_iou", "confidence")
         require(self.identity_iou > 0, "identity_iou must be > 0: an overlap of 0 shows nothing")
-        require(self.clip_match_iou > 0, "clip_match_iou must be > 0, or strangers are joined")
+        require(
+            self.clip_match_iou > 0, "clip_match_iou must be > 0, or unrelated tracks are joined"
+        )
         require(
             self.background_iou < 0.5,
             f"background_iou must be below 0.5, got {self.background_iou}: from there on a track "
             "can count as found",
         )
         require(0 < self.confidence < 1, f"confidence must be < 1 and > 0, got {self.confidence}")
-        require(self.resamples >= 0, f"resamples must be >= 0, got {self.resamples}")
-        require(self.seed >= 0, f"seed must be >= 0, got {self.seed}")
+        not_negative(self, "resamples", "seed")

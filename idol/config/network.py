@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from idol.config.checks import positive, require, unit
+from idol.config.checks import not_negative, positive, require, unit, within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackboneConfig:
-    """What turns images into features of strides 8, 16, 32 (specification 1.2)."""
+    """From images to features of strides 8, 16, 32 (specification 1.2)."""
 
     name: Literal["resnet50", "resnet101", "swin", "transformers", "tiny"] = "resnet50"
     """resnet50 / resnet101 (frozen batch norm) and swin as released; transformers is any
@@ -30,15 +30,14 @@ class BackboneConfig:
     swin_drop_path: float = 0.3
     """Chance of skipping a branch of swin's last block while training; rises linearly from 0."""
     source: str = ""
-    """Of name transformers: a hub id, a local folder with config.json and weights, or a JSON
-    configuration with a "model_type" for random weights."""
+    """For name "transformers": a hub id, a local folder with config.json and weights, or a JSON
+    configuration with a "model_type" (random weights)."""
     tiny_channels: tuple[int, ...] = (16, 32, 64, 96, 128)
     """Channels of tiny at strides 2, 4, 8, 16, 32."""
 
     def __post_init__(self) -> None:
-        require(
-            0 <= (self.frozen_stages or 0) <= 5, f"frozen_stages is 0..5, got {self.frozen_stages}"
-        )
+        if self.frozen_stages is not None:
+            within(self, 0, 5, "frozen_stages")
         require(
             not self.frozen_stages or self.name not in ("tiny", "transformers"),
             f"a {self.name!r} backbone cannot freeze stages, got frozen_stages="
@@ -102,25 +101,23 @@ class ModelConfig:
     mask_coordinate_scale: float = 1.0
     """Relative coordinates are pixels divided by this (1: raw pixels, as released)."""
     dense_auxiliary: bool = False
-    """Also classify every encoder token while training (ours, not in the paper): a dense signal
-    that lets a small network learn within minutes. No part of inference."""
+    """Ours: also classify every encoder token while training, so that a small network learns
+    within minutes. Not used at inference."""
     class_head: Literal["linear", "mlp"] = "linear"
-    """What turns decoder states into class logits: one linear layer (released), or the three-layer
+    """From decoder states to class logits: one linear layer (released), or the three-layer
     feed-forward network of the paper's text (Sec. 3.1)."""
     num_identities: int = 0
-    """M, instances of the training set that an "ID head" on the embeddings tells apart (the
-    baseline of the ablation on embeddings); 0: no such head, as released. No part of inference."""
+    """Instances of the training set, classified by an "ID head" on the embeddings (baseline of the
+    ablation on embeddings); 0: no such head, as released. Not used at inference."""
     checkpoint_activations: bool = False
-    """While training, keep only the inputs of every encoder, decoder and backbone block, and run
-    the block again in the backward pass: same gradients, less memory, about a third more time."""
+    """While training, keep only the inputs of every encoder, decoder and backbone block and compute
+    the block again in the backward pass: same gradients, less memory, about a third slower."""
 
     def __post_init__(self) -> None:
         positive(self, "num_classes", "num_queries", "width", "num_heads", "num_points")
         positive(self, "encoder_layers", "decoder_layers", "feedforward", "embedding_size")
         positive(self, "mask_channels", "mask_coordinate_scale")
-        require(
-            self.num_identities >= 0, f"num_identities must be 0 or more, got {self.num_identities}"
-        )
+        not_negative(self, "num_identities")
         unit(self, "dropout")
         require(
             self.width % self.num_heads == 0 and self.width % 4 == 0,

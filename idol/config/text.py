@@ -20,9 +20,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The inverse of to_dict: rebuild a configuration, refusing unknown fields and wrong types.
+    """The inverse of to_dict.
 
-    Errors: ValueError naming the field, what came, and the nearest known name.
+    Raises: ValueError: an unknown field (named with the nearest known one) or a wrong type.
     """
     built: T = _build(cls, values, path="")
     return built
@@ -32,7 +32,7 @@ def override(config: T, assignments: Iterable[str]) -> T:
     """Replace fields by "section.field=value" strings; values are JSON, or bare words.
 
     Example: override(config, ["tracker.match_threshold=0.6", "train.steps=1000"]).
-    Errors: ValueError for an unknown field (with the nearest known name) or a bad value.
+    Raises: ValueError: an unknown field (named with the nearest known one) or a bad value.
     """
     plain = to_dict(config)
     for assignment in assignments:

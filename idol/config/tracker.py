@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from idol.config.checks import positive, require, unit
+from idol.config.checks import not_negative, positive, require, unit, within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,74 +13,73 @@ class TrackerConfig:
     """Online association, paper Sec. 3.3. All fields can be swept without a GPU."""
 
     weighting: Literal["paper", "released", "momentum", "last", "similarity_guided"] = "released"
-    """Memory embedding of an instance. paper, Eq. 5: weights τ + T/t with t = 1 the most recent.
+    """Memory embedding of an instance. paper, Eq. 5: weights τ + T/t, t = 1 for the most recent.
     released: weights score + rank/L over its last L <= memory_length matched frames.
     momentum: moving average, the baseline of the paper's ablation. last: the newest embedding
-    alone. similarity_guided (CTVIS, ICCV 2023): moving average in which the newest weighs
-    max(0, its mean cosine with the last memory_length embeddings), so that an embedding unlike
-    them, as under occlusion, changes little."""
+    only. similarity_guided (CTVIS, ICCV 2023): moving average in which the newest embedding has
+    the weight max(0, its mean cosine with the last memory_length ones), so that an occluded view,
+    which is unlike them, changes little."""
     temporal_weight: bool = True
-    """False drops the recency term: released weighs by score alone, paper evenly."""
+    """False drops the recency term: released weights are the scores, paper weights are equal."""
     momentum: float = 0.8
     """Share of the newest embedding in the moving average (weighting momentum)."""
     frame_weight: bool = True
-    """Similarity released: among several passing memories the longest-lived weighs more."""
+    """Similarity released: if several memories pass, the similarity is multiplied by the existence
+    time of the instance."""
     tau: float = 0.5
-    """τ of Eq. 5: weight floor of old embeddings; larger means a longer memory."""
+    """τ of Eq. 5: weight floor of old embeddings; a larger value means a longer memory."""
     memory_length: int = 3
     """T of Eq. 5: embeddings remembered per instance."""
     similarity: Literal["paper", "released", "cosine", "multi_cue"] = "released"
     """f(i, j). paper, Eq. 6: σ_j, the existence time, added inside the softmax over memory.
-    released: plain bi-softmax; existence time multiplies candidates when several pass.
-    cosine: cosine of detection and memory embedding. multi_cue (MaskTrack R-CNN, ICCV 2019):
-    log p + cue_score · log(score) + cue_overlap · IoU of detection and last box + cue_class where
-    the classes agree; p is the softmax of the products with the memory embeddings and with "new",
-    whose product is 0. It matches where an instance exceeds "new", which counts as of the same
-    class, and knows no match_threshold."""
+    released: bi-softmax, see frame_weight. cosine: of detection and memory embedding.
+    multi_cue (MaskTrack R-CNN, ICCV 2019): log p + cue_score · log(score) + cue_overlap · IoU of
+    the detection's and the last box + cue_class if the classes agree, where p is the softmax of
+    the products with the memory embeddings and with "new", whose product is 0. An instance
+    matches if its value exceeds that of "new" (of equal class); match_threshold is not used."""
     cue_score: float = 1.0
-    """α of multi_cue. The score is the same for all instances: it settles conflicts."""
+    """α of multi_cue. It is the same for all instances, so it only decides conflicts."""
     cue_overlap: float = 2.0
     """β of multi_cue."""
     cue_class: float = 10.0
     """γ of multi_cue."""
     position_weight: float = 0.0
-    """Ours: add this times exp(-d) to the similarity, d the distance from where the instance is
-    expected (its last box, moved on by its last motion) in units of the boxes' mean side, divided
-    by the frames since it was seen; 0: off. Among look-alikes the place tells them apart."""
+    """Ours: add this times exp(-d) / (frames since the instance was seen) to the similarity; d is
+    the distance from its expected box (last box plus last motion) in units of the boxes' mean
+    side. Tells look-alikes apart. 0: off."""
     size_weight: float = 0.0
     """Ours: add this times |log(ratio of the sides)| to the distance d of position_weight: a part
-    of an instance, or what hides it, has its place but not its size."""
+    of an instance, or an object in front of it, has its place but not its size."""
     newest_too: bool = False
-    """Ours, for cosine: compare with the newest embedding as well as with the memory's, and take
-    the larger. With a slow moving average an instance is then known both as it was all along and
-    as it was a moment ago, and one bad embedding spoils neither for long."""
+    """Ours, for cosine: compare with the newest embedding and with the memory's, and take the
+    larger cosine. Beside a slow moving average, one bad embedding does no lasting harm."""
     softmax_weight: float = 0.0
-    """Ours: add this times the released bi-softmax to the similarity (for cosine), so that an
-    instance that only one detection is like counts more than one that several are; 0: off."""
+    """Ours, for cosine: add this times the released bi-softmax to the similarity, which prefers
+    pairs without rivals; 0: off."""
     class_weight: float = 0.0
-    """Ours: subtract this times 1 - c, c the cosine of the detection's class scores with the mean
-    ones of the instance: a gate that a wavering class does not shut; 0: off."""
+    """Ours: subtract this times 1 - c, where c is the cosine of the detection's class scores with
+    the instance's mean ones. A softer rule than same_class; 0: off."""
     assignment: Literal["greedy", "argmax", "hungarian"] = "greedy"
-    """greedy: in descending detection score, a memory column used once (released); argmax: each
-    detection's best memory, the most similar detection winning a conflict (Eq. 7); hungarian: the
-    largest sum of similarities over all pairs that pass the threshold."""
+    """greedy: in descending detection score, every instance once (released). argmax: each
+    detection's best instance; in a conflict the most similar detection gets it (Eq. 7).
+    hungarian: the largest sum of similarities over all pairs above the threshold."""
     match_threshold: float = 0.5
     """f(i, j) above which detection i continues instance j (Eq. 7)."""
     min_cosine: float = -1.0
-    """Detections less alike than this (cosine with the memory embedding) never match; -1: off."""
+    """A pair with a lower cosine of detection and memory embedding never matches; -1: off."""
     same_class: bool = False
-    """Only match detections whose label equals the label last seen of the instance."""
+    """Match only if the detection's label equals the instance's last one."""
     score_threshold: float = 0.1
     """Detections at or below this are not considered (released: INFERENCE_SELECT_THRES)."""
     keep_best: bool = True
-    """Where no detection passes score_threshold, consider the best one (released)."""
+    """If no detection passes score_threshold, consider the best one (released)."""
     new_threshold: float = 0.2
     """An unmatched detection above this score starts a new identity."""
     first_threshold: float = 0.2
     """The same while the memory is empty."""
     new_overlap: float = 1.0
-    """Ours: an unmatched detection whose mask IoU with one that has an identity exceeds this is its
-    duplicate, and starts none; 1: off."""
+    """Ours: an unmatched detection starts no identity if its mask IoU with a detection that has
+    one exceeds this, because it is a duplicate; 1: off."""
     mask_nms: float = 0.5
     """Mask IoU above which the lower-scored detection is removed, regardless of class."""
     memory_lifetime: int = 10
@@ -99,28 +98,14 @@ class TrackerConfig:
     def __post_init__(self) -> None:
         unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms", "new_overlap")
         unit(self, "class_score_threshold", "momentum")
-        require(
-            -1.0 <= self.match_threshold <= 1.0,
-            f"match_threshold must lie in [-1, 1], got {self.match_threshold}",
-        )
-        require(-1.0 <= self.min_cosine <= 1.0, f"min_cosine in [-1, 1], got {self.min_cosine}")
-        require(self.tau >= 0, f"tau must be >= 0, got {self.tau}")
-        for name in (
-            "position_weight",
-            "size_weight",
-            "softmax_weight",
-            "class_weight",
-            "cue_score",
-            "cue_overlap",
-            "cue_class",
-        ):
-            require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
+        within(self, -1, 1, "match_threshold", "min_cosine")
+        not_negative(self, "tau", "position_weight", "size_weight", "softmax_weight")
+        not_negative(self, "class_weight", "cue_score", "cue_overlap", "cue_class", "prune_short")
         positive(self, "memory_length", "memory_lifetime")
         require(
             self.similarity == "cosine" or not self.newest_too,
             f"newest_too goes with similarity cosine, got {self.similarity}",
         )
-        require(self.prune_short >= 0, f"prune_short must be >= 0, got {self.prune_short}")
 
     @classmethod
     def released(cls, dataset: Literal["ytvis", "ovis"] = "ytvis") -> TrackerConfig:
@@ -138,16 +123,15 @@ class TrackerConfig:
 
     @classmethod
     def multi_cue(cls) -> TrackerConfig:
-        """MaskTrack R-CNN's association, the baseline that the paper compares with: appearance,
-        score, place and class of each instance's last detection. It forgets after memory_lifetime
-        frames like the others; the original never does."""
+        """MaskTrack R-CNN's association, the paper's baseline: embedding, score, box and class of
+        each instance's last detection. Unlike the original it forgets after memory_lifetime."""
         return cls(weighting="last", similarity="multi_cue", assignment="argmax")
 
     @classmethod
     def robust(cls) -> TrackerConfig:
-        """Ours: absolute likeness to the newest embedding or a slow average of all, and the place
-        and size that are expected, assigned together, instead of softmax scores that are relative
-        to whatever else is in the frame; duplicates start no identity; a longer memory."""
+        """Ours: the cosine with the newest embedding or a slow average, plus expected place and
+        size, assigned jointly. Bi-softmax scores depend on what else is in the frame, cosines do
+        not. Duplicates start no identity; the memory is longer."""
         return cls(
             weighting="momentum",
             momentum=0.3,

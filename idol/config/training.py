@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from idol.config.checks import positive, require, unit
+from idol.config.checks import not_negative, positive, require, unit, within
+
+FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+"""Alpha and gamma of the focal class cost, and the defaults of the focal losses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +35,8 @@ class TransformConfig:
     shared_crop: bool = False
     """Use one crop window for both frames; released: independent windows."""
     independent: bool = False
-    """Transform key and reference independently of one another: flip, sizes, whether to crop and
-    where. For pairs.pseudo, where that is all that makes them differ (specification 5.3)."""
+    """Draw flip, size and crop separately for key and reference. For pairs.pseudo, where nothing
+    else makes them differ (specification 5.3)."""
     crop_short_sides: tuple[int, ...] = ()
     """Before a crop, resize the shorter side to one of these; empty: crop at original size.
     Released: 400, 500, 600 for pseudo pairs."""
@@ -80,9 +83,8 @@ class PairConfig:
 
     def __post_init__(self) -> None:
         positive(self, "max_gap", "rows_per_shard")
-        require(self.pairs_per_video >= 0, f"pairs_per_video >= 0, got {self.pairs_per_video}")
-        require(self.max_side >= 0, f"max_side must be >= 0, got {self.max_side}")
-        require(0 <= self.jpeg_quality <= 100, f"jpeg_quality is 0..100, got {self.jpeg_quality}")
+        not_negative(self, "pairs_per_video", "max_side")
+        within(self, 0, 100, "jpeg_quality")
         unit(self, "max_reject_fraction")
 
 
@@ -91,48 +93,48 @@ class AssignmentConfig:
     """Optimal-transport assignment and positive/negative selection (specification 3.1, 3.2)."""
 
     cost: Literal["released", "exact", "paper"] = "released"
-    """Cost of a query for a truth. released: focal class cost - giou_weight * GIoU, + 100 outside
-    the centre prior and + 10000 out of every truth's reach, summed in float32, where far queries
-    differ in steps of 1e-3 only. exact: the same in float64, so that the penalties order queries
-    and hide no difference between them. paper, Sec. 3.1 ("class prediction and the similarity of
-    predicted and ground truth boxes"): no centre prior; class, L1 and GIoU under paper_weights."""
+    """Cost of a query for a truth. released: focal class cost - giou_weight · GIoU, + 100 unless
+    the query's centre lies in the truth's box and in the square around its centre, + 10000 if it
+    lies in neither of any truth; summed in float32, where costs of far queries are rounded to
+    1e-3. exact: the same in float64, without that rounding. paper, Sec. 3.1: focal class cost, L1
+    distance and -GIoU with paper_weights, no centre prior."""
     paper_weights: tuple[float, float, float] = (2.0, 5.0, 2.0)
-    """Weights of the focal class cost, the L1 distance and -GIoU with cost "paper", which names
-    none: SET_COST_CLASS, _BOX and _GIOU of the released files, which the released code ignores."""
+    """Weights of class cost, L1 distance and -GIoU with cost "paper". The paper gives none; these
+    are SET_COST_CLASS, _BOX and _GIOU of the released files, which the released code ignores."""
     giou_weight: float = 3.0
     """Weight of -GIoU with costs "released" and "exact"; the focal class cost has weight 1."""
     center_radius: float = 2.5 / 32
     """Half side of the centre prior's square, in normalised coordinates."""
     candidates: int = 10
-    """The dynamic k of a truth is the sum of this many largest IoUs."""
+    """A truth gets as many queries as the sum of this many largest IoUs (its dynamic k)."""
     negative_candidates: int = 100
-    """The same for the set whose complement are the negatives of the contrastive loss."""
+    """The same for the set whose complement gives the negatives of the contrastive loss."""
     repair: Literal["released", "exact"] = "released"
-    """How a truth that lost all its queries to others gets one. released: takes its cheapest free
-    query, and truths that choose the same one both keep it, though it answers for the first of
-    them only. exact: the free queries are dealt out one to one at the least total cost, so every
-    truth has a query of its own wherever there are as many queries as truths."""
+    """How a truth that lost all its queries to others gets one. released: it takes its cheapest
+    free query; of truths that take the same query only the first is trained with it. exact: free
+    queries are assigned one to one at the least total cost, so every truth has its own query if
+    there are enough queries."""
     selection: Literal["optimal_transport", "iou"] = "optimal_transport"
-    """Positives and negatives of the contrastive loss. optimal_transport: the paper's. iou: the
-    baseline of its ablation (Tables 6, 7; A.2), by the IoU of box and truth alone."""
+    """Positives and negatives of the contrastive loss. optimal_transport: the paper's method. iou:
+    the baseline of its ablation (Tables 6, 7; A.2), by the IoU of box and truth only."""
     positives: Literal["released", "paper"] = "released"
-    """With optimal_transport. released: an assignment, a query shows one truth only (Sec. 3.1).
-    paper, A.2: the m1 queries of lowest cost for each truth by itself, shared or not."""
+    """With optimal_transport. released: an assignment, so a query has one truth only (Sec. 3.1).
+    paper, A.2: each truth's m1 queries of lowest cost; truths may share queries."""
     negatives: Literal["released", "paper"] = "released"
-    """With optimal_transport. released: what an assignment of negative_candidates leaves over.
-    paper, A.2: the Q - m2 queries of highest cost for each truth by itself. They differ where
+    """With optimal_transport. released: the queries outside an assignment with
+    negative_candidates. paper, A.2: each truth's Q - m2 queries of highest cost. They differ where
     truths compete."""
     iou_positive: float = 0.7
     """With selection "iou": queries whose box has a larger IoU with the truth are positives."""
     iou_negative: float = 0.3
-    """With selection "iou": queries whose box has a smaller one are negatives."""
+    """With selection "iou": queries with a smaller IoU are negatives."""
 
     def __post_init__(self) -> None:
         positive(self, "center_radius", "candidates", "negative_candidates")
         unit(self, "iou_positive", "iou_negative")
         require(
             self.iou_negative <= self.iou_positive,
-            "iou_negative must not exceed iou_positive, or a query were both: got "
+            "iou_negative must not exceed iou_positive, or a query would be both: got "
             f"{self.iou_negative} and {self.iou_positive}",
         )
         require(
@@ -142,7 +144,7 @@ class AssignmentConfig:
 
     @classmethod
     def paper(cls) -> AssignmentConfig:
-        """Sec. 3.1 and Appendix A.2 as written, with no conflict between truths left unsettled."""
+        """Sec. 3.1 and Appendix A.2 as written; every truth keeps a query of its own."""
         return cls(cost="paper", repair="exact", positives="paper", negatives="paper")
 
 
@@ -165,30 +167,28 @@ class LossConfig:
     reid_aux: float = 3.0
     """Squared error of cosines, positives against sampled negatives (released code only)."""
     identity: float = 0.0
-    """Cross-entropy of the "ID head" (ablation, Tables 6 and 7): an M-way classification of the
-    training set's instances, from the embeddings of the matched queries of both frames. 0: no
-    head. Beside the contrastive losses, or instead of them (reid and reid_aux 0)."""
+    """Cross-entropy of the "ID head" (ablation, Tables 6 and 7), which classifies the embeddings of
+    the matched queries of both frames by instance of the training set. 0: no head. Can replace
+    the contrastive losses (reid and reid_aux 0)."""
     dense: float = 2.0
     """Dense auxiliary classification of encoder tokens; counts only with dense_auxiliary."""
-    focal_alpha: float = 0.25
+    focal_alpha: float = FOCAL_ALPHA
     """Alpha of every focal loss."""
-    focal_gamma: float = 2.0
+    focal_gamma: float = FOCAL_GAMMA
     """Gamma of every focal loss."""
     negatives_per_positive: int = 10
     """Negatives sampled per positive in the auxiliary embedding loss."""
     supervise_reference: bool = False
     """Detection and mask losses on the reference frame too (released: key frame only)."""
     normaliser: Literal["local", "global"] = "local"
-    """Detection losses are divided by the matched queries of this worker's part of the batch
-    (local, as released) or by the mean over all workers (global, which makes the gradient that of
-    the whole batch, however it is cut)."""
+    """Detection losses are divided by the number of matched queries of this worker (local, as
+    released) or by its mean over all workers (global: the gradient is that of the whole batch,
+    however it is divided among workers)."""
 
     def __post_init__(self) -> None:
         unit(self, "focal_alpha")
-        for name in (
-            "ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux", "identity", "dense",
-        ):  # fmt: skip
-            require(getattr(self, name) >= 0, f"{name} must be >= 0, got {getattr(self, name)}")
+        not_negative(self, "ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux")
+        not_negative(self, "identity", "dense")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

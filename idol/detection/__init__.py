@@ -1,4 +1,4 @@
-"""Outputs to FrameDetections: all that stands before and after the network for one frame."""
+"""From frames to FrameDetections: pre-processing, the network and post-processing."""
 
 from typing import TYPE_CHECKING
 
@@ -8,15 +8,6 @@ if TYPE_CHECKING:
     from idol.detection.detector import Detector
     from idol.detection.postprocess import detections
 
-__all__ = [
-    "Detector",
-    "detections",
-]
+__all__ = ["Detector", "detections"]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "Detector": "idol.detection.detector",
-        "detections": "idol.detection.postprocess",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -1,4 +1,4 @@
-"""Frames in, detections out: the network with all that stands before and after it.
+"""Frames in, detections out: the network with pre-processing and post-processing.
 
 detector = Detector(model, speed="fast")
 frames = [detector.prepare(frame) for frame in batch]         # (H, W, 3) uint8 RGB
@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from idol.arrays import Floats32, Ints
 from idol.config import Config, Speed
 from idol.detection.gpu_masks import from_logits, to_host
-from idol.detection.postprocess import detections, frame_detections, keep
+from idol.detection.postprocess import detections, frame_detections, select_queries
 from idol.images.transforms import MEAN, STD, collate_images, inference_size, normalise
 from idol.network.fast import FastNetwork, Found
 from idol.network.model import IDOL
@@ -31,9 +32,9 @@ __all__ = ["Detector", "Prepared"]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One frame as the detector wants it.
+    """One frame, prepared for the detector.
 
-    pixels:     (3, h, w) float32 normalised; or (H, W, 3) uint8 where the device does that
+    pixels:     (3, h, w) float32 normalised; or (H, W, 3) uint8 where the device normalises
     input_size: (h, w) at which it enters the network
     size:       (H, W) of the frame
     """
@@ -44,21 +45,17 @@ class Prepared:
 
     @property
     def shape(self) -> tuple[tuple[int, ...], tuple[int, int]]:
-        """Frames that share it can share a batch."""
+        """Frames of equal shape can be in one batch."""
         return tuple(self.pixels.shape), self.input_size
 
 
 class Detector:
-    """Detections of single frames, of one or of many videos; it remembers nothing of them.
+    """Detections of single frames, of one or of many videos; it keeps no state between frames.
 
-    exact computes as the released code does, in the model's own precision. fast takes 16 bits where
-    the device has units for them, graphs on a GPU, and makes masks on the device; its price in
-    accuracy is in docs/performance.md.
-
-    model:    in eval mode; stays as it is. Its device is where the work is done
-    config:   transforms and detect count here. None: model.config
-    speed:    None: config.detect.speed
-    batch:    frames that will usually come together
+    model:    in eval mode; is not changed. The detector works on its device
+    config:   its sections transforms and detect are used. None: model.config
+    speed:    as of DetectConfig.speed. None: config.detect.speed
+    batch:    usual number of frames in a batch
     compiled: with fast, also torch.compile, see FastNetwork
     """
 
@@ -81,7 +78,7 @@ class Detector:
         self._on_device = self._fast is not None and self.device.type == "cuda"
 
     def prepare(self, frame: NDArray[np.uint8]) -> Prepared:
-        """What of the work can be done beforehand, by any thread.
+        """The part of the work that needs no device; any thread may do it beforehand.
 
         frame: (H, W, 3) uint8 RGB
         """
@@ -96,7 +93,7 @@ class Detector:
 
         frames:  B frames of one shape
         indices: position of each in its video, from 0
-        errors:  ValueError for outputs that are not finite
+        Raises: ValueError: outputs are not finite.
         """
         return self.start(frames, indices)()
 
@@ -104,10 +101,10 @@ class Detector:
     def start(
         self, frames: Sequence[Prepared], indices: Sequence[int]
     ) -> Callable[[], list[FrameDetections]]:
-        """As detect, but a GPU only begins: call what comes back for the detections.
+        """As detect, but return before a GPU is done; call the result to get the detections.
 
-        Start the next batch before that, and the device never waits for the host. Of several
-        started batches the first has to be finished first.
+        If the next batch is started before that call, the device never waits for the host. Finish
+        batches in the order in which they were started.
         """
         if len({frame.shape for frame in frames}) != 1 or len(frames) != len(indices):
             raise ValueError(
@@ -149,12 +146,12 @@ class Detector:
         assert self._fast is not None
         detect, found = self.config.detect, begun.found
         scores, labels, boxes = begun.wait()
-        rows = [keep(*each, detect) for each in zip(scores, labels, boxes, strict=True)]
+        rows = [select_queries(*each, detect) for each in zip(scores, labels, boxes, strict=True)]
         counts = [len(r) for r in rows]
         queries = np.concatenate(rows)
         images = np.repeat(np.arange(len(rows)), counts)
         with begun.stream():
-            # One upload for all: image and query of every detection.
+            # Image and query of every detection, in one upload.
             where = _to_device(np.stack([images, queries]), self.device)
             logits = self._fast.mask_logits(found, where[0], where[1])
             of_classes = to_host(found.class_scores[where[0], where[1]])
@@ -163,7 +160,7 @@ class Detector:
             overlaps, strings = from_logits(logits, counts, sizes, detect.mask_resize)
             begun.synchronise()
         ends = np.cumsum(counts)
-        # Copies: a view of one frame would keep the memory of them all.
+        # Cloned: a view of one frame would keep the memory of the whole batch.
         return [
             frame_detections(
                 index,
@@ -179,7 +176,7 @@ class Detector:
 
 
 class _Begun:
-    """A pass whose scores and boxes are on their way to the host, while the device goes on."""
+    """A pass whose scores and boxes are being copied to the host while the device works on."""
 
     def __init__(self, found: Found) -> None:
         self.found = found
@@ -190,10 +187,10 @@ class _Begun:
             self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._ready.record()
 
-    def wait(self) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    def wait(self) -> tuple[Floats32, Ints, Floats32]:
         """Best scores and their classes (B, Q), boxes (B, Q, 4) cxcywh.
 
-        Errors: ValueError for outputs that are not finite
+        Raises: ValueError: outputs are not finite.
         """
         if self._ready is not None:
             self._ready.synchronize()
@@ -208,13 +205,13 @@ class _Begun:
         return scores, labels, boxes
 
     def stream(self) -> AbstractContextManager[object]:
-        """Where to compute with the outputs: beside the next batch, not behind it."""
+        """The stream in which to use the outputs, so as not to wait for the next batch."""
         if self._device.type != "cuda":
             return nullcontext()
         return torch.cuda.stream(_side_stream(self._device))
 
     def synchronise(self) -> None:
-        """Wait for what was asked for in that stream."""
+        """Wait for the work in that stream."""
         if self._device.type == "cuda":
             _side_stream(self._device).synchronize()
 
@@ -231,13 +228,13 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _to_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+def _to_device(array: Ints, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def on_device(pixels: Tensor, input_size: tuple[int, int], divisor: int) -> Tensor:
-    """Resize, normalise and pad where the pixels are; at most 1 of 255 apart from normalise.
+    """Resize, normalise and pad on the device of pixels; differs from normalise by at most 1/255.
 
     pixels:     (B, H, W, 3) uint8
     input_size: (h, w)

@@ -1,4 +1,4 @@
-"""Masks of a batch of frames from their logits, on the device where the logits are."""
+"""Masks of a batch of frames from their logits, made on the device of the logits."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ Size = tuple[int, int]
 def from_logits(
     logits: Tensor, counts: Sequence[int], sizes: Sequence[tuple[Size, Size]], method: resize.Method
 ) -> tuple[list[Tensor], list[list[bytes]]]:
-    """Overlaps and run-length masks of every frame.
+    """Mask IoU and run-length masks of every frame.
 
-    On a GPU pixels are counted, interpolated and thresholded there, and come to the host as bits;
-    overlaps are the same numbers, and masks differ from the CPU's in a pixel whose interpolated
-    logit is within rounding of zero.
+    A GPU counts, interpolates and thresholds the pixels, and the host receives bits. The mask IoU
+    is the same as on a CPU; masks differ only in pixels whose interpolated logit rounds to zero.
 
     logits:  (n, h/4, w/4) float32 over the padded input, frame after frame
-    counts:  masks of each frame, n together
-    sizes:   for each frame its input's (height, width) without padding, and its own
+    counts:  number of masks of each frame, n in total
+    sizes:   for each frame (height, width) of its input without padding, and of the frame
     method:  see DetectConfig.mask_resize
-    returns: for each frame (N, N) float32 mask IoU on the CPU, and N compressed counts
+    returns: for each frame (N, N) float32 mask IoU on the CPU, and N compressed RLE counts
     """
     if not logits.is_cuda or mask_bits.missing(logits.device.index) is not None or not len(logits):
         parts = torch.split(logits, list(counts))
@@ -45,7 +44,7 @@ def from_logits(
 def _by_bits(
     logits: Tensor, counts: Sequence[int], sizes: Sequence[tuple[Size, Size]], method: resize.Method
 ) -> tuple[list[Tensor], list[list[bytes]]]:
-    """As from_logits, by the kernels of ops.mask_bits."""
+    """As from_logits, with the kernels of ops.mask_bits."""
     from idol.masks import bits as bit_rle
 
     shared = to_host(mask_bits.shared_pixels(logits, counts))
@@ -96,9 +95,9 @@ def _runs(
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """The same on the host: on its way there, and arrived once the stream has come so far.
+    """A copy on the host, complete once the current stream has come so far.
 
-    tensor: (...) anything; of the CPU it is returned itself
+    tensor: (...) any type; a CPU tensor is returned itself
     """
     if not tensor.is_cuda:
         return tensor
@@ -110,7 +109,7 @@ def to_host(tensor: Tensor) -> Tensor:
 def _reads(
     length: int, input_length: int, output_length: int, method: resize.Method, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Where each place of the result reads, for mask_bits.resize, on the device."""
+    """As reads, on the device."""
     low, share = reads(length, input_length, output_length, method)
     return low.to(device), share.to(device)
 
@@ -118,9 +117,9 @@ def _reads(
 def reads(
     length: int, input_length: int, output_length: int, method: resize.Method
 ) -> tuple[Tensor, Tensor]:
-    """Between which two neighbours of the logits each place of the result lies.
+    """Between which two neighbouring logits each pixel of the frame lies, along one axis.
 
-    released: the place of the upsampled map that the nearest pixel of the input has.
+    With method "released" a pixel has the place of the nearest pixel of the input.
 
     length:        of the logits' axis
     input_length:  of the input without padding

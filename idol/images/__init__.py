@@ -1,11 +1,12 @@
-"""Pixels without a network: augmentation, drawing, synthetic videos."""
+"""Pixels without a network: augmentation, drawing, synthetic videos and data sets."""
 
 from typing import TYPE_CHECKING
 
 from idol.lazy import attach
 
 if TYPE_CHECKING:
-    from idol.images.synthetic import SyntheticConfig, SyntheticVideo, make_video, write_dataset
+    from idol.images.synthetic import SyntheticConfig, SyntheticVideo, make_video
+    from idol.images.synthetic_dataset import write_dataset
     from idol.images.transforms import Pair, augment, collate, collate_images, normalise
     from idol.images.visualize import overlay
 
@@ -22,18 +23,4 @@ __all__ = [
     "write_dataset",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "Pair": "idol.images.transforms",
-        "SyntheticConfig": "idol.images.synthetic",
-        "SyntheticVideo": "idol.images.synthetic",
-        "augment": "idol.images.transforms",
-        "collate": "idol.images.transforms",
-        "collate_images": "idol.images.transforms",
-        "make_video": "idol.images.synthetic",
-        "normalise": "idol.images.transforms",
-        "overlay": "idol.images.visualize",
-        "write_dataset": "idol.images.synthetic",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -1,35 +1,23 @@
-"""Seeded videos of moving, occluding, look-alike objects with exact truth, in YouTube-VIS form.
+"""Seeded videos of moving, occluding, look-alike objects with exact truth.
 
 The difficulty is the paper's: instances of one category that look alike, cross, hide one another
-completely, leave and come back. A category is told by its outline, its texture family and a band
-of hues together; instances of a category differ within the band, in brightness, in frequency and
-orientation of the texture, and in size.
+completely, leave and come back. A category has its own outline, texture family and band of hues;
+its instances differ in hue within the band, brightness, size, and frequency and orientation of the
+texture.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
-import multiprocessing
-import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.arrays import Bools, Floats, Ints
+from idol.config.checks import not_negative, require, unit, within
 from idol.images import synthetic_looks as looks
 from idol.images.synthetic_looks import CATEGORIES, Instance, smooth
-
-Format = Literal["jpeg", "mp4"]
-
-FRAMES_FOLDER: Final = "JPEGImages"
-"""Folder beside the JSON below which `file_names` are found, as in YouTube-VIS."""
 
 _SLIGHT: Final = 0.02  # hidden share above which an instance counts as slightly occluded
 _SEVERE: Final = 0.5  # and as severely occluded (OVIS: half)
@@ -54,13 +42,13 @@ class SyntheticConfig:
     variation: float = 1.0
     """How far look-alikes differ in hue, brightness and texture; 0: identical twins."""
     crossing: float = 0.4
-    """Chance that an object's path is planned to meet another's in place and time. Half of those
-    who meet slow down there, so that the one behind stays hidden for some frames."""
+    """Chance that an object's path is planned to meet another's in place and time. Half of these
+    objects slow down there, so that the object behind stays hidden for some frames."""
     leaving: float = 0.2
     """Chance that an object's path leads out of the frame and back."""
     speed: float = 0.2
-    """Mean motion per frame in object diameters. At 0.05 the last frame's masks alone give every
-    identity; at 0.6 they hardly overlap the next frame's, and appearance has to decide."""
+    """Mean motion per frame in object diameters. At 0.05 mask overlap alone gives every identity;
+    at 0.6 masks of successive frames hardly overlap, and appearance has to decide."""
     deformation: float = 0.12
     """Strength of stretching, bending and wobbling, as a share of the radius."""
     background_speed: float = 0.015
@@ -77,32 +65,23 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         for name in ("size", "length", "num_objects"):
             values = getattr(self, name)
-            if len(values) != 2 or min(values) < 1:
-                raise ValueError(f"{name} must be two integers >= 1, got {values}")
+            ok = len(values) == 2 and min(values) >= 1
+            require(ok, f"{name} must be two integers >= 1, got {values}")
         for name in ("length", "num_objects", "diameter"):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise ValueError(f"{name} must be (smallest, largest), both > 0, got {(low, high)}")
-        if min(self.size) < 32:
-            raise ValueError(f"size must be at least 32 pixels on each side, got {self.size}")
-        if self.diameter[1] > 1:
-            raise ValueError(f"diameter is a share of the shorter side, <= 1, got {self.diameter}")
-        for name in ("look_alike", "crossing", "leaving", "background_contrast"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("variation", "speed", "background_speed", "noise"):
-            if not 0.0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if not 0.0 <= self.deformation <= 0.4:
-            raise ValueError(f"deformation must lie in [0, 0.4], got {self.deformation}")
-        if not 1 <= self.num_categories <= len(CATEGORIES):
-            raise ValueError(
-                f"num_categories must lie in [1, {len(CATEGORIES)}], got {self.num_categories}"
-            )
-        if self.min_visible < 1:
-            raise ValueError(f"min_visible must be >= 1, got {self.min_visible}")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must lie in [1, 100], got {self.jpeg_quality}")
+            ok = 0 < low <= high
+            require(ok, f"{name} must be (smallest, largest), both > 0, got {(low, high)}")
+        require(min(self.size) >= 32, f"size must be at least 32 on each side, got {self.size}")
+        require(
+            self.diameter[1] <= 1,
+            f"diameter is a share of the shorter side, <= 1, got {self.diameter}",
+        )
+        unit(self, "look_alike", "crossing", "leaving", "background_contrast")
+        not_negative(self, "variation", "speed", "background_speed", "noise")
+        within(self, 0, 0.4, "deformation")
+        within(self, 1, len(CATEGORIES), "num_categories")
+        within(self, 1, 100, "jpeg_quality")
+        require(self.min_visible >= 1, f"min_visible must be >= 1, got {self.min_visible}")
 
     @classmethod
     def easy(cls) -> SyntheticConfig:
@@ -135,15 +114,15 @@ class SyntheticVideo:
     masks:     (T, G, H, W) bool, visible pixels; all False where the instance is absent;
                no pixel belongs to two instances
     labels:    (G,)         int64, 0..K-1
-    whole:     (T, G)       int64, pixels of the instance in the frame, the hidden ones too
-    occlusion: G tuples of T: "no_occlusion", "slight_occlusion", "severe_occlusion", or None
-               where absent, from the share of the instance's pixels in the frame that are hidden
+    whole:     (T, G)       int64, pixels of the instance in the frame, hidden ones included
+    occlusion: G tuples of T: "no_occlusion", "slight_occlusion" or "severe_occlusion" by the
+               hidden share of the instance's pixels in the frame; None where absent
     """
 
     frames: NDArray[np.uint8]
-    masks: NDArray[np.bool_]
-    labels: NDArray[np.int64]
-    whole: NDArray[np.int64]
+    masks: Bools
+    labels: Ints
+    whole: Ints
     occlusion: tuple[tuple[str | None, ...], ...]
 
     def __repr__(self) -> str:
@@ -156,7 +135,7 @@ class SyntheticVideo:
 def make_video(config: SyntheticConfig, seed: int | tuple[int, ...]) -> SyntheticVideo:
     """Draw one video; the same config and seed give the same arrays.
 
-    seed: non-negative; a tuple names a video of a set, as write_dataset does with (seed, index)
+    seed: >= 0; write_dataset draws video i of a set with (seed, i)
     """
     rng = np.random.default_rng(seed)
     height, width = config.size
@@ -199,182 +178,6 @@ def make_video(config: SyntheticConfig, seed: int | tuple[int, ...]) -> Syntheti
     )
 
 
-def write_dataset(
-    out: Path | str,
-    config: SyntheticConfig,
-    num_videos: int,
-    seed: int,
-    format: Format = "jpeg",
-    processes: int | None = 1,
-    progress: bool = False,
-) -> Path:
-    """Write videos and their truth as a YouTube-VIS dataset; returns the path of its JSON.
-
-    Frames lie below out/JPEGImages: `video_0000/00000.jpg`, or `video_0000.mp4` whose frames are
-    named `video_0000.mp4#0`, `video_0000.mp4#1`, ... The JSON is written last and atomically, so
-    where it exists the set is complete. Asking again for the same set returns at once. The bytes
-    do not depend on processes.
-
-    num_videos: >= 1; video i is make_video(config, (seed, i)) and has id i + 1
-    processes:  how many to draw with; None: one per CPU. More than one are spawned, so the caller
-                must be an importable module with its main guarded, as with multiprocessing
-    progress:   show a progress bar
-    Errors: FileExistsError if out already holds another dataset; OSError if a frame cannot be
-    written.
-    """
-    out = Path(out)
-    if num_videos < 1:
-        raise ValueError(f"num_videos must be >= 1, got {num_videos}")
-    if seed < 0:
-        raise ValueError(f"seed must be >= 0, got {seed}")
-    if format not in ("jpeg", "mp4"):
-        raise ValueError(f"format must be 'jpeg' or 'mp4', got {format!r}")
-    path = out / "instances.json"
-    request = {"config": dataclasses.asdict(config), "num_videos": num_videos, "seed": seed}
-    request = json.loads(json.dumps(request | {"format": format}))
-    if path.exists():
-        if _request_of(path) == request:
-            return path
-        raise FileExistsError(
-            f"{path} already holds another dataset. Choose an empty folder, or remove this one."
-        )
-    (out / FRAMES_FOLDER).mkdir(parents=True, exist_ok=True)
-
-    draw = functools.partial(
-        _write_video, root=out / FRAMES_FOLDER, config=config, seed=seed, format=format
-    )
-    drawn = list(_map(draw, num_videos, processes, progress))
-    annotations = [annotation for _, rows in drawn for annotation in rows]
-    document = {
-        "info": {"description": "synthetic videos of idol.images.synthetic", "synthetic": request},
-        "licenses": [{"id": 0, "name": "generated; no rights reserved", "url": ""}],
-        "videos": [video for video, _ in drawn],
-        "categories": [
-            {"id": label + 1, "name": name, "supercategory": "synthetic"}
-            for label, name in enumerate(config.categories)
-        ],
-        "annotations": [{"id": i, **a} for i, a in enumerate(annotations, start=1)],
-    }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, separators=(",", ":"), sort_keys=True))
-    temporary.replace(path)
-    return path
-
-
-def _request_of(path: Path) -> Any:
-    """What the dataset at path was made from; None where it is not one of ours."""
-    try:
-        document = json.loads(path.read_text())
-    except (ValueError, OSError):
-        return None
-    info = document.get("info") if isinstance(document, dict) else None
-    return info.get("synthetic") if isinstance(info, dict) else None
-
-
-_Drawn = tuple[dict[str, Any], list[dict[str, Any]]]
-
-
-def _map(
-    draw: functools.partial[_Drawn], num_videos: int, processes: int | None, progress: bool
-) -> Iterator[_Drawn]:
-    """draw(0), draw(1), ... in order, in this process or in several."""
-    if processes is None:
-        processes = os.cpu_count() or 1
-    if processes < 1:
-        raise ValueError(f"processes must be >= 1, or None for one per CPU, got {processes}")
-    processes = min(processes, num_videos)
-
-    def shown(drawn: Iterable[_Drawn]) -> Iterable[_Drawn]:
-        if not progress:
-            return drawn
-        from tqdm import tqdm
-
-        bar: Iterable[_Drawn] = tqdm(drawn, total=num_videos, desc="synthetic videos", unit="video")
-        return bar
-
-    if processes == 1:
-        yield from shown(map(draw, range(num_videos)))
-        return
-    # Spawned, not forked: the caller may already run torch or Ray threads.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield from shown(pool.map(draw, range(num_videos), chunksize=4))
-
-
-def _write_video(
-    index: int, *, root: Path, config: SyntheticConfig, seed: int, format: Format
-) -> _Drawn:
-    """Draw video index and write its frames; returns its `videos` and `annotations` entries."""
-    from pycocotools import mask as coco
-
-    video = make_video(config, (seed, index))
-    name = f"video_{index:04d}"
-    write = _write_jpegs if format == "jpeg" else _write_mp4
-    file_names = write(root, name, video.frames, config)
-    height, width = config.size
-    rows = []
-    for g, label in enumerate(video.labels.tolist()):
-        present = [bool(mask.any()) for mask in video.masks[:, g]]
-        encoded = coco.encode(np.asfortranarray(video.masks[:, g].transpose(1, 2, 0), np.uint8))
-        boxes = coco.toBbox(encoded)
-        areas = video.masks[:, g].sum((1, 2))  # coco.area overflows on more than 255 masks
-        runs = [{"size": [height, width], "counts": e["counts"].decode("ascii")} for e in encoded]
-        rows.append(
-            {
-                "video_id": index + 1,
-                "category_id": label + 1,
-                "iscrowd": 0,
-                "width": width,
-                "height": height,
-                "length": len(present),
-                "segmentations": [r if p else None for r, p in zip(runs, present, strict=True)],
-                "bboxes": [b.tolist() if p else None for b, p in zip(boxes, present, strict=True)],
-                "areas": [int(a) if p else None for a, p in zip(areas, present, strict=True)],
-                "amodal_areas": [
-                    int(a) if p else None for a, p in zip(video.whole[:, g], present, strict=True)
-                ],
-                "occlusion": list(video.occlusion[g]),
-            }
-        )
-    entry = {
-        "id": index + 1,
-        "name": name,
-        "width": width,
-        "height": height,
-        "length": len(video.frames),
-        "file_names": file_names,
-    }
-    return entry, rows
-
-
-def _write_jpegs(
-    root: Path, name: str, frames: NDArray[np.uint8], config: SyntheticConfig
-) -> list[str]:
-    (root / name).mkdir(exist_ok=True)
-    file_names = [f"{name}/{t:05d}.jpg" for t in range(len(frames))]
-    options = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
-    for frame, file_name in zip(frames, file_names, strict=True):
-        _, encoded = cv2.imencode(".jpg", frame[..., ::-1], options)
-        (root / file_name).write_bytes(encoded.tobytes())
-    return file_names
-
-
-def _write_mp4(
-    root: Path, name: str, frames: NDArray[np.uint8], config: SyntheticConfig
-) -> list[str]:
-    height, width = config.size
-    path = root / f"{name}.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 6.0, (width, height))
-    if not writer.isOpened():
-        raise OSError(
-            f"cannot write {path}: this OpenCV has no mp4v encoder, or the folder is not "
-            "writable. Write JPEG frames instead: format='jpeg'."
-        )
-    for frame in frames:
-        writer.write(np.ascontiguousarray(frame[..., ::-1]))
-    writer.release()
-    return [f"{path.name}#{t}" for t in range(len(frames))]
-
-
 def _occlusion(visible: int, whole: int, config: SyntheticConfig) -> str | None:
     if visible < config.min_visible:
         return None
@@ -387,8 +190,8 @@ def _occlusion(visible: int, whole: int, config: SyntheticConfig) -> str | None:
 class _Motion(NamedTuple):
     """Where an object is at each of T frames."""
 
-    centres: NDArray[np.float64]  # (T, 2) pixels, (x, y)
-    headings: NDArray[np.float64]  # (T,) radians
+    centres: Floats  # (T, 2) pixels, (x, y)
+    headings: Floats  # (T,) radians
     diameter: float  # pixels
 
 
@@ -405,7 +208,7 @@ def _instances(
     motions: list[_Motion] = []
     instances = []
     for label in labels:
-        # Look-alikes first: a crossing of two categories asks nothing of the embeddings.
+        # Prefer crossings of look-alikes: embeddings tell different categories apart easily.
         others = [m for m, other in zip(motions, labels, strict=False) if other == label]
         motions.append(_motion(rng, config, num_frames, others or motions))
         growth = 1.0 + smooth(rng, num_frames, config.deformation)
@@ -423,7 +226,7 @@ def _instances(
                 wobbles=smooth(rng, num_frames, 0.5 * config.deformation, size=3),
             )
         )
-    # The near ones tend to be the large ones, so that some hide others completely.
+    # Large objects tend to be nearer, so that some hide others completely.
     nearness = [motion.diameter * np.exp(rng.normal(0, 0.25)) for motion in motions]
     return [instances[i] for i in np.argsort(nearness)]
 
@@ -431,8 +234,8 @@ def _instances(
 def _motion(
     rng: np.random.Generator, config: SyntheticConfig, num_frames: int, others: list[_Motion]
 ) -> _Motion:
-    """Draw an object's path through a decisive moment: it meets one of the others there, or goes
-    out of the frame to come back, or just passes."""
+    """Draw an object's path around one moment, at which it meets one of the others, or leaves the
+    frame (and returns later), or is at a random place."""
     limits = np.array([config.size[1], config.size[0]], np.float64)
     diameter = min(config.size) * rng.uniform(*config.diameter)
     moment = int(rng.integers(num_frames))
@@ -441,10 +244,10 @@ def _motion(
     lingers = False
     leaves = bool(rng.random() < config.leaving)
     if leaves:
-        # Just inside an edge, early enough to return, on the way out.
+        # Just inside an edge and heading out, early enough to return.
         axis, far = int(rng.integers(2)), bool(rng.integers(2))
         point[axis] = limits[axis] - 0.3 * diameter if far else 0.3 * diameter
-        # Right is 0, down is pi/2 (the frame's y points down); left and up are pi further.
+        # Headings: right is 0, down is pi/2 (y points down); left and up are pi more.
         heading = np.pi / 2 * axis + (0.0 if far else np.pi) + rng.uniform(-0.4, 0.4)
         moment = int(rng.integers(num_frames // 3 + 1))
     elif others and rng.random() < config.crossing:
@@ -457,7 +260,7 @@ def _motion(
             heading = float(other.headings[moment] + aside)
             lingers = bool(rng.random() < 0.5)
 
-    # Integrated outward from the decisive moment, both ways, on a finer clock.
+    # Integrate the motion before and after that moment, in quarters of a frame.
     fine = 4
     clock = np.arange(num_frames * fine) / fine
     pace = 1.0 + 0.65 * np.sin(2 * np.pi * (clock / rng.uniform(5, 14) + rng.random()))
@@ -472,8 +275,7 @@ def _motion(
     steps = pace[:, None] * np.stack([np.cos(headings), np.sin(headings)], axis=1)
     travelled = np.cumsum(steps, axis=0) * config.speed * diameter / fine
     points = (point + travelled - travelled[moment * fine])[::fine]
-    # Turn back at the edges by folding the plane; those who leave do so beyond the frame, where
-    # nothing of them is seen.
+    # Fold the path back at the edges of the frame; objects that leave turn back out of sight.
     inset = (-0.75 if leaves else 0.25) * diameter
     span = np.maximum(limits - 2 * inset, 1.0)
     centres = inset + span - np.abs((points - inset) % (2 * span) - span)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from idol.arrays import Bools, Ints
 from idol.config import TransformConfig
 from idol.structures import PairBatch, Targets
 
@@ -21,7 +22,6 @@ STD = np.array([58.395, 57.12, 57.375], np.float32)
 """ImageNet standard deviation."""
 
 Image = npt.NDArray[np.uint8]
-Masks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class Pair:
 
     key_image: Image
     reference_image: Image
-    labels: npt.NDArray[np.int64]
-    key_masks: Masks
-    reference_masks: Masks
-    identities: npt.NDArray[np.int64] | None = None
+    labels: Ints
+    key_masks: Bools
+    reference_masks: Bools
+    identities: Ints | None = None
 
     def __post_init__(self) -> None:
         for name in ("key", "reference"):
@@ -92,9 +92,9 @@ def inference_size(size: tuple[int, int], config: TransformConfig) -> tuple[int,
 def _resize(image: Image, size: tuple[int, int]) -> Image:
     """uint8 (H, W, 3) → (h, w, 3), bilinear, averaging over the source pixels when it shrinks.
 
-    The released code resizes with Pillow; torch's antialiased bilinear has the same filter (at
-    most 2 of 255 apart, in under 1 % of the values) and takes a third of the time. OpenCV has no
-    such filter: its linear one skips source pixels, its area one weighs them differently.
+    The released code resizes with Pillow; torch's antialiased bilinear filter is the same (at most
+    2 of 255 apart, in under 1 % of the values) and takes a third of the time. OpenCV has no such
+    filter: INTER_LINEAR skips source pixels, INTER_AREA weighs them differently.
     """
     if image.shape[:2] == size:
         return image
@@ -104,7 +104,7 @@ def _resize(image: Image, size: tuple[int, int]) -> Image:
     return out
 
 
-def _resize_masks(masks: Masks, size: tuple[int, int]) -> Masks:
+def _resize_masks(masks: Bools, size: tuple[int, int]) -> Bools:
     """bool (G, H, W) → (G, h, w), nearest."""
     if masks.shape[1:] == size or len(masks) == 0:
         return masks if masks.shape[1:] == size else np.zeros((0, *size), np.bool_)
@@ -119,15 +119,15 @@ def _to_tensor(image: Image) -> Tensor:
 
 
 def normalise(image: Image, config: TransformConfig) -> Tensor:
-    """A decoded frame as the network wants it at inference.
+    """A decoded frame as input of the network at inference.
 
     image:   (H, W, 3) uint8 RGB
     returns: (3, h, w) float32, resized to the test size and normalised
     """
-    return _to_tensor(_resize(image, inference_size((image.shape[0], image.shape[1]), config)))
+    return _to_tensor(_resize(image, inference_size(_size(image), config)))
 
 
-def collate_images(images: Sequence[Tensor], divisor: int = 32) -> tuple[Tensor, Tensor]:
+def collate_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
     """Zero-pad images to one size at the bottom and right.
 
     images:  B tensors (3, h, w)
@@ -143,7 +143,7 @@ def collate_images(images: Sequence[Tensor], divisor: int = 32) -> tuple[Tensor,
     return batch, padding
 
 
-def make_targets(masks: Masks, labels: npt.NDArray[np.int64]) -> Targets:
+def make_targets(masks: Bools, labels: Ints) -> Targets:
     """Truth of one frame from its masks: boxes are tight, right and bottom exclusive.
 
     masks:   (G, h, w) bool, un-padded
@@ -152,9 +152,9 @@ def make_targets(masks: Masks, labels: npt.NDArray[np.int64]) -> Targets:
     """
     count, height, width = masks.shape
     boxes = np.zeros((count, 4), np.float32)
-    rows: Masks = np.asarray(masks.any(axis=2))
-    columns: Masks = np.asarray(masks.any(axis=1))
-    present: Masks = np.asarray(rows.any(axis=1))
+    rows: Bools = np.asarray(masks.any(axis=2))
+    columns: Bools = np.asarray(masks.any(axis=1))
+    present: Bools = np.asarray(rows.any(axis=1))
     if count:
         x0, x1 = columns.argmax(1), width - columns[:, ::-1].argmax(1)
         y0, y1 = rows.argmax(1), height - rows[:, ::-1].argmax(1)
@@ -170,11 +170,10 @@ def make_targets(masks: Masks, labels: npt.NDArray[np.int64]) -> Targets:
 
 
 def augment(pair: Pair, config: TransformConfig, rng: np.random.Generator) -> Example:
-    """Random crop, resize, flip and colour, drawn once for the pair where the paper asks for it.
+    """Random crop, resize, flip and colour of a pair (specification 5.2; independent: 5.3).
 
-    Released (specification 5.2): the crop is applied to both frames or to none but each frame has
-    its own window, unless shared_crop; resize and flip are the same for both. With independent,
-    nothing is shared (5.3).
+    One draw decides for both frames whether to crop, their size and flip; each frame has its own
+    crop window unless shared_crop. With independent, each frame has its own draws.
     """
     frames = [(pair.key_image, pair.key_masks), (pair.reference_image, pair.reference_masks)]
     if config.independent:
@@ -189,16 +188,20 @@ def augment(pair: Pair, config: TransformConfig, rng: np.random.Generator) -> Ex
 
 
 def _augment_frames(
-    frames: list[tuple[Image, Masks]],
-    labels: npt.NDArray[np.int64],
+    frames: list[tuple[Image, Bools]],
+    labels: Ints,
     config: TransformConfig,
     rng: np.random.Generator,
 ) -> list[tuple[Tensor, Targets]]:
-    """Frames of the same G instances under one draw of everything but the crop windows."""
+    """Augment frames of the same G instances with the same draws, except for crop windows."""
     if rng.random() < config.crop_probability:
         if config.crop_short_sides:
             side = int(rng.choice(config.crop_short_sides))
-            frames = [_resize_frame(frame, side, None) for frame in frames]
+            sizes = [resized_size(_size(image), side, sys.maxsize) for image, _ in frames]
+            frames = [
+                (_resize(image, size), _resize_masks(masks, size))
+                for (image, masks), size in zip(frames, sizes, strict=True)
+            ]
         window = _crop_window(frames[0][0].shape, config.crop_range, rng)
         cropped = []
         for index, (image, masks) in enumerate(frames):
@@ -215,12 +218,10 @@ def _augment_frames(
     made = []
     for frame in frames:
         if config.stretch is not None:
-            image, masks = (
-                _resize(frame[0], config.stretch),
-                _resize_masks(frame[1], config.stretch),
-            )
+            size = config.stretch
         else:
-            image, masks = _resize_frame(frame, short_side, config.train_max_side)
+            size = resized_size(_size(frame[0]), short_side, config.train_max_side)
+        image, masks = _resize(frame[0], size), _resize_masks(frame[1], size)
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
         tensor = _to_tensor(image)
@@ -230,39 +231,35 @@ def _augment_frames(
     return made
 
 
-def _resize_frame(
-    frame: tuple[Image, Masks], short_side: int, max_side: int | None
-) -> tuple[Image, Masks]:
-    """A frame and its masks with the shorter side at short_side, the longer at most max_side."""
-    image, masks = frame
-    size = resized_size((image.shape[0], image.shape[1]), short_side, max_side or sys.maxsize)
-    return _resize(image, size), _resize_masks(masks, size)
+def _size(image: Image) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
 
 
 Window = tuple[int, int, int, int]
+"""y, x, height, width of a part of a frame."""
 
 
 def _crop_window(shape: Sequence[int], limits: tuple[int, int], rng: np.random.Generator) -> Window:
-    """y, x, height, width of a random crop with sides in limits, where the frame allows."""
-    height, width = (
-        int(rng.integers(min(side, limits[0]), min(side, limits[1]) + 1)) for side in shape[:2]
-    )
-    y = int(rng.integers(0, shape[0] - height + 1))
-    x = int(rng.integers(0, shape[1] - width + 1))
-    return y, x, height, width
+    """A random window with sides in limits, or the whole side if the frame is smaller."""
+    low, high = limits
+    sides = [int(rng.integers(min(side, low), min(side, high) + 1)) for side in shape[:2]]
+    return _placed(shape, sides, rng)
 
 
 def _jitter_window(shape: Sequence[int], strength: float, rng: np.random.Generator) -> Window:
-    """A window that leaves out up to `strength` of each side, drawn independently."""
-    height, width = (
-        max(1, round(side * (1.0 - float(rng.uniform(0, strength))))) for side in shape[:2]
-    )
+    """A random window that leaves out up to `strength` of each side."""
+    sides = [max(1, round(side * (1.0 - float(rng.uniform(0, strength))))) for side in shape[:2]]
+    return _placed(shape, sides, rng)
+
+
+def _placed(shape: Sequence[int], sides: Sequence[int], rng: np.random.Generator) -> Window:
+    height, width = sides
     y = int(rng.integers(0, shape[0] - height + 1))
     x = int(rng.integers(0, shape[1] - width + 1))
     return y, x, height, width
 
 
-def _crop(image: Image, masks: Masks, window: Window) -> tuple[Image, Masks]:
+def _crop(image: Image, masks: Bools, window: Window) -> tuple[Image, Bools]:
     y, x, height, width = window
     return image[y : y + height, x : x + width], masks[:, y : y + height, x : x + width]
 
@@ -278,8 +275,8 @@ def _recolor(image: Tensor, brightness: float, contrast: float, saturation: floa
     return (grey + (image - grey) * saturation) * contrast + brightness
 
 
-def collate(examples: Sequence[Example], divisor: int = 32) -> PairBatch:
-    """Batch pairs: key and reference images share one padded size, masks are padded to it."""
+def collate(examples: Sequence[Example], divisor: int) -> PairBatch:
+    """Batch pairs; all images and masks are padded to one size, a multiple of divisor."""
     images, padding = collate_images(
         [e.key for e in examples] + [e.reference for e in examples], divisor
     )

@@ -1,4 +1,4 @@
-"""Outputs and truth to a training step: assignment, losses, criterion, optimiser."""
+"""From network outputs and truth to a training step: assignment, losses, optimiser."""
 
 from typing import TYPE_CHECKING
 
@@ -8,19 +8,6 @@ if TYPE_CHECKING:
     from idol.learning.criterion import Criterion, split
     from idol.learning.training import PairLoss, Trainer
 
-__all__ = [
-    "Criterion",
-    "PairLoss",
-    "Trainer",
-    "split",
-]
+__all__ = ["Criterion", "PairLoss", "Trainer", "split"]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "Criterion": "idol.learning.criterion",
-        "PairLoss": "idol.learning.training",
-        "Trainer": "idol.learning.training",
-        "split": "idol.learning.criterion",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

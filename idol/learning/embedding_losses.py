@@ -1,4 +1,4 @@
-"""Losses of the contrastive embedding: paper Eq. 4, its companion in the code, and the ID head."""
+"""Losses of the embeddings: paper Eq. 4, the released code's auxiliary loss, and the ID head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from idol.arrays import Bools, Ints
 from idol.learning import losses
-from idol.learning.assignment import Selection
+from idol.learning.assignment import ContrastiveSamples
 from idol.learning.targets import to_device
 from idol.structures import Outputs
 
@@ -21,25 +21,24 @@ def contrast(
     key: Outputs,
     reference: Outputs,
     best: Ints,
-    selection: Selection,
+    chosen: ContrastiveSamples,
     negatives_per_positive: int,
     rng: random.Random,
     samples: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 4 and the auxiliary loss (specification 3.3), means over the truths that count.
+    """Eq. 4 and the auxiliary loss (specification 3.3), means over the truths with a positive.
 
-    best:      (B, G) each truth's query on the key frame
-    selection: (B, G, Q) positives and negatives on the reference frame. A truth without any
-               positive counts in neither loss, nor in the number they are divided by
-    samples:   see sample_negatives, one entry per truth that counts
-    returns:   loss_reid (), loss_reid_aux (); 0 with a gradient of 0 where no truth counts
+    best:    (B, G) each truth's query on the key frame
+    chosen:  (B, G, Q) positives and negatives on the reference frame
+    samples: as of sample_negatives, for the truths with a positive
+    returns: loss_reid (), loss_reid_aux (); both 0 with a gradient of 0 if no truth has a positive
     """
     device = key.embeddings.device
-    pair, row = np.nonzero(selection.positives.any(-1))
+    pair, row = np.nonzero(chosen.positives.any(-1))
     if len(pair) == 0:
         nothing = 0.0 * (key.embeddings.float().sum() + reference.embeddings.float().sum())
         return nothing, nothing
-    positives, negatives = selection.positives[pair, row], selection.negatives[pair, row]
+    positives, negatives = chosen.positives[pair, row], chosen.negatives[pair, row]
     sampled = sample_negatives(positives, negatives, negatives_per_positive, rng, samples)
     positive, negative, sample = to_device(np.stack([positives, negatives, sampled]), device)
     pairs, queries = to_device(np.stack([pair, best[pair, row]]), device)
@@ -47,8 +46,8 @@ def contrast(
     vectors = key.embeddings[pairs, queries].float()  # (n, C)
     others = reference.embeddings.float()
     ends = np.cumsum(np.bincount(pair, minlength=len(others))).tolist()
-    # In float32 also where the network runs under autocast: similarities are sums of 256
-    # products, unnormalised, that enter an exponential.
+    # Float32 also under autocast: a similarity is a sum of C products, not normalised, and enters
+    # an exponential.
     with torch.autocast(device.type, enabled=False):
         similarities = torch.cat(
             [
@@ -99,15 +98,15 @@ def sample_negatives(
 def classify_identities(
     frames: Sequence[tuple[Outputs, Ints, Sequence[Ints]]], num_identities: int
 ) -> Tensor:
-    """Cross-entropy of the "ID head" (paper Sec. 4.5): which training instance is this embedding?
+    """Cross-entropy of the "ID head", which classifies embeddings by instance (paper Sec. 4.5).
 
-    frames:         one entry per side of the pairs: Outputs of B images, the truth that each
-                    query answers for (B, Q), -1 for none, and B times (G_b,) the truths' numbers
-                    in the training set, -1 where not known
-    num_identities: M
-    returns:        () mean over the matched queries of known identity, in all frames together; 0
-                    with a gradient of 0 where there is none
-    errors:         ValueError where the network has no identity head, or a number is not below M
+    frames:         key frames and reference frames: Outputs of B images; (B, Q) the truth each
+                    query is assigned to, -1 for none; B times (G_b,) the truths' numbers in the
+                    training set, -1 where not known
+    num_identities: number of instances in the training set
+    returns:        () mean over the matched queries of known identity in all frames; 0 with a
+                    gradient of 0 if there are none
+    Raises: ValueError: the network has no identity head, or a number is not below num_identities.
     """
     head = frames[0][0].identity_head
     if head is None:
@@ -118,7 +117,7 @@ def classify_identities(
     embeddings, numbers = [], []
     for outputs, truth, identities in frames:
         found = [np.append(mine, -1)[rows] for mine, rows in zip(identities, truth, strict=True)]
-        known = np.stack(found)  # (B, Q); rows of -1 picked the appended -1
+        known = np.stack(found)  # (B, Q); truth -1 reads the appended -1
         if known.max(initial=-1) >= num_identities:
             raise ValueError(
                 f"identities must be below model.num_identities ({num_identities}), got "
@@ -130,7 +129,7 @@ def classify_identities(
         numbers.append(known[image, query])
     number = to_device(np.concatenate(numbers), embeddings[0].device)
     if len(number) == 0:
-        # One embedding stands in, so that the head's weights still get their (zero) gradient.
+        # One embedding passes through the head, so that its weights get a gradient (of zero).
         first = frames[0][0].embeddings
         return 0.0 * (head(first[:1, 0]).float().sum() + first.float().sum())
     return F.cross_entropy(head(torch.cat(embeddings)).float(), number)

@@ -1,4 +1,4 @@
-"""The truths of many frames in rows of one length: what a batched criterion computes with."""
+"""The truths of many frames in rows of equal length: the form a batched criterion computes with."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 from idol.arrays import Bools, Ints
+from idol.learning.assignment import Truths
+from idol.masks.resize import STRIDE
 from idol.structures import Targets
-
-MASK_STRIDE = 4
-"""Masks are predicted, and compared, at this stride of the padded input."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What decides about rows, on the host: one entry of (G_b,) per frame.
+    """Facts that decide about rows, on the host: one array (G_b,) per frame.
 
-    present:    bool, the instance is visible in the frame
-    identities: int64, its number in the training set, -1 where not known
+    present:    bool, whether the instance is visible in the frame
+    identities: int64, its number in the training set; -1: not known
     """
 
     present: list[Bools]
@@ -29,7 +28,7 @@ class Flags:
 
 
 def read_flags(targets: Sequence[Targets]) -> Flags:
-    """Bring the flags of any number of frames to the host, in one copy for all."""
+    """Copy the flags of any number of frames to the host, in one transfer."""
     if not targets:
         return Flags([], [])
     facts = torch.cat([torch.stack([t.present.long(), t.identities]) for t in targets], 1)
@@ -39,29 +38,25 @@ def read_flags(targets: Sequence[Targets]) -> Flags:
 
 
 @dataclass(frozen=True, slots=True)
-class PaddedTargets:
-    """The truths of B frames in padded rows, and their masks at the network's resolution.
+class PaddedTruths(Truths):
+    """The truths of B frames, (B, G) rows on the device, with masks at the network's resolution.
 
-    labels: (B, G) int64 · boxes: (B, G, 4) · valid: (B, G) bool, on the device and, as `real`,
-            on the host: rows that are truths
-    masks:  (B * G, H/4, W/4) bool, rows of image b from b * G on; (0, 0, 0) where not asked for
-    full:   the B frames' masks as they came, (G_b, h, w) each
+    masks:   (B * G, H/4, W/4) bool, those of image b from row b * G on; (0, 0, 0) without padding
+    full:    the B frames' masks as given, (G_b, h, w) each
+    padding: (B, H, W) bool of the network's input, True where padded; None: no masks wanted
     """
 
-    labels: Tensor
-    boxes: Tensor
-    valid: Tensor
-    real: Bools
     masks: Tensor
     full: list[Tensor]
+    padding: Tensor | None
 
 
 def pad(
     targets: Sequence[Targets], counts: Sequence[Bools], padding: Tensor | None
-) -> PaddedTargets:
-    """Put the truths of B frames in rows of one length.
+) -> PaddedTruths:
+    """Put the truths of B frames in rows of equal length.
 
-    counts:  B times (G_b,) bool, the truths that count
+    counts:  B times (G_b,) bool, the truths that are valid
     padding: (B, H, W) of the network's input: gives masks their size; None: no masks
     """
     most = max((len(t.labels) for t in targets), default=0)
@@ -73,26 +68,26 @@ def pad(
     boxes = torch.zeros(len(targets), most, 4, device=device)
     masks = torch.zeros(0, 0, 0, dtype=torch.bool, device=device)
     if padding is not None:
-        height, width = (side // MASK_STRIDE for side in padding.shape[1:])
+        height, width = (side // STRIDE for side in padding.shape[1:])
         masks = torch.zeros(len(targets) * most, height, width, dtype=torch.bool, device=device)
-    offset = MASK_STRIDE // 2
+    offset = STRIDE // 2
     for b, target in enumerate(targets):
         rows = len(target.labels)
         labels[b, :rows], boxes[b, :rows] = target.labels, target.boxes
         if padding is not None and rows:
-            small = target.masks[:, offset::MASK_STRIDE, offset::MASK_STRIDE]
+            small = target.masks[:, offset::STRIDE, offset::STRIDE]
             masks[b * most : b * most + rows, : small.shape[1], : small.shape[2]] = small
     valid = to_device(real, device)
-    return PaddedTargets(
-        labels=labels * valid,  # absent rows may carry any label: they must not index past K
+    return PaddedTruths(
+        labels=labels * valid,  # rows that are not valid may carry a label beyond K
         boxes=boxes,
         valid=valid,
-        real=real,
         masks=masks,
         full=[t.masks for t in targets],
+        padding=padding,
     )
 
 
 def to_device(array: Bools | Ints, device: torch.device) -> Tensor:
-    """A host array on the device, without waiting for what the device still has to do."""
+    """A host array on the device, without waiting for the work that the device still has to do."""
     return torch.from_numpy(array).to(device, non_blocking=True)

@@ -20,8 +20,8 @@ from idol.structures import Outputs, PairBatch
 class PairLoss(nn.Module):
     """The network and its criterion as one module, PairBatch in, losses out.
 
-    Everything that holds a parameter runs inside forward, the dynamic mask head included, so
-    DistributedDataParallel wraps it whole and needs no search for unused parameters.
+    All parameters are used inside forward, also those of the dynamic mask head, so
+    DistributedDataParallel can wrap it and needs no search for unused parameters.
 
     precision: TrainConfig.precision
     """
@@ -37,15 +37,15 @@ class PairLoss(nn.Module):
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: B pairs → the weighted total (), and every unweighted loss by its name."""
-        # Key and reference share one pass: the network knows nothing of pairs.
+        # One pass over all key and reference frames: the network treats images separately.
         with torch.autocast(batch.key_images.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = self.model(
                 torch.cat([batch.key_images, batch.reference_images]),
                 torch.cat([batch.key_padding, batch.reference_padding]),
             )
         if self.autocast:
-            # The few heads that the criterion calls run in float32 too: relative coordinates of
-            # masks are pixels, up to four digits, of which bfloat16 keeps two and a half.
+            # The heads that the criterion calls run in float32 too: relative coordinates of masks
+            # have up to four digits of pixels, and bfloat16 keeps two and a half.
             outputs = _in_float32(outputs)
         key, reference = split(outputs, len(batch.key_images))
         losses = self.criterion(self.model, key, reference, batch, self.random)
@@ -53,12 +53,8 @@ class PairLoss(nn.Module):
 
 
 def _in_float32(outputs: Outputs) -> Outputs:
-    values = {f.name: getattr(outputs, f.name) for f in dataclasses.fields(outputs)}
-    floats = {
-        name: value.float()
-        for name, value in values.items()
-        if isinstance(value, Tensor) and value.is_floating_point()
-    }
+    values = ((f.name, getattr(outputs, f.name)) for f in dataclasses.fields(outputs))
+    floats = {n: v.float() for n, v in values if isinstance(v, Tensor) and v.is_floating_point()}
     return dataclasses.replace(outputs, **floats)  # type: ignore[arg-type]
 
 
@@ -66,8 +62,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """Learning rate of a step as a fraction of the peak.
 
     step: 0-based optimiser step
-    Schedule step: times 0.1 at every milestone (released). cosine: half a cosine down to
-    final_rate. Both after a linear warm-up.
+    See TrainConfig.schedule; both schedules follow a linear warm-up.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -97,7 +92,7 @@ def make_optimizer(model: IDOL, config: TrainConfig) -> torch.optim.AdamW:
 class Trainer:
     """Optimiser, schedule, gradient clip and weight average around a PairLoss.
 
-    wrap: turns the PairLoss into what is called for a step, DistributedDataParallel for example
+    wrap: given the PairLoss, returns the module to call, for example DistributedDataParallel
     """
 
     def __init__(
@@ -121,7 +116,7 @@ class Trainer:
     def step(self, batch: PairBatch) -> dict[str, float]:
         """One optimiser step. Returns the total, every loss and the gradient norm as numbers.
 
-        Errors: FloatingPointError, before the weights are touched, if the gradient is not finite.
+        Raises: FloatingPointError: the gradient is not finite; the weights are unchanged.
         """
         rate = self.config.learning_rate * learning_rate_factor(self.step_number, self.config)
         for group in self.optimizer.param_groups:
@@ -148,7 +143,7 @@ class Trainer:
     def _update_average(self) -> None:
         if self.average is None:
             return
-        # A young average follows closely, or its random start would linger.
+        # In the first steps the average follows faster, so that the random start is forgotten.
         decay = min(self.config.ema_decay, (1 + self.step_number) / (10 + self.step_number))
         mine, theirs = [], []
         for name, value in self.model.state_dict().items():
@@ -160,7 +155,7 @@ class Trainer:
         torch._foreach_lerp_(mine, theirs, 1 - decay)
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights to evaluate with: the average where there is one."""
+        """The weights to evaluate with: the moving average if there is one."""
         return self.model.state_dict() if self.average is None else self.average
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Detections to tracks: association, the memory bank, and the tracks that come of it."""
+"""From detections to tracks: association, the memory bank, and assembling tracks."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ from idol.lazy import attach
 
 if TYPE_CHECKING:
     from idol.config.tracker import TrackerConfig
-    from idol.tracker.online import Tracker, select, subset, track_video
+    from idol.tracker.online import Tracker, admitted, track_video
     from idol.tracker.tracks import AssembledTrack, TrackAssembler
 
 __all__ = [
@@ -14,20 +14,8 @@ __all__ = [
     "TrackAssembler",
     "Tracker",
     "TrackerConfig",
-    "select",
-    "subset",
+    "admitted",
     "track_video",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "AssembledTrack": "idol.tracker.tracks",
-        "TrackAssembler": "idol.tracker.tracks",
-        "Tracker": "idol.tracker.online",
-        "TrackerConfig": "idol.config.tracker",
-        "select": "idol.tracker.online",
-        "subset": "idol.tracker.online",
-        "track_video": "idol.tracker.online",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

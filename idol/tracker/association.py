@@ -1,4 +1,4 @@
-"""How likely each detection continues each instance, and who gets whom (Eq. 6, 7)."""
+"""How likely each detection continues each remembered instance, and the assignment (Eq. 6, 7)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from idol.arrays import Floats32, Ints
+from idol.arrays import Floats, Floats32, Ints
 from idol.config import TrackerConfig
 from idol.tracker.memory_bank import FrameArrays, MemoryBank
 
-__all__ = ["assign", "similarity"]
+__all__ = ["assign_identities", "similarity"]
 
 Similarity = npt.NDArray[np.floating[Any]]
 
@@ -21,13 +21,13 @@ Similarity = npt.NDArray[np.floating[Any]]
 def similarity(
     now: FrameArrays, memory: MemoryBank, clock: int, config: TrackerConfig
 ) -> tuple[Similarity, Similarity]:
-    """f(i, j) of detection i and instance j, and the value it has to exceed.
+    """f(i, j) of detection i and instance j, and the threshold that it has to exceed.
 
     now:     n detections
     memory:  of M instances
-    clock:   of this frame
-    returns: (n, M) f, -inf where a gate forbids; (n, 1) or (1, 1) the bar
-    Errors: ValueError where products of embeddings overflow
+    clock:   number of this frame
+    returns: (n, M) f, -inf where an option forbids the match; (n, 1) or (1, 1) the threshold
+    Raises: ValueError: products of embeddings overflow float32.
     """
     embeddings = now.embeddings
     bar: Similarity | None = None
@@ -60,12 +60,14 @@ def similarity(
     if config.same_class:
         found = np.where(now.labels[:, None] == memory.labels, found, -np.inf)
     if bar is None:
-        # A threshold is rounded like the values it meets.
+        # The threshold is rounded to the precision of the values that it is compared with.
         bar = np.array([[config.match_threshold]], found.dtype)
     return found, bar
 
 
-def assign(found: Similarity, bar: Similarity, existence: Floats32, config: TrackerConfig) -> Ints:
+def assign_identities(
+    found: Similarity, bar: Similarity, existence: Floats32, config: TrackerConfig
+) -> Ints:
     """The memory row of every detection, each row at most once.
 
     found, bar: as similarity returns them
@@ -75,9 +77,9 @@ def assign(found: Similarity, bar: Similarity, existence: Floats32, config: Trac
     ranking = found
     passing = found > bar
     if config.similarity == "released" and config.frame_weight:
-        # The released code multiplies candidates by their existence time, and the others by the
-        # candidates' mean, where several pass. The largest product is always a candidate's, so
-        # ranking the candidates is the same, and with a single one the factor changes nothing.
+        # Where several instances pass, the released code multiplies their f by their existence
+        # time, and the f of the others by the mean of those times. The largest product always
+        # belongs to an instance that passes, so ranking only those gives the same result.
         ranking = found * existence.astype(found.dtype, copy=False)
     ranking = np.where(passing, ranking, -np.inf)
     if config.assignment == "hungarian":
@@ -86,19 +88,19 @@ def assign(found: Similarity, bar: Similarity, existence: Floats32, config: Trac
     matches: Ints = np.where(passing.any(axis=1), best, -1)
     wanted = [j for j in matches.tolist() if j >= 0]
     if len(set(wanted)) == len(wanted):
-        return matches  # nobody wants what another wants: whatever the order, each gets it
+        return matches  # no two detections prefer the same instance: the order does not matter
     rows = (matches >= 0).nonzero()[0]
     matches.fill(-1)
     if config.assignment == "argmax":
-        # Of the detections that want one instance the most similar has it; a tie goes to the
-        # higher score, which comes first.
+        # Of the detections that prefer the same instance, the most similar gets it; in a tie, the
+        # one of higher score, which comes first.
         order = np.argsort(-found[rows, best[rows]], kind="stable")
         served, first = np.unique(best[rows][order], return_index=True)
         matches[rows[order[first]]] = served
         return matches
     taken: set[int] = set()
     for i, j in zip(rows.tolist(), wanted, strict=True):
-        if j in taken:  # its best column has gone to a higher score: look again
+        if j in taken:  # by a detection of higher score: try the next best instance
             j = int(ranking[i].argmax())
             if not ranking[i, j] > -np.inf:
                 continue
@@ -111,7 +113,7 @@ def assign(found: Similarity, bar: Similarity, existence: Floats32, config: Trac
 def _hungarian(ranking: Similarity, bar: Similarity) -> Ints:
     from scipy.optimize import linear_sum_assignment
 
-    # Leaving a detection unmatched costs nothing, a pair below the bar is never worth it.
+    # A pair gains what it exceeds the threshold by; no match gains 0, as do forbidden pairs.
     gain = np.where(ranking > -np.inf, ranking - bar, 0.0)
     matches = np.full(len(gain), -1)
     rows, columns = linear_sum_assignment(gain, maximize=True)
@@ -122,8 +124,8 @@ def _hungarian(ranking: Similarity, bar: Similarity) -> Ints:
 
 def _products(embeddings: Floats32, memory: Floats32) -> Tensor:
     """d_i · ê_j, (n, C), (M, C) → (n, M)."""
-    # torch, not numpy, for product and softmax: the released decision can hang on the last bit
-    # (with one instance in memory f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up).
+    # torch, not numpy, for product and softmax: a released decision can depend on the last bit
+    # (with one instance in memory, f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up).
     products = torch.mm(torch.from_numpy(embeddings), torch.from_numpy(memory).T)
     finite = np.isfinite(products.numpy())
     if np.count_nonzero(finite) < finite.size:
@@ -136,15 +138,15 @@ def _products(embeddings: Floats32, memory: Floats32) -> Tensor:
 
 
 def _paper(products: Tensor, existence: Ints) -> Similarity:
-    """Eq. 6: σ_j, the frames since instance j entered the memory, inside the softmax over memory.
+    """Eq. 6, with σ_j inside the softmax over memory.
 
     products:  (n, M) ê_j · d_i
-    existence: (M,)   σ_j
+    existence: (M,)   σ_j, frames since instance j entered the memory
     """
     exact = products.double()
     sigma = torch.from_numpy(existence).double()
-    # (e^F + σ) / Σ(e^F + σ), both sides divided by e^s. s = max(F, 0) keeps every exponent at or
-    # below 0, and one of the terms at 1 or above: nothing overflows, nothing vanishes.
+    # (e^F + σ) / Σ(e^F + σ), both sides divided by e^s with s = max(F, 0): all exponents are <= 0
+    # and one term is >= 1, so there is neither overflow nor a sum of 0.
     scale = exact.amax(dim=1, keepdim=True).clamp(min=0)
     terms = (exact - scale).exp() + sigma * (-scale).exp()
     over_memory = terms / terms.sum(dim=1, keepdim=True)
@@ -153,7 +155,7 @@ def _paper(products: Tensor, existence: Ints) -> Similarity:
 
 
 def _bi_softmax(products: Tensor) -> Floats32:
-    """Mean of the softmax over memory and that over detections, (n, M) → (n, M)."""
+    """Mean of the softmax over memory and the softmax over detections, (n, M) → (n, M)."""
     likely: Floats32 = products.softmax(dim=1).numpy()
     likely += products.softmax(dim=0).numpy()
     likely /= np.float32(2)
@@ -166,16 +168,16 @@ def _multi_cue(
     """MaskTrack R-CNN (ICCV 2019), Eq. 1 and 3: log p + α log s + β IoU + γ [same class].
 
     p is the softmax of the products over the M instances and "new", whose logit is 0 and whose
-    class always agrees; so the bar is the value of "new".
+    class always agrees. The threshold is the value of "new".
 
     products: (n, M)
-    returns:  (n, M) values, (n, 1) those of "new"
+    returns:  (n, M) values of the instances, (n, 1) values of "new"
     """
     logits = np.concatenate([np.zeros((len(now), 1)), products.numpy()], axis=1)
     logits -= logits.max(axis=1, keepdims=True)
     values = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    # It is the same for all instances, and so decides between detections alone. A score of 0
-    # must not turn into -inf, which means forbidden.
+    # The same for all instances: it decides between detections only. A score of 0 must not give
+    # -inf, which means forbidden.
     certain = np.log(np.maximum(now.scores.astype(np.float64), np.finfo(np.float32).tiny))
     values += config.cue_score * certain[:, None]
     values[:, 1:] += config.cue_overlap * _box_iou(now.boxes, memory.boxes)
@@ -184,14 +186,14 @@ def _multi_cue(
     return values[:, 1:], values[:, :1]
 
 
-def _box_iou(boxes: Floats32, others: Floats32) -> npt.NDArray[np.float64]:
+def _box_iou(boxes: Floats32, others: Floats32) -> Floats:
     """(n, 4), (M, 4) xyxy → (n, M); 0 where both are empty."""
     a, b = boxes.astype(np.float64)[:, None], others.astype(np.float64)[None]
     shared = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     inter = np.prod(np.maximum(shared, 0), axis=-1)
     areas = (np.prod(np.maximum(x[..., 2:] - x[..., :2], 0), axis=-1) for x in (a, b))
     union = sum(areas) - inter
-    iou: npt.NDArray[np.float64] = inter / np.where(union > 0, union, 1)
+    iou: Floats = inter / np.where(union > 0, union, 1)
     return iou
 
 
@@ -203,26 +205,26 @@ def _cosine(a: Floats32, b: Floats32) -> Floats32:
 
 def _cosines(a: Floats32, *others: Floats32) -> list[Floats32]:
     """(n, C) and any number of (M, C) → as many (n, M)."""
-    # torch, not numpy: its threads are as many as the caller wants, those of numpy's BLAS are not.
+    # torch, not numpy: the caller can limit torch's threads, but not those of numpy's BLAS.
     exact = torch.from_numpy(a).double()
     lengths = torch.linalg.vector_norm(exact, dim=1)[:, None]
     found: list[Floats32] = []
     for other in others:
         there = torch.from_numpy(other).double()
         products = torch.mm(exact, there.T)
-        # Squares of float32 numbers, in float64, are 0 or far above this; and 0 / this is 0.
+        # In float64, products of float32 lengths are either 0 or far above 1e-300.
         products /= (lengths * torch.linalg.vector_norm(there, dim=1)).clamp_min_(1e-300)
         found.append(products.float().numpy())
     return found
 
 
 def _proximity(boxes: Floats32, expected: Floats32, absent: Ints, size_weight: float) -> Floats32:
-    """How near each detection is to where each instance is expected: 1 at the place, towards 0.
+    """How near each detection is to the expected place of each instance: 1 is exactly there.
 
     boxes:       (n, 4) xyxy
-    expected:    (M, 4) xyxy, the last box moved on as it moved last
+    expected:    (M, 4) xyxy, the last box plus its last motion
     absent:      (M,) frames since the instance was seen, 1 for the last frame
-    size_weight: of the logarithm of the sides' ratio
+    size_weight: weight of |log(ratio of the sides)| in d
     returns:     (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
     """
     (x, y, side), (there_x, there_y, other) = (_place(b) for b in (boxes, expected))

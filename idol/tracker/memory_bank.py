@@ -1,9 +1,9 @@
-"""What the tracker remembers of the instances it has seen lately: arrays of a bounded size."""
+"""The tracker's memory of recently seen instances: arrays of bounded size (paper Sec. 3.3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,9 @@ from idol.config import TrackerConfig
 __all__ = ["FrameArrays", "MemoryBank"]
 
 
-_ARRAYS: Final = (
-    "ids", "embeddings", "boxes", "motion", "history", "history_scores", "existence", "born",
-    "last_seen", "labels", "class_scores", "newest",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True)
 class FrameArrays:
-    """What association needs of n detections of a frame, on the host.
+    """The part of n detections of a frame that association uses, on the host.
 
     scores:       (n,)
     embeddings:   (n, C)
@@ -45,56 +39,44 @@ class FrameArrays:
         return self.class_scores.argmax(axis=1) if count else np.zeros(0, np.int64)
 
     def rows(self, rows: Ints | slice) -> FrameArrays:
-        """These rows, (n,) or the first so many, in this order."""
+        """These rows, given as (n,) indices or as a slice, in this order."""
         return FrameArrays(
             self.scores[rows], self.embeddings[rows], self.boxes[rows], self.class_scores[rows]
         )
 
 
 class MemoryBank:
-    """M instances in the order of their creation, as arrays (paper Sec. 3.3).
-
-    ids:            (M,)
-    embeddings:     (M, C) ê_j of Eq. 5 or what config.weighting says, brought up to date whenever
-                    an instance is seen
-    newest:         (M, C) the last embedding; C is 0 without newest_too
-    boxes:          (M, 4) xyxy, where each was last seen
-    motion:         (M, 4) change of the box per frame, from the last two sightings; zeros without
-                    position_weight
-    history:        (M, T, C) the last embeddings, newest last, zeros before the first; T is 0
-                    where the weighting has no use for the past
-    history_scores: (M, T)
-    existence:      (M,)   frames in which the instance was seen
-    born:           (M,)   clock of its first frame
-    last_seen:      (M,)
-    labels:         (M,)   class of its last detection
-    class_scores:   (M, K) mean over the detections that were matched; K is 0 without class_weight
-    """
+    """M instances in the order of their creation. T and C are 0 where the options need no array."""
 
     def __init__(self, size: int, num_classes: int, config: TrackerConfig) -> None:
-        num_classes = num_classes if config.class_weight > 0 else 0
         past = config.weighting in ("paper", "released", "similarity_guided")
         length = config.memory_length if past else 0
+
+        def floats(*shape: int) -> Floats32:
+            return np.zeros((0, *shape), np.float32)
+
+        self.ids: Ints = np.zeros(0, np.int64)  # (M,)
+        self.embeddings = floats(size)  # (M, C) ê_j of Eq. 5, or as config.weighting says
+        self.newest = floats(size if config.newest_too else 0)  # (M, C) the last embedding
+        self.boxes = floats(4)  # (M, 4) xyxy when last seen
+        self.motion = floats(4)  # (M, 4) change of the box per frame; 0 without position_weight
+        self.history = floats(length, size)  # (M, T, C) last embeddings, newest last, zeros before
+        self.history_scores = floats(length)  # (M, T) their scores
+        self.existence = floats()  # (M,) number of frames in which the instance was seen
+        self.born: Ints = np.zeros(0, np.int64)  # (M,) number of its first frame
+        self.last_seen: Ints = np.zeros(0, np.int64)  # (M,) number of its last frame
+        self.labels: Ints = np.zeros(0, np.int64)  # (M,) class of its last detection
+        # (M, K) mean class scores of its detections
+        self.class_scores = floats(num_classes if config.class_weight > 0 else 0)
+        self._arrays = tuple(vars(self))
         self.config = config
-        self.ids: Ints = np.zeros(0, np.int64)
-        self.embeddings: Floats32 = np.zeros((0, size), np.float32)
-        self.newest: Floats32 = np.zeros((0, size if config.newest_too else 0), np.float32)
-        self.boxes: Floats32 = np.zeros((0, 4), np.float32)
-        self.motion: Floats32 = np.zeros((0, 4), np.float32)
-        self.history: Floats32 = np.zeros((0, length, size), np.float32)
-        self.history_scores: Floats32 = np.zeros((0, length), np.float32)
-        self.existence: Floats32 = np.zeros(0, np.float32)
-        self.born: Ints = np.zeros(0, np.int64)
-        self.last_seen: Ints = np.zeros(0, np.int64)
-        self.labels: Ints = np.zeros(0, np.int64)
-        self.class_scores: Floats32 = np.zeros((0, num_classes), np.float32)
         self._weights = _recency(length, config)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def see(self, rows: Ints, now: FrameArrays, clock: int) -> None:
-        """Instances rows (n,), each once, were seen again as now, of n detections."""
+        """Update the instances rows (n,), each at most once, with their n detections of now."""
         if len(rows) == 0:
             return
         config = self.config
@@ -127,7 +109,7 @@ class MemoryBank:
             self.embeddings[rows] = self._summarise(history, past, self.existence[rows])
 
     def add(self, ids: Ints, new: FrameArrays, clock: int) -> None:
-        """New instances with these ids (n,), seen for the first time as new, of n detections."""
+        """Append instances with these ids (n,), seen for the first time as n detections."""
         count = len(ids)
         if count == 0:
             return
@@ -154,15 +136,15 @@ class MemoryBank:
             "newest": embeddings[:, : self.newest.shape[1]],
             "class_scores": new.class_scores[:, : self.class_scores.shape[1]],
         }
-        for name in _ARRAYS:
+        for name in self._arrays:
             setattr(self, name, np.concatenate([getattr(self, name), added[name]]))
 
     def forget(self, clock: int) -> None:
-        """Drop the instances last seen at clock or before."""
+        """Drop the instances last seen in frame clock or before."""
         if len(self) == 0 or self.last_seen.min() > clock:
             return
         keep = self.last_seen > clock
-        for name in _ARRAYS:
+        for name in self._arrays:
             setattr(self, name, getattr(self, name)[keep])
 
     def _mix(self, rows: Ints, embeddings: Floats32, share: Floats32 | np.float32) -> None:
@@ -174,7 +156,7 @@ class MemoryBank:
         exact = embeddings.astype(np.float64)
         lengths = np.linalg.norm(known, axis=2) * np.linalg.norm(exact, axis=1)[:, None]
         products = np.einsum("ntc,nc->nt", known, exact)
-        # Absent entries are zeros and count for nothing. existence includes the frame of now.
+        # Absent entries are zeros and add nothing. existence already includes the present frame.
         cosines = (products / np.where(lengths > 0, lengths, 1)).sum(axis=1)
         count = np.minimum(self.existence[rows] - 1, known.shape[1])
         likeness: Floats32 = np.clip(cosines / count, 0, 1).astype(np.float32)
@@ -187,14 +169,14 @@ class MemoryBank:
         if self.config.weighting == "released":
             weights += scores  # absent entries have score 0 and recency 0
         total = weights.sum(axis=1, keepdims=True)
-        # One after the other, oldest first: the order of a sum is in its last bit.
+        # Summed oldest first, because the order of additions decides the last bit.
         mean: Floats32 = history[:, 0] * weights[:, :1]
         for t in range(1, length):
             mean += history[:, t] * weights[:, t : t + 1]
         if total.min() > 0:
             mean /= total
             return mean
-        # Scores of exactly 0 without a recency term weigh nothing: the newest stands for all.
+        # Scores of exactly 0 without a recency term give no weight: use the newest embedding.
         empty = total[:, 0] <= 0
         mean /= np.where(total > 0, total, 1)
         mean[empty] = history[empty, -1]
@@ -202,7 +184,7 @@ class MemoryBank:
 
 
 def _recency(length: int, config: TrackerConfig) -> Floats32:
-    """Row L holds the weights of L remembered embeddings, newest last, zeros before."""
+    """(T + 1, T): row L holds the weights of L embeddings, newest last, zeros before."""
     table = np.zeros((length + 1, length), np.float32)
     for count in range(1, length + 1):
         age = np.arange(count, 0, -1)  # t of Eq. 5: 1 is the most recent
@@ -211,6 +193,6 @@ def _recency(length: int, config: TrackerConfig) -> Floats32:
                 length / age if config.temporal_weight else 1.0
             )
         elif config.temporal_weight:
-            # k · (1/L) in float64 and rounded once, as torch.range makes it in the released code.
+            # k · (1/L) in float64, rounded once, like torch.range in the released code.
             table[count, length - count :] = np.arange(1, count + 1) * (1.0 / count)
     return table

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from idol.arrays import Floats32, Ints
+from idol.arrays import Bools, Floats32, Ints
 from idol.config import TrackerConfig
 from idol.masks.boxes import greedy
 from idol.structures import FrameDetections, Track
@@ -17,18 +16,15 @@ from idol.tracker import association
 from idol.tracker.memory_bank import FrameArrays, MemoryBank
 from idol.tracker.tracks import AssembledTrack, TrackAssembler
 
-__all__ = ["Tracker", "TrackerConfig", "select", "subset", "track_video"]
+__all__ = ["Tracker", "TrackerConfig", "admitted", "track_video"]
 
 
 class Tracker:
-    """Gives the detections of one video their identities, frame by frame.
+    """Gives the detections of one video their identities, frame by frame. One tracker per video.
 
-    A pure function of small arrays: embeddings, scores and the matrix of mask overlaps. What it
-    keeps does not grow with the video: at most memory_length embeddings of every instance seen in
-    the last memory_lifetime frames. One tracker per video.
-
-    Its clock is the call: every update is one frame, also of a video sampled at every third frame
-    and also with N = 0, so a frame without detections must be passed as well.
+    Its memory does not grow with the video: at most memory_length embeddings of every instance
+    seen in the last memory_lifetime frames. Every call counts as one frame, also in a video
+    sampled at a stride; frames without detections must be passed too.
     """
 
     def __init__(self, config: TrackerConfig) -> None:
@@ -46,14 +42,13 @@ class Tracker:
     def update(self, frame: FrameDetections) -> Tensor:
         """Associate one frame (specification 4.3; paper Eq. 5 to 7, see TrackerConfig).
 
-        Every row takes part, whatever its score: `select` applies score_threshold before. Rows in
-        another order than descending score are considered in descending score.
+        All rows take part, in descending score; only `follow` applies score_threshold.
 
         frame:   the next frame; frame_index must grow from call to call
         returns: (N,) int64 track ids; -1: no identity (suppressed by mask NMS, or neither matched
-                 nor confident enough to be new). Ids count from 0 and are never used again.
-        errors:  ValueError, before anything is changed, for frames out of order or repeated,
-                 numbers that are not finite, scores outside [0, 1], another embedding size
+                 nor confident enough to be new). Ids count from 0 and are not reused.
+        Raises: ValueError: frames out of order or repeated, numbers that are not finite, scores
+            outside [0, 1], another embedding size. The tracker is unchanged.
         """
         overlaps = _numpy(frame.overlaps)
         ids = self._associate(_arrays(frame), overlaps, frame.frame_index)
@@ -61,17 +56,17 @@ class Tracker:
         return result if frame.scores.device.type == "cpu" else result.to(frame.scores.device)
 
     def follow(self, frame: FrameDetections) -> tuple[list[int], list[int]]:
-        """`select`, then `update` with the rows that it leaves, without making a frame of them.
+        """As `update`, of the `admitted` rows only.
 
         frame:   the next frame, with all its detections
-        returns: the n rows that entered, and their track ids as of `update`
-        errors:  as update
+        returns: the n admitted rows, and their track ids
+        Raises: ValueError: as update.
         """
         now, overlaps = _arrays(frame), _numpy(frame.overlaps)
-        rows = _selected(now.scores, self.config)
+        rows = admitted(frame, self.config)
         count = len(rows)
         if count < len(now):
-            # The usual frame is in descending score: what enters are its first rows.
+            # Frames are usually in descending score, so the admitted rows are the first ones.
             if count == 0 or rows[-1] == count - 1:
                 now, overlaps = now.rows(slice(count)), overlaps[:count, :count]
             else:
@@ -79,8 +74,7 @@ class Tracker:
         return rows.tolist(), self._associate(now, overlaps, frame.frame_index).tolist()
 
     def _associate(self, now: FrameArrays, overlaps: Floats32, index: int) -> Ints:
-        """Identities of the n detections that enter, overlaps (n, n), of the frame of this index:
-        what update returns."""
+        """Identities of n detections with mask IoU (n, n), as `update` returns them."""
         config = self.config
         self._check(now, overlaps, index)
         entered = len(now)
@@ -95,22 +89,22 @@ class Tracker:
         matches = ids
         if memory is not None and known and count:
             found, bar = association.similarity(now, memory, self._clock, config)
-            matches = association.assign(found, bar, memory.existence, config)
+            matches = association.assign_identities(found, bar, memory.existence, config)
         matched = matches >= 0
-        # Float32 comparisons on purpose: a threshold is rounded like the scores it meets.
+        # Compared in float32: the threshold is rounded to the precision of the scores.
         threshold = np.float32(config.new_threshold if known else config.first_threshold)
         born = ((now.scores > threshold) > matched).nonzero()[0]
         if config.new_overlap < 1 and len(born):
             born = _apart(born, matched, overlaps, rows, config.new_overlap)
 
-        # From here on nothing can fail: a refused frame leaves the tracker as it was.
+        # Nothing below can raise, so a refused frame leaves the tracker unchanged.
         if memory is None and entered:
             memory = self._memory = MemoryBank(
                 now.embeddings.shape[1], now.class_scores.shape[1], config
             )
         if memory is not None:
             continued = matched.nonzero()[0]
-            if len(continued) == count:  # the usual frame: nothing to pick
+            if len(continued) == count:  # the usual case
                 ids = memory.ids[matches]
                 memory.see(matches, now, self._clock)
             elif len(continued):
@@ -132,7 +126,7 @@ class Tracker:
         return all_ids
 
     def _check(self, arrays: FrameArrays, overlaps: Floats32, index: int) -> None:
-        """Refuse what cannot be tracked; nothing has changed yet."""
+        """Raise ValueError for a frame that cannot be tracked."""
         if self._last_index is not None and index <= self._last_index:
             raise ValueError(
                 f"frames must come in order, but frame {index} came after frame "
@@ -145,7 +139,7 @@ class Tracker:
             ("scores", arrays.scores),
         ):
             finite = np.isfinite(values)
-            if np.count_nonzero(finite) < finite.size:  # a third of the time of finite.all()
+            if np.count_nonzero(finite) < finite.size:  # three times faster than finite.all()
                 bad = np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
                 raise ValueError(
                     f"{name} of frame {index} must be finite, but rows {bad[:10].tolist()} "
@@ -168,13 +162,12 @@ def _survivors(scores: Floats32, overlaps: Floats32, threshold: float) -> Ints |
     """Greedy mask NMS, regardless of class.
 
     scores:   (N,)
-    overlaps: (N, N)
-    returns:  (n,) the rows that are left, in descending score; None: all, as they stand
+    overlaps: (N, N) mask IoU
+    returns:  (n,) the remaining rows in descending score; None: all, in their present order
     """
     conflict = overlaps > np.float32(threshold)
     ordered = not np.count_nonzero(scores[1:] > scores[:-1])
-    # Nothing but the diagonal, and that only where the threshold is below 1: nobody is in another's
-    # way.
+    # No conflict off the diagonal: all rows remain.
     if np.count_nonzero(conflict) == np.count_nonzero(conflict.diagonal()):
         return None if ordered else np.argsort(-scores, kind="stable")
     order = np.arange(len(scores)) if ordered else np.argsort(-scores, kind="stable")
@@ -182,16 +175,14 @@ def _survivors(scores: Floats32, overlaps: Floats32, threshold: float) -> Ints |
     return survivors
 
 
-def _apart(
-    born: Ints, matched: npt.NDArray[np.bool_], overlaps: Floats32, rows: Ints | None, most: float
-) -> Ints:
-    """Those of born that show nothing which another detection shows already.
+def _apart(born: Ints, matched: Bools, overlaps: Floats32, rows: Ints | None, most: float) -> Ints:
+    """The rows of born that are no duplicates of another detection.
 
     born:     (b,) rows that would start an identity, in descending score
     matched:  (n,) whether a detection continues one
-    overlaps: (N, N) of the frame; rows (n,) are those that take part, None: all
-    returns:  the rows of born whose mask IoU with all matched, and with those that start before
-              them, is at most this
+    overlaps: (N, N) mask IoU of the frame; rows: the n that survived NMS, None: all
+    returns:  the rows whose mask IoU with all matched rows, and with those returned before them,
+              is at most `most`
     """
     near = (overlaps if rows is None else overlaps[np.ix_(rows, rows)]) > np.float32(most)
     taken, kept = matched.copy(), []
@@ -202,47 +193,24 @@ def _apart(
     return np.array(kept, np.int64)
 
 
-def select(frame: FrameDetections, config: TrackerConfig) -> Tensor:
+def admitted(frame: FrameDetections, config: TrackerConfig) -> Ints:
     """The rows of a frame that enter the tracker (specification 4.2).
 
-    returns: (n,) int64 rows above score_threshold; where there is none and keep_best is set, the
-             best row; empty only if the frame is empty or keep_best is not set
+    returns: (n,) rows above score_threshold; if there are none and keep_best is set, the best row
     """
-    rows = torch.from_numpy(_selected(_numpy(frame.scores), config))
-    return rows.to(frame.scores.device)
-
-
-def _selected(scores: Floats32, config: TrackerConfig) -> Ints:
-    """select, of scores (N,)."""
+    scores = _numpy(frame.scores)
     rows: Ints = (scores > np.float32(config.score_threshold)).nonzero()[0]
     if len(rows) == 0 and config.keep_best and len(scores):
         return np.array([scores.argmax()])
     return rows
 
 
-def subset(frame: FrameDetections, rows: Tensor) -> FrameDetections:
-    """A frame with only these rows, (n,) int64, in this order."""
-    count = len(frame)
-    if len(rows) == count and torch.equal(rows, torch.arange(count, device=rows.device)):
-        return frame
-    masks = tuple(frame.masks[i] for i in rows.tolist()) if frame.masks else ()
-    return FrameDetections(
-        frame_index=frame.frame_index,
-        scores=frame.scores[rows],
-        class_scores=frame.class_scores[rows],
-        embeddings=frame.embeddings[rows],
-        overlaps=frame.overlaps[rows][:, rows],
-        boxes=frame.boxes[rows],
-        masks=masks,
-    )
-
-
 def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> list[Track]:
-    """All tracks of a video (specification 4.4); TrackAssembler has the pruning rule.
+    """All tracks of a video (specification 4.4); TrackAssembler describes the pruning.
 
     frames:  in order, one for every frame of the video, also those without detections
-    returns: tracks in the order of their creation; rows count in the frames as given
-    errors:  as Tracker.update
+    returns: tracks in the order of their creation; their rows are those of the given frames
+    Raises: ValueError: as Tracker.update.
     """
     tracker, assembler = Tracker(config), TrackAssembler(config)
     tracks: list[AssembledTrack] = []
@@ -253,7 +221,7 @@ def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> lis
 
 
 def _arrays(frame: FrameDetections) -> FrameArrays:
-    """What association needs of a frame; the arrays share its memory where they can."""
+    """The arrays of a frame, on the host; views of its memory if it is there."""
     return FrameArrays(
         scores=_numpy(frame.scores),
         embeddings=_numpy(frame.embeddings),

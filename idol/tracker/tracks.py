@@ -1,4 +1,4 @@
-"""Tracks out of tracked frames, one frame at a time: pruning, mean class scores, masks as bytes."""
+"""Tracks from tracked frames, one frame at a time: pruning, mean class scores, masks as bytes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from idol.arrays import Floats
 from idol.config import TrackerConfig
 from idol.structures import FrameDetections, Track
 
@@ -17,13 +17,13 @@ __all__ = ["AssembledTrack", "TrackAssembler"]
 
 @dataclass(frozen=True, slots=True)
 class AssembledTrack:
-    """A track that can change no more.
+    """A finished track.
 
     track:    identity, rows by frame, mean class scores
-    position: among the tracks of its video in the order of their creation; positions of dropped
-              tracks are missing. Sorted by it, streamed tracks are those of track_video
-    masks:    frame_index -> compressed RLE counts; empty where frames carry no masks or
-              keep_masks is off
+    position: rank in the order of creation; ranks of dropped tracks are missing. Streamed tracks
+              sorted by it are the tracks of track_video
+    masks:    frame_index -> compressed RLE counts; empty without keep_masks, or where frames
+              carry no masks
     """
 
     track: Track
@@ -34,20 +34,20 @@ class AssembledTrack:
 class TrackAssembler:
     """Gathers tracked detections into tracks (specification 4.4), streaming.
 
-    From the position prune_after on, a track seen in fewer than prune_short frames and absent in
-    the last two is dropped. The tracker's memory does not know: if that identity is matched
-    again, it starts a new history, behind the tracks that exist by then, as in the released code.
-    With prune_at_end the same happens once more as though two empty frames followed.
+    After frame prune_after, a track seen in fewer than prune_short frames and absent in the last
+    two is dropped. The tracker's memory keeps that identity: if it is matched again, a new track
+    of the same id starts, later in the order of creation, as in the released code. With
+    prune_at_end, tracks are pruned once more at the end as if two empty frames followed.
 
-    Of a live track it keeps which rows are its own, the sum of its class scores and, with
-    keep_masks, its RLE bytes; of a finished or dropped one, nothing. One assembler per video.
+    Of a live track it keeps the rows, the sum of class scores and, with keep_masks, RLE bytes; of
+    a finished or dropped track, nothing. One assembler per video.
     """
 
     def __init__(self, config: TrackerConfig, *, keep_masks: bool = False) -> None:
         self.config = config
         self.keep_masks = keep_masks
         self._histories: dict[int, _History] = {}
-        # Only young tracks can be dropped: the rule must not cost more as the video grows.
+        # Only these can be dropped; pruning looks at no others, so its cost does not grow.
         self._young: dict[int, _History] = {}
         self._created = 0
         self._clock = -1
@@ -65,16 +65,15 @@ class TrackAssembler:
         track_ids: Sequence[int],
         alive: Collection[int],
     ) -> list[AssembledTrack]:
-        """Take the next frame, also one without detections.
+        """Add the next frame, also one without detections.
 
-        frame:     all detections of the frame, which rows count in
-        rows:      (n,) the rows that entered the tracker
+        frame:     all detections of the frame
+        rows:      (n,) the rows of frame that entered the tracker
         track_ids: (n,) their identities; -1: none
         alive:     ids that the tracker can still continue (Tracker.alive after this frame)
-        returns:   the tracks that ended: no longer alive, and too long to be dropped. A young one
-                   is held back until the pruning rule has decided
-        errors:    ValueError, before anything is changed, where rows and track_ids disagree, an
-                   identity comes twice, or finish was called
+        returns:   the tracks that ended with this frame. One that may still be pruned comes later
+        Raises: ValueError: rows and track_ids differ in length, an identity comes twice, or finish
+            was called. The assembler is unchanged.
         """
         given = [i for i in track_ids if i >= 0]
         if self._closed:
@@ -101,7 +100,7 @@ class TrackAssembler:
                 self._created += 1
             history = self._histories[track_id]
             history.detections[frame.frame_index] = row
-            # Summed in float64, so that the mean of a long track does not drift.
+            # Summed in float64 to keep the mean of a long track exact.
             history.total = history.total + class_scores[row]
             history.last_seen = self._clock
             if self.keep_masks and frame.masks:
@@ -115,7 +114,7 @@ class TrackAssembler:
         return [self._histories.pop(i).close(i) for i in ended]
 
     def finish(self) -> list[AssembledTrack]:
-        """End the video: the tracks that are left, in the order of their creation.
+        """End the video: the remaining tracks, in the order of their creation.
 
         A second call returns nothing.
         """
@@ -142,7 +141,7 @@ class _History:
     position: int
     detections: dict[int, int] = field(default_factory=dict)
     masks: dict[int, bytes] = field(default_factory=dict)
-    total: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    total: Floats = field(default_factory=lambda: np.zeros(1))
     last_seen: int = -1
 
     def close(self, track_id: int) -> AssembledTrack:

@@ -10,7 +10,7 @@ from idol.evaluation import average_precision
 from idol.evaluation.average_precision import Metrics, VideoMatches
 from idol.evaluation.stored_overlaps import VideoOverlaps
 from idol.structures import FrameDetections, Track
-from idol.tracker.online import select, track_video
+from idol.tracker.online import admitted, track_video
 from idol.ytvis.truth import Truth, VideoTruth
 from pipelines import cluster
 from pipelines.stages import track
@@ -105,7 +105,7 @@ def measure_video(
                 )
             )
             # The tracker that knows every identity gets the detections that the real one gets.
-            rows.append(select(frame, tracker).tolist())
+            rows.append(admitted(frame, tracker).tolist())
             yield frame
 
     tracks = track_video(passing(), tracker)

@@ -170,7 +170,7 @@ def test_paper_presets_differ_from_the_released_ones_where_the_text_does_and_now
     assert text.transforms == expected
 
 
-@pytest.mark.parametrize("config", [Config(), presets.tiny(), presets.paper(presets.ovis_r50())])
+@pytest.mark.parametrize("config", [Config(), presets.tiny(), presets.by_name("ovis_r50_paper")])
 def test_the_paper_says_nothing_about_other_configurations(config):
     with pytest.raises(ValueError, match=f"not {config.name!r}. Start from one of: ytvis19_r50"):
         presets.paper(config)

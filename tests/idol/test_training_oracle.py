@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import idol
-from idol.learning.assignment import assign, select
+from idol.learning.assignment import Truths, assign_queries, contrastive_samples
 from idol.learning.criterion import Criterion, split
 from idol.network.model import IDOL
 from idol.structures import PairBatch, Targets
@@ -109,25 +109,25 @@ def test_every_layer_is_assigned_as_released(case, run):
     config = idol.presets.by_name("ytvis19_r50").assignment
     for b, (here, there) in enumerate(zip(batch.key_targets, batch.reference_targets, strict=True)):
         # The stored truth rows are those that are there on the key frame.
-        labels, boxes = here.labels[here.present], here.boxes[here.present]
+        rows = here.present
+        labels, boxes, visible = here.labels[rows], here.boxes[rows], there.present[rows]
+        truths = Truths(labels, boxes, torch.ones_like(visible))
         for layer in range(6):
-            found = assign(key.logits[layer, b], key.boxes[layer, b], labels, boxes, config)
+            found = assign_queries(key.logits[layer, b], key.boxes[layer, b], truths, config)
             at = f"match/l{layer}/b{b}"
             positive = np.unpackbits(stored[f"{at}/mask"])[:300].astype(bool)
             np.testing.assert_array_equal(found.positive, positive)
             np.testing.assert_array_equal(found.truth[positive], stored[f"{at}/gt"])
             np.testing.assert_array_equal(found.best, stored[f"{at}/best"])
-        chosen = select(
+        chosen = contrastive_samples(
             reference.logits[-1, b],
             reference.refined[b],
-            labels,
-            there.boxes[here.present],
+            Truths(labels, there.boxes[rows], visible),
             config,
-            there.present[here.present],
         )
-        for g, visible in enumerate(there.present[here.present]):
-            assert (f"sel/b{b}/g{g}/pos" in stored.files) == bool(visible)
-            if visible:
+        for g, seen in enumerate(visible):
+            assert (f"sel/b{b}/g{g}/pos" in stored.files) == bool(seen)
+            if seen:
                 for name, got in (("pos", chosen.positives), ("neg", chosen.negatives)):
                     expected = np.unpackbits(stored[f"sel/b{b}/g{g}/{name}"])[:300].astype(bool)
                     np.testing.assert_array_equal(got[g], expected)

@@ -15,7 +15,7 @@ import torch
 
 import idol
 from idol.config import override
-from idol.images import synthetic
+from idol.images import synthetic, synthetic_dataset
 from idol.segmenter import OnlineSegmenter
 from idol.weights import checkpoint
 from idol.ytvis import results
@@ -40,7 +40,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     config = synthetic.SyntheticConfig(
         size=(64, 96), length=(4, 6), num_objects=(1, 3), num_categories=2
     )
-    annotations = synthetic.write_dataset(folder / "val", config, 4, 0)
+    annotations = synthetic_dataset.write_dataset(folder / "val", config, 4, 0)
     torch.manual_seed(0)
     preset = idol.presets.tiny()
     network = override(
@@ -84,7 +84,7 @@ def test_a_stream_ends_with_the_bytes_of_evaluate(
         for video in json.loads(annotations.read_text())["videos"]:
             segmenter = OnlineSegmenter(model, config=config)
             for name in video["file_names"]:
-                path = annotations.parent / synthetic.FRAMES_FOLDER / name
+                path = annotations.parent / synthetic_dataset.FRAMES_FOLDER / name
                 segmenter(frames.read(str(path), video_id=0))
             entries += segmenter.finish_ytvis(video["id"])
     finally:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from idol.images.synthetic import SyntheticConfig, write_dataset
+from idol.images.synthetic import SyntheticConfig
+from idol.images.synthetic_dataset import write_dataset
 from tests.pipelines.growing import growing
 
 _LIMIT_S = 180.0  # of one job

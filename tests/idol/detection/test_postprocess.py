@@ -15,12 +15,13 @@ from torch import Tensor
 
 import idol
 from idol.config import DetectConfig
-from idol.detection.postprocess import detections, finish, select_queries
+from idol.detection.postprocess import detections, select_queries
 from idol.masks import resize
 from idol.network.model import IDOL
 from idol.structures import FrameDetections, Track
-from idol.tracker.online import Tracker, TrackerConfig, select, subset, track_video
+from idol.tracker.online import Tracker, TrackerConfig, admitted, track_video
 from tests.idol import oracle_recipe as recipe
+from tests.idol.some_rows import subset
 
 INPUT_SIZE, SIZE = (45, 61), (97, 130)
 CONFIGS = {
@@ -36,6 +37,25 @@ def oracle(shared: Path) -> Any:
         return {name: stored[name] for name in stored.files}
 
 
+class Masks:
+    """Stands for the network: gives stored mask logits and remembers who asked for which."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.asked: list[tuple[int, list[int]]] = []
+
+    def masks(self, outputs: Any, image: int, queries: Tensor, layer: int = -1) -> Tensor:
+        assert layer == -1
+        self.asked.append((image, queries.tolist()))
+        return self.logits[image, queries]
+
+
+def selected_queries(logits: Tensor, boxes: Tensor, config: DetectConfig) -> Tensor:
+    """(Q, K) logits, (Q, 4) boxes → (N,) the queries that become detections."""
+    scores, labels = logits.sigmoid().max(dim=1)
+    return torch.from_numpy(select_queries(scores.numpy(), labels.numpy(), boxes.numpy(), config))
+
+
 def frames_of(
     oracle: Any, name: str, config: DetectConfig
 ) -> tuple[list[FrameDetections], list[Tensor]]:
@@ -43,20 +63,13 @@ def frames_of(
         k: torch.from_numpy(oracle[f"{name}/in/{k}"]) for k in ("logits", "boxes", "embed", "masks")
     }
     frames, selected = [], []
+    outputs: Any = SimpleNamespace(
+        logits=inputs["logits"][None], boxes=inputs["boxes"][None], embeddings=inputs["embed"]
+    )
+    model: Any = Masks(inputs["masks"])
     for t, (logits, boxes) in enumerate(zip(inputs["logits"], inputs["boxes"], strict=True)):
-        rows = select_queries(logits, boxes, config)
-        selected.append(rows)
-        frames.append(
-            finish(
-                t,
-                logits[rows],
-                boxes[rows],
-                inputs["embed"][t, rows],
-                inputs["masks"][t, rows],
-                INPUT_SIZE,
-                SIZE,
-            )
-        )
+        selected.append(selected_queries(logits, boxes, config))
+        frames.append(detections(outputs, model, t, t, INPUT_SIZE, SIZE, config))
     return frames, selected
 
 
@@ -85,7 +98,7 @@ def test_selection_tracks_scores_and_masks_equal_the_released_ones(
         frames, selected = frames_of(oracle, name, DetectConfig(score_floor=floor))
         tracker = Tracker(config)
         for t, (frame, queries) in enumerate(zip(frames, selected, strict=True)):
-            rows = select(frame, config)
+            rows = torch.from_numpy(admitted(frame, config))
             assert queries[rows].tolist() == oracle[f"{case}/{t}/sel"].tolist(), (case, t)
             ids = tracker.update(subset(frame, rows))
             given_ids = dict(zip(queries[rows].tolist(), ids.tolist(), strict=True))
@@ -127,7 +140,7 @@ def test_a_whole_video_through_the_network_equals_the_released_one(shared: Path)
             outputs = model(*recipe.batch(part, (192, 256)))
         for i in range(len(part)):
             frame = detections(outputs, model, i, start + i, input_size, size, DetectConfig())
-            queries = select_queries(outputs.logits[-1, i], outputs.boxes[-1, i], DetectConfig())
+            queries = selected_queries(outputs.logits[-1, i], outputs.boxes[-1, i], DetectConfig())
             assert queries.tolist() == stored[f"sel_{start + i}"].tolist()
             frames.append(frame)
     config = TrackerConfig.released("ytvis")
@@ -170,10 +183,10 @@ def test_box_suppression_commutes_with_a_score_filter(
 ) -> None:
     logits, boxes = random_queries(seed, count)
     floor, threshold = sorted(thresholds)
-    stored = select_queries(
+    stored = selected_queries(
         logits, boxes, DetectConfig(score_floor=floor, box_nms=box_nms, max_detections=cap)
     )
-    direct = select_queries(
+    direct = selected_queries(
         logits, boxes, DetectConfig(score_floor=threshold, box_nms=box_nms, max_detections=cap)
     )
     scores = logits.sigmoid().amax(1)
@@ -184,47 +197,29 @@ def test_box_suppression_commutes_with_a_score_filter(
 
 def test_the_best_query_is_stored_where_none_passes_the_floor() -> None:
     logits, boxes = torch.tensor([[-9.0, -8.0], [-5.0, -7.0]]), torch.full((2, 4), 0.5)
-    assert select_queries(logits, boxes, DetectConfig(score_floor=0.5)).tolist() == [1]
+    assert selected_queries(logits, boxes, DetectConfig(score_floor=0.5)).tolist() == [1]
 
 
 def test_boxes_of_different_classes_do_not_suppress_each_other() -> None:
     boxes = torch.full((3, 4), 0.5)
     logits = torch.tensor([[2.0, -9.0], [-9.0, 3.0], [1.0, -9.0]])
-    assert select_queries(logits, boxes, DetectConfig()).tolist() == [1, 0]
+    assert selected_queries(logits, boxes, DetectConfig()).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_network_outputs_that_are_not_finite_are_refused_with_the_query(value: float) -> None:
-    logits, boxes = random_queries(0, 5)
-    logits[3, 1] = value
-    with pytest.raises(ValueError, match="1 of 5 object queries are not; the first is query 3"):
-        select_queries(logits, boxes, DetectConfig())
-    with pytest.raises(ValueError, match=r"embeddings must be finite, but 1 of 2 .* frame 7"):
-        finish(
-            7,
-            torch.zeros(2, 3),
-            torch.full((2, 4), 0.5),
-            torch.tensor([[0.0, 1.0], [value, 0.0]]),
-            torch.zeros(2, 8, 8),
-            (30, 30),
-            (60, 60),
-        )
+    outputs, model = fabricated_outputs(0)
+    outputs.logits[-1, 1, 3, 1] = value
+    with pytest.raises(ValueError, match="1 of 12 object queries are not; the first is query 3"):
+        detections(outputs, model, 1, 7, (64, 96), (64, 96), DetectConfig())
+    outputs, model = fabricated_outputs(0)
+    best = int(outputs.logits[-1, 1].amax(dim=1).argmax())
+    outputs.embeddings[1, best, 1] = value
+    with pytest.raises(ValueError, match=r"embeddings must be finite, but 1 of \d+ .* frame 7"):
+        detections(outputs, model, 1, 7, (64, 96), (64, 96), DetectConfig())
 
 
 # --- one image of a batch ------------------------------------------------------------------------
-
-
-class Masks:
-    """Stands for the network: gives stored mask logits and remembers who asked for which."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
-        self.asked: list[tuple[int, list[int]]] = []
-
-    def masks(self, outputs: Any, image: int, queries: Tensor, layer: int = -1) -> Tensor:
-        assert layer == -1
-        self.asked.append((image, queries.tolist()))
-        return self.logits[image, queries]
 
 
 def fabricated_outputs(seed: int) -> tuple[Any, Any]:
@@ -246,7 +241,7 @@ def test_an_image_of_a_batch_becomes_detections_in_original_pixels() -> None:
     outputs, model = fabricated_outputs(0)
     config = DetectConfig(score_floor=0.2, max_detections=5)
     frame = detections(outputs, model, 1, 17, (60, 90), (120, 180), config)
-    queries = select_queries(outputs.logits[-1, 1], outputs.boxes[-1, 1], config)
+    queries = selected_queries(outputs.logits[-1, 1], outputs.boxes[-1, 1], config)
     assert model.asked == [(1, queries.tolist())]  # masks are made for the survivors only
     assert frame.frame_index == 17
     assert 1 < len(frame) <= 5

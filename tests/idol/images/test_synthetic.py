@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from idol.images.synthetic import FRAMES_FOLDER, SyntheticConfig, make_video, write_dataset
+from idol.images.synthetic import SyntheticConfig, make_video
+from idol.images.synthetic_dataset import FRAMES_FOLDER, write_dataset
 
 EASY, CROWDED = SyntheticConfig.easy(), SyntheticConfig.crowded()
 SMALL = dataclasses.replace(EASY, size=(48, 64), length=(3, 4))

@@ -119,7 +119,7 @@ def test_released_crops_are_independent_and_shared_crops_are_not():
 
 def test_padding_marks_exactly_what_no_image_covers():
     images = [torch.ones(3, 40, 50), torch.ones(3, 33, 70)]
-    batch, padding = collate_images(images)
+    batch, padding = collate_images(images, 32)
     assert batch.shape == (2, 3, 64, 96)
     for i, image in enumerate(images):
         assert (~padding[i]).sum() == image.shape[1] * image.shape[2]
@@ -129,7 +129,7 @@ def test_padding_marks_exactly_what_no_image_covers():
 
 def test_a_batch_pads_masks_to_the_images():
     examples = [augment(make_pair(seed=s), PLAIN, np.random.default_rng(s)) for s in range(3)]
-    batch = collate(examples)
+    batch = collate(examples, 32)
     assert batch.key_images.shape == batch.reference_images.shape == (3, 3, 64, 96)
     assert all(t.masks.shape == (2, 64, 96) for t in batch.key_targets)
     assert batch.key_targets[0].masks.sum() == examples[0].key_targets.masks.sum()

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from idol.images.visualize import caption, contact_sheet, identity_color, overlay
+from idol.images.visualize import caption, identity_color, overlay
 
 GREY = np.full((60, 80, 3), 100, np.uint8)
 
@@ -103,18 +103,3 @@ def test_what_does_not_fit_the_frame_is_refused(
 def test_a_frame_that_is_not_rgb_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="uint8 RGB, got float64"):
         overlay(GREY / 255.0, np.zeros((0, 60, 80)), [])  # type: ignore[arg-type]
-
-
-def test_a_sheet_places_images_row_by_row() -> None:
-    images = [np.full((10, 20, 3), value, np.uint8) for value in (10, 20, 30)]
-    sheet = contact_sheet(images, columns=2, gap=3)
-    assert sheet.shape == (23, 43, 3)
-    assert sheet[0, 0, 0] == 10
-    assert sheet[0, 23, 0] == 20
-    assert sheet[13, 0, 0] == 30
-    assert sheet[13, 23, 0] == 255  # the empty cell
-    assert contact_sheet(images[:1], columns=5).shape == (10, 20, 3)
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet([], columns=2)
-    with pytest.raises(ValueError, match="columns"):
-        contact_sheet(images, columns=0)

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idol.config import AssignmentConfig
-from idol.learning.assignment import Assignment, _overlaps, assign, cost_matrix, select
+from idol.learning import assignment
+from idol.learning.assignment import Assignment, Truths, _iou_and_giou
 from idol.masks.boxes import box_iou, cxcywh_to_xyxy, pairwise_giou
 
 CONFIG = AssignmentConfig()
@@ -26,6 +27,23 @@ def problem(seed, num_queries, num_truths, num_classes=5, spread=0.5):
     centres = 0.5 + spread * (torch.rand(num_truths, 2, generator=g) - 0.5)
     truth = torch.cat([centres, 0.05 + 0.3 * torch.rand(num_truths, 2, generator=g)], 1)
     return logits, boxes, labels, truth
+
+
+def truths(labels, boxes, valid=None):
+    valid = torch.ones_like(labels, dtype=torch.bool) if valid is None else valid
+    return Truths(labels, boxes, valid)
+
+
+def cost_matrix(logits, boxes, labels, truth, config):
+    return assignment.cost_matrix(logits, boxes, truths(labels, truth), config)
+
+
+def assign_queries(logits, boxes, labels, truth, config, valid=None):
+    return assignment.assign_queries(logits, boxes, truths(labels, truth, valid), config)
+
+
+def contrastive_samples(logits, boxes, labels, truth, config, valid=None):
+    return assignment.contrastive_samples(logits, boxes, truths(labels, truth, valid), config)
 
 
 def literal(cost, iou, candidates):
@@ -66,8 +84,8 @@ def test_stored_cases_of_the_released_code_are_reproduced(case, stored):
         for name in ("logits", "boxes", "gt_labels", "gt_boxes")
     )
     valid = torch.from_numpy(stored[f"{case}/ref_valid"])
-    found = assign(logits, boxes, labels, truth, CONFIG)
-    chosen = select(logits, boxes, labels, truth, CONFIG, valid)
+    found = assign_queries(logits, boxes, labels, truth, CONFIG)
+    chosen = contrastive_samples(logits, boxes, labels, truth, CONFIG, valid)
     if stored[f"{case}/robust_match"]:
         np.testing.assert_array_equal(found.positive, stored[f"{case}/match_mask"])
         np.testing.assert_array_equal(found.truth[found.positive], stored[f"{case}/match_gt"])
@@ -91,13 +109,13 @@ def test_the_batched_assignment_is_the_specification_in_loops(
     cost, iou = (x.numpy().copy() for x in cost_matrix(*arguments, CONFIG))
     raw = cost.copy()
     matched = literal(cost, iou, CONFIG.candidates)
-    found = assign(*arguments, CONFIG)
+    found = assign_queries(*arguments, CONFIG)
     np.testing.assert_array_equal(found.truth, np.where(matched.any(1), matched.argmax(1), -1))
     np.testing.assert_array_equal(
         found.best, np.where(matched | ~matched.any(0), cost, np.inf).argmin(0)
     )
 
-    chosen = select(*arguments, CONFIG)
+    chosen = contrastive_samples(*arguments, CONFIG)
     narrow = literal(raw, iou, CONFIG.candidates)
     wide = literal(raw, iou, CONFIG.negative_candidates)
     np.testing.assert_array_equal(chosen.positives, narrow.T)
@@ -123,15 +141,15 @@ def test_a_batch_of_padded_truths_is_its_images_one_by_one(seed, num_queries, co
     logits = torch.stack([logits, -logits])
     boxes = boxes.expand(2, *boxes.shape)
     labels, truth, valid = (x.expand(2, *x.shape) for x in (labels, truth, valid))
-    found = assign(logits, boxes, labels, truth, CONFIG, valid)
-    chosen = select(logits, boxes, labels, truth, CONFIG, valid)
+    found = assign_queries(logits, boxes, labels, truth, CONFIG, valid)
+    chosen = contrastive_samples(logits, boxes, labels, truth, CONFIG, valid)
     for layer in range(2):
         for b, (part, count) in enumerate(zip(parts, counts, strict=True)):
-            alone = assign(logits[layer, b], *part[1:], CONFIG)
+            alone = assign_queries(logits[layer, b], *part[1:], CONFIG)
             np.testing.assert_array_equal(found.truth[layer, b], alone.truth)
             np.testing.assert_array_equal(found.best[layer, b, :count], alone.best)
             assert (found.best[layer, b, count:] == -1).all()
-            apart = select(logits[layer, b], *part[1:], CONFIG)
+            apart = contrastive_samples(logits[layer, b], *part[1:], CONFIG)
             np.testing.assert_array_equal(chosen.positives[layer, b, :count], apart.positives)
             np.testing.assert_array_equal(chosen.negatives[layer, b, :count], apart.negatives)
             assert not chosen.positives[layer, b, count:].any()
@@ -143,8 +161,8 @@ def test_a_batch_of_padded_truths_is_its_images_one_by_one(seed, num_queries, co
 def test_order_of_the_queries_changes_nothing_but_their_numbers(seed, num_truths):
     logits, boxes, labels, truth = problem(seed, 30, num_truths)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
-    found = assign(logits, boxes, labels, truth, CONFIG)
-    moved = assign(logits[order], boxes[order], labels, truth, CONFIG)
+    found = assign_queries(logits, boxes, labels, truth, CONFIG)
+    moved = assign_queries(logits[order], boxes[order], labels, truth, CONFIG)
     np.testing.assert_array_equal(moved.truth, found.truth[order.numpy()])
     np.testing.assert_array_equal(order.numpy()[moved.best], found.best)
 
@@ -153,7 +171,7 @@ def test_a_perfect_query_answers_for_its_truth_and_one_far_off_for_none():
     logits = torch.full((3, 2), -4.0)
     logits[0, 1] = 4.0
     boxes = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.9, 0.9, 0.1, 0.1], [0.1, 0.9, 0.1, 0.1]])
-    found = assign(logits, boxes, torch.tensor([1]), boxes[:1], CONFIG)
+    found = assign_queries(logits, boxes, torch.tensor([1]), boxes[:1], CONFIG)
     np.testing.assert_array_equal(found.truth, [0, -1, -1])
     np.testing.assert_array_equal(found.best, [0])
 
@@ -176,24 +194,24 @@ def test_cost_of_a_hand_worked_pair():
 def test_overlaps_are_those_of_the_boxes_module(seed):
     _, boxes, _, truth = problem(seed, 12, 5)
     a, b = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth)
-    iou, giou = _overlaps(a, b)
+    iou, giou = _iou_and_giou(boxes, truth)
     torch.testing.assert_close(iou, box_iou(a, b), rtol=0, atol=1e-6)
     torch.testing.assert_close(giou, pairwise_giou(a, b), rtol=0, atol=1e-6)
 
 
 def test_without_truths_every_query_is_background():
     logits, boxes, labels, truth = problem(0, 10, 0)
-    found = assign(logits, boxes, labels, truth, CONFIG)
+    found = assign_queries(logits, boxes, labels, truth, CONFIG)
     assert isinstance(found, Assignment)
     assert not found.positive.any()
     assert found.positive.shape == (10,)
     assert found.best.shape == (0,)
-    assert select(logits, boxes, labels, truth, CONFIG).negatives.shape == (0, 10)
+    assert contrastive_samples(logits, boxes, labels, truth, CONFIG).negatives.shape == (0, 10)
 
 
 def test_more_truths_than_queries_ends_and_uses_every_query():
     logits, boxes, labels, truth = problem(3, 2, 6)
-    found = assign(logits, boxes, labels, truth, CONFIG)
+    found = assign_queries(logits, boxes, labels, truth, CONFIG)
     assert found.positive.all()
     assert ((found.best >= 0) & (found.best < 2)).all()
 
@@ -202,7 +220,7 @@ def test_a_truth_without_area_gets_a_query_and_no_nan():
     logits, boxes, labels, truth = problem(4, 10, 2)
     truth[1, 2:] = 0
     boxes[3, 2:] = 0  # 0 / 0 where both are points
-    found = assign(logits, boxes, labels, truth, CONFIG)
+    found = assign_queries(logits, boxes, labels, truth, CONFIG)
     assert set(found.truth) >= {0, 1}
 
 
@@ -212,19 +230,19 @@ def test_logits_that_are_not_finite_are_refused_by_row():
     logits[1, 4] = torch.nan
     many = [x.expand(3, *x.shape) for x in (boxes, labels, truth)]
     with pytest.raises(FloatingPointError, match=r"row \(1,\).*learning_rate"):
-        assign(logits, *many, CONFIG)
+        assign_queries(logits, *many, CONFIG)
     with pytest.raises(FloatingPointError, match="finite"):
-        select(logits, *many, CONFIG)
+        contrastive_samples(logits, *many, CONFIG)
 
 
 def test_wrong_shapes_are_refused_with_the_rule():
     logits, boxes, labels, truth = problem(6, 10, 2)
     with pytest.raises(ValueError, match=r"boxes must have shape \(\.\.\., Q, 4\)"):
-        assign(logits, boxes[:9], labels, truth, CONFIG)
-    with pytest.raises(ValueError, match=r"truth_boxes must have shape \(\.\.\., G, 4\)"):
-        assign(logits, boxes, labels, truth[:1], CONFIG)
+        assign_queries(logits, boxes[:9], labels, truth, CONFIG)
+    with pytest.raises(ValueError, match=r"truth boxes must have shape \(\.\.\., G, 4\)"):
+        assign_queries(logits, boxes, labels, truth[:1], CONFIG)
     with pytest.raises(ValueError, match="valid must have the shape of labels"):
-        assign(logits, boxes, labels, truth, CONFIG, torch.ones(3, dtype=torch.bool))
+        assign_queries(logits, boxes, labels, truth, CONFIG, torch.ones(3, dtype=torch.bool))
 
 
 def test_cost_of_the_paper_is_class_and_box_without_a_centre_prior():
@@ -261,8 +279,8 @@ def test_exact_costs_tell_far_queries_apart_that_the_released_sum_confuses():
     exact, _ = cost_matrix(logits, boxes, *truth, EXACT)
     assert released[0] == released[1]
     assert exact[1] < exact[0]
-    assert assign(logits, boxes, *truth, EXACT).best.tolist() == [1]
-    assert assign(logits, boxes, *truth, CONFIG).best.tolist() == [0]
+    assert assign_queries(logits, boxes, *truth, EXACT).best.tolist() == [1]
+    assert assign_queries(logits, boxes, *truth, CONFIG).best.tolist() == [0]
 
 
 @settings(max_examples=80, deadline=None)
@@ -278,12 +296,12 @@ def test_exact_repair_gives_every_truth_a_query_of_its_own_while_there_are_enoug
 ):
     arguments = problem(seed, num_queries, num_truths, spread=spread)
     config = AssignmentConfig(cost=cost, repair="exact")
-    found = assign(*arguments, config)
+    found = assign_queries(*arguments, config)
     served = np.unique(found.truth[found.positive])
     assert len(served) == min(num_queries, num_truths)
     for g in served:
         assert found.truth[found.best[g]] == g
-    chosen = select(*arguments, config)
+    chosen = contrastive_samples(*arguments, config)
     assert (chosen.positives.sum(0) <= 1).all()
     assert chosen.positives.any(1).sum() == min(num_queries, num_truths)
 
@@ -304,7 +322,7 @@ def test_exact_repair_changes_nothing_where_nothing_needs_repair(seed, num_truth
     contested = matched.sum(1) > 1
     matched[contested] = np.eye(num_truths, dtype=bool)[cost[contested].argmin(1)]
     released, exact = (
-        assign(*arguments, AssignmentConfig(repair=name)) for name in ("released", "exact")
+        assign_queries(*arguments, AssignmentConfig(repair=name)) for name in ("released", "exact")
     )
     if matched.any(0).all():
         np.testing.assert_array_equal(exact.truth, released.truth)
@@ -321,10 +339,10 @@ def test_truths_that_chose_one_query_get_two_with_the_exact_repair():
     truth = torch.tensor([[0.5, 0.5, 0.2, 0.2]]).repeat(3, 1)
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.7, 0.5, 0.2, 0.2], [0.9, 0.5, 0.2, 0.2]])
     arguments = (torch.zeros(3, 1), boxes, torch.zeros(3, dtype=torch.int64), truth)
-    released = assign(*arguments, CONFIG)
+    released = assign_queries(*arguments, CONFIG)
     assert released.truth.tolist() == [0, 1, -1]
     assert released.best.tolist() == [0, 1, 1]
-    exact = assign(*arguments, AssignmentConfig(repair="exact"))
+    exact = assign_queries(*arguments, AssignmentConfig(repair="exact"))
     assert sorted(exact.truth.tolist()) == sorted(exact.best.tolist()) == [0, 1, 2]
 
 
@@ -336,9 +354,9 @@ def test_exact_repair_takes_back_spare_queries_when_no_free_one_is_left():
     boxes = torch.cat([boxes, torch.tensor([[0.3, 0.31, 0.2, 0.2]])])
     logits = torch.zeros(3, 1)
     labels = torch.zeros(2, dtype=torch.int64)
-    found = assign(logits, boxes, labels, truth, AssignmentConfig(repair="exact"))
+    found = assign_queries(logits, boxes, labels, truth, AssignmentConfig(repair="exact"))
     assert (found.truth == 0).sum() == 2
-    few = assign(logits[:2], boxes[:2], labels, truth, AssignmentConfig(repair="exact"))
+    few = assign_queries(logits[:2], boxes[:2], labels, truth, AssignmentConfig(repair="exact"))
     assert few.truth.tolist() == [0, 1]
 
 
@@ -353,7 +371,7 @@ def test_selection_of_the_paper_is_a_2_word_for_word(seed, num_queries, num_trut
     arguments = problem(seed, num_queries, num_truths, spread=spread)
     paper = AssignmentConfig.paper()
     cost, iou = (x.numpy() for x in cost_matrix(*arguments, paper))
-    chosen = select(*arguments, paper)
+    chosen = contrastive_samples(*arguments, paper)
     for g in range(num_truths):
         overlaps = np.sort(iou[:, g])[::-1]
         m1, m2 = (max(1, int(overlaps[:n].sum(dtype=np.float32))) for n in (10, 100))
@@ -369,7 +387,7 @@ def test_selection_of_the_paper_is_a_2_word_for_word(seed, num_queries, num_trut
 def test_positives_and_negatives_follow_their_own_option(seed, num_truths):
     arguments = problem(seed, 30, num_truths, spread=0.05)
     both = {
-        (p, n): select(*arguments, AssignmentConfig(positives=p, negatives=n))
+        (p, n): contrastive_samples(*arguments, AssignmentConfig(positives=p, negatives=n))
         for p in ("released", "paper")
         for n in ("released", "paper")
     }
@@ -391,7 +409,7 @@ def test_iou_selection_of_hand_worked_boxes():
     labels = torch.zeros(3, dtype=torch.int64)
     config = AssignmentConfig(selection="iou")
     valid = torch.tensor([True, True, False])
-    chosen = select(torch.zeros(5, 1), boxes, labels, truth, config, valid)
+    chosen = contrastive_samples(torch.zeros(5, 1), boxes, labels, truth, config, valid)
     np.testing.assert_array_equal(np.flatnonzero(chosen.positives[0]), [0, 1])
     np.testing.assert_array_equal(np.flatnonzero(chosen.negatives[0]), [4])
     assert not chosen.positives[1].any()
@@ -412,7 +430,7 @@ def test_iou_selection_is_two_strict_thresholds_in_every_image(seed, low, high, 
     parts = [problem(seed + i, 25, max(counts), spread=0.2) for i in range(len(counts))]
     logits, boxes, labels, truth = (torch.stack(x) for x in zip(*parts, strict=True))
     valid = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-    chosen = select(logits, boxes, labels, truth, config, valid)
+    chosen = contrastive_samples(logits, boxes, labels, truth, config, valid)
     iou = np.stack([box_iou(cxcywh_to_xyxy(b), cxcywh_to_xyxy(t)).T.numpy() for b, t in zip(
         boxes, truth, strict=True)])  # fmt: skip
     clear = np.minimum(abs(iou - low), abs(iou - high)) > 1e-6
@@ -425,7 +443,7 @@ def test_iou_selection_refuses_boxes_that_are_not_finite():
     logits, boxes, labels, truth = problem(5, 10, 2)
     boxes[4, 0] = torch.nan
     with pytest.raises(FloatingPointError, match="finite"):
-        select(logits, boxes, labels, truth, AssignmentConfig(selection="iou"))
+        contrastive_samples(logits, boxes, labels, truth, AssignmentConfig(selection="iou"))
 
 
 def test_options_that_contradict_are_refused():
@@ -438,7 +456,7 @@ def test_options_that_contradict_are_refused():
 def test_a_positive_of_the_released_selection_can_be_a_negative_too():
     # Won in the narrow assignment, lost in the wide one to a truth that claims more queries there.
     for seed in range(40):
-        chosen = select(*problem(seed, 40, 6, spread=0.3), CONFIG)
+        chosen = contrastive_samples(*problem(seed, 40, 6, spread=0.3), CONFIG)
         if (chosen.positives & chosen.negatives).any():
             return
     pytest.fail("no such case among 40: is the wide assignment settled on its own?")

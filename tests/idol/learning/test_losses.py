@@ -111,16 +111,19 @@ def test_contrastive_loss_is_eq_4_written_out(num_pos, num_neg, seed):
     g = generator(seed)
     v, pos, neg = (torch.randn(n, 8, generator=g, dtype=F64) for n in (1, num_pos, num_neg))
     expected = torch.log(1 + torch.exp((neg @ v[0])[None] - (pos @ v[0])[:, None]).sum())
-    torch.testing.assert_close(losses.contrastive_loss(v[0], pos, neg), expected)
+    positive = torch.arange(num_pos + num_neg)[None] < num_pos
+    (loss,) = losses.contrastive_rows(v @ torch.cat([pos, neg]).T, positive, ~positive)
+    torch.testing.assert_close(loss, expected)
 
 
 def test_contrastive_loss_does_not_overflow():
-    v = torch.full((4,), 100.0, requires_grad=True)
-    loss = losses.contrastive_loss(v, -torch.ones(2, 4), torch.ones(3, 4))
-    loss.backward()
+    similarities = torch.tensor([[-400.0] * 2 + [400.0] * 3], requires_grad=True)
+    positive = torch.tensor([[True] * 2 + [False] * 3])
+    loss = losses.contrastive_rows(similarities, positive, ~positive)
+    loss.sum().backward()
     # 400 - (-400), plus log of the 2 * 3 equal terms.
     assert loss.item() == pytest.approx(800 + torch.tensor(6.0).log().item())
-    assert v.grad.isfinite().all()
+    assert similarities.grad.isfinite().all()
 
 
 @settings(max_examples=50, deadline=None)

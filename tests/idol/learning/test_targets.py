@@ -30,7 +30,7 @@ def test_rows_are_padded_and_what_does_not_count_carries_label_zero():
     frames = [targets(2, [1, 0]), targets(0, [])]
     padded = pad(frames, [np.array([True, False]), np.array([], bool)], None)
     assert padded.labels.tolist() == [[5, 0], [0, 0]]
-    assert padded.valid.tolist() == padded.real.tolist() == [[True, False], [False, False]]
+    assert padded.valid.tolist() == [[True, False], [False, False]]
     assert padded.masks.shape == (0, 0, 0)
 
 

@@ -30,7 +30,7 @@ def batch(config):
         video = make_video(SyntheticConfig.easy(), seed)
         pair = Pair(video.frames[0], video.frames[2], video.labels, video.masks[0], video.masks[2])
         examples.append(augment(pair, config.transforms, rng))
-    return collate(examples)
+    return collate(examples, 32)
 
 
 def make_trainer(config, seed=0):

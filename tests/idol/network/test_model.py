@@ -90,12 +90,12 @@ def test_an_image_says_the_same_alone_and_in_a_batch():
     torch.testing.assert_close(together.embeddings[1:2], alone.embeddings, atol=1e-4, rtol=1e-4)
 
 
-def test_mask_weights_of_all_queries_are_made_when_read():
+def test_the_controller_gives_169_parameters_for_every_state():
     model = idol.load("tiny")
     images = torch.zeros(1, 3, 64, 64)
     with torch.inference_mode():
         outputs = model(images, torch.zeros(1, 64, 64, dtype=torch.bool))
-        assert outputs.mask_weights.shape == (3, 1, 40, 169)
+        assert outputs.controller(outputs.states).shape == (3, 1, 40, 169)
 
 
 def test_wrong_image_sizes_are_refused_with_the_rule():
@@ -144,7 +144,7 @@ def test_the_identity_head_is_there_only_when_asked_for():
 
 
 def test_class_heads_and_identities_outside_the_rules_are_refused():
-    with pytest.raises(ValueError, match="num_identities must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="num_identities must be >= 0, got -1"):
         _small(num_identities=-1)
     with pytest.raises(ValueError, match="class_head must be one of"):
         idol.config.override(_small(), ["model.class_head=transformer"])

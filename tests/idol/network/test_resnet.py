@@ -190,7 +190,7 @@ def test_resnets_freeze_the_stages_asked_for(asked, frozen):
         (["name=swin", "swin_window=1"], "swin_window must be at least 2"),
         (["name=swin", "swin_drop_path=1"], r"swin_drop_path must lie in \[0, 1\)"),
         (["name=tiny", "frozen_stages=2"], "'tiny' backbone cannot freeze"),
-        (["frozen_stages=6"], "frozen_stages is 0..5"),
+        (["frozen_stages=6"], r"frozen_stages must lie in \[0, 5\]"),
         (["name=transformers"], "give it exactly when name is 'transformers'"),
         (["source=some/model"], "give it exactly when name is 'transformers'"),
         (["name=resnet18"], "must be one of"),

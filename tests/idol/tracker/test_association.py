@@ -160,7 +160,7 @@ def test_greedy_serves_one_after_the_other_however_many_want_the_same(
     found = rng.integers(0, 6, (n, m)).astype(np.float32) / 5
     existence = rng.integers(1, 4, m).astype(np.float32)
     bar = np.full((1, 1), 0.5, np.float32)
-    matches = association.assign(found, bar, existence, TrackerConfig())
+    matches = association.assign_identities(found, bar, existence, TrackerConfig())
     assert matches.tolist() == plain_greedy(found, 0.5, existence)
 
 
@@ -174,7 +174,7 @@ def test_every_assignment_is_one_to_one_and_above_the_bar(
     found = np.where(rng.random((n, m)) < 0.2, -np.inf, rng.random((n, m)))
     bar = rng.random((n, 1))
     config = TrackerConfig(assignment=assignment, similarity="cosine")
-    matches = association.assign(found, bar, np.ones(m, np.float32), config)
+    matches = association.assign_identities(found, bar, np.ones(m, np.float32), config)
     used = [j for j in matches.tolist() if j >= 0]
     assert len(used) == len(set(used))
     assert all(found[i, j] > bar[i, 0] for i, j in enumerate(matches) if j >= 0)

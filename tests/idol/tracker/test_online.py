@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from idol.masks import resize
 from idol.structures import FrameDetections, Track
-from idol.tracker.online import Tracker, TrackerConfig, select, subset, track_video
+from idol.tracker.online import Tracker, TrackerConfig, admitted, track_video
+from tests.idol.some_rows import subset
 
 EVERY_CONFIG = {
     "ytvis": TrackerConfig.released("ytvis"),
@@ -561,31 +562,20 @@ def histories(tracks: list[Track]) -> dict[int, list[int]]:
     return {one.track_id: sorted(one.detections) for one in tracks}
 
 
-def test_select_takes_what_passes_or_else_the_best() -> None:
+def test_admitted_is_what_passes_or_else_the_best() -> None:
     config = TrackerConfig(score_threshold=0.5)
-    assert select(make_frame(0, [0.9, 0.6, 0.5], torch.zeros(3, 1)), config).tolist() == [0, 1]
+    assert admitted(make_frame(0, [0.9, 0.6, 0.5], torch.zeros(3, 1)), config).tolist() == [0, 1]
     low = make_frame(0, [0.2, 0.4], torch.zeros(2, 1))
-    assert select(low, config).tolist() == [1]
-    assert select(low, dataclasses.replace(config, keep_best=False)).tolist() == []
-    assert select(make_frame(0, [], torch.zeros(0, 1)), config).tolist() == []
-
-
-def test_subset_keeps_rows_and_columns_of_everything() -> None:
-    frame = random_video(3, 1, most=12)[0]
-    frame = dataclasses.replace(frame, masks=tuple(bytes([i]) for i in range(len(frame))))
-    assert len(frame) > 3
-    part = subset(frame, torch.tensor([2, 0]))
-    assert part.masks == (b"\x02", b"\x00")
-    assert part.overlaps.tolist() == [[frame.overlaps[i, j].item() for j in (2, 0)] for i in (2, 0)]
-    assert torch.equal(part.embeddings, frame.embeddings[[2, 0]])
-    assert subset(frame, torch.arange(len(frame))) is frame
+    assert admitted(low, config).tolist() == [1]
+    assert admitted(low, dataclasses.replace(config, keep_best=False)).tolist() == []
+    assert admitted(make_frame(0, [], torch.zeros(0, 1)), config).tolist() == []
 
 
 @pytest.mark.parametrize("name", EVERY_CONFIG)
 @pytest.mark.parametrize("ordered", [True, False])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**16), threshold=st.floats(0.05, 0.95), keep_best=st.booleans())
-def test_to_follow_a_frame_is_to_select_and_update(
+def test_to_follow_a_frame_is_to_update_with_the_admitted_rows(
     name: str, ordered: bool, seed: int, threshold: float, keep_best: bool
 ) -> None:
     config = dataclasses.replace(EVERY_CONFIG[name], score_threshold=threshold, keep_best=keep_best)
@@ -593,7 +583,7 @@ def test_to_follow_a_frame_is_to_select_and_update(
     for frame in random_video(seed, 8):
         order = torch.argsort(-frame.scores, stable=True) if ordered else torch.arange(len(frame))
         given_frame = subset(frame, order)
-        rows = select(given_frame, config)
+        rows = torch.from_numpy(admitted(given_frame, config))
         ids = in_steps.update(subset(given_frame, rows))
         assert at_once.follow(given_frame) == (rows.tolist(), ids.tolist())
     assert at_once.alive == in_steps.alive

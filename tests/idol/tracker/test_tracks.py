@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idol.structures import FrameDetections
-from idol.tracker.online import Tracker, TrackerConfig, select, subset
+from idol.tracker.online import Tracker, TrackerConfig, admitted
 from idol.tracker.tracks import AssembledTrack, TrackAssembler
+from tests.idol.some_rows import subset
 
 
 def make_frame(index: int, scores: list[float], masks: bool = True) -> FrameDetections:
@@ -50,7 +51,7 @@ def whole_video(
     kept: dict[int, list[tuple[int, int, int]]] = {}
     clock = -1
     for clock, frame in enumerate(frames):
-        rows = select(frame, config)
+        rows = torch.from_numpy(admitted(frame, config))
         ids = tracker.update(subset(frame, rows)).tolist()
         for track_id, row in zip(ids, rows.tolist(), strict=True):
             if track_id >= 0:
@@ -76,7 +77,7 @@ def stream(frames: list[FrameDetections], config: TrackerConfig) -> list[Assembl
     tracker, assembler = Tracker(config), TrackAssembler(config, keep_masks=True)
     done = []
     for frame in frames:
-        rows = select(frame, config)
+        rows = torch.from_numpy(admitted(frame, config))
         ids = tracker.update(subset(frame, rows)).tolist()
         done += assembler.add(frame, rows.tolist(), ids, tracker.alive)
     return done + assembler.finish()

@@ -11,7 +11,8 @@ import torch
 import idol
 from idol import presets
 from idol.config import override
-from idol.images.synthetic import SyntheticConfig, write_dataset
+from idol.images.synthetic import SyntheticConfig
+from idol.images.synthetic_dataset import write_dataset
 from idol.weights import checkpoint
 from idol.weights.checkpoint import CheckpointError
 from pipelines.errors import ManifestError

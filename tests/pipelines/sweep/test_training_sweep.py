@@ -11,7 +11,8 @@ import tyro
 import idol
 from idol import presets
 from idol.config import override
-from idol.images.synthetic import SyntheticConfig, write_dataset
+from idol.images.synthetic import SyntheticConfig
+from idol.images.synthetic_dataset import write_dataset
 from jobs import sweep as job
 from pipelines.report import run_page
 from pipelines.sources import annotations
