@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,12 +50,16 @@ def _by_bits(
     from idol.masks import bits as bit_rle
 
     shared = to_host(mask_bits.shared_pixels(logits, counts))
-    bits = []
-    for begin, end, (input_size, size) in _runs(counts, sizes):
+    bits, end = [], 0
+    # Neighbouring frames of equal sizes are resized together.
+    for (input_size, size), run in itertools.groupby(
+        zip(counts, sizes, strict=True), operator.itemgetter(1)
+    ):
         rows, columns = (
-            _reads(length, i, o, method, logits.device)
+            reads(length, i, o, method, logits.device)
             for length, i, o in zip(logits.shape[1:], input_size, size, strict=True)
         )
+        begin, end = end, end + sum(count for count, _ in run)
         bits.append((to_host(mask_bits.resize(logits[begin:end], rows, columns)), size[0]))
     if logits.is_cuda:
         torch.cuda.current_stream(logits.device).synchronize()
@@ -79,21 +85,6 @@ def iou_of_counts(shared: Tensor) -> Tensor:
     return (shared.float() + 1e-6) / (union.float() + 1e-6)
 
 
-def _runs(
-    counts: Sequence[int], sizes: Sequence[tuple[Size, Size]]
-) -> list[tuple[int, int, tuple[Size, Size]]]:
-    """(first mask, end, sizes) of neighbouring frames whose sizes are the same."""
-    runs: list[tuple[int, int, tuple[Size, Size]]] = []
-    start = 0
-    for count, size in zip(counts, sizes, strict=True):
-        if runs and runs[-1][2] == size:
-            runs[-1] = (runs[-1][0], start + count, size)
-        else:
-            runs.append((start, start + count, size))
-        start += count
-    return runs
-
-
 def to_host(tensor: Tensor) -> Tensor:
     """A copy on the host, complete once the current stream has come so far.
 
@@ -106,16 +97,12 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _reads(
-    length: int, input_length: int, output_length: int, method: resize.Method, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """As reads, on the device."""
-    low, share = reads(length, input_length, output_length, method)
-    return low.to(device), share.to(device)
-
-
 def reads(
-    length: int, input_length: int, output_length: int, method: resize.Method
+    length: int,
+    input_length: int,
+    output_length: int,
+    method: resize.Method,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Between which two neighbouring logits each pixel of the frame lies, along one axis.
 
@@ -124,6 +111,7 @@ def reads(
     length:        of the logits' axis
     input_length:  of the input without padding
     output_length: of the frame
+    device:        of the result
     returns:       (output_length,) int32 the lower neighbour, float32 the share of the next one
     """
     if method == "released":
@@ -132,4 +120,5 @@ def reads(
         pixels = (np.arange(output_length) + 0.5) * (input_length / output_length) - 0.5
     places = np.clip((pixels + 0.5) / resize.STRIDE - 0.5, 0, length - 1).astype(np.float32)
     low = places.astype(np.int32)
-    return torch.from_numpy(low), torch.from_numpy(places - low.astype(np.float32))
+    share = places - low.astype(np.float32)
+    return torch.from_numpy(low).to(device), torch.from_numpy(share).to(device)

@@ -112,15 +112,14 @@ def detections(
             f"class logits and boxes must be finite, but {len(bad)} of {len(logits)} object "
             f"queries are not; the first is query {int(bad[0])}. Check the weights and the input."
         )
-    class_scores = logits.sigmoid()
-    scores, labels = class_scores.max(dim=1)
+    scores, labels = logits.sigmoid().max(dim=1)
     rows = torch.from_numpy(select_queries(scores.numpy(), labels.numpy(), boxes.numpy(), config))
     queries = rows.to(outputs.embeddings.device)
     masks = model.masks(outputs, image, queries)
     # The mask IoU includes the padded border, as in the released tracker (specification 4.3).
     return frame_detections(
         frame_index,
-        class_scores[rows],
+        logits[rows].sigmoid(),
         boxes[rows],
         outputs.embeddings[image, queries],
         resize.overlaps(masks > 0).cpu(),

@@ -1,4 +1,4 @@
-"""How synthetic objects and backgrounds look: outlines, textures, hues, and their drawing."""
+"""Appearance of synthetic objects and backgrounds: outlines, textures, hues, and drawing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CATEGORIES: Final = (
 
 
 class Instance(NamedTuple):
-    """One object: its looks, and where and how it is at each of T frames."""
+    """One object: its appearance, and its pose and shape in each of T frames."""
 
     label: int
     texture: Floats32  # (S, S, 3), S = _TEXTURE_SIDE; RGB 0..255
@@ -70,7 +70,7 @@ def draw(canvas: Floats32, instance: Instance, t: int, shift: Floats32) -> NDArr
     origin = np.array([x0, y0], np.float32)
     inside = _filled(points - origin, size)
     alpha = cv2.resize(inside, size, interpolation=cv2.INTER_AREA)
-    # The rim is darker, so that two look-alikes in front of one another have an edge between them.
+    # A darker rim gives an edge between look-alikes that overlap.
     shade = 0.65 + 0.35 * cv2.resize(
         _filled((points - centre) * 0.86 + centre - origin, size),
         size,
@@ -145,7 +145,7 @@ def outline(shape: str) -> Floats32:
 
 
 def _resampled(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """More vertices along the polygon's sides, so that bending bends them."""
+    """Add vertices along the polygon's sides, so that the sides can bend."""
     closed = np.concatenate([points, points[:1]])
     per_side = max(1, count // len(points))
     steps = np.arange(per_side)[:, None] / per_side
@@ -156,9 +156,9 @@ def _resampled(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 def texture(
     rng: np.random.Generator, category: Category, variation: float, common: Floats32
 ) -> Floats32:
-    """An instance's own texture (S, S, 3) RGB: its category's family, hue band and its own draw.
+    """An instance's texture (S, S, 3) RGB, drawn within its category's family and band of hues.
 
-    common: (6,) in [-1, 1], what the instances of this category in this video have in common
+    common: (6,) in [-1, 1], the part of the draw shared by this category's instances in this video
     """
     own = np.clip(common * 0.35 + rng.uniform(-1, 1, 6) * variation, -1, 1)
     hue = category.hue + 20.0 * own[0]
@@ -187,7 +187,7 @@ def texture(
         pattern = np.sin(turn * (u + 0.5 * np.abs((2 * v) % 2 - 1)))
     else:  # marble
         pattern = np.sin(turn * (0.7 * u + 0.35 * np.sin(4 * v) + 0.25 * np.sin(7 * u + 3 * v)))
-    tone = 0.5 + 0.5 * np.tanh(2.2 * pattern)  # soft edges: sharp ones alias when warped
+    tone = 0.5 + 0.5 * np.tanh(2.2 * pattern)  # soft edges, because sharp edges alias when warped
     bright = _rgb(hue, saturation * 0.85, min(1.0, value * 1.15))
     dark = _rgb(hue - 8.0, saturation * 1.1, value * (1.0 - contrast))
     return np.asarray(dark + tone[..., None] * (bright - dark), np.float32)
@@ -201,7 +201,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Floats32:
 
 
 class Background:
-    """A textured field, larger than the frame, seen through a window that drifts and turns."""
+    """A textured field larger than the frame, which is a drifting, turning window in it."""
 
     def __init__(self, field: Floats32, windows: Floats32, size: tuple[int, int]) -> None:
         self._field, self._windows, self._size = field, windows, size
@@ -241,7 +241,7 @@ def background(
     side = min(height, width)
     field_height, field_width = height + side // 2, width + side // 2
     field = np.zeros((field_height, field_width, 3), np.float32)
-    # Octaves of smooth noise: coarse ones carry colour, fine ones carry texture.
+    # Octaves of smooth noise: the coarse ones give colour, the fine ones texture.
     for octave, cells in enumerate((3, 6, 12, 24, 48)):
         grid = rng.standard_normal((cells, cells * width // height + 1, 3)).astype(np.float32)
         grey = grid.mean(axis=2, keepdims=True)
@@ -251,7 +251,8 @@ def background(
         field += amplitude * cv2.resize(
             grid, (field_width, field_height), interpolation=cv2.INTER_CUBIC
         )
-    # Patches with the texture and, weaker, the colour of a category: no cue alone gives objects.
+    # Patches with the texture and, weaker, the colour of a category, so that neither alone
+    # identifies an object.
     y, x = np.mgrid[:field_height, :field_width].astype(np.float32) / side
     for _ in range(3):
         angle, frequency = rng.uniform(0, np.pi), rng.uniform(5, 14)
@@ -267,7 +268,7 @@ def background(
 
     heading = rng.uniform(0, 2 * np.pi)
     drift = speed * side * rng.uniform(0.3, 1.7)
-    # Around the middle, so that the window stays inside the field for as long as possible.
+    # Centred on the middle of the field, so that the window rarely leaves it.
     along = (np.arange(num_frames) - num_frames / 2) * drift
     windows = np.stack(
         [

@@ -22,6 +22,8 @@ STD = np.array([58.395, 57.12, 57.375], np.float32)
 """ImageNet standard deviation."""
 
 Image = npt.NDArray[np.uint8]
+Frame = tuple[Image, Bools]
+"""An image (H, W, 3) and the masks (G, H, W) of its instances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,8 @@ def _resize(image: Image, size: tuple[int, int]) -> Image:
 
 def _resize_masks(masks: Bools, size: tuple[int, int]) -> Bools:
     """bool (G, H, W) → (G, h, w), nearest."""
-    if masks.shape[1:] == size or len(masks) == 0:
-        return masks if masks.shape[1:] == size else np.zeros((0, *size), np.bool_)
+    if masks.shape[1:] == size:
+        return masks
     rows = np.minimum((np.arange(size[0]) + 0.5) * masks.shape[1] / size[0], masks.shape[1] - 1)
     columns = np.minimum((np.arange(size[1]) + 0.5) * masks.shape[2] / size[1], masks.shape[2] - 1)
     return masks[:, rows.astype(np.intp)][:, :, columns.astype(np.intp)]
@@ -124,7 +126,8 @@ def normalise(image: Image, config: TransformConfig) -> Tensor:
     image:   (H, W, 3) uint8 RGB
     returns: (3, h, w) float32, resized to the test size and normalised
     """
-    return _to_tensor(_resize(image, inference_size(_size(image), config)))
+    size = inference_size((image.shape[0], image.shape[1]), config)
+    return _to_tensor(_resize(image, size))
 
 
 def collate_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
@@ -188,40 +191,30 @@ def augment(pair: Pair, config: TransformConfig, rng: np.random.Generator) -> Ex
 
 
 def _augment_frames(
-    frames: list[tuple[Image, Bools]],
-    labels: Ints,
-    config: TransformConfig,
-    rng: np.random.Generator,
+    frames: list[Frame], labels: Ints, config: TransformConfig, rng: np.random.Generator
 ) -> list[tuple[Tensor, Targets]]:
     """Augment frames of the same G instances with the same draws, except for crop windows."""
     if rng.random() < config.crop_probability:
         if config.crop_short_sides:
             side = int(rng.choice(config.crop_short_sides))
-            sizes = [resized_size(_size(image), side, sys.maxsize) for image, _ in frames]
-            frames = [
-                (_resize(image, size), _resize_masks(masks, size))
-                for (image, masks), size in zip(frames, sizes, strict=True)
-            ]
+            frames = [_resize_frame(f, resized_size(_size(f), side, sys.maxsize)) for f in frames]
         window = _crop_window(frames[0][0].shape, config.crop_range, rng)
         cropped = []
-        for index, (image, masks) in enumerate(frames):
+        for index, frame in enumerate(frames):
             if index and not config.shared_crop:
-                window = _crop_window(image.shape, config.crop_range, rng)
-            cropped.append(_crop(image, masks, window))
+                window = _crop_window(frame[0].shape, config.crop_range, rng)
+            cropped.append(_crop(frame, window))
         frames = cropped
     if config.scale_jitter > 0:
         window = _jitter_window(frames[0][0].shape, config.scale_jitter, rng)
-        frames = [_crop(image, masks, window) for image, masks in frames]
+        frames = [_crop(frame, window) for frame in frames]
     short_side = int(rng.choice(config.train_short_sides))
     flip = rng.random() < config.flip_probability
     color = _color_change(config.color_jitter, rng) if config.color_jitter > 0 else None
     made = []
     for frame in frames:
-        if config.stretch is not None:
-            size = config.stretch
-        else:
-            size = resized_size(_size(frame[0]), short_side, config.train_max_side)
-        image, masks = _resize(frame[0], size), _resize_masks(frame[1], size)
+        size = config.stretch or resized_size(_size(frame), short_side, config.train_max_side)
+        image, masks = _resize_frame(frame, size)
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
         tensor = _to_tensor(image)
@@ -231,8 +224,12 @@ def _augment_frames(
     return made
 
 
-def _size(image: Image) -> tuple[int, int]:
-    return image.shape[0], image.shape[1]
+def _size(frame: Frame) -> tuple[int, int]:
+    return frame[0].shape[0], frame[0].shape[1]
+
+
+def _resize_frame(frame: Frame, size: tuple[int, int]) -> Frame:
+    return _resize(frame[0], size), _resize_masks(frame[1], size)
 
 
 Window = tuple[int, int, int, int]
@@ -259,8 +256,8 @@ def _placed(shape: Sequence[int], sides: Sequence[int], rng: np.random.Generator
     return y, x, height, width
 
 
-def _crop(image: Image, masks: Bools, window: Window) -> tuple[Image, Bools]:
-    y, x, height, width = window
+def _crop(frame: Frame, window: Window) -> Frame:
+    (image, masks), (y, x, height, width) = frame, window
     return image[y : y + height, x : x + width], masks[:, y : y + height, x : x + width]
 
 

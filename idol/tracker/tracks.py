@@ -53,11 +53,6 @@ class TrackAssembler:
         self._clock = -1
         self._closed = False
 
-    @property
-    def live(self) -> tuple[int, ...]:
-        """Track ids whose tracks are neither finished nor dropped."""
-        return tuple(self._histories)
-
     def add(
         self,
         frame: FrameDetections,

@@ -114,7 +114,7 @@ def test_a_long_track_is_emitted_in_the_frame_in_which_the_tracker_forgets_it() 
     (ended,) = assembler.add(make_frame(4, []), [], [], [])
     assert ended.track.detections == {0: 0, 1: 0, 2: 0, 3: 0}
     assert ended.masks == {0: b"0.0", 1: b"1.0", 2: b"2.0", 3: b"3.0"}
-    assert assembler.live == ()
+    assert not assembler._histories
     assert assembler.finish() == []
 
 
@@ -122,9 +122,9 @@ def test_a_short_track_is_dropped_after_two_frames_of_absence() -> None:
     assembler = TrackAssembler(TrackerConfig(prune_after=0))
     assembler.add(make_frame(0, [0.5]), [0], [0], [0])
     assembler.add(make_frame(1, []), [], [], [0])
-    assert assembler.live == (0,)
+    assert list(assembler._histories) == [0]
     assembler.add(make_frame(2, []), [], [], [0])
-    assert assembler.live == ()
+    assert not assembler._histories
 
 
 def test_nothing_is_kept_of_ended_tracks_however_long_the_stream() -> None:
@@ -132,7 +132,7 @@ def test_nothing_is_kept_of_ended_tracks_however_long_the_stream() -> None:
     emitted = 0
     for index in range(300):
         emitted += len(assembler.add(make_frame(index, [0.5]), [0], [index // 5], [index // 5]))
-        assert len(assembler.live) <= 1
+        assert len(assembler._histories) <= 1
     assert emitted == 59
 
 
@@ -146,7 +146,7 @@ def test_a_frame_that_does_not_fit_is_refused_and_changes_nothing(
     assembler = TrackAssembler(TrackerConfig())
     with pytest.raises(ValueError, match=message):
         assembler.add(make_frame(0, [0.5, 0.4]), rows, ids, ids)
-    assert assembler.live == ()
+    assert not assembler._histories
     assert assembler.finish() == []
 
 
