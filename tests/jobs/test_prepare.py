@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from idol.images import synthetic
+from idol.images import synthetic, synthetic_dataset
 from jobs import prepare
 from pipelines.storage import manifest
 
@@ -16,7 +16,7 @@ def videos(tmp_path_factory):
     config = synthetic.SyntheticConfig(size=(32, 48), length=(4, 4))
     folder = tmp_path_factory.mktemp("videos")
     return [
-        str(synthetic.write_dataset(folder / f, config, 2, seed, format=f))
+        str(synthetic_dataset.write_dataset(folder / f, config, 2, seed, format=f))
         for seed, f in enumerate(("jpeg", "mp4"))
     ]
 

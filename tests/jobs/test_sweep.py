@@ -106,11 +106,11 @@ def test_a_sweep_killed_half_way_goes_on_and_repeats_nothing(tmp_path: Path) -> 
     import sys
     import time
 
-    from idol.images import synthetic
+    from idol.images import synthetic, synthetic_dataset
     from pipelines.cluster import ROOT
 
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    annotations = synthetic.write_dataset(
+    annotations = synthetic_dataset.write_dataset(
         tmp_path / "videos", synthetic.SyntheticConfig.crowded(), 10, 91
     )
     run, out = tmp_path / "run", tmp_path / "sweep"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import idol
-from idol.images import synthetic
+from idol.images import synthetic, synthetic_dataset
 from idol.masks import resize
 from pipelines import cluster, configuration
 from pipelines.sources import annotations
@@ -20,7 +20,7 @@ def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of
     ray_local: None, tmp_path: Path
 ) -> None:
     drawn = synthetic.SyntheticConfig.crowded()
-    dataset = annotations.read(synthetic.write_dataset(tmp_path / "videos", drawn, 3, 78))
+    dataset = annotations.read(synthetic_dataset.write_dataset(tmp_path / "videos", drawn, 3, 78))
     model = idol.load("shipped")
     ways: dict[str, tuple[int | cluster.Pool, int]] = {
         "one": (1, 8),

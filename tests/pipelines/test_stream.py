@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import idol
-from idol.images import synthetic
+from idol.images import synthetic, synthetic_dataset
 from idol.segmenter import OnlineSegmenter
 from idol.ytvis import results
 from pipelines import configuration, stream
@@ -21,7 +21,7 @@ def test_a_stream_ends_with_the_bytes_of_the_whole_data_set(
     ray_local: None, tmp_path: Path
 ) -> None:
     drawn = synthetic.SyntheticConfig.crowded()
-    dataset = annotations.read(synthetic.write_dataset(tmp_path / "videos", drawn, 2, 77))
+    dataset = annotations.read(synthetic_dataset.write_dataset(tmp_path / "videos", drawn, 2, 77))
     model = idol.load("shipped")
     one_by_one = configuration.changed(model.config, ["detect.batch_frames=1"], None)
     detect.run(dataset, model, tmp_path / "detections", one_by_one, actors=1)

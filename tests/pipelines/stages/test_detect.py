@@ -101,10 +101,10 @@ def test_a_broken_frame_rejects_its_video_and_no_other(
 
 
 def test_frames_of_a_video_file_are_read_like_any_others(tmp_path: Path, model: idol.IDOL) -> None:
-    from idol.images import synthetic
+    from idol.images import synthetic, synthetic_dataset
 
     config = synthetic.SyntheticConfig(size=(32, 64), length=(5, 5), num_objects=(1, 2))
-    path = synthetic.write_dataset(tmp_path / "mp4", config, 2, 0, format="mp4")
+    path = synthetic_dataset.write_dataset(tmp_path / "mp4", config, 2, 0, format="mp4")
     pieces = [p for shard in shard_plan.plan(annotations.read(path).videos, 3) for p in shard]
     rows = detect.detect_pieces(Detector(model, tiny_config()), pieces, tiny_config(), truth=True)
     assert [(r["video_id"], r["frame_index"]) for r in rows.detections] == [
@@ -115,13 +115,13 @@ def test_frames_of_a_video_file_are_read_like_any_others(tmp_path: Path, model: 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Four synthetic videos of two categories; a frame of the third is no picture."""
-    from idol.images import synthetic
+    from idol.images import synthetic, synthetic_dataset
 
     out = tmp_path_factory.mktemp("videos")
     config = synthetic.SyntheticConfig(
         size=(32, 64), length=(3, 6), num_objects=(1, 2), num_categories=2
     )
-    path = synthetic.write_dataset(out, config, 4, 1)
+    path = synthetic_dataset.write_dataset(out, config, 4, 1)
     read = annotations.read(path)
     Path(read.videos[2].frames[1]).write_bytes(b"not a picture")
     return read
