@@ -68,7 +68,7 @@ class Video:
         if stride == 1:
             return self
         areas = self.areas[:, ::stride]
-        seen = areas.any(axis=1)
+        seen: NDArray[np.bool_] = areas.any(axis=1)
         return dataclasses.replace(
             self,
             length=len(range(0, self.length, stride)),
@@ -83,7 +83,7 @@ class Video:
                     else instance.stated_areas[::stride],
                     occlusion=instance.occlusion[::stride],
                 )
-                for instance in itertools.compress(self.instances, seen.tolist())
+                for instance in itertools.compress(self.instances, seen)
             ),
         )
 

@@ -149,20 +149,7 @@ def read(
     source = str(json_path)
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    todo = "Give the path of a YouTube-VIS JSON file."
-    try:
-        data = frame_files.read_bytes(source)
-    except (OSError, ValueError) as error:
-        raise DatasetError(source, f"cannot be read ({error}).", todo) from error
-    try:
-        content = files.parse_json(data)
-    except ValueError as error:
-        raise DatasetError(source, f"is not JSON ({error}).", todo) from error
-    try:
-        found = annotations.parse(content, source)
-    except InvalidAnnotations as error:
-        raise DatasetError(source, error.reason, annotations.EXPECTED) from error
-    del content
+    data, found = _parsed(source)
     wanted = None if video_ids is None else set(video_ids)
     annotated = [video.strided(stride) for video in _chosen(found, wanted)]
     root = str(frames_root) if frames_root is not None else _default_root(source)
@@ -189,6 +176,23 @@ def read(
         sources=(source,),
         annotated=tuple(annotated),
     )
+
+
+def _parsed(source: str) -> tuple[bytes, Annotations]:
+    """A file's bytes and what they hold. Raises: DatasetError: it is no annotation file."""
+    todo = "Give the path of a YouTube-VIS JSON file."
+    try:
+        data = frame_files.read_bytes(source)
+    except (OSError, ValueError) as error:
+        raise DatasetError(source, f"cannot be read ({error}).", todo) from error
+    try:
+        content = files.parse_json(data)
+    except ValueError as error:
+        raise DatasetError(source, f"is not JSON ({error}).", todo) from error
+    try:
+        return data, annotations.parse(content, source)
+    except InvalidAnnotations as error:
+        raise DatasetError(source, error.reason, annotations.EXPECTED) from error
 
 
 def combine(datasets: Sequence[Dataset]) -> Dataset:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pyarrow import fs
 
+from idol.files import write_whole
 from pipelines.errors import VideoError
 
 Image = npt.NDArray[np.uint8]
@@ -59,7 +60,7 @@ def join(root: str, name: str) -> str:
 
 
 def read_bytes(path: str) -> bytes:
-    """The bytes of a local or remote file. Errors: OSError."""
+    """The bytes of a local or remote file. Raises: OSError: it cannot be read."""
     if not is_remote(path):
         return Path(path).read_bytes()
     filesystem, inner = fs.FileSystem.from_uri(path)
@@ -69,11 +70,7 @@ def read_bytes(path: str) -> bytes:
 
 
 class Listing:
-    """Which files exist below a root: one directory listing per directory, not one stat per frame.
-
-    A dataset has a thousand times more frames than directories, and on network storage each
-    stat is a round trip.
-    """
+    """Which files exist: one listing per directory, as network storage is slow to ask per file."""
 
     def __init__(self) -> None:
         self._names: dict[str, frozenset[str]] = {}
@@ -102,7 +99,7 @@ class Listing:
 def decode(data: bytes, *, video_id: int, path: str) -> Image:
     """Encoded image bytes as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
-    Errors: VideoError where the bytes are no image, or a JPEG that stops before its end
+    Raises: VideoError: the bytes are no image, or a JPEG that stops before its end.
     """
     # OpenCV fills what is missing with grey and says nothing, so look for the end marker first.
     if _is_jpeg(data) and b"\xff\xd9" not in data[-4096:]:
@@ -131,7 +128,7 @@ def read(reference: str, *, video_id: int, size: tuple[int, int] | None = None) 
 
     reference: an image path, or "video.mp4#12"
     size:      (height, width) it must have; None: any
-    Errors:    VideoError where it is missing, broken or of another size
+    Raises:    VideoError: it is missing, broken or of another size.
     """
     (frame,) = read_many([reference], video_id=video_id, size=size)
     return frame
@@ -176,7 +173,7 @@ def read_encoded(
 
     size:    (height, width) the frame must have
     reader:  an open reader of the reference's video file, so that neighbours need no seek
-    Errors:  VideoError as read; the bytes are decoded once in any case, to be sure they can be
+    Raises:  VideoError: as of read, for the bytes are decoded in any case.
     """
     path, number = split(reference)
     data = b""
@@ -211,7 +208,7 @@ class VideoReader:
     """Frames of one video file by number; walking forwards never seeks.
 
     path:   local, or remote (then copied to the temporary folder once per process)
-    Errors: VideoError where the file is missing, is no video, or ends before a frame
+    Raises: VideoError: the file is missing, is no video, or ends before a frame.
     """
 
     def __init__(self, path: str, *, video_id: int) -> None:
@@ -232,6 +229,10 @@ class VideoReader:
         if not self._capture.isOpened():
             raise VideoError(self._video_id, self.path, "the file cannot be opened as a video")
 
+    def _restart(self) -> None:
+        self.close()
+        self._open()
+
     def __enter__(self) -> VideoReader:
         return self
 
@@ -239,7 +240,7 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Give the decoder back."""
+        """Release the decoder."""
         self._capture.release()
 
     def __len__(self) -> int:
@@ -254,17 +255,15 @@ class VideoReader:
     def read(self, number: int) -> Image:
         """Frame `number`, from 0, as (H, W, 3) uint8 RGB."""
         if number < self._next:
-            # Seeking is not exact in every container; starting again is.
-            self.close()
-            self._open()
+            # Seeking is not exact in every container; reading from the start is.
+            self._restart()
         if number - self._next > _SEEK_BEYOND:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, number)
             reached = round(self._capture.get(cv2.CAP_PROP_POS_FRAMES))
             if reached <= number:
                 self._next = reached
             else:
-                self.close()
-                self._open()
+                self._restart()
         while self._next < number:
             if not self._capture.grab():
                 self._fail(number)
@@ -277,8 +276,7 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[Image]:
         """All frames from the first, until the file ends."""
-        self.close()
-        self._open()
+        self._restart()
         while True:
             done, image = self._capture.read()
             if not done or image is None:
@@ -328,11 +326,7 @@ def _local_copy(path: str) -> str:
         return path
     folder = Path(tempfile.gettempdir()) / f"idol-videos-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    name = hashlib.sha256(path.encode()).hexdigest()[:24] + _suffix(path)
-    target = folder / name
+    target = folder / (hashlib.sha256(path.encode()).hexdigest()[:24] + _suffix(path))
     if not target.exists():
-        descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".part")
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(read_bytes(path))
-        os.replace(temporary, target)
+        write_whole(target, read_bytes(path))
     return str(target)

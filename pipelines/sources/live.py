@@ -1,7 +1,4 @@
-"""The frames of one video file, image folder or camera, one after the other, as they are asked for.
-
-Here no data set says how many frames there are and of which size: the source itself does.
-"""
+"""The frames of one video file, image folder or camera, which no data set describes."""
 
 from __future__ import annotations
 
@@ -25,8 +22,7 @@ CAMERA = "camera:"
 """Before the number of a camera, as in camera:0."""
 
 _OVERSTATED = 0.02
-"""Containers may state this share of frames, or two, more than they hold. What ends earlier than
-that is cut short or broken."""
+"""Share of the stated frames, or two, that a container may lack; with fewer it is cut short."""
 
 _MP4_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
 _MP4_HEADER = 8  # bytes of a box's length and name
@@ -41,8 +37,8 @@ class Source:
     every:           only each n-th frame is given
     frames:          how many it will give, as far as it says; None: a camera
     rate:            frames a second, of those given; None where nothing says so
-    Errors, while iterating: PipelineError for a frame that cannot be decoded, a video that ends
-                     before it says, a camera that stops
+    Raises: PipelineError: while iterating, at a frame that cannot be decoded, a video that ends
+            before it says, a camera that stops.
     """
 
     name: str
@@ -99,7 +95,9 @@ def open_source(name: str, every: int = 1) -> Source:
     name:  a video file, a folder of images (taken in natural order: 2.jpg before 10.jpg), a
            single image, or camera:N
     every: give each n-th frame only
-    Errors: PipelineError where it is missing, empty, or nothing of these; ValueError for every < 1
+    Raises:
+        PipelineError: it is missing, empty, or none of these.
+        ValueError: every is below 1.
     """
     if every < 1:
         raise ValueError(f"every must be 1 or more, got {every}")
@@ -122,10 +120,7 @@ def open_source(name: str, every: int = 1) -> Source:
 
 
 def images_of(folder: Path) -> tuple[Path, ...]:
-    """The images of a folder in natural order.
-
-    Errors: PipelineError where there is none, or the folder cannot be read
-    """
+    """The images of a folder in natural order. Raises: PipelineError: there is none to read."""
     try:
         entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
@@ -188,7 +183,9 @@ def _rate(stated: float, every: int) -> float | None:
 class _Camera:
     """An open camera.
 
-    Errors: ValueError for a name that is no camera:N; PipelineError where it cannot be opened
+    Raises:
+        ValueError: the name is no camera:N.
+        PipelineError: it cannot be opened.
     """
 
     def __init__(self, name: str) -> None:
