@@ -68,12 +68,12 @@ class Video:
         if stride == 1:
             return self
         areas = self.areas[:, ::stride]
-        seen: NDArray[np.bool_] = areas.any(axis=1)
+        seen: list[bool] = (areas.sum(axis=1) > 0).tolist()
         return dataclasses.replace(
             self,
             length=len(range(0, self.length, stride)),
             file_names=None if self.file_names is None else self.file_names[::stride],
-            areas=areas[seen],
+            areas=areas[np.array(seen, bool)],
             instances=tuple(
                 dataclasses.replace(
                     instance,
