@@ -1,17 +1,19 @@
-"""File to state dict and back: our checkpoints, released files, hub, export."""
+"""Weights on disk to networks and back: our checkpoints, released files, hub, export."""
 
 from typing import TYPE_CHECKING
 
 from idol.lazy import attach
 
 if TYPE_CHECKING:
-    from idol.weights.checkpoint import export_released, from_pretrained, from_released, load, save
+    from idol.weights.checkpoint import build, export_released, from_pretrained, load, save
     from idol.weights.imagenet import load_imagenet
+    from idol.weights.released import from_released
     from idol.weights.report import CheckpointError, LoadReport
 
 __all__ = [
     "CheckpointError",
     "LoadReport",
+    "build",
     "export_released",
     "from_pretrained",
     "from_released",
@@ -25,9 +27,10 @@ __getattr__, __dir__ = attach(
     {
         "CheckpointError": "idol.weights.report",
         "LoadReport": "idol.weights.report",
+        "build": "idol.weights.checkpoint",
         "export_released": "idol.weights.checkpoint",
         "from_pretrained": "idol.weights.checkpoint",
-        "from_released": "idol.weights.checkpoint",
+        "from_released": "idol.weights.released",
         "load": "idol.weights.checkpoint",
         "load_imagenet": "idol.weights.imagenet",
         "save": "idol.weights.checkpoint",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -17,31 +16,12 @@ from torch import Tensor
 
 from idol import presets
 from idol.config import Config
+from idol.files import whole_file
 from idol.network.model import IDOL
 from idol.weights import hub, provenance, safetensors_file, torch_file
 from idol.weights.provenance import TRAINING_HEADS
-from idol.weights.released import PREFIXES as _RELEASED_PREFIXES
 from idol.weights.released import from_released, to_released
 from idol.weights.report import CheckpointError, LoadReport, compare
-
-__all__ = [
-    "CheckpointError",
-    "LoadReport",
-    "_RELEASED_PREFIXES",
-    "adapt_classes",
-    "adapt_training_heads",
-    "build",
-    "check_state",
-    "compare",
-    "export_released",
-    "from_pretrained",
-    "from_released",
-    "load",
-    "read",
-    "save",
-    "shipped",
-    "to_released",
-]
 
 _log = logging.getLogger(__name__)
 
@@ -56,14 +36,13 @@ _TRAINING_FIELDS = frozenset(
 
 
 def save(model: IDOL, path: Path | str, weights: Mapping[str, Tensor] | None = None) -> Path:
-    """Write weights and configuration as one safetensors file, atomically and bit for bit.
+    """Write weights and configuration as one safetensors file, whole or not at all.
 
-    The same weights and configuration give the same bytes. What was at path stays whole until the
-    new file is complete on the disk.
+    The same weights and configuration give the same bytes.
+
     weights: a state dict to store instead of the model's own (an average, say)
-    Errors: CheckpointError, with nothing written, for a folded model, for weights that are not
-            this model's, and for NaN or infinite values: load would refuse that file, so it would
-            only take the place of a good one.
+    Raises: CheckpointError: a file that `load` would refuse: the model is folded, or the weights
+        are not this model's, or NaN or infinite. Nothing is written.
     """
     path = Path(path)
     _check_not_folded(model, f"saved to {path}")
@@ -79,33 +58,35 @@ def load(
     device: str | torch.device = "cpu",
     reset_classes: bool = False,
 ) -> IDOL:
-    """A network in eval mode from a preset's name, our checkpoint, or a released file.
+    """A trained network in eval mode from our checkpoint or a released file.
 
-    source:        "tiny" (random weights of that preset), "shipped" (the tiny weights in this
-                   package), a .safetensors written by save, a released .pth, the same by
-                   "hf://owner/repo/file" or "https://..." (see idol.weights.hub.fetch)
-    preset:        the configuration of a file that carries none, such as a released one; its name
-                   is enough where it is a released file's. Of one of our own files, everything
-                   but the network may be replaced by it
+    source:        "shipped" (the tiny weights in this package), a .safetensors written by `save`,
+                   a released .pth, or one of these by "hf://owner/repo/file" or "https://..."
+                   (see idol.weights.hub.fetch)
+    preset:        the configuration of a file that carries none; released files need none, because
+                   their names tell it. For one of our own files it replaces everything but the
+                   network
     device:        where the network goes
-    reset_classes: start class heads anew that have another number of classes than the preset
-    Errors: CheckpointError telling what is wrong with the file, its .report every key that does
-            not fit; FileNotFoundError; hub.FetchError; ValueError for an unknown preset.
+    reset_classes: replace class heads of another size than the preset's by random ones
+    Raises:
+        CheckpointError: the file is damaged, does not fit (.report has every key), or `source`
+            is the name of a preset, which is an untrained network (see `build`).
+        FileNotFoundError: there is no such file.
+        FetchError: a remote file could not be had.
+        ValueError: the preset is unknown.
     """
-    name = _spelt(source)
-    if name in presets.PRESETS:
-        return IDOL(presets.by_name(name)).to(device).eval()
     if preset is not None:
         presets.by_name(preset)  # a misspelt name is told before anything is downloaded
-    stored, state = read(name)
+    name = hub.shown(_spelt(source))
+    stored, state = read(source)
     config = _configuration(stored, state, name, preset)
     model = IDOL(config)
     if reset_classes and (replaced := adapt_classes(state, model)):
-        _log.info("%s: %s start anew", name, _heads(replaced))
+        _log.info("%s: %s start from random weights", name, _heads(replaced))
     dropped, added = adapt_training_heads(state, model)
     if added and not reset_classes:
         raise CheckpointError(
-            f"{name} has no {_heads(added)}, which this configuration trains. Pass "
+            f"{name} has no fitting {_heads(added)}, which this configuration trains. Pass "
             "reset_classes=True to start it from random weights."
         )
     if dropped:
@@ -122,7 +103,7 @@ def build(preset: str, *, device: str | torch.device = "cpu") -> IDOL:
 
     preset: a name of idol.presets
     device: where the network goes
-    Errors: ValueError for an unknown preset.
+    Raises: ValueError: the preset is unknown.
     """
     return IDOL(presets.by_name(preset)).to(device).eval()
 
@@ -132,29 +113,52 @@ from_pretrained = load
 
 
 def read(source: str | os.PathLike[str]) -> tuple[Config | None, dict[str, Tensor]]:
-    """Configuration and tensors, under our names, of a file that load takes.
+    """Configuration and tensors, under our names, of a file that `load` takes.
 
     Nothing is checked against a network yet. What is stored in another floating-point precision
     becomes float32. A released .pth carries no configuration: None.
-    Errors: as load
+    Raises: as `load`.
     """
-    name = _spelt(source)
-    if name == "shipped":
-        path = shipped()
-    elif hub.is_remote(name):
-        path = hub.fetch(name)
-    else:
-        if not Path(name).exists():
-            known = ["shipped", *presets.PRESETS]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise FileNotFoundError(
-                f"no checkpoint at {name}.{hint} A source is a file, hf://owner/repo/file, "
-                f"https://... or one of: {', '.join(known)}."
-            )
-        path = hub.fetch(name)  # a folder is an error there, with the files in it
-    config, state = _read_file(path)
-    return config, _in_float32(state, name)
+    spelt = _spelt(source)
+    name = hub.shown(spelt)
+    if spelt in presets.PRESETS:
+        raise CheckpointError(
+            f"{name!r} names an untrained network, not weights: idol.build({name!r}) makes one. "
+            f"A source is a file, hf://owner/repo/file, https://... or 'shipped'."
+        )
+    if spelt != "shipped" and not hub.is_remote(spelt) and not Path(spelt).exists():
+        raise FileNotFoundError(
+            f"no checkpoint at {name}. A source is a file, hf://owner/repo/file, https://... or "
+            "'shipped', the tiny weights in this package."
+        )
+    path = shipped() if spelt == "shipped" else hub.fetch(spelt)
+    config, state = read_file(path)
+    if config is None:
+        try:
+            state = from_released(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    other = {str(t.dtype) for t in state.values() if t.is_floating_point()} - {"torch.float32"}
+    if other:
+        _log.info("%s: stored as %s, read as float32", name, ", ".join(sorted(other)))
+    return config, {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
+
+
+def read_file(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
+    """Configuration, if it has one, and tensors as stored of a safetensors or torch file.
+
+    Raises: CheckpointError: the file is empty, damaged, of another kind, or would execute code.
+    """
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty (0 bytes). Copy or download it again.")
+    with path.open("rb") as file:
+        head = file.read(9)
+    # safetensors: the length of its header, then the header, a JSON object.
+    if head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] < 1 << 32:
+        return safetensors_file.read(path)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {torch_file.kind(head)}.")
+    return None, torch_file.read(path)
 
 
 def shipped() -> Path:
@@ -165,9 +169,9 @@ def shipped() -> Path:
 def export_released(model: IDOL, path: Path | str) -> Path:
     """Write a .pth that the released code loads: {"model": ...}, its names and its order.
 
-    Reading it back gives the same weights bit for bit. Written atomically, as save.
-    Errors: CheckpointError, with nothing written, for a network that the released code cannot
-            express: another backbone, training-only heads, scaled mask coordinates, folded norms.
+    Reading it back gives the same weights bit for bit. Written whole or not at all.
+    Raises: CheckpointError: the released code cannot express the network: another backbone,
+        training heads, scaled mask coordinates, folded norms. Nothing is written.
     """
     path = Path(path)
     _check_not_folded(model, f"exported to {path}")
@@ -178,9 +182,11 @@ def export_released(model: IDOL, path: Path | str) -> Path:
             f"model.mask_coordinate_scale is {scale}, but the released code always uses raw "
             "pixels (1.0): it would draw other masks from these weights."
         )
-    # Set apart first: the two names of a box head share one tensor then, and so in the file.
+    # Set apart first, so that the two names of a box head share one tensor in the file.
     tensors = to_released(safetensors_file.apart(model.state_dict()))
-    return safetensors_file.atomically(path, lambda file: torch.save({"model": tensors}, file))
+    with whole_file(path) as temporary:
+        torch.save({"model": tensors}, temporary)
+    return path
 
 
 def check_state(model: IDOL, state: Mapping[str, Tensor], origin: str) -> None:
@@ -197,10 +203,10 @@ def check_state(model: IDOL, state: Mapping[str, Tensor], origin: str) -> None:
 
 
 def adapt_classes(state: dict[str, Tensor], model: IDOL) -> list[str]:
-    """Replace class heads of another size, or of the other kind, by the model's own, in place.
+    """Replace class heads of another size or kind by the model's own, which are random, in place.
 
-    For fine-tuning on a dataset with other categories: the model's are fresh. Class heads are
-    those of every decoder layer, the dense head and the identity head.
+    For fine-tuning on other categories. Class heads are those of every decoder layer, the dense
+    head and the identity head.
     returns: the keys replaced
     """
     own = model.state_dict()
@@ -222,12 +228,19 @@ def adapt_classes(state: dict[str, Tensor], model: IDOL) -> list[str]:
 
 
 def adapt_training_heads(state: dict[str, Tensor], model: IDOL) -> tuple[list[str], list[str]]:
-    """Drop heads that only training uses and the model has not, add fresh ones it has, in place.
+    """Drop training heads that the model has not, add random ones that it has, in place.
 
+    An identity head of another number of instances belongs to another training set: it is
+    dropped and added.
     returns: the keys dropped, the keys added
     """
     own = model.state_dict()
-    dropped = [k for k in state if k.startswith(TRAINING_HEADS) and k not in own]
+
+    def fits(key: str) -> bool:
+        identities = key.startswith("identity_head.")
+        return key in own and not (identities and own[key].shape != state[key].shape)
+
+    dropped = [k for k in state if k.startswith(TRAINING_HEADS) and not fits(k)]
     for key in dropped:
         del state[key]
     added = [k for k in own if k.startswith(TRAINING_HEADS) and k not in state]
@@ -239,29 +252,6 @@ def adapt_training_heads(state: dict[str, Tensor], model: IDOL) -> tuple[list[st
 def _spelt(source: str | os.PathLike[str]) -> str:
     """A source as text; pathlib takes one of the slashes of a reference that it was given."""
     return re.sub(r"^(hf|https?):/(?=[^/])", r"\1://", os.fspath(source))
-
-
-def _read_file(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
-    """Configuration and tensors under our names; the kind of file is told by its content."""
-    size = path.stat().st_size
-    if size == 0:
-        raise CheckpointError(f"{path} is empty (0 bytes). Copy or download it again.")
-    with path.open("rb") as file:
-        head = file.read(9)
-    # safetensors: the length of its header, then the header, a JSON object.
-    length = struct.unpack("<Q", head[:8])[0] if len(head) == 9 else 0
-    if head[8:] == b"{" and length < 1 << 32:
-        config, state = safetensors_file.read(path)
-        if config is not None:
-            return config, state
-    elif path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {torch_file.kind(head)}.")
-    else:
-        state = torch_file.read(path)
-    try:
-        return None, from_released(state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _configuration(
@@ -365,15 +355,6 @@ def _advice(report: LoadReport, state: Mapping[str, Tensor]) -> str:
 
 def _heads(keys: list[str]) -> str:
     return " and ".join(sorted({key.partition(".")[0] for key in keys}))
-
-
-def _in_float32(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Every floating-point tensor in float32, with a note in the log where that is a change."""
-    other = sorted({str(t.dtype) for t in state.values() if t.is_floating_point()})
-    other = [dtype for dtype in other if dtype != "torch.float32"]
-    if other:
-        _log.info("%s: stored as %s, read as float32", name, ", ".join(other))
-    return {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
 
 
 def _check_not_folded(model: IDOL, what: str) -> None:

@@ -1,7 +1,7 @@
 """The network of one frame for programs without this package: ONNX, or one file of torch.export.
 
-Either takes normalised images of one size and returns what `PerFrame` says. Tracking, which is
-arithmetic on what comes out, stays with the caller (or with idol.tracker).
+Either takes normalised images of one size and returns what `PerFrame` returns. Tracking is left to
+the caller (or to idol.tracker).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from idol.files import whole_file
 from idol.network.geometry import Geometry
 from idol.network.model import IDOL
 from ops.backend import VARIABLE
@@ -53,54 +54,40 @@ class PerFrame(nn.Module):
         super().__init__()
         self.model = model
         self.masks = min(masks, model.config.model.num_queries)
-        geometry = model.geometry(size, [shown] * batch, next(model.parameters()).device)
-        # As buffers, which an exported program owns.
-        for field in dataclasses.fields(geometry):
-            value = getattr(geometry, field.name)
-            if isinstance(value, Tensor):
-                self.register_buffer(f"_{field.name}", value.clone())
-        self._padded = geometry.padding is not None
-        self._shapes = geometry.shapes
+        self.example = torch.zeros(batch, 3, *size, device=next(model.parameters()).device)
+        geometry = model.geometry(size, [shown] * batch, self.example.device)
+        self.shapes = geometry.shapes
+        self._tensors = [f.name for f in dataclasses.fields(geometry) if f.name != "shapes"]
+        for name in self._tensors:
+            if (value := getattr(geometry, name)) is not None:
+                # A buffer belongs to the exported program.
+                self.register_buffer(f"_{name}", value.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """images: (B, 3, H, W) → as the class says."""
-        geometry = Geometry(
-            sizes=self.get_buffer("_sizes"),
-            padding=self.get_buffer("_padding") if self._padded else None,
-            positions=self.get_buffer("_positions"),
-            valid_ratios=self.get_buffer("_valid_ratios"),
-            references=self.get_buffer("_references"),
-            shapes=self._shapes,
-        )
-        outputs = self.model(images, geometry=geometry)
+        tensors: dict[str, Any] = {n: getattr(self, f"_{n}", None) for n in self._tensors}
+        outputs = self.model(images, geometry=Geometry(shapes=self.shapes, **tensors))
         logits = outputs.logits[-1]
         queries = logits.amax(-1).topk(self.masks, dim=1).indices
         batch = images.shape[0]
         rows = torch.arange(batch, device=images.device)[:, None].expand(-1, self.masks).flatten()
         last = torch.full_like(rows, outputs.logits.shape[0] - 1)
         maps = self.model.mask_logits(outputs, rows, last, queries.flatten())
-        return (
-            logits,
-            outputs.boxes[-1],
-            outputs.embeddings,
-            queries,
-            maps.view(batch, self.masks, *maps.shape[1:]),
-        )
+        masks = maps.view(batch, self.masks, *maps.shape[1:])
+        return logits, outputs.boxes[-1], outputs.embeddings, queries, masks
 
 
 @contextlib.contextmanager
-def _backend(name: str | None) -> Iterator[None]:
-    """Deformable attention by that backend."""
+def _backend(name: str) -> Iterator[None]:
+    """Deformable attention by that backend inside the block."""
     before = os.environ.get(VARIABLE)
-    if name is not None:
-        os.environ[VARIABLE] = name
+    os.environ[VARIABLE] = name
     try:
         yield
     finally:
+        del os.environ[VARIABLE]
         if before is not None:
             os.environ[VARIABLE] = before
-        elif name is not None:
-            del os.environ[VARIABLE]
 
 
 def missing(form: Format) -> str | None:
@@ -119,57 +106,40 @@ def missing(form: Format) -> str | None:
 
 @torch.no_grad()
 def write(network: PerFrame, path: Path, form: Format) -> None:
-    """Export a network.
+    """Export a network to a file that appears whole or not at all.
 
-    path:   to write; by a temporary name first, so it is whole or not there
-    Errors: ValueError where the form cannot be written here
+    Raises: ValueError: the form cannot be written here.
     """
     if reason := missing(form):
         raise ValueError(f"{form} cannot be written: {reason}.")
-    batch, height, width = len(network.get_buffer("_sizes")), *_size(network)
-    example = torch.zeros(batch, 3, height, width, device=network.get_buffer("_positions").device)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        with warnings.catch_warnings():
-            # What torch says of its own parts is nothing that a user could act on.
-            warnings.simplefilter("ignore")
-            if form == "onnx":
-                _write_onnx(network, example, temporary)
-            else:
-                _write_package(network, example, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        # torch warns about its own parts, which no user can change.
+        warnings.simplefilter("ignore")
+        if form == "onnx":
+            _write_onnx(network, temporary)
+        else:
+            from torch._inductor import aoti_compile_and_package
+
+            program = torch.export.export(network, (network.example,), strict=False)
+            aoti_compile_and_package(program, package_path=str(temporary))
 
 
-def _size(network: PerFrame) -> tuple[int, int]:
-    height, width = network._shapes[0]  # of stride 8
-    return height * 8, width * 8
-
-
-def _write_onnx(network: PerFrame, example: Tensor, path: Path) -> None:
-    # They tell of operators that are not used, and of foldings that were not done.
+def _write_onnx(network: PerFrame, path: Path) -> None:
+    # They log operators that are not used, and constants that were not folded.
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with _backend("torch"):
         program = torch.onnx.export(
-            network, (example,), dynamo=True, opset_version=OPSET, input_names=["images"],
+            network, (network.example,), dynamo=True, opset_version=OPSET, input_names=["images"],
             output_names=list(OUTPUTS), verbose=False,
         )  # fmt: skip
     assert program is not None
     program.save(str(path), external_data=False)
 
 
-def _write_package(network: PerFrame, example: Tensor, path: Path) -> None:
-    from torch._inductor import aoti_compile_and_package
-
-    program = torch.export.export(network, (example,), strict=False)
-    aoti_compile_and_package(program, package_path=str(path))
-
-
 @torch.no_grad()
 def run(path: Path, form: Format, images: Tensor) -> list[Tensor]:
-    """What an exported network answers, by onnxruntime or by torch.
+    """The outputs of an exported network, computed by onnxruntime or by torch.
 
     images:  (B, 3, H, W) of the size that it was exported for
     returns: as PerFrame
@@ -187,10 +157,9 @@ def run(path: Path, form: Format, images: Tensor) -> list[Tensor]:
 def differences(answers: list[Tensor], right: list[Tensor]) -> dict[str, float]:
     """The largest difference of each output, relative to its largest value where that is above 1.
 
-    answers: as PerFrame returns them
-    right:   likewise
-    returns: by name; of masks those of the queries that both chose at the same rank, and of queries
-             the share on which they differ (equal scores may change places)
+    answers, right: as PerFrame returns them
+    returns: by name; masks are compared for the queries that both have at the same rank; for
+             queries it is the share that differs (equal scores may change places)
     """
     found: dict[str, float] = {}
     same = answers[3].cpu() == right[3].cpu()

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from idol.network.resnet import ResNet
 from idol.network.swin import Swin
-from idol.weights import hub, torch_file
+from idol.weights import hub
+from idol.weights.checkpoint import read_file
 from idol.weights.report import CheckpointError, compare
 
 _log = logging.getLogger(__name__)
 
 # What a classifier has and a backbone has not: the head, the norm before it, counters, and
-# attention masks, which depend on the image's size. The relative position index is computed.
+# attention masks. The relative position index is computed.
 _NOT_TAKEN = re.compile(
     r"^(stem\.)?(fc|head|fc_norm|norm)\.|\.(num_batches_tracked|attn_mask|relative_position_index)$"
 )
@@ -40,21 +41,21 @@ _RESNET_NAMES = (
 def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[str]:
     """Load published weights into a ResNet or Swin, in place, all of them or none.
 
-    ResNets come in torchvision's and timm's names, or in detectron2's. They have to be trained
-    with torchvision's layout, the stride in the 3x3 convolution, on normalised RGB: the MSRA
-    weights of detectron2's model zoo have the same names and shapes and would load in silence.
-    Swin comes in the official names or timm's.
+    ResNets may have torchvision's, timm's or detectron2's names. They must be trained with the
+    stride in the 3x3 convolution (torchvision's layout) on normalised RGB. The MSRA weights of
+    detectron2's model zoo are not, but have the same names and shapes: they load without an error.
+    Swin may have the official or timm's names.
 
     backbone: what idol.network.backbone.build made, its sizes those of the file
     source:   a safetensors or torch file, or a reference to one that hub.fetch knows, such
               as hf://timm/resnet50.tv_in1k/model.safetensors
     returns:  keys of the file that were not taken: the classifier's, counters, masks, and all
               that is not below the backbone's prefix in a larger network
-    Errors: ValueError for a backbone without published weights, or a folded one.
-            CheckpointError where weights are missing, have another shape, are not finite, or are
-            of a part that this backbone has not, and for unreadable files; what hub.fetch
-            raises for one that is not there. Only the norms of Swin's outputs may be missing, for
-            a classifier has none: they keep their values.
+    Raises:
+        ValueError: the backbone is folded, or of a kind without published weights.
+        CheckpointError: the file cannot be read, or its weights do not fit. Only the norms of
+            Swin's outputs may be missing, which no classifier has: they keep their values.
+        FileNotFoundError, FetchError: as hub.fetch.
     """
     if not isinstance(backbone, ResNet | Swin):
         raise ValueError(
@@ -64,55 +65,36 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
         )
     if backbone.folded:
         raise ValueError("this backbone is folded. Load weights into a fresh one and fold that.")
-    stored = _read(source)
-    prefix = _prefix(stored, _FIRST[type(backbone)], str(source))
+    name = hub.shown(os.fspath(source))
+    stored = read_file(hub.fetch(os.fspath(source)))[1]
+    prefix = _prefix(stored, _FIRST[type(backbone)], name)
     inside = [key for key in stored if key.startswith(prefix)]
     bare = [key.removeprefix(prefix) for key in inside]
-    names = map(_resnet_name, bare) if isinstance(backbone, ResNet) else _swin_names(bare)
+    keys = map(_resnet_name, bare) if isinstance(backbone, ResNet) else _swin_names(bare)
     dropped = [key for key in stored if not key.startswith(prefix)]
     taken: dict[str, Tensor] = {}
-    for key, name in zip(inside, names, strict=True):
-        if _NOT_TAKEN.search(name):
+    for key, ours in zip(inside, keys, strict=True):
+        if _NOT_TAKEN.search(ours):
             dropped.append(key)
-        elif name in taken:
-            raise CheckpointError(f"{source} holds {name} twice, the second time as {key!r}.")
+        elif ours in taken:
+            raise CheckpointError(f"{name} holds {ours} twice, the second time as {key!r}.")
         else:
-            taken[name] = stored[key]
+            taken[ours] = stored[key]
     report = compare(backbone, taken)
     kept = [key for key in report.missing if _keeps_its_value(key, backbone)]
     report = replace(report, missing=tuple(key for key in report.missing if key not in kept))
     if not report.fits:
         shown = "\n  ".join(report.lines())
         raise CheckpointError(
-            f"the weights of {source} do not fit this {type(backbone).__name__}, {report.count} "
+            f"the weights of {name} do not fit this {type(backbone).__name__}, {report.count} "
             f"problems:\n  {shown}\nIs it the same depth, width and window?",
             report,
         )
     backbone.load_state_dict(taken, strict=False)
     fresh = [key for key in kept if key.startswith("norm")]
     if fresh:
-        _log.info("%s has no %s: these norms start as they are", source, ", ".join(fresh))
+        _log.info("%s has no %s: these norms keep their values", name, ", ".join(fresh))
     return dropped
-
-
-def _read(source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Every tensor of a file, under the names it has there."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = hub.fetch(os.fspath(source))
-    with path.open("rb") as file:
-        # A safetensors file is the length of its header in eight bytes, then a JSON object.
-        safe = file.read(9)[8:] == b"{"
-    if not safe:
-        return torch_file.read(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is truncated, damaged or no safetensors file: {error}. Copy or download it "
-            "again."
-        ) from error
 
 
 def _prefix(stored: Mapping[str, Tensor], first: tuple[str, ...], source: str) -> str:

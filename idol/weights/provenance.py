@@ -6,11 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from idol import presets
 from idol.config import Config, ModelConfig
@@ -18,7 +16,7 @@ from idol.network.model import IDOL
 from idol.weights.report import LoadReport, differences
 
 TRAINING_HEADS = ("dense_head.", "identity_head.")
-"""Prefixes of the parts that only training uses: whether a file has them says little."""
+"""Prefixes of the parts that only training uses; weights for inference may lack them."""
 
 # The names of the released files: cocopretrain_R50.pth, YTVIS19_SWINL_639AP-003.pth, ...
 _DATASETS = {"cocopretrain": "coco", "ytvis19": "ytvis19", "ytvis21": "ytvis21", "ovis": "ovis"}
@@ -40,9 +38,9 @@ class Candidates:
 
 
 def named(file_name: str) -> str | None:
-    """The preset that the name of a released file tells, or None.
+    """The preset of a released file by its name in any case, or None.
 
-    Any folder, case and ending: "YTVIS19_R50_502AP.pth" is "ytvis19_r50".
+    "YTVIS19_R50_502AP.pth" is "ytvis19_r50".
     """
     match = _RELEASED.match(file_name.lower())
     if match is None:
@@ -62,7 +60,7 @@ def num_classes(state: Mapping[str, Tensor]) -> int | None:
 def candidates(state: Mapping[str, Tensor]) -> Candidates:
     """Presets whose networks take these tensors.
 
-    state: tensors by our names, on any device; values are not looked at
+    state: tensors by our names, on any device; only their shapes are read
     """
     shapes = {key: t.to("meta") for key, t in state.items() if not key.startswith(TRAINING_HEADS)}
     classes = num_classes(state)
@@ -73,12 +71,8 @@ def candidates(state: Mapping[str, Tensor]) -> Candidates:
         # A backbone of the transformers library may have to be downloaded to know its shapes.
         if model.backbone.name != "transformers":
             own[name] = model.num_classes
-            inference = replace(
-                model,
-                num_classes=classes or model.num_classes,
-                dense_auxiliary=False,
-                num_identities=0,
-            )
+            wanted = replace(model, num_classes=classes or model.num_classes)
+            inference = replace(wanted, dense_auxiliary=False, num_identities=0)
             reports[name] = differences(_shapes(inference), shapes)
     nearest = min(reports, key=lambda name: reports[name].count)
     fitting = [name for name, report in reports.items() if report.fits]
@@ -93,24 +87,5 @@ def candidates(state: Mapping[str, Tensor]) -> Candidates:
 @lru_cache(maxsize=32)
 def _shapes(model: ModelConfig) -> dict[str, Tensor]:
     """The state dict of such a network, without memory."""
-    with _Uninitialised():
-        state = IDOL(Config(model=model)).state_dict()
-    return {key: tensor.to("meta") for key, tensor in state.items()}
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Make tensors without ever writing into them, which makes a large network in no time.
-
-    Not torch's meta device: arithmetic there loads its compiler first, for seconds.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run what is called, unless it fills a tensor with values."""
-        name = getattr(func, "__name__", "")
-        target = args[0] if args else (kwargs or {}).get("tensor")
-        if name.endswith("_") and not name.endswith("__") and isinstance(target, Tensor):
-            return target
-        return (torch.empty if func in _RANDOM else func)(*args, **(kwargs or {}))
-
-
-_RANDOM = (torch.randn, torch.rand)
+    with torch.device("meta"):
+        return dict(IDOL(Config(model=model)).state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Mapping
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from idol.weights.report import CheckpointError
+
+_log = logging.getLogger(__name__)
 
 PREFIXES = (
     ("detr.detr.backbone.0.backbone.", "backbone."),
@@ -32,104 +35,52 @@ _ALIASED = "detr.detr.bbox_embed."
 _OURS = ("transformer.query_embed.", "mask_branch.", "embedding_head.")
 _SEPARATE = re.compile(r"(.*\.self_attn\.)([qkv])_proj(?:\.|_)(weight|bias)")
 _FOLDED = re.compile(r".*\.backbone\..*(stem\.conv1|conv[123]|shortcut)\.bias")
-
-_ATTENTION = tuple(
-    f"{name}.{leaf}"
-    for name in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
-    for leaf in ("weight", "bias")
+# What the released network has not: other backbones, training heads, class heads of several layers.
+_NO_PLACE = re.compile(
+    r"backbone\.(?!stem\.|res\d\.|patch_embed\.|layers\.\d|norm\d)|dense_head\.|identity_head\."
+    r"|class_embed\.\d+\.layers\."
 )
-
-
-def _pairs(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name}.{leaf}" for name in names for leaf in ("weight", "bias"))
-
-
-_CONV_NORM = (
-    "weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var",
-)  # fmt: skip
-# Every released key, in the order of the released module: a pattern whose numbers order the
-# repeated parts, and what may follow it. A Swin stage's blocks and its downsampling share an entry
-# because the next stage's blocks come after both.
-_ORDER: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = tuple(
-    (re.compile(pattern), leaves)
-    for pattern, leaves in (
-        (r"detr\.detr\.transformer\.", ("level_embed",)),
-        (
-            r"detr\.detr\.transformer\.encoder\.layers\.(\d+)\.",
-            (
-                *(f"self_attn.{name}" for name in _ATTENTION),
-                *_pairs("norm1", "linear1", "linear2", "norm2"),
-            ),
-        ),
-        (
-            r"detr\.detr\.transformer\.decoder\.layers\.(\d+)\.",
-            (
-                *(f"cross_attn.{name}" for name in _ATTENTION),
-                *_pairs("norm1"),
-                "self_attn.in_proj_weight",
-                "self_attn.in_proj_bias",
-                *_pairs("self_attn.out_proj", "norm2", "linear1", "linear2", "norm3"),
-            ),
-        ),
-        (
-            r"detr\.detr\.transformer\.decoder\.bbox_embed\.(\d+)\.layers\.(\d+)\.",
-            ("weight", "bias"),
-        ),
-        (r"detr\.detr\.transformer\.", _pairs("reference_points")),
-        (r"detr\.detr\.class_embed\.(\d+)\.", ("weight", "bias")),
-        (r"detr\.detr\.bbox_embed\.(\d+)\.layers\.(\d+)\.", ("weight", "bias")),
-        (r"detr\.detr\.", ("query_embed.weight",)),
-        (r"detr\.detr\.input_proj\.(\d+)\.", _pairs("0", "1")),
-        (
-            r"detr\.detr\.backbone\.0\.backbone\.",
-            tuple(f"stem.conv1.{leaf}" for leaf in _CONV_NORM),
-        ),
-        (
-            r"detr\.detr\.backbone\.0\.backbone\.res([2-5])\.(\d+)\.",
-            tuple(
-                f"{convolution}.{leaf}"
-                for convolution in ("shortcut", "conv1", "conv2", "conv3")
-                for leaf in _CONV_NORM
-            ),
-        ),
-        (
-            r"detr\.detr\.backbone\.0\.backbone\.patch_embed\.",
-            _pairs("proj", "norm"),
-        ),
-        (
-            r"detr\.detr\.backbone\.0\.backbone\.layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.",
-            (
-                *_pairs("norm1"),
-                "attn.relative_position_bias_table",
-                "attn.relative_position_index",
-                *_pairs("attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
-                "reduction.weight",
-                *_pairs("norm"),
-            ),
-        ),
-        (r"detr\.detr\.backbone\.0\.backbone\.norm([0-3])\.", ("weight", "bias")),
-        (r"detr\.controller\.layers\.(\d+)\.", ("weight", "bias")),
-        (r"detr\.mask_head\.", _pairs("lay1", "lay2", "lay3", "lay4", "dcn")),
-        (r"detr\.reid_embed_head\.layers\.(\d+)\.", ("weight", "bias")),
-    )
+# The parts of the released module in its order. Within a part our order is the released one, but
+# for the shortcut of a ResNet's block, which comes first there, and the layers of the mask branch.
+_PARTS = (
+    "detr.detr.transformer.level_embed",
+    "detr.detr.transformer.encoder.",
+    "detr.detr.transformer.decoder.layers.",
+    _ALIAS,
+    "detr.detr.transformer.reference_points.",
+    "detr.detr.class_embed.",
+    _ALIASED,
+    "detr.detr.query_embed.",
+    "detr.detr.input_proj.",
+    "detr.detr.backbone.",
+    "detr.controller.",
+    *(f"detr.mask_head.{layer}." for layer in ("lay1", "lay2", "lay3", "lay4", "dcn")),
+    "detr.reid_embed_head.",
 )
+_BLOCK = re.compile(r".*\.res(\d)\.(\d+)\.(shortcut|conv\d)\.")
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a released state dict to our names; one that has our names already stays as it is.
 
-    A leading `module.` goes, on any keys. Of the box heads, stored under two names, either copy
-    is enough. Separate query, key and value projections become the fused one. Counters
-    (num_batches_tracked) are dropped: a frozen norm has none.
+    Prefixes of wrappers are taken off: `module.` (DistributedDataParallel), `_orig_mod.`
+    (torch.compile), and `model.` (Lightning) where all keys have it. One copy of the box heads is
+    enough. Separate query, key and value projections are joined. The counters
+    num_batches_tracked are dropped: a frozen norm has none.
+
     state:   name → tensor
     returns: name → tensor, tensors unchanged
-    Errors: CheckpointError for two copies of one weight that differ, for a backbone whose norms
-            were folded into its convolutions, and for keys of another network.
+    Raises: CheckpointError: two copies of one weight differ, the backbone's norms were folded
+        into its convolutions, or keys are of another network.
     """
+    kept = {k: t for k, t in state.items() if not k.endswith(".num_batches_tracked")}
+    model = bool(kept) and all(_unwrapped(key).startswith("model.") for key in kept)
     stripped: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        if not key.endswith(".num_batches_tracked"):
-            _put(stripped, key.removeprefix("module."), tensor, key)
+    for key, tensor in kept.items():
+        name = _unwrapped(_unwrapped(key).removeprefix("model.")) if model else _unwrapped(key)
+        _put(stripped, name, tensor, key)
+    if wrapped := kept.keys() - stripped.keys():
+        _log.info("%d weights are stored under a wrapper's prefix: %r", len(wrapped), min(wrapped))
     if not any(key.startswith("detr.") for key in stripped) and any(
         key.startswith(_OURS) for key in stripped
     ):
@@ -139,7 +90,7 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{len(foreign)} of {len(stripped)} keys are not those of a released IDOL checkpoint, "
             f"which start with 'detr.': {', '.join(map(repr, foreign[:4]))}"
-            f"{', ...' if len(foreign) > 4 else ''}. {_guess(foreign)}"
+            f"{', ...' if len(foreign) > 4 else ''}. {_guess([*state, *foreign])}"
         )
     folded = [key for key in stripped if _FOLDED.fullmatch(key)]
     if folded:
@@ -157,22 +108,14 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the released names, in the released order, box heads under both names.
+    """Our state dict under the released names, box heads under both of theirs.
 
-    state:   our name → tensor
-    returns: released name → tensor, the same tensors
-    Errors: CheckpointError naming every weight that the released network has no place for: the
-            tiny and the library backbones, dense_head, identity_head, class heads of several
-            layers.
+    state:   our name → tensor, in the order of the network's own state dict
+    returns: released name → tensor, the same tensors in the released order
+    Raises: CheckpointError: the released network has no place for some of the weights: those of
+        another backbone than ResNet or Swin, training heads, class heads of several layers.
     """
-    named: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        name = released_name(key)
-        named[name] = tensor
-        if name.startswith(_ALIASED):
-            named[name.replace(_ALIASED, _ALIAS)] = tensor
-    ranks = {name: _rank(name) for name in named}
-    homeless = [key for key in state if ranks[released_name(key)] is None]
+    homeless = [key for key in state if _NO_PLACE.match(key)]
     if homeless:
         parts = sorted({".".join(key.split(".")[:2]) for key in homeless})
         raise CheckpointError(
@@ -181,7 +124,10 @@ def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "backbone and linear class heads, no dense head and no identity head: export such a "
             "network, or keep this one in our own format (idol.weights.checkpoint.save)."
         )
-    return {name: named[name] for name in sorted(named, key=lambda name: ranks[name] or ())}
+    named = {released_name(key): tensor for key, tensor in state.items()}
+    heads = {name: tensor for name, tensor in named.items() if name.startswith(_ALIASED)}
+    named |= {name.replace(_ALIASED, _ALIAS): tensor for name, tensor in heads.items()}
+    return {name: named[name] for name in sorted(named, key=_place)}
 
 
 def released_name(key: str) -> str:
@@ -197,15 +143,19 @@ def _ours(key: str) -> str | None:
     return None
 
 
-def _rank(name: str) -> tuple[int, ...] | None:
-    """Where a released key stands in the released order; None for no released key."""
-    for section, (pattern, leaves) in enumerate(_ORDER):
-        match = pattern.match(name)
-        if match and name[match.end() :] in leaves:
-            # A group that took no part (Swin's downsampling) stands after every number.
-            numbers = [int(n) if n is not None else 1_000_000 for n in match.groups()]
-            return (section, *numbers, leaves.index(name[match.end() :]))
-    return None
+def _place(name: str) -> tuple[int, ...]:
+    """What the released order sorts a key by; equal for keys that stay in our order."""
+    part = next(i for i, prefix in enumerate(_PARTS) if name.startswith(prefix))
+    block = _BLOCK.match(name)
+    if block is None:
+        return (part,)
+    stage, index, layer = block.groups()
+    return part, int(stage), int(index), 0 if layer == "shortcut" else int(layer[-1])
+
+
+def _unwrapped(key: str) -> str:
+    """A key without the prefixes that torch.compile and DistributedDataParallel put before it."""
+    return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def _put(state: dict[str, Tensor], name: str, tensor: Tensor, key: str) -> None:

@@ -1,4 +1,4 @@
-"""What a file of weights lacks, adds or has in another shape, beside the network it is for."""
+"""The differences between a file of weights and the network it is for."""
 
 from __future__ import annotations
 
@@ -79,8 +79,7 @@ class CheckpointError(ValueError):
 def compare(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     """Every difference between a network and tensors under its names; nothing is changed.
 
-    model: may be on the meta device: only names, shapes and types are read
-    state: tensors by this code's names
+    model: on any device: only names, shapes and types are read
     """
     return differences(model.state_dict(), state)
 
@@ -97,7 +96,8 @@ def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> LoadR
         if wanted.shape != tensor.shape:
             reshaped.append((key, tuple(tensor.shape), tuple(wanted.shape)))
         elif wanted.is_floating_point() != tensor.is_floating_point():
-            retyped.append((key, _name(tensor.dtype), _name(wanted.dtype)))
+            types = (str(t.dtype).removeprefix("torch.") for t in (tensor, wanted))
+            retyped.append((key, *types))
     return LoadReport(
         missing=tuple(key for key in own if key not in state),
         unexpected=tuple(key for key in state if key not in own),
@@ -113,7 +113,3 @@ def _finite(tensor: Tensor) -> bool:
     # NaN spreads through both extremes, so no mask as large as the weights is made.
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,12 +1,10 @@
-"""Our format: a safetensors file with the configuration in its metadata, written atomically."""
+"""Our format: a safetensors file with the configuration and a checksum in its metadata."""
 
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from idol.config import Config, from_dict, to_dict
+from idol.files import whole_file
 from idol.weights.report import CheckpointError
 
 FORMAT = 1
@@ -24,9 +23,8 @@ _BARE_CONFIG = "config"  # the entry of files from before the version was writte
 
 
 def write(path: Path, config: Config, state: Mapping[str, Tensor]) -> Path:
-    """Store tensors and configuration; the same ones give the same bytes.
+    """Store tensors and configuration, whole or not at all; the same ones give the same bytes.
 
-    What was at path stays whole until the new file is complete on the disk.
     state: name → tensor on any device, views allowed
     """
     from safetensors.torch import save_file
@@ -34,15 +32,16 @@ def write(path: Path, config: Config, state: Mapping[str, Tensor]) -> Path:
     tensors = apart(state)
     values = to_dict(config)
     entry = {"format": FORMAT, "config": values, "crc32": _checksum(values, tensors)}
-    text = json.dumps(entry, sort_keys=True)
-    return atomically(path, lambda file: save_file(tensors, file, metadata={_METADATA: text}))
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA: json.dumps(entry, sort_keys=True)})
+    return path
 
 
 def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
     """Configuration and tensors, names as stored, of a safetensors file.
 
-    returns: None for the configuration of a file that write did not make
-    Errors: CheckpointError for a damaged file, or one of a newer version of this code.
+    returns: None for the configuration of a file that `write` did not make
+    Raises: CheckpointError: the file is damaged, or of a newer version of this code.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -66,39 +65,14 @@ def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
     return _config(entry, path), state
 
 
-def atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file under another name, make sure it is on the disk, then give it its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        # safetensors makes files that only their owner may read, whatever the umask says.
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):
-        # The new name is on the disk only once the folder is.
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    return path
-
-
 def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached, contiguous CPU tensors, each with memory of its own, copied only where needed."""
+    """Detached, contiguous CPU tensors that share no memory, copied only where needed."""
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
     for key, tensor in state.items():
         own = tensor.detach().cpu().contiguous()
         storage = own.untyped_storage()
-        # A view would take its whole storage along, and safetensors takes no two views of one.
+        # Of a view the whole storage would be written; safetensors refuses two views of one.
         if storage.nbytes() != own.nbytes or storage.data_ptr() in taken:
             own = own.clone()
         taken.add(own.untyped_storage().data_ptr())
@@ -122,9 +96,8 @@ def _entry(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
         if _METADATA in metadata:
             entry = json.loads(metadata[_METADATA])
             version = entry["format"]
-            # What a newer version keeps beside its number is not for this one to ask.
             if version == FORMAT:
-                entry["crc32"], entry["config"]
+                entry["crc32"], entry["config"]  # a newer version may have other keys
         else:
             entry, version = {"config": json.loads(metadata[_BARE_CONFIG])}, FORMAT
     except (json.JSONDecodeError, KeyError, TypeError) as error:
@@ -139,8 +112,8 @@ def _entry(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
 
 def _config(entry: Mapping[str, Any], path: Path) -> Config:
     try:
-        # Fields that the file does not know take today's defaults, which are chosen so that what
-        # was saved before they existed stays what it was.
+        # Fields that the file lacks take their defaults, with which a network saved before they
+        # existed computes what it did then.
         return from_dict(Config, entry["config"])
     except ValueError as error:
         raise CheckpointError(

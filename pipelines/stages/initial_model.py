@@ -61,22 +61,3 @@ def initial_model(config: Config, start: Start) -> IDOL:
     checkpoint.check_state(model, state, weights)
     model.load_state_dict(state)
     return model
-
-
-def _settle_training_heads(state: dict[str, Any], model: IDOL) -> None:
-    """Make the training heads of a state those of the model.
-
-    Heads that the model lacks are dropped; heads that the state lacks are added, as initialised.
-    An identity head for another number of instances belongs to another training set, and is
-    initialised too.
-    """
-    own = model.state_dict()
-    for key in [k for k in state if k.startswith(_TRAINING_ONLY)]:
-        foreign = key.startswith("identity_head.") and (
-            key in own and own[key].shape != state[key].shape
-        )
-        if key not in own or foreign:
-            del state[key]
-    for key, value in own.items():
-        if key.startswith(_TRAINING_ONLY):
-            state.setdefault(key, value)

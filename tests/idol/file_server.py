@@ -24,13 +24,12 @@ class FileServer:
         self.cut = []
         self.status = []
         self.requests = []
-        self.ranges = True
         self.redirect = {}
         self.url = ""
 
     def answer(self, request):
         path = unquote(urlsplit(request.path).path)
-        self.requests.append((request.command, path, request.headers.get("Range")))
+        self.requests.append((request.command, path))
         if self.status:
             return request.reply(self.status.pop(0), b"")
         if path in self.redirect:
@@ -61,17 +60,8 @@ class FileServer:
         etag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
         kind = "text/html" if path.endswith("page") else "application/octet-stream"
         headers = {"ETag": etag, "Content-Type": kind}
-        wanted = request.headers.get("Range")
-        if wanted and self.ranges and request.headers.get("If-Range") == etag:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(content):
-                return request.reply(416, b"")
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            return request.reply(206, content[start:], cut=self._cut(), **headers)
-        return request.reply(200, content, cut=self._cut(), **headers)
-
-    def _cut(self):
-        return self.cut.pop(0) if self.cut else None
+        cut = self.cut.pop(0) if self.cut else None
+        return request.reply(200, content, cut=cut, **headers)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import torch
 
-from idol.weights.checkpoint import from_released
+from idol.weights.released import from_released
 
 CLASS_SHIFT = 5.3
 DECODER_BRANCH = 0.2

@@ -17,7 +17,7 @@ HEADS = ("logits", "boxes", "references", "embeddings", "mask_features", "states
 
 @pytest.fixture(scope="module")
 def tiny():
-    return idol.load("tiny").eval()
+    return idol.build("tiny")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_geometry_is_computed_once_for_a_size(tiny, images, monkeypatch):
 @torch.no_grad()
 @pytest.mark.parametrize("how", ["autocast", "whole"])
 def test_bfloat16_stays_near_float32_and_keeps_the_answer_in_float32(how, images):
-    model = idol.load("tiny").eval()
+    model = idol.build("tiny")
     exact = model(images, sizes=SIZES)
     if how == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
@@ -118,11 +118,11 @@ def test_folding_norms_keeps_the_answers_of_the_released_network(shared):
 
 
 def test_a_folded_network_refuses_to_train(tiny):
-    model = idol.load("tiny").eval().fold()
+    model = idol.build("tiny").fold()
     with pytest.raises(ValueError, match="for inference only"):
         model.train()
     with pytest.raises(ValueError, match=r"call \.eval\(\) first"):
-        idol.load("tiny").train().fold()
+        idol.build("tiny").train().fold()
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

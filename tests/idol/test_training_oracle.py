@@ -12,7 +12,7 @@ from idol.learning.assignment import Truths, assign_queries, contrastive_samples
 from idol.learning.criterion import Criterion, split
 from idol.network.model import IDOL
 from idol.structures import PairBatch, Targets
-from idol.weights.checkpoint import from_released
+from idol.weights.released import from_released
 from tests.idol import oracle_recipe as recipe
 
 SIZE = (192, 256)

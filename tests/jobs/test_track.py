@@ -357,7 +357,7 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_done(
 
 def test_a_configuration_of_another_network_is_refused() -> None:
     model = checkpoint.load("shipped")
-    other = checkpoint.load("tiny").config
+    other = checkpoint.build("tiny").config
     smaller = configuration.changed(model.config, ["detect.score_floor=0.06"], None)
     assert OnlineSegmenter(model, config=smaller).settings.detect.score_floor == 0.06
     changed = type(other)(model=type(other.model)(num_classes=7))

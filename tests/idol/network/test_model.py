@@ -66,7 +66,7 @@ def test_released_key_list_loads_without_a_missing_or_unexpected_key(shared, tmp
 
 
 def test_masks_do_not_depend_on_which_others_are_asked_for():
-    model = idol.load("tiny")
+    model = idol.build("tiny")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, 3, 64, 96, generator=generator)
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def test_masks_do_not_depend_on_which_others_are_asked_for():
 
 
 def test_an_image_says_the_same_alone_and_in_a_batch():
-    model = idol.load("tiny")
+    model = idol.build("tiny")
     images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     padding = torch.zeros(3, 64, 96, dtype=torch.bool)
     with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_an_image_says_the_same_alone_and_in_a_batch():
 
 
 def test_the_controller_gives_169_parameters_for_every_state():
-    model = idol.load("tiny")
+    model = idol.build("tiny")
     images = torch.zeros(1, 3, 64, 64)
     with torch.inference_mode():
         outputs = model(images, torch.zeros(1, 64, 64, dtype=torch.bool))

@@ -8,7 +8,7 @@ import torch
 from idol.config import BackboneConfig, Config, ModelConfig, override
 from idol.network import backbone, resnet
 from idol.network.model import IDOL
-from idol.weights.checkpoint import from_released
+from idol.weights.released import from_released
 
 SWIN = BackboneConfig(
     name="swin", swin_embed=8, swin_depths=(2, 2, 2, 2), swin_heads=(1, 1, 2, 2), swin_window=4

@@ -19,7 +19,8 @@ import idol
 from idol import presets
 from idol.config import override, to_dict
 from idol.weights import checkpoint, safetensors_file
-from idol.weights.checkpoint import CheckpointError
+from idol.weights.released import to_released
+from idol.weights.report import CheckpointError, compare
 from tests.idol import oracle_recipe as recipe
 from tests.idol.file_server import serving
 
@@ -39,7 +40,7 @@ def assert_same(state, expected):
 
 @pytest.fixture
 def saved(tmp_path):
-    return checkpoint.save(idol.load("tiny"), tmp_path / "tiny.safetensors")
+    return checkpoint.save(idol.build("tiny"), tmp_path / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_weights_that_could_not_be_loaded_again_are_not_saved(tmp_path):
 
 
 def test_a_folded_model_is_neither_saved_nor_exported(tmp_path):
-    model = idol.load("tiny")
+    model = idol.build("tiny")
     model.folded = True
     with pytest.raises(CheckpointError, match="folded model cannot be saved"):
         checkpoint.save(model, tmp_path / "x.safetensors")
@@ -283,10 +284,21 @@ def test_weights_of_another_architecture_list_everything_that_does_not_fit(saved
 def test_a_misspelt_preset_or_source_tells_the_nearest(saved, tmp_path):
     with pytest.raises(ValueError, match=r"Did you mean 'ytvis19_r50'"):
         idol.load(saved, preset="ytvis19_r5")
-    with pytest.raises(FileNotFoundError, match=r"Did you mean 'ytvis19_r50'.*hf://"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint at ytvis19_r5\. .*hf://.*'shipped'"
+    ):
         idol.load("ytvis19_r5")
     with pytest.raises(ValueError, match=r"is a folder.*Did you mean .*tiny\.safetensors"):
         idol.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tiny", "ytvis19_r50"])
+def test_a_presets_name_is_no_source_of_trained_weights(name):
+    for read in (idol.load, checkpoint.read):
+        with pytest.raises(CheckpointError, match=rf"untrained network.*idol\.build\('{name}'\)"):
+            read(name)
+    with pytest.raises(ValueError, match="Did you mean 'tiny'"):
+        idol.build("tinny")
 
 
 def test_a_released_file_is_known_by_its_name_and_the_log_says_so(tmp_path, caplog, monkeypatch):
@@ -335,7 +347,7 @@ def test_released_names_in_a_safetensors_file_are_read_too(tmp_path, monkeypatch
     small = override(presets.by_name("ytvis19_r50"), ["model.width=32", "model.decoder_layers=1"])
     monkeypatch.setitem(presets.PRESETS, "small", lambda: small)
     model = idol.IDOL(small)
-    state = {k: v.clone() for k, v in checkpoint.to_released(model.state_dict()).items()}
+    state = {k: v.clone() for k, v in to_released(model.state_dict()).items()}
     save_file(state, tmp_path / "x.safetensors")
     loaded = idol.load(tmp_path / "x.safetensors", preset="small")
     assert_same(loaded.state_dict(), model.state_dict())
@@ -381,10 +393,18 @@ def test_heads_that_only_training_uses_are_added_when_asked_and_dropped_unasked(
     monkeypatch.setitem(presets.PRESETS, "more", lambda: more)
     monkeypatch.setitem(presets.PRESETS, "less", lambda: less)
     path = checkpoint.save(tiny(), tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match=r"has no identity_head.*reset_classes=True"):
+    with pytest.raises(CheckpointError, match=r"has no fitting identity_head.*reset_classes=True"):
         idol.load(path, preset="more")
     assert len(idol.load(path, preset="more", reset_classes=True).identity_head.weight) == 6
     assert idol.load(path, preset="less").dense_head is None
+
+
+def test_an_identity_head_of_another_training_set_is_replaced_by_a_random_one(tmp_path):
+    model = tiny("model.num_identities=6")
+    state = dict(tiny("model.num_identities=9").state_dict())
+    head = {"identity_head.weight", "identity_head.bias"}
+    assert [set(keys) for keys in checkpoint.adapt_training_heads(state, model)] == [head, head]
+    checkpoint.check_state(model, state, "adapted")
 
 
 def test_class_heads_of_another_size_are_the_only_ones_adapted(saved):
@@ -405,7 +425,7 @@ def test_the_released_r50_loads_completely_and_is_exported_bit_for_bit(released_
     path, state = released_r50
     model = idol.load(path)
     assert model.config.name == "ytvis19_r50"
-    assert checkpoint.compare(model, checkpoint.read(path)[1]).fits
+    assert compare(model, checkpoint.read(path)[1]).fits
     exported = checkpoint.export_released(model, tmp_path / "again.pth")
     blob = torch.load(exported, weights_only=True)
     assert list(blob) == ["model"]
@@ -544,6 +564,10 @@ def test_a_checkpoint_comes_from_a_url_with_its_digest(saved, tmp_path, monkeypa
         assert_same(idol.load(Path(url)).state_dict(), loaded.state_dict())
         with pytest.raises(ValueError, match="SHA-256"):
             idol.load(f"{url}#sha256={'0' * 64}")
+        # A secret in the query of a URL is in no message about the weights either.
+        with pytest.raises(CheckpointError, match="problems") as caught:
+            idol.load(f"{url}?token=hidden", preset="ytvis19_r50")
+        assert "hidden" not in str(caught.value)
 
 
 def test_the_names_users_rely_on_work_where_no_other_library_is_installed(saved):
@@ -578,8 +602,8 @@ def test_the_names_users_rely_on_work_where_no_other_library_is_installed(saved)
         assert out.shape == (1, 3, 16)
         try:
             idol.load("hf://owner/repo/x.pth")
-        except ValueError as error:
-            assert "pip install huggingface_hub" in str(error)
+        except ModuleNotFoundError as error:
+            assert "huggingface_hub" in str(error)
         else:
             raise AssertionError
         assert not absent & {name.split(".")[0] for name in sys.modules}

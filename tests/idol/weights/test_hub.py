@@ -4,6 +4,7 @@ import hashlib
 import socket
 import subprocess
 import sys
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -92,9 +93,10 @@ def test_a_folder_is_refused_with_the_checkpoint_inside_it(tmp_path):
         ("http://example.org/x.pth", "not encrypted"),
         ("https:///x.pth", "names no host"),
         ("https://example.org/x.pth#sha256=abc", r"64 hex digits, got 'abc' \(3 characters\)"),
-        ("hf://owner/repo", "does not name a file of a repository"),
-        ("hf://owner/repo/../x.pth", "does not name a file"),
-        ("hf://owner/repo@/x.pth", "no revision after the @"),
+        ("hf://owner/repo", "names no file of a repository"),
+        ("hf://owner/repo/../x.pth", "names no file"),
+        ("hf://owner/repo@/x.pth", "Empty revision after '@'"),
+        ("hf://gr oup/models/x.pth", "Invalid HF URI"),
     ],
 )
 def test_a_source_of_another_form_is_refused_before_any_request(source, reason):
@@ -113,9 +115,19 @@ def test_a_source_of_another_form_is_refused_before_any_request(source, reason):
     ],
 )
 def test_a_hub_reference_names_repository_revision_and_file(
-    source, kind, repository, revision, file
+    source, kind, repository, revision, file, monkeypatch, tmp_path
 ):
-    assert hub._parse_hub(source) == (kind, repository, revision, file)
+    import huggingface_hub
+
+    asked = []
+
+    def download(*where, **options):
+        asked.append((*where, options))
+        return str(tmp_path / "x")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert hub.fetch(source) == tmp_path / "x"
+    assert asked == [(repository, file, {"repo_type": kind, "revision": revision})]
 
 
 # ---------------------------------------------------------------- URLs
@@ -150,40 +162,48 @@ def test_a_cached_file_of_another_digest_is_replaced_by_the_right_one_only(serve
     assert again.read_bytes() == newer
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server):
+def test_a_broken_download_is_tried_again(server):
     server.cut = [1000, 500_000]
-    assert hub.fetch(f"{server.url}/weights.pth#sha256={SHA}").read_bytes() == CONTENT
-    assert [request[2] for request in server.requests] == [None, "bytes=1000-", "bytes=501000-"]
-
-
-def test_a_download_given_up_goes_on_in_the_next_call(server):
-    server.cut = [1000, 0, 0]
-    with pytest.raises(FetchError, match=r"(?s)in 3 attempts.*1279000 bytes before the end"):
-        hub.fetch(f"{server.url}/weights.pth")
     assert hub.fetch(f"{server.url}/weights.pth").read_bytes() == CONTENT
-    assert server.requests[-1][2] == "bytes=1000-"
+    assert len(server.requests) == 3
 
 
-def test_a_file_that_changed_meanwhile_is_taken_whole(server):
+def test_a_download_given_up_leaves_nothing_behind(server, cache):
     server.cut = [1000, 0, 0]
-    with pytest.raises(FetchError):
+    with pytest.raises(FetchError, match=r"could not be read: ChunkedEncodingError"):
         hub.fetch(f"{server.url}/weights.pth")
-    server.files["/weights.pth"] = b"another content"
-    assert hub.fetch(f"{server.url}/weights.pth").read_bytes() == b"another content"
-
-
-def test_a_server_without_ranges_is_read_from_the_beginning(server):
-    server.cut, server.ranges = [1000], False
+    assert not [p for p in cache.rglob("*") if p.is_file() and p.name != ".lock"]
     assert hub.fetch(f"{server.url}/weights.pth").read_bytes() == CONTENT
 
 
-def test_a_partial_file_as_long_as_the_whole_is_not_trusted(server, cache):
-    server.cut = [1000, 0, 0]
-    with pytest.raises(FetchError):
-        hub.fetch(f"{server.url}/weights.pth")
-    (part,) = cache.rglob("*.part")
-    part.write_bytes(b"x" * len(CONTENT))
-    assert hub.fetch(f"{server.url}/weights.pth").read_bytes() == CONTENT
+@pytest.mark.parametrize("fault", ["gone", "broken", "page", "digest", "away", "nobody"])
+def test_a_secret_in_a_url_is_in_no_message_and_no_log(server, nobody, caplog, fault):
+    secret = "-".join(["never", "shown"])  # in no line of a traceback either
+    user = f"http://user:{secret}@"
+    server.files["/page"] = b"<html>please log in</html>"
+    server.redirect["/away"] = f"http://example.org/weights.pth?token={secret}"
+    path = {"page": "/page", "away": "/away", "gone": "/gone"}.get(fault, "/weights.pth")
+    digest = f"#sha256={'0' * 64}" if fault == "digest" else ""
+    server.cut = [10, 10, 10] if fault == "broken" else []
+    address = (nobody if fault == "nobody" else server.url).replace("http://", user)
+    with caplog.at_level("INFO"), pytest.raises(FetchError) as caught:
+        hub.fetch(f"{address}{path}?token={secret}{digest}")
+    told = caplog.text + "".join(traceback.format_exception(caught.value))
+    assert "weights.pth" in told or path in told
+    assert secret not in told
+
+
+def test_user_and_password_of_a_url_reach_the_server(server):
+    seen = []
+    original = server.answer
+
+    def answer(request):
+        seen.append(request.headers["Authorization"])
+        original(request)
+
+    server.answer = answer
+    hub.fetch(server.url.replace("http://", "http://user:word@") + "/weights.pth")
+    assert seen == ["Basic dXNlcjp3b3Jk"]
 
 
 def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server):
@@ -212,7 +232,7 @@ def test_a_redirection_is_followed_but_not_to_an_unencrypted_stranger(server):
 
 
 def test_a_host_that_cannot_be_reached_tells_what_to_do(nobody):
-    with pytest.raises(FetchError, match=r"(?s)3 attempts.*refused.*by hand"):
+    with pytest.raises(FetchError, match=r"could not be read: ConnectionError.*by hand"):
         hub.fetch(f"{nobody}/x.pth")
 
 
@@ -295,13 +315,12 @@ def test_a_damaged_hub_cache_is_noticed_and_downloaded_again(server):
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("hf://nobody/nothing/x.pth", r"no model repository 'nobody/nothing'.*hf auth login"),
-        ("hf://group/models@v9/x.pth", "no revision 'v9'"),
+        ("hf://nobody/nothing/x.pth", r"Repository Not Found.*private or gated"),
+        ("hf://group/models@v9/x.pth", "Revision Not Found.*v9"),
         (
             "hf://group/models/YTVIS19_R50_495AP.pth",
             r"no file 'YTVIS19_R50_495AP.pth'. Did you mean 'IDOL/YTVIS19_R50_502AP.pth'\?",
         ),
-        ("hf://gr oup/models/x.pth", "is no valid reference"),
     ],
 )
 @pytest.mark.usefixtures("hugging_face")
@@ -317,7 +336,7 @@ def test_offline_without_a_cached_file_tells_what_was_tried_and_how_to_get_it(mo
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FetchError) as caught:
         hub.fetch("hf://group/models@v1/IDOL/x.pth")
-    for part in ("Tried: the cache in", "HF_HUB_OFFLINE is set", "/resolve/v1/IDOL/x.pth by hand"):
+    for part in ("not in the cache", "HF_HUB_OFFLINE is set", "/group/models/blob/v1/IDOL/x.pth"):
         assert part in str(caught.value)
 
 
@@ -327,13 +346,5 @@ def test_an_unreachable_hub_tells_the_reason_and_how_to_get_the_file(nobody, mon
 
     template = nobody + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    with pytest.raises(FetchError, match=r"(?s)Tried: the cache.*failed \(.*by hand"):
+    with pytest.raises(FetchError, match=r"not in the cache.*not reached: .*download .*x\.pth"):
         hub.fetch("hf://group/models/IDOL/x.pth")
-
-
-def test_without_the_hub_library_the_error_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(
-        FetchError, match=r"pip install huggingface_hub, or download .*/main/x\.pth"
-    ):
-        hub.fetch("hf://group/models/x.pth")

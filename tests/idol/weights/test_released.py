@@ -64,7 +64,7 @@ def test_renaming_there_and_back_keeps_every_tensor_and_the_order():
     network, released = small()
     ours = from_released(released)
     assert ours.keys() == network.state_dict().keys()
-    again = to_released(dict(reversed(ours.items())))
+    again = to_released({key: ours[key] for key in network.state_dict()})
     assert list(again) == list(released)
     assert all(again[key] is ours_tensor for key, ours_tensor in released.items())
 
@@ -154,6 +154,26 @@ def test_counters_of_batch_norms_are_dropped():
         from_released(released | {counter: torch.tensor(7)}).keys()
         == from_released(released).keys()
     )
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "module.model."]
+)
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_prefixes_of_wrappers_are_taken_off_and_logged(prefix, ours, caplog):
+    network, released = small()
+    state = dict(network.state_dict()) if ours else released
+    with caplog.at_level("INFO"):
+        read = from_released({prefix + key: tensor for key, tensor in state.items()})
+    assert read.keys() == network.state_dict().keys()
+    assert f"{len(state)} weights are stored under a wrapper's prefix: '{prefix}" in caplog.text
+
+
+def test_a_compiled_part_of_a_network_is_read():
+    _, released = small()
+    compiled = {k.replace("detr.detr.backbone.", "detr.detr.backbone._orig_mod."): released[k]
+                for k in released}  # fmt: skip
+    assert from_released(compiled).keys() == from_released(released).keys()
 
 
 def test_our_own_names_stay_as_they_are():

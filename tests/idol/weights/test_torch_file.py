@@ -218,9 +218,7 @@ def test_a_torchscript_archive_is_refused(tmp_path):
         (b"<!DOCTYPE html><html>", "web page"),
         (b'\n{"error": "not found"}', "JSON text"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (b"\x89HDF\r\n\x1a\n", "HDF5"),
-        (b"\x1f\x8b\x08\x00", "compressed"),
-        (b"0" * 257 + b"ustar\x00", "tar archive"),
+        (b"\x89HDF\r\n\x1a\n", r"begins with .*HDF"),
         (b"\x08\x07\x12\x07pytorch", "begins with"),
     ],
 )
@@ -232,21 +230,21 @@ def test_any_other_kind_of_file_is_named(tmp_path, content, reason):
 
 def test_a_zip_of_something_else_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.zeros(3))
-    with pytest.raises(CheckpointError, match=r"zip archive, but no torch file.*a\.npy"):
+    with pytest.raises(CheckpointError, match=r"of another kind.*a\.npy"):
         torch_file.read(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize(
     ("blob", "reason"),
     [
-        ([torch.zeros(2)], "holds a list"),
+        ([torch.zeros(2)], "but list"),
         ({}, "holds no state dict"),
         ({"model": {}}, "holds no state dict"),
         ({"epoch": 3, "model": None}, r"\{'epoch': 'int', 'model': 'NoneType'\}"),
-        ({"model": {"w": np.zeros(3)}}, "Turn its NumPy arrays into tensors"),
-        ({"w": torch.zeros(2, dtype=torch.complex64)}, r"w \(complex\)"),
-        ({"w": torch.eye(3).to_sparse()}, r"w \(torch\.sparse_coo\)"),
-        ({"w": torch.zeros(2, device="meta")}, "no values"),
+        ({"model": {"w": np.zeros(3)}}, "Turn NumPy arrays into tensors"),
+        ({"w": torch.zeros(2, dtype=torch.complex64)}, r"complex.*'w'"),
+        ({"w": torch.eye(3).to_sparse()}, r"sparse.*'w'"),
+        ({"w": torch.zeros(2, device="meta")}, "without values"),
     ],
 )
 def test_a_file_without_plain_weights_tells_what_it_holds(tmp_path, blob, reason):

@@ -14,7 +14,8 @@ from idol.config import override
 from idol.images.synthetic import SyntheticConfig
 from idol.images.synthetic_dataset import write_dataset
 from idol.weights import checkpoint
-from idol.weights.checkpoint import CheckpointError
+from idol.weights.released import PREFIXES, from_released
+from idol.weights.report import CheckpointError
 from pipelines.errors import ManifestError
 from pipelines.report import run_page
 from pipelines.sources import annotations
@@ -102,11 +103,11 @@ def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, t
     model = idol.IDOL(override(quick(2), ["model.num_classes=80", "model.dense_auxiliary=false"]))
     released = {}
     for key, value in model.state_dict().items():
-        for theirs, ours in checkpoint._RELEASED_PREFIXES:
+        for theirs, ours in PREFIXES:
             if key.startswith(ours):
                 released[theirs + key.removeprefix(ours)] = value
                 break
-    assert checkpoint.from_released(released).keys() == model.state_dict().keys()
+    assert from_released(released).keys() == model.state_dict().keys()
     path = tmp_path / "coco.pth"
     torch.save({"model": released}, path)
     with pytest.raises(ValueError, match="--reset-classes"):
