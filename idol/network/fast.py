@@ -1,6 +1,6 @@
-"""The network at inference as fast as its device allows: 16 bits, folded, compiled, as graphs.
+"""A faster form of the network for inference: 16 bits, folded, compiled, CUDA graphs.
 
-What it changes of the answer is measured by benchmarks/speed.py and told in docs/performance.md.
+benchmarks/speed.py measures the differences of its outputs; docs/performance.md has the numbers.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from idol.network.geometry import Geometry
 from idol.network.model import IDOL
 from idol.structures import Outputs
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 MOST_SHAPES = 8
-"""Padded shapes that are compiled or captured; frames of others run as the network is."""
+"""Padded shapes that are compiled or captured; other shapes run without either."""
 
-_WARM_UP = 3  # passes before a capture: algorithms are chosen, kernels compiled and loaded
+_WARM_UP = 3  # passes before a capture, in which algorithms are chosen and kernels compiled
 _TENSORS: Final = ("sizes", "padding", "positions", "valid_ratios", "references")
 
-Shape = tuple[int, int, bool]  # height, width, whether nothing of them is padding
+Shape = tuple[int, int, bool]  # height, width, whether no pixel is padding
 
 
 def best_type(device: torch.device) -> torch.dtype:
-    """The precision in which a device multiplies fastest: bfloat16 where it has units for it."""
+    """The type in which a device multiplies fastest."""
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         return torch.bfloat16 if capability >= (8, 0) else torch.float16
@@ -48,7 +48,7 @@ def best_type(device: torch.device) -> torch.dtype:
 @functools.cache
 def cannot_compile(device: str) -> str | None:
     """Why torch.compile cannot be used here, in one line; None when it can."""
-    if shutil.which("cc") is None and shutil.which("gcc") is None and shutil.which("g++") is None:
+    if not any(map(shutil.which, ("cc", "gcc", "g++"))):
         return "torch.compile needs a C compiler (gcc), and there is none"
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         return "torch.compile needs triton, and it is not installed"
@@ -57,25 +57,26 @@ def cannot_compile(device: str) -> str | None:
 
 @dataclass(slots=True)
 class _Captured:
-    """A graph of one shape: what is written before a replay, and what is read after it."""
+    """A CUDA graph of one shape, with the tensors that it reads and writes."""
 
     graph: torch.cuda.CUDAGraph
     images: Tensor
     geometry: Geometry
-    source: Tensor  # positions of the geometry that was copied last
+    source: Tensor  # positions of the geometry copied last, which tell it from others
     outputs: Sequence[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What inference asks of a pass over B images: the last decoder layer alone.
+    """Outputs of the last decoder layer for B images.
 
     class_scores: (B, Q, K)          float32
-    scores:       (B, Q)             float32, the best of them; NaN where anything is not finite
+    scores:       (B, Q)             float32, the best class score; NaN where logits or a box are
+                                     not finite
     labels:       (B, Q)             int64, its class
     boxes:        (B, Q, 4)          float32 cxcywh in [0, 1]
     embeddings:   (B, Q, C)          float32
-    references:   (1, B, Q, 2)       as in Outputs, and the following
+    references:   (1, B, Q, 2)       as in Outputs, like the following
     features:     (B, 8, H/8, W/8)
     states:       (1, B, Q, C)
     sizes:        (B, 2)
@@ -92,7 +93,7 @@ class Found:
     sizes: Tensor
 
     def outputs(self, model: IDOL) -> Outputs:
-        """As far as masks need them."""
+        """The Outputs that IDOL.mask_logits needs."""
         return Outputs(
             logits=self.class_scores[None],
             boxes=self.boxes[None],
@@ -107,15 +108,15 @@ class Found:
 
 
 class FastNetwork:
-    """A copy of a network that answers faster, and about the same. Not for several threads.
+    """A copy of a network with a faster forward pass, for one thread.
 
-    On a GPU it computes in 16 bits, and the passes of a shape are one graph that is launched at
-    once; on a CPU it computes in bfloat16 where that has units of its own, else it is only folded.
+    On a GPU it computes in 16 bits, with one CUDA graph for each shape. On a CPU it is folded, and
+    computes in bfloat16 where the CPU has AMX. The outputs differ a little (docs/performance.md).
 
-    model:    stays as it is
-    batch:    images of a pass: smaller batches are filled up to it
-    compiled: also fuse operations by torch.compile: half a minute for each shape, then 1.5 times as
-              fast. Where that cannot be had the reason is logged
+    model:    is not changed
+    batch:    images of a pass; smaller batches are filled up
+    compiled: also fuse operations by torch.compile: takes half a minute for each shape, then runs
+              1.5 times as fast. Where it cannot be used, the reason is logged
     """
 
     def __init__(self, model: IDOL, *, batch: int = 1, compiled: bool = False) -> None:
@@ -131,7 +132,7 @@ class FastNetwork:
         if compiled and reason is None:
             self._forward = torch.compile(self._pass, dynamic=False)
         elif compiled:
-            logger.warning("the network is not compiled: %s", reason)
+            _log.warning("the network is not compiled: %s", reason)
         self.compiled = compiled and reason is None
         self._graphs: dict[tuple[int, int, int, bool], _Captured] = {}
         self._shapes: set[Shape] = set()
@@ -143,7 +144,7 @@ class FastNetwork:
 
         images:  (B, 3, H, W) normalised, zero where padded, of any precision
         size:    (height, width) of the un-padded images
-        returns: the caller's own
+        returns: tensors that no later pass overwrites
         """
         images = images.to(self.dtype, memory_format=torch.channels_last)
         count, _, height, width = images.shape
@@ -161,7 +162,7 @@ class FastNetwork:
         return self._found(tensors, geometry, count)
 
     def _know(self, shape: Shape) -> bool:
-        """Whether that padded shape is one of the few that are worth a graph."""
+        """Whether that padded shape is one of the first MOST_SHAPES."""
         if len(self._shapes) < MOST_SHAPES:
             self._shapes.add(shape)
         return shape in self._shapes
@@ -180,11 +181,11 @@ class FastNetwork:
                     still.copy_(getattr(geometry, name))
             one.source = geometry.positions
         one.graph.replay()
-        # The next replay writes over what this one made, and nobody waits for the reader.
+        # The next replay overwrites these.
         return [tensor.clone() for tensor in one.outputs]
 
     def _capture(self, images: Tensor, geometry: Geometry) -> _Captured:
-        """The passes over images of this shape as a graph."""
+        """The pass over images of this shape as a graph."""
         images = images.clone(memory_format=torch.channels_last)
         tensors = {name: getattr(geometry, name) for name in _TENSORS}
         own: dict[str, Any] = {k: None if t is None else t.clone() for k, t in tensors.items()}
@@ -193,7 +194,7 @@ class FastNetwork:
         return _Captured(graph, images, still, geometry.positions, outputs)
 
     def _pass(self, images: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
-        """What inference asks for, of the decoder's layers the last alone."""
+        """Tensors in the order of Found's fields, without sizes."""
         outputs = self.model(images, geometry=geometry)
         logits, boxes = outputs.logits[-1].float(), outputs.boxes[-1].float()
         class_scores = logits.sigmoid()
@@ -211,12 +212,11 @@ class FastNetwork:
         )
 
     def _found(self, tensors: Sequence[Tensor], geometry: Geometry, count: int) -> Found:
-        """Of the first so many images; the others were there to fill the batch."""
-        class_scores, scores, labels, boxes, embeddings = (t[:count] for t in tensors[:5])
-        references, features, states = tensors[5][:, :count], tensors[6][:count], tensors[7]
+        """The results of the first `count` images; the others only fill the batch."""
+        *found, references, features, states = tensors
         return Found(
-            class_scores, scores, labels, boxes, embeddings, references, features,
-            states[:, :count], geometry.sizes[:count],
+            *(tensor[:count] for tensor in found),
+            references[:, :count], features[:count], states[:, :count], geometry.sizes[:count],
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -230,9 +230,9 @@ class FastNetwork:
         return self.model.mask_logits(found.outputs(self.model), images, layers, queries).float()
 
     def _graph_of(self, function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-        """What the function asks of the device, as a graph, and what it then returns.
+        """The function's work on the device as a CUDA graph, and its result.
 
-        Whatever it reads has to be kept alive: a graph knows addresses, and no tensors.
+        The caller keeps the tensors that it reads alive: a graph holds only addresses.
         """
         side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self.device))
@@ -243,5 +243,5 @@ class FastNetwork:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=side):
             out = function()
-        self._pool = graph.pool()  # one memory for all: only one graph runs at a time
+        self._pool = graph.pool()  # shared, because one graph runs at a time
         return graph, out

@@ -1,10 +1,10 @@
-"""What a batch's sizes alone decide: padding, positions and reference points of every token."""
+"""Padding, positions and reference points of every token: all that the sizes of images decide."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections import OrderedDict
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from idol.network.position_encoding import sine_encoding
-
-CACHE_BYTES = 256 * 2**20
-"""How much of a process's memory remembered geometries may hold; one image of 720p takes 20 MB."""
+REMEMBERED = 12
+"""Geometries that a process remembers; one of a 720p image takes 20 MB."""
 
 Shapes = tuple[tuple[int, int], ...]
 
@@ -82,12 +80,12 @@ def of_sizes(
     channels: int,
     device: torch.device | str = "cpu",
 ) -> Geometry:
-    """The same, bit by bit, for images padded at the bottom and right; computed once per size.
+    """The same bits for images padded at the bottom and right; remembered per size.
 
     padded:   (H, W) of the batch, multiples of 32
     sizes:    B pairs (height, width) of the un-padded images
     channels: C of the position encoding
-    Errors: ValueError for a size outside the padded input.
+    Raises: ValueError: a size is outside the padded input.
     """
     plain = [(int(height), int(width)) for height, width in sizes]
     for index, (height, width) in enumerate(plain):
@@ -99,14 +97,15 @@ def of_sizes(
             )
     if not plain:
         raise ValueError("sizes must have one (height, width) per image, got none")
-    device = torch.device(device)
+    device, padded = torch.device(device), (padded[0], padded[1])
     if len(set(plain)) == 1:
         one = _of_size(padded, plain[0], channels, device)
         return dataclasses.replace(one, sizes=one.sizes.expand(len(plain), 2))
     each = [_of_size(padded, size, channels, device) for size in plain]
+    none = torch.zeros(each[0].positions.shape[:2], dtype=torch.bool, device=device)
     return Geometry(
         sizes=torch.cat([g.sizes for g in each]),
-        padding=_cat_paddings(each),
+        padding=torch.cat([none if g.padding is None else g.padding for g in each]),
         positions=torch.cat([g.positions for g in each]),
         valid_ratios=torch.cat([g.valid_ratios for g in each]),
         references=torch.cat([g.references for g in each]),
@@ -114,30 +113,25 @@ def of_sizes(
     )
 
 
-def _cat_paddings(each: Sequence[Geometry]) -> Tensor:
-    """(B, S): of images of several sizes, one at least is padded."""
-    nowhere = torch.zeros(
-        each[0].positions.shape[:2], dtype=torch.bool, device=each[0].sizes.device
-    )
-    return torch.cat([nowhere if g.padding is None else g.padding for g in each])
-
-
 def _of_size(
     padded: tuple[int, int], size: tuple[int, int], channels: int, device: torch.device
 ) -> Geometry:
-    """Geometry of one image, remembered. A graph being compiled holds it as part of itself."""
+    """Geometry of one image, remembered unless a graph is compiled, which holds it itself."""
     if torch.compiler.is_compiling():
         return _compute(padded, size, channels, device)
-    key = (tuple(padded), size, channels, device.type, device.index)
-    found = _recent.get(key)
-    if found is None:
-        # Usable by training too, whatever mode the first to ask is in.
-        with torch.inference_mode(False), torch.no_grad():
-            found = _compute(padded, size, channels, device)
-        if device.type == "cuda":
-            # Another stream may ask next; without this it could read what is not there yet.
-            torch.cuda.current_stream(device).synchronize()
-        _recent.put(key, found)
+    return _remembered(padded, size, channels, device)
+
+
+@functools.lru_cache(maxsize=REMEMBERED)
+def _remembered(
+    padded: tuple[int, int], size: tuple[int, int], channels: int, device: torch.device
+) -> Geometry:
+    # Training may use what inference computed, and the reverse.
+    with torch.inference_mode(False), torch.no_grad():
+        found = _compute(padded, size, channels, device)
+    if device.type == "cuda":
+        # Another stream may read it next, without waiting for the one that wrote it.
+        torch.cuda.current_stream(device).synchronize()
     return found
 
 
@@ -147,59 +141,32 @@ def _compute(
     padding = torch.ones(1, *padded, dtype=torch.bool, device=device)
     padding[:, : size[0], : size[1]] = False
     geometry = of_padding(padding, channels)
-    # Nothing to set to zero in any layer.
-    return dataclasses.replace(geometry, padding=None) if tuple(padded) == size else geometry
+    # Where nothing is padded, no layer needs to set padded tokens to zero.
+    return dataclasses.replace(geometry, padding=None) if padded == size else geometry
 
 
-class _Recent:
-    """The geometries asked for last, as many as fit into CACHE_BYTES; safe between threads."""
+def sine_encoding(padding: Tensor, channels: int) -> Tensor:
+    """Sine and cosine of the un-padded, normalised row and column (specification 1.3).
 
-    def __init__(self) -> None:
-        self._entries: OrderedDict[object, tuple[Geometry, int]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+    padding:  (B, H, W) bool, True where padded
+    channels: C, half for the row and half for the column; divisible by 4
+    returns:  (B, C, H, W) float32
 
-    def get(self, key: object) -> Geometry | None:
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            self._entries.move_to_end(key)
-            return entry[0]
-
-    def put(self, key: object, geometry: Geometry) -> None:
-        tensors = [getattr(geometry, f.name) for f in dataclasses.fields(geometry)]
-        size = sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))
-        with self._lock:
-            if key in self._entries:
-                self._bytes -= self._entries.pop(key)[1]
-            self._entries[key] = (geometry, size)
-            self._bytes += size
-            while self._bytes > CACHE_BYTES:
-                self._bytes -= self._entries.popitem(last=False)[1][1]
-
-    def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-            self._bytes = 0
-
-    def held(self) -> tuple[int, int]:
-        """Entries and bytes."""
-        with self._lock:
-            return len(self._entries), self._bytes
-
-
-_recent = _Recent()
-
-
-def forget() -> None:
-    """Give up every remembered geometry, for example before its device is reset."""
-    _recent.clear()
-
-
-def remembered() -> tuple[int, int]:
-    """How many geometries are remembered, and their bytes."""
-    return _recent.held()
+    Rows are counted from 0.5 (the released code's offset; DETR has none) and divided by the count
+    in the last row, so a partly padded map spans the full period.
+    """
+    valid = (~padding).float()
+    half = channels // 2
+    index = torch.arange(half, device=padding.device)
+    period = 10000.0 ** (2 * (index // 2) / half)
+    axes = []
+    for dim in (1, 2):
+        count = valid.cumsum(dim)
+        last = count.narrow(dim, count.shape[dim] - 1, 1)
+        angle = (count - 0.5) / (last + 1e-6) * (2 * math.pi)
+        angle = angle[..., None] / period  # (B, H, W, C/2)
+        axes.append(torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], -1).flatten(3))
+    return torch.cat(axes, dim=-1).permute(0, 3, 1, 2)
 
 
 def valid_ratios(paddings: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,17 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+def run(block: nn.Module, *args: Any, again: bool) -> Tensor:
+    """block(*args); if `again`, its activations are computed a second time for its gradients."""
+    out: Tensor
+    if again and torch.is_grad_enabled():
+        # Restores the random state, so that dropout drops the same units both times.
+        out = checkpoint(block, *args, use_reentrant=False)
+    else:
+        out = block(*args)
+    return out
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU between them."""
 
@@ -44,27 +55,24 @@ class Backbone(nn.Module):
     channels: tuple[int, ...]
     """Channels of the three maps."""
     checkpoint_activations: bool = False
-    """Keep only what enters each block while training, and compute the rest again backwards."""
+    """Whether training keeps only the input of each block and computes the rest twice."""
     folded: bool = False
-    """Whether fold changed the weights: the network is good for inference only."""
+    """Whether `fold` changed the weights, which are then for inference only."""
 
     def fold(self) -> bool:
         """Merge layers that are constant at inference, in place; True where anything changed.
 
         Outputs stay equal up to rounding. A backbone without such layers stays as it is.
-        Errors: ValueError in training mode.
+        Raises: ValueError: the backbone is in training mode.
         """
         return False
 
     def portable(self, config: BackboneConfig) -> BackboneConfig:
-        """The configuration it was built from, for a checkpoint: free of links to other files."""
+        """The configuration it was built from, without references to other files."""
         return config
 
     def run(self, block: nn.Module, x: Tensor, *args: Any) -> Tensor:
         """block(x, *args), with its activations checkpointed where that is asked for and helps."""
-        worth = self.checkpoint_activations and self.training and torch.is_grad_enabled()
-        if worth and (x.requires_grad or any(p.requires_grad for p in block.parameters())):
-            out: Tensor = checkpoint(block, x, *args, use_reentrant=False)
-            return out
-        out = block(x, *args)
-        return out
+        wanted = self.checkpoint_activations and self.training
+        helps = wanted and (x.requires_grad or any(p.requires_grad for p in block.parameters()))
+        return run(block, x, *args, again=helps)

@@ -55,7 +55,7 @@ def _box_head(width: int, side: float) -> MLP:
 
 
 def _controller(width: int, parameters: int) -> MLP:
-    """Decoder state to dynamic mask parameters."""
+    """Decoder states to dynamic mask parameters."""
     head = MLP(width, width, parameters)
     for layer in head.layers:
         assert isinstance(layer, nn.Linear)
@@ -67,15 +67,13 @@ def _controller(width: int, parameters: int) -> MLP:
 class IDOL(nn.Module):
     """Deformable DETR with dynamic masks and contrastive embeddings (paper Fig. 4).
 
-    Key and reference frames are just images of one batch: weights are shared and no layer looks
-    across images.
-
-    Works under torch.autocast and as a whole in 16 bits (model.to(torch.bfloat16)): what needs
-    more, see Outputs, keeps float32.
+    Key and reference frames are images of one batch; no layer looks across images. It works under
+    torch.autocast and in 16 bits (model.to(torch.bfloat16)): what needs more keeps float32 (see
+    Outputs).
     """
 
     folded: bool = False
-    """Whether fold changed it for inference: it neither trains nor can be saved any more."""
+    """Whether `fold` changed it for inference: it can neither train nor be saved."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -113,14 +111,13 @@ class IDOL(nn.Module):
         """One pass over any number of independent images.
 
         images:   (B, 3, H, W) normalised, zero where padded; H and W multiples of 32
-        padding:  (B, H, W) bool, True where padded; not needed with one of the following
-        sizes:    B pairs (height, width) of the un-padded images where the host knows them: what
-                  they decide is then remembered from batch to batch, and padding is not looked
-                  at. Or a tensor (B, 2) beside padding
+        padding:  (B, H, W) bool, True where padded; not needed with `geometry` or pairs in `sizes`
+        sizes:    B pairs (height, width) of the un-padded images, whose geometry is remembered; or
+                  a tensor (B, 2) beside padding
         geometry: what self.geometry returned for these sizes; for compiled graphs
-        returns:  Outputs, the same bits whichever way the sizes came
-        Errors: ValueError for a wrong shape, sides that are not multiples of 32, or sizes outside
-        the input.
+        returns:  Outputs, the same bits whichever way the sizes are given
+        Raises: ValueError: a shape is wrong, a side is no multiple of 32, or a size is outside
+            the input.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -140,7 +137,7 @@ class IDOL(nn.Module):
         states, boxes, references = self.transformer.decode(memory, geometry, self.bbox_embed)
         mask_features = self.mask_branch(self._maps(memory, geometry.shapes))
         dense = self.dense_head if self.training else None
-        # The heads are a thousandth of the arithmetic and all of the answer.
+        # The heads are a thousandth of the arithmetic, so they are computed in full precision.
         with without_autocast(states):
             heads = zip(self.class_embed, states, strict=True)
             logits = torch.stack([full_precision(head(state)) for head, state in heads])
@@ -167,11 +164,11 @@ class IDOL(nn.Module):
         sizes: Sequence[tuple[int, int]],
         device: torch.device | str = "cpu",
     ) -> Geometry:
-        """What forward needs to know about a batch beside its pixels, remembered per size.
+        """What `forward` needs to know about a batch besides its pixels, remembered per size.
 
         padded: (H, W) of the input
         sizes:  B pairs (height, width) of the un-padded images
-        Errors: ValueError for a size outside the input.
+        Raises: ValueError: a size is outside the input.
         """
         return of_sizes(padded, sizes, self.config.model.width, device)
 
@@ -179,8 +176,8 @@ class IDOL(nn.Module):
         """Make the network faster at inference, in place, with outputs equal up to rounding.
 
         Frozen norms become part of their convolutions, whose weights are laid out channels-last.
-        Afterwards it neither trains nor can be saved: keep the checkpoint.
-        Errors: ValueError in training mode.
+        Afterwards it can neither train nor be saved.
+        Raises: ValueError: the network is in training mode.
         """
         if self.training:
             raise ValueError("only a network in eval mode can be folded; call .eval() first")
@@ -192,7 +189,7 @@ class IDOL(nn.Module):
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """As nn.Module.train. Errors: ValueError where a folded network is asked to train."""
+        """As nn.Module.train. Raises: ValueError: the network is folded and mode is True."""
         if mode and self.folded:
             raise ValueError(
                 "a folded network is for inference only. Load the checkpoint again and train that."
@@ -202,7 +199,7 @@ class IDOL(nn.Module):
     def mask_logits(
         self, outputs: Outputs, images: Tensor, layers: Tensor, queries: Tensor
     ) -> Tensor:
-        """Dynamic masks of any (image, decoder layer, query) triples, all in one product.
+        """Dynamic masks of (image, decoder layer, query) triples, all in one product.
 
         images, layers, queries: (n,) int64
         returns: (n, H/4, W/4) logits over the padded input, at least float32
@@ -218,26 +215,6 @@ class IDOL(nn.Module):
         """
         layer %= len(outputs.states)
         return self._masks(outputs, outputs.mask_features[image], image, layer, queries)
-
-    def masks_of_batch(
-        self, outputs: Outputs, queries: Sequence[Tensor], layer: int = -1
-    ) -> list[Tensor]:
-        """Mask logits of some queries of every image, in one product and without waiting for it.
-
-        queries: for each of the B images, (n_b,) int64
-        returns: for each, (n_b, H/4, W/4) logits over the padded input, at least float32
-        Errors: ValueError unless there is one entry per image.
-        """
-        if len(queries) != len(outputs.mask_features):
-            raise ValueError(
-                f"queries must have one entry per image, {len(outputs.mask_features)}, got "
-                f"{len(queries)}"
-            )
-        counts = [len(rows) for rows in queries]
-        every = torch.cat(list(queries))
-        images = torch.cat([torch.full_like(rows, b) for b, rows in enumerate(queries)])
-        layers = torch.full_like(every, layer % len(outputs.states))
-        return list(torch.split(self.mask_logits(outputs, images, layers, every), counts))
 
     def _masks(
         self,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from idol.config import ModelConfig
 from idol.network.geometry import Geometry
-from idol.network.layers import without_autocast
+from idol.network.layers import run, without_autocast
 from ops import MSDeformAttn, spread
 from ops.linear import full_precision, linear
 
@@ -38,17 +35,13 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        anchors: Tensor,
-        geometry: Geometry,
+        self, tokens: Tensor, positions: Tensor, anchors: Tensor, geometry: Geometry
     ) -> Tensor:
         """One round of self-attention over the pyramid.
 
         tokens:    (B, S, C)
         positions: (B or 1, S, C)
-        anchors:   every token's centre, (B or 1, S, L, 2) or as ops.spread repeats it
+        anchors:   every token's centre, (B or 1, S, L, 2) or as repeated by ops.spread
         returns:   (B, S, C)
         """
         attended = self.self_attn(
@@ -86,10 +79,10 @@ class DecoderLayer(nn.Module):
         tokens: Tensor,
         geometry: Geometry,
     ) -> Tensor:
-        """One round: queries look at each other, then at the picture.
+        """One round of attention among the queries, then from each query to the image.
 
         states, positions: (B, Q, C)
-        references:        (B, Q, L, 2 or 4) where each query looks, in units of each padded level
+        references:        (B, Q, L, 2 or 4) points or boxes in units of each padded level
         tokens:            (B, S, C) encoder output
         returns:           (B, Q, C)
         """
@@ -105,10 +98,6 @@ class DecoderLayer(nn.Module):
         return out
 
 
-def _starts_at_zero(name: str) -> bool:
-    return "sampling_offsets" in name or "attention_weights" in name
-
-
 class Transformer(nn.Module):
     """Encoder over the pyramid's tokens; decoder over object queries."""
 
@@ -121,10 +110,11 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
         self.query_embed = nn.Embedding(config.num_queries, 2 * config.width)
         self.reference_points = nn.Linear(config.width, 2)
-        # As the original initialises every matrix of the transformer.
+        # Every matrix but those that MSDeformAttn starts at zero (specification 1.5).
         for module in (self.encoder, self.decoder):
             for name, parameter in module.named_parameters():
-                if parameter.dim() > 1 and not _starts_at_zero(name):
+                zero = "sampling_offsets" in name or "attention_weights" in name
+                if parameter.dim() > 1 and not zero:
                     nn.init.xavier_uniform_(parameter)
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
@@ -142,8 +132,9 @@ class Transformer(nn.Module):
         positions = torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)], 1)
         tokens = tokens.to(dtype)
         anchors = spread(geometry.references, self.heads, self.points)
+        again = self.checkpoint_activations and self.training
         for layer in self.encoder:
-            tokens = self._run(layer, tokens, positions, anchors, geometry)
+            tokens = run(layer, tokens, positions, anchors, geometry, again=again)
         return tokens
 
     def decode(
@@ -153,8 +144,8 @@ class Transformer(nn.Module):
 
         memory:     (B, S, C) encoder output
         bbox_embed: one box head per decoder layer
-        returns:    states (D, B, Q, C), boxes (D, B, Q, 4) cxcywh, and references (D, B, Q, 2):
-                    the point that entered each layer; the latter two have at least float32
+        returns:    states (D, B, Q, C), boxes (D, B, Q, 4) cxcywh, and references (D, B, Q, 2),
+                    the point that entered each layer; boxes and references at least float32
         """
         batch = len(memory)
         positions, states = self.query_embed.weight.chunk(2, dim=1)
@@ -164,11 +155,11 @@ class Transformer(nn.Module):
         positions, states = positions.expand(batch, -1, -1), states.expand(batch, -1, -1)
         ratios = geometry.valid_ratios[:, None]  # (B or 1, 1, L, 2)
         all_states, all_boxes, all_references = [], [], []
+        again = self.checkpoint_activations and self.training
         for layer, head in zip(self.decoder, bbox_embed, strict=True):
             scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], -1)
-            states = self._run(
-                layer, states, positions, reference[:, :, None] * scale, memory, geometry
-            )
+            scaled = reference[:, :, None] * scale
+            states = run(layer, states, positions, scaled, memory, geometry, again=again)
             with without_autocast(states):
                 delta = full_precision(head(states))
             anchor = inverse_sigmoid(reference)
@@ -181,12 +172,3 @@ class Transformer(nn.Module):
             # Each layer corrects the one before without sending gradients into it.
             reference = boxes.detach()
         return torch.stack(all_states), torch.stack(all_boxes), torch.stack(all_references)
-
-    def _run(self, layer: nn.Module, *args: Any) -> Tensor:
-        """layer(*args); with checkpoint_activations, run again for its gradients."""
-        if self.checkpoint_activations and self.training and torch.is_grad_enabled():
-            # Remembers the random state, so that dropout drops the same units both times.
-            out: Tensor = checkpoint(layer, *args, use_reentrant=False)
-        else:
-            out = layer(*args)
-        return out
