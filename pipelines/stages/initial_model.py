@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from idol.config import Config
 from idol.network.model import IDOL
 from idol.weights import checkpoint
-
-_TRAINING_ONLY = ("dense_head.", "identity_head.")  # parts that weights may lack, or have unasked
+from idol.weights.hub import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +36,8 @@ def initial_model(config: Config, start: Start) -> IDOL:
     weights = start.weights
     if weights is not None and start.backbone_weights is not None:
         raise ValueError(
-            f"weights ({weights}) bring a backbone of their own: leave out backbone_weights "
-            f"({start.backbone_weights}), or the weights."
+            f"weights ({shown(weights)}) bring a backbone of their own: leave out backbone_weights "
+            f"({shown(start.backbone_weights)}), or the weights."
         )
     torch.manual_seed(config.train.seed)
     model = IDOL(config)
@@ -50,14 +48,14 @@ def initial_model(config: Config, start: Start) -> IDOL:
     if weights is None:
         return model
     state = checkpoint.read(weights)[1]
-    _settle_training_heads(state, model)
+    checkpoint.adapt_training_heads(state, model)
     replaced = checkpoint.adapt_classes(state, model)
     if replaced and not start.reset_classes:
         raise ValueError(
-            f"{weights} has class heads of another size than this dataset's "
+            f"{shown(weights)} has class heads of another size than this dataset's "
             f"{config.model.num_classes} categories ({', '.join(config.categories[:8])}, ...). "
             "Pass --reset-classes to start them anew."
         )
-    checkpoint.check_state(model, state, weights)
+    checkpoint.check_state(model, state, shown(weights))
     model.load_state_dict(state)
     return model
