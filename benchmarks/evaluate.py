@@ -38,8 +38,8 @@ from pipelines.sources import annotations, frames
 from pipelines.sources.annotations import VideoRecord
 from pipelines.stages import detect, evaluate, shard_plan, stored_metrics, track
 from pipelines.storage import layout, stored
-from pipelines.sweep import scoring as sweep_scoring
 from pipelines.sweep import space, tracker_sweep
+from pipelines.sweep import videos as sweep_videos
 from pipelines.sweep.search import SearchConfig
 
 VALIDATION = {
@@ -180,7 +180,7 @@ def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
     order = [video.video_id for video in source.videos]
     truths = {i: truth.videos[i].without_masks() for i in order}
     began = time.monotonic()
-    videos = sweep_scoring.load(source, truths, {}, order)
+    videos = sweep_videos.load(source, truths, {})
     loading = time.monotonic() - began
     print("(b) one configuration on stored detections, one process\n")
     print("| tracker | seconds | ms a frame |\n|---|---|---|")
@@ -193,7 +193,7 @@ def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
         seconds = []
         for _ in range(5):
             began = time.monotonic()
-            sweep_scoring.score(videos, order, tracker, source.category_ids)
+            sweep_videos.score(videos, order, tracker, source.category_ids)
             seconds.append(time.monotonic() - began)
         middle = statistics.median(seconds)
         print(f"| {name} | {middle:.3f} | {1000 * middle / count:.2f} |")
@@ -312,7 +312,7 @@ def whole_sweep(out: Path, configurations: int, count: int, times: Measured) -> 
     """(c) A sweep against running everything for every configuration."""
     evaluated = out / "evaluate"
     base = tracker_sweep.base_config(evaluated)
-    wanted = tracker_sweep.Sweep(
+    wanted = tracker_sweep.TrackerSweep(
         evaluated=evaluated,
         base=base,
         space=space.association(base),

@@ -22,7 +22,7 @@ from pipelines.sweep.space import Range, Space
 if TYPE_CHECKING:
     from pipelines.storage.manifest import Manifest
     from pipelines.sweep import tracker_sweep
-    from pipelines.sweep.training_sweep import TrainSweep
+    from pipelines.sweep.training_sweep import TrainingSweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,23 +123,23 @@ def _sweep(job: Sweep) -> dict[str, object]:
         "log_to": job.log_to,
     }
     # Ray Train complains every second where there is no dashboard.
-    training = isinstance(wanted, training_sweep.TrainSweep)
+    training = isinstance(wanted, training_sweep.TrainingSweep)
     with cluster.session(job.num_cpus, dashboard=training):
-        if isinstance(wanted, training_sweep.TrainSweep):
+        if isinstance(wanted, training_sweep.TrainingSweep):
             manifest = training_sweep.run(wanted, job.out, **how)
         else:
             manifest = tracker_sweep.run(wanted, job.out, **how)
     return line(manifest, job.out)
 
 
-def asked_for(job: Sweep) -> tracker_sweep.Sweep | TrainSweep:
+def asked_for(job: Sweep) -> tracker_sweep.TrackerSweep | TrainingSweep:
     """What the command line asks for.
 
     Errors: ValueError for flags that do not go together; what sweep.base_config and
             search_space.parse raise
     """
-    from pipelines.sweep import tracker_sweep
-    from pipelines.sweep.training_sweep import TrainSweep
+    from pipelines.sweep import every_sweep, tracker_sweep
+    from pipelines.sweep.training_sweep import TrainingSweep
 
     if job.resume:
         if job.evaluation or job.pairs or job.space or job.grid or job.set or job.overwrite:
@@ -147,11 +147,11 @@ def asked_for(job: Sweep) -> tracker_sweep.Sweep | TrainSweep:
                 "--resume goes on with what is in --out: leave out the flags that say what to "
                 "sweep, or leave out --resume"
             )
-        plain = tracker_sweep.settings_of(job.out)
+        plain = every_sweep.read_settings(job.out)
         return (
-            TrainSweep.from_dict(plain["train"])
+            TrainingSweep.from_dict(plain["train"])
             if "train" in plain
-            else tracker_sweep.Sweep.of(plain)
+            else tracker_sweep.TrackerSweep.from_dict(plain)
         )
     if (job.evaluation is None) == (job.pairs is None):
         raise ValueError(
@@ -166,7 +166,7 @@ def asked_for(job: Sweep) -> tracker_sweep.Sweep | TrainSweep:
     space = search_space.parse(fields, Config(tracker=base), search_space.TRACKER)
     if not space:
         space = search_space.association(base)
-    return tracker_sweep.Sweep(
+    return tracker_sweep.TrackerSweep(
         evaluated=job.evaluation,
         base=base,
         space=space,
@@ -175,10 +175,10 @@ def asked_for(job: Sweep) -> tracker_sweep.Sweep | TrainSweep:
     )
 
 
-def _training(job: Sweep, pairs: Path) -> TrainSweep:
+def _training(job: Sweep, pairs: Path) -> TrainingSweep:
     if job.annotations is None:
         raise ValueError("with --pairs, give --annotations: videos with truth to evaluate on")
-    from pipelines.sweep.training_sweep import TrainSweep
+    from pipelines.sweep.training_sweep import TrainingSweep
 
     base = override(presets.by_name(job.preset), job.set)
     space = search_space.parse([*job.grid, *job.space], base, search_space.TRAINING)
@@ -186,7 +186,7 @@ def _training(job: Sweep, pairs: Path) -> TrainSweep:
         raise ValueError(
             "there is nothing to sweep: give --space train.learning_rate=1e-4..1e-2:log or the like"
         )
-    return TrainSweep(
+    return TrainingSweep(
         pairs=pairs,
         annotations=job.annotations,
         base=base,
@@ -215,7 +215,7 @@ def _search(job: Sweep, space: Space) -> SearchConfig:
 
 def line(manifest: Manifest, out: Path) -> dict[str, object]:
     """The job's last line."""
-    from pipelines.sweep import tracker_sweep
+    from pipelines.sweep import every_sweep
 
     best, base = manifest.extra["best"], manifest.extra["base"]
     return {
@@ -226,7 +226,7 @@ def line(manifest: Manifest, out: Path) -> dict[str, object]:
         "configurations": manifest.extra["configurations"],
         "failed": manifest.extra["failed"],
         "seconds": manifest.seconds,
-        "paths": {name: str(out / file) for name, file in tracker_sweep.FILES.items()},
+        "paths": {name: str(out / file) for name, file in every_sweep.FILES.items()},
     }
 
 

@@ -70,7 +70,7 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
     result: dict[str, Any] = {"sets": sets, "seconds": seconds}
     if walk.grid:
         evaluated = out / EVALUATE / walk.sweep_set
-        wanted = tracker_sweep.Sweep(
+        wanted = tracker_sweep.TrackerSweep(
             evaluated=evaluated,
             base=tracker_sweep.base_config(evaluated),
             space=tracker_sweep.grid(walk.grid),

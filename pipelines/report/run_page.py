@@ -17,6 +17,7 @@ from pipelines.sources.annotations import Dataset
 from pipelines.storage import layout, manifest, stored
 from pipelines.storage.reports import EvaluationReport, Selection
 from pipelines.storage.stored import StoredDetections
+from pipelines.storage.sweep_report import SweepReport
 
 _PICTURES = 4  # videos shown in the report
 
@@ -142,37 +143,46 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     return named
 
 
-def sweep_rows(table: Mapping[str, Any]) -> list[SweepRow]:
-    """The trials of a sweep's report.json for the page."""
+def sweep_part(found: SweepReport, name: str) -> dict[str, Any]:
+    """What a page says of a sweep, as fields of Report. name: of the sweep in the page"""
+    return {
+        "sweep": sweep_rows(found),
+        "sweep_metric": found.objective,
+        "sweep_note": held_out_sentence(found),
+        "sweep_name": name,
+    }
+
+
+def sweep_rows(found: SweepReport) -> list[SweepRow]:
+    """The trials of a sweep for the page."""
     return [
         SweepRow(
-            params=row["values"],
-            score=row["value"],
-            default=row["number"] == 0,
-            stopped=f"{row['budget']} {table['unit']}" if row["budget"] < table["budget"] else None,
+            params=trial.values,
+            score=trial.value,
+            default=trial.number == 0,
+            stopped=f"{trial.budget} {found.unit}" if trial.budget < found.budget else None,
         )
-        for row in table["trials"]
+        for trial in found.trials
     ]
 
 
-def held_out_sentence(table: Mapping[str, Any]) -> str:
+def held_out_sentence(found: SweepReport) -> str:
     """What the choice is worth on videos that had no say in it, in words; or nothing."""
-    found = table["held_out"]
-    if found is None:
+    held_out = found.held_out
+    if held_out is None:
         return ""
-    name = table["objective"]
     text = (
-        f"Held out: with each of {len(found['folds'])} folds scored by what was best on the "
-        f"others, {name} is {100 * found['value']:.1f}, against {100 * found['base']:.1f} without "
-        "the sweep"
+        f"Held out: with each of {len(held_out.folds)} folds scored by what was best on the "
+        f"others, {found.objective} is {100 * held_out.value:.1f}, against "
+        f"{100 * held_out.base:.1f} without the sweep"
     )
-    if found.get("interval"):
-        low, high = found["interval"]
-        gap = found["difference"]
+    gap = held_out.difference
+    if held_out.interval and gap.interval:
+        low, high = held_out.interval
         text += (
-            f" ({found['confidence']:.0%} interval over videos {100 * low:.1f} to "
-            f"{100 * high:.1f}; the difference is {100 * gap['value']:+.1f}, from "
-            f"{100 * gap['interval'][0]:+.1f} to {100 * gap['interval'][1]:+.1f})"
+            f" ({held_out.confidence:.0%} interval over videos {100 * low:.1f} to "
+            f"{100 * high:.1f}; the difference is {100 * gap.value:+.1f}, from "
+            f"{100 * gap.interval[0]:+.1f} to {100 * gap.interval[1]:+.1f})"
         )
     return text + "."
 
@@ -194,14 +204,9 @@ def _dataset(selection: Selection) -> Dataset:
 
 
 def _sweep_part(swept: Path | None) -> dict[str, Any]:
-    """What the page says of a sweep."""
+    """The part of a finished sweep; nothing without one."""
     if swept is None:
         return {}
     manifest.read(swept, layout.SWEEP)
-    table = json.loads((swept / layout.REPORT).read_text())
-    return {
-        "sweep": sweep_rows(table),
-        "sweep_metric": table["objective"],
-        "sweep_note": held_out_sentence(table),
-        "sweep_name": swept.name,
-    }
+    found = SweepReport.from_dict(manifest.load_json(swept / layout.REPORT))
+    return sweep_part(found, swept.name)

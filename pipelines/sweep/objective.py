@@ -16,10 +16,10 @@ from idol.evaluation import average_precision, tracking_draws, tracking_metrics
 from idol.evaluation.matching import OCCLUSION_RANGES, VideoMatches
 from idol.evaluation.tracking_metrics import VideoTracking
 
-TRACKING: Final = ("HOTA", "DetA", "AssA", "IDF1")
-"""Tracking metrics that can be asked for; averaged over the classes with truth, as AP is."""
+TRACKING: Final = tracking_draws.NAMES
+"""Tracking metrics, each the mean over the classes with truth, as AP is."""
 MIXES: Final = {"balanced": {"AP": 0.5, "HOTA": 0.5}}
-"""Mixes by name. balanced: detection and classes count by AP, identities by HOTA."""
+"""Mixes by name. balanced: AP for detection and classes, HOTA for identities."""
 _AVERAGE_PRECISION: Final = (*intervals.STATS, "APs", "APm", "APl")
 _OCCLUSION: Final = tuple(f"AP_{name[0]}o" for name in OCCLUSION_RANGES)
 _TERM = re.compile(r"^(?:([0-9.]+)\s*\*\s*)?([A-Za-z0-9_]+)$")
@@ -29,7 +29,7 @@ _TERM = re.compile(r"^(?:([0-9.]+)\s*\*\s*)?([A-Za-z0-9_]+)$")
 class Objective:
     """A weighted sum of metrics.
 
-    name:    as it was asked for
+    name:    as the user wrote it
     weights: metric -> weight
     """
 
@@ -42,7 +42,7 @@ class Objective:
         return not set(TRACKING).isdisjoint(self.weights)
 
     def of(self, stats: dict[str, float]) -> float:
-        """The value of a set of metrics; -1 where one of them has no truth to score against."""
+        """The value of these metrics; -1 where one of them has no truth to score against."""
         values = [stats[name] for name in self.weights]
         if min(values) < 0:
             return -1.0
@@ -59,7 +59,7 @@ class Objective:
         matches: of V videos
         counts:  of V videos; () where no tracking metric is needed
         weights: (B, V) how often a draw has each video, by ascending video ids
-        returns: (B,), NaN where a draw has nothing to score against
+        returns: (B,), NaN where a draw has no truth
         """
         scores = intervals.scores_of_draws(matches, weights, only=self.weights)
         if self.tracking:
@@ -71,8 +71,8 @@ class Objective:
 def parse(text: str, *, occlusion: bool) -> Objective:
     """An objective from text: AP, HOTA, balanced, "0.7*AP+0.3*IDF1", ...
 
-    occlusion: whether the truth has occlusion scores, hence AP_so, AP_mo, AP_ho
-    Errors:    ValueError naming what can be asked for
+    occlusion: whether the truth has occlusion scores, which AP_so, AP_mo and AP_ho need
+    Raises: ValueError: another text; the message names all metrics.
     """
     known = (*_AVERAGE_PRECISION, *(_OCCLUSION if occlusion else ()), *TRACKING)
     if text in MIXES:
@@ -95,10 +95,7 @@ def parse(text: str, *, occlusion: bool) -> Objective:
 
 
 def stats(matches: Sequence[VideoMatches], counts: Sequence[VideoTracking]) -> dict[str, float]:
-    """All metrics of a set of videos under one name each.
-
-    counts: () to leave the tracking metrics out
-    """
+    """All metrics of these videos, by name; without counts, no tracking metrics."""
     found = dict(average_precision.summarise(matches).stats)
     if counts:
         values = tracking_metrics.summarise_tracking(counts).present_averaged.values

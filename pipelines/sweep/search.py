@@ -1,7 +1,7 @@
 """Which configuration to try next: grid, random or Bayesian search, with successive halving.
 
-Knows nothing of Ray: workers ask `Search.next` for a job and tell `Search.tell` what came out. One
-search serves any number of workers at once, and goes on from the results that an earlier run left.
+It does not use Ray: workers ask `Search.next` for a configuration and tell `Search.tell` its value.
+One search serves any number of workers at once, and goes on from the trials of an earlier run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from pipelines.storage.sweep_report import Configuration, Failure, Trial
 from pipelines.sweep import space as search_space
 from pipelines.sweep.space import Choices, Dimension, Space
 
-ATTEMPTS: Final = 2
-"""Times that a configuration may take its process with it before it is left out."""
-_DRAWS: Final = 50  # tries at a combination that was not there before
+DEATHS: Final = 2
+"""A configuration is left out once its process has died so many times."""
+_DRAWS: Final = 50  # draws at most, until one is a configuration that was not tried before
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,22 +27,22 @@ class SearchConfig:
     """How a sweep searches."""
 
     method: Literal["grid", "random", "bayes"] = "grid"
-    """grid: every combination of lists. random: drawn by themselves. bayes: drawn where the results
-    so far are good (Optuna's tree-structured Parzen estimator)."""
+    """grid: every combination of lists. random: independent draws. bayes: draws near the best
+    values so far (Optuna's tree-structured Parzen estimator)."""
     samples: int = 100
-    """Configurations tried by random and bayes, besides the base; a grid has its own number."""
+    """Configurations that random and bayes try besides the base; a grid has its own number."""
     objective: str = "AP"
     """What is maximised, see objective.parse."""
     folds: int = 5
-    """Cross-validation: the videos are dealt into so many folds, and each fold is scored with what
-    was best on the others; 0: no cross-validation."""
+    """Cross-validation: number of parts of the videos, each scored with what was best on the other
+    parts; 0: no cross-validation."""
     halving: int = 0
-    """Asynchronous successive halving (ASHA): configurations start on few videos (or steps of
-    training), and the best of this many go on to this many times more; 0: all get everything."""
+    """Asynchronous successive halving (ASHA): a configuration starts on few videos (or steps of
+    training); the best 1 / halving of them get halving times as many; 0: all get everything."""
     first_rung: int = 8
-    """Videos of the first rung of halving, at least; steps where a trial is a training."""
+    """Lower limit of the videos of the first rung; of steps where a trial is a training."""
     seed: int = 0
-    """Of draws, folds and the order in which videos join."""
+    """Of draws, of folds, and of the order of the videos in halving."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "first_rung"):
@@ -54,83 +55,42 @@ class SearchConfig:
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}")
 
+    def planned(self, space: Space) -> int:
+        """Number of configurations, with the base.
+
+        Raises: ValueError: a grid over a range.
+        """
+        if self.method != "grid":
+            return self.samples + 1
+        return 1 + sum(1 for _ in search_space.combinations(space))
+
     def rungs(self, budget: int) -> tuple[int, ...]:
-        """Videos or steps that a configuration is given, from its first rung to all of them."""
+        """Budgets that a configuration passes through, the last of which is the whole budget."""
         found = [budget]
         while self.halving and found[0] // self.halving >= self.first_rung:
             found.insert(0, found[0] // self.halving)
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What a worker is asked to do.
-
-    number: of the configuration, in the order of the search; 0 is the base
-    hash:   names the configuration
-    values: field -> value
-    budget: how many videos to score it on, or how many steps to train it for
-    """
-
-    number: int
-    hash: str
-    values: dict[str, Any]
-    budget: int
-
-    def row(
-        self, value: float, metrics: dict[str, Any], folds: list[float], config_hash: str
-    ) -> dict[str, Any]:
-        """What came out of it, as the workers hand it back.
-
-        value:       of the objective
-        metrics:     of the videos it was scored on
-        folds:       the objective without each fold; none where there were no folds
-        config_hash: of the configuration that was really used
-        """
-        return {
-            "number": self.number,
-            "hash": self.hash,
-            "values": self.values,
-            "budget": self.budget,
-            "value": value,
-            "metrics": metrics,
-            "folds": folds,
-            "config_hash": config_hash,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came out of a job: its number, hash, values, budget, and the objective's value."""
-
-    number: int
-    hash: str
-    values: dict[str, Any]
-    budget: int
-    value: float
-
-
 @dataclass(slots=True)
-class Candidate:
-    """A configuration and how far it has come.
+class Progress:
+    """How far a configuration has come.
 
-    results:  budget -> value of the objective
-    waiting:  budget of the job that a worker is at, or that waits to be done again
-    attempts: times that its process died
-    failed:   why it is left out
+    results: budget -> value of the objective
+    busy:    whether a worker tries it, or it is to be tried again
+    deaths:  times that its process died
+    failed:  why it is left out
     """
 
-    number: int
-    hash: str
-    values: dict[str, Any]
+    configuration: Configuration
     results: dict[int, float] = field(default_factory=dict)
-    waiting: int | None = None
-    attempts: int = 0
+    busy: bool = False
+    deaths: int = 0
     failed: str | None = None
 
 
 class Search:
-    """The state of one search. Not for several threads at once; Ray calls an actor one by one."""
+    """The state of one search. Not for several threads: a Ray actor serves one call at a time."""
 
     def __init__(
         self,
@@ -138,202 +98,169 @@ class Search:
         config: SearchConfig,
         budget: int,
         identify: Callable[[Mapping[str, Any]], str],
-        known: Iterable[Outcome] = (),
+        known: Iterable[Trial] = (),
     ) -> None:
         """Start, or go on.
 
         space:    field -> its values
         config:   how to search
         budget:   videos of the data set, or steps of a whole training
-        identify: names the configuration with these values ({}: the base); raises ValueError for
-                  values that do not go together
-        known:    what an earlier run of the same search has found
+        identify: gives the hash of the configuration with these values ({}: the base); raises
+                  ValueError for values that do not go together
+        known:    trials of an earlier run of the same search
         """
         self.config = config
         self.rungs = config.rungs(budget)
-        self.candidates: dict[str, Candidate] = {}
-        self.refused: dict[str, str] = {}
+        self.progress: dict[str, Progress] = {}
         self._space = space
         self._identify = identify
-        self._leases: dict[str, Candidate] = {}
-        self._again: list[Candidate] = []
-        base = self._add(0, identify({}), {})
-        for outcome in known:
-            there = self.candidates.get(outcome.hash)
-            found = there or self._add(outcome.number, outcome.hash, outcome.values)
-            found.results[outcome.budget] = outcome.value
+        self._refused: dict[str, str] = {}
+        self._at_work: dict[str, tuple[Progress, int]] = {}
+        self._again: list[tuple[Progress, int]] = []
+        base = self._add(Configuration(number=0, hash=identify({}), values={}))
+        for trial in known:
+            found = self.progress.get(trial.hash) or self._add(
+                Configuration(number=trial.number, hash=trial.hash, values=trial.values)
+            )
+            found.results[trial.budget] = trial.value
         if self.rungs[-1] not in base.results:
-            base.waiting = self.rungs[-1]
-            self._again.append(base)
+            self._again.append((base, self.rungs[-1]))
         self._sequence = self._proposals()
         self._exhausted = False
 
     def enter(self, worker: str) -> None:
-        """A worker starts, or starts anew: what it was at is to be done again."""
-        lost = self._leases.pop(worker, None)
-        if lost is None:
+        """A worker starts, or starts again: the configuration it had is to be tried again."""
+        if worker not in self._at_work:
             return
-        lost.attempts += 1
-        if lost.attempts >= ATTEMPTS:
-            self._leave_out(lost, f"its process died {lost.attempts} times")
+        lost, budget = self._at_work[worker]
+        lost.deaths += 1
+        if lost.deaths >= DEATHS:
+            self.fault(worker, f"its process died {lost.deaths} times")
         else:
-            self._again.append(lost)
+            del self._at_work[worker]
+            self._again.append((lost, budget))
 
-    def next(self, worker: str) -> Job | None:
-        """The worker's next job; None: nothing now (see `over`)."""
-        found = self._again.pop(0) if self._again else self._promoted() or self._proposed()
+    def next(self, worker: str) -> tuple[Configuration, int] | None:
+        """What the worker should try, and its budget; None: nothing at present (see `over`)."""
+        found = self._again.pop(0) if self._again else self._promotable() or self._proposed()
+        if found is None and self._exhausted and not self._at_work:
+            found = self._promotable(at_the_end=True)
         if found is None:
-            if self._exhausted and not self._leases:
-                found = self._last_promoted()
-            if found is None:
-                return None
-        assert found.waiting is not None
-        self._leases[worker] = found
-        return Job(found.number, found.hash, found.values, found.waiting)
+            return None
+        progress, budget = self._at_work[worker] = found
+        progress.busy = True
+        return progress.configuration, budget
 
     def tell(self, worker: str, value: float) -> None:
-        """The worker has finished its job, with this value of the objective."""
-        found = self._leases.pop(worker)
-        assert found.waiting is not None
-        found.results[found.waiting] = value
-        found.waiting = None
+        """The worker's configuration has this value of the objective."""
+        progress, budget = self._at_work.pop(worker)
+        progress.results[budget] = value
+        progress.busy = False
 
     def fault(self, worker: str, reason: str) -> None:
-        """The worker's job cannot be done: the configuration is left out."""
-        self._leave_out(self._leases.pop(worker), reason)
+        """The worker's configuration cannot be tried: it is left out."""
+        progress, _ = self._at_work.pop(worker)
+        progress.failed = reason
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to do, also not once running jobs have ended."""
+        """Whether nothing is being tried, and nothing is left to try."""
         return (
             self._exhausted
-            and not (self._leases or self._again)
+            and not (self._at_work or self._again)
             and self._promotable() is None
-            and self._last_promotable() is None
+            and self._promotable(at_the_end=True) is None
         )
 
-    def failures(self) -> list[dict[str, Any]]:
-        """What was left out, and why: {values, reason}."""
-        failed = [c for c in self.candidates.values() if c.failed is not None]
-        out = [{"values": c.values, "reason": c.failed} for c in failed]
-        return out + [{"values": json.loads(v), "reason": r} for v, r in self.refused.items()]
+    def failures(self) -> list[Failure]:
+        """What was left out, and why."""
+        failed = [p for p in self.progress.values() if p.failed is not None]
+        return [
+            *(Failure(values=p.configuration.values, reason=str(p.failed)) for p in failed),
+            *(Failure(values=json.loads(v), reason=r) for v, r in self._refused.items()),
+        ]
 
-    def _add(self, number: int, name: str, values: Mapping[str, Any]) -> Candidate:
-        found = self.candidates[name] = Candidate(number, name, dict(values))
+    def _add(self, configuration: Configuration) -> Progress:
+        found = self.progress[configuration.hash] = Progress(configuration)
         return found
-
-    def _leave_out(self, candidate: Candidate, reason: str) -> None:
-        candidate.waiting, candidate.failed = None, reason
 
     # ---- proposals
 
-    def _proposed(self) -> Candidate | None:
+    def _proposed(self) -> tuple[Progress, int] | None:
         """A new configuration for the first rung."""
         found = None if self._exhausted else next(self._sequence, None)
         self._exhausted = found is None
-        if found is not None:
-            found.waiting = self.rungs[0]
-        return found
+        return None if found is None else (found, self.rungs[0])
 
-    def _proposals(self) -> Iterator[Candidate]:
-        """New configurations in the order of the search; those that are known are passed over."""
+    def _proposals(self) -> Iterator[Progress]:
+        """New configurations in the order of the search, without those that are known."""
         if self.config.method == "grid":
-            # Every place of the grid counts, so that a number says which place it was.
+            # Known and refused combinations are numbered too: a number is a place of the grid.
             for number, values in enumerate(search_space.combinations(self._space), start=1):
                 found = self._new(number, values)
                 if found is not None:
                     yield found
             return
-        while len(self.candidates) - 1 < self.config.samples:
+        while len(self.progress) - 1 < self.config.samples:
             # The first that is free: a killed run may have left gaps.
-            used = {c.number for c in self.candidates.values()}
+            used = {p.configuration.number for p in self.progress.values()}
             number = next(n for n in itertools.count(1) if n not in used)
-            for attempt in range(_DRAWS):
-                found = self._new(number, self._drawn(number, attempt))
-                if found is not None:
-                    break
-            else:
-                return  # a small space: all of it was tried
+            draws = (self._new(number, self._drawn(number, attempt)) for attempt in range(_DRAWS))
+            found = next((new for new in draws if new is not None), None)
+            if found is None:
+                return  # a small space, all of which was tried
             yield found
 
     def _drawn(self, number: int, attempt: int) -> dict[str, Any]:
         if self.config.method == "bayes" and attempt == 0:
-            return suggest(
-                self._space,
-                list(self.candidates.values()),
-                self.rungs[-1],
-                self.config.seed + number,
-            )
+            known = list(self.progress.values())
+            return suggest(self._space, known, self.rungs[-1], self.config.seed + number)
         return search_space.draw(self._space, self.config.seed, number * _DRAWS + attempt)
 
-    def _new(self, number: int, values: dict[str, Any]) -> Candidate | None:
+    def _new(self, number: int, values: dict[str, Any]) -> Progress | None:
         """The configuration with these values, unless it is known or refused."""
         try:
             name = self._identify(values)
         except ValueError as error:
-            self.refused[json.dumps(values)] = str(error)
+            self._refused[json.dumps(values)] = str(error)
             return None
-        return None if name in self.candidates else self._add(number, name, values)
+        if name in self.progress:
+            return None
+        return self._add(Configuration(number=number, hash=name, values=values))
 
     # ---- halving
 
-    def _promoted(self) -> Candidate | None:
-        return self._lift(self._promotable())
+    def _promotable(self, *, at_the_end: bool = False) -> tuple[Progress, int] | None:
+        """A configuration among the best of its rung, and its next budget (ASHA).
 
-    def _last_promoted(self) -> Candidate | None:
-        return self._lift(self._last_promotable())
-
-    def _lift(self, found: tuple[Candidate, int] | None) -> Candidate | None:
-        if found is None:
+        at_the_end: the best of the highest rung, unless one has had the whole budget
+        """
+        if at_the_end and self._ranked(self.rungs[-1]):
             return None
-        candidate, rung = found
-        candidate.waiting = self.rungs[rung]
-        return candidate
-
-    def _promotable(self) -> tuple[Candidate, int] | None:
-        """A configuration among the best of its rung, and the rung it may go on to (ASHA)."""
-        for rung in reversed(range(len(self.rungs) - 1)):
-            ranked = self._ranked(rung)
-            for candidate in ranked[: len(ranked) // self.config.halving]:
-                if self._idle(candidate, rung):
-                    return candidate, rung + 1
+        for budget, following in reversed([*itertools.pairwise(self.rungs)]):
+            ranked = self._ranked(budget)
+            for progress in ranked[: None if at_the_end else len(ranked) // self.config.halving]:
+                left_out = progress.failed is not None
+                if not (progress.busy or left_out or following in progress.results):
+                    return progress, following
         return None
 
-    def _last_promotable(self) -> tuple[Candidate, int] | None:
-        """At the end, the best of the highest rung where no other has reached all videos."""
-        if self._ranked(len(self.rungs) - 1):
-            return None
-        for rung in reversed(range(len(self.rungs) - 1)):
-            for candidate in self._ranked(rung):
-                if self._idle(candidate, rung):
-                    return candidate, rung + 1
-        return None
-
-    def _ranked(self, rung: int) -> list[Candidate]:
-        """What has a result at this rung, best first; the base is no competitor."""
-        budget = self.rungs[rung]
-        there = [c for c in self.candidates.values() if budget in c.results and c.number > 0]
-        return sorted(there, key=lambda c: (-c.results[budget], c.number))
-
-    def _idle(self, candidate: Candidate, rung: int) -> bool:
-        return (
-            candidate.waiting is None
-            and candidate.failed is None
-            and self.rungs[rung + 1] not in candidate.results
-        )
+    def _ranked(self, budget: int) -> list[Progress]:
+        """What has a value at this budget, best first; the base does not take part."""
+        there = [p for p in self.progress.values() if budget in p.results]
+        competing = [p for p in there if p.configuration.number > 0]
+        return sorted(competing, key=lambda p: (-p.results[budget], p.configuration.number))
 
 
-def suggest(
-    space: Space, candidates: Sequence[Candidate], budget: int, seed: int
-) -> dict[str, Any]:
-    """Where Optuna would look next, given all that is known: a pure function of its arguments.
+def suggest(space: Space, known: Sequence[Progress], budget: int, seed: int) -> dict[str, Any]:
+    """Values that Optuna would try next: a pure function of its arguments.
 
-    The study is made anew for every question, so that nothing is lost with a process, and what was
-    stopped early counts by its last rung (Optuna's pruned trials).
+    The study is made again for every question, so a killed process loses nothing. Configurations
+    that were stopped early are Optuna's pruned trials, which count by their last rung.
 
-    candidates: with results, being computed, or stopped
-    budget:     the whole one; a result with less counts as stopped early
-    seed:         another one for each question
+    known:  configurations with results, at work, or left out
+    budget: the whole one; a result with less counts as stopped early
+    seed:   another one for each question
     """
     optuna = _optuna()
     distributions = {key: _distribution(dimension) for key, dimension in space.items()}
@@ -341,55 +268,50 @@ def suggest(
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
     )
-    for candidate in candidates:
-        if candidate.values.keys() != space.keys():
+    for progress in known:
+        if progress.configuration.values.keys() != space.keys():
             continue  # the base, whose values may lie outside the space
-        study.add_trial(_past(optuna, candidate, distributions, budget))
+        params = {key: _category(value) for key, value in progress.configuration.values.items()}
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=distributions, **_outcome(progress, budget)
+            )
+        )
     drawn = study.ask(distributions).params
-    return {key: _meant(dimension, drawn[key]) for key, dimension in space.items()}
+    return {key: _value(dimension, drawn[key]) for key, dimension in space.items()}
 
 
-def _past(optuna: Any, candidate: Candidate, distributions: dict[str, Any], budget: int) -> Any:
-    """A candidate as a trial of Optuna's."""
-    states = optuna.trial.TrialState
-    params = {key: _shown(value) for key, value in candidate.values.items()}
-    common = {"params": params, "distributions": distributions}
-    if candidate.failed is not None:
-        return optuna.trial.create_trial(**common, state=states.FAIL)
-    if not candidate.results:
-        return optuna.trial.create_trial(**common, state=states.RUNNING)
-    if budget in candidate.results:
-        return optuna.trial.create_trial(**common, value=candidate.results[budget])
-    return optuna.trial.create_trial(
-        **common, state=states.PRUNED, intermediate_values=dict(candidate.results)
-    )
+def _outcome(progress: Progress, budget: int) -> dict[str, Any]:
+    """State and values as Optuna's create_trial takes them."""
+    states = _optuna().trial.TrialState
+    if progress.failed is not None:
+        return {"state": states.FAIL}
+    if not progress.results:
+        return {"state": states.RUNNING}
+    if budget in progress.results:
+        return {"value": progress.results[budget]}
+    return {"state": states.PRUNED, "intermediate_values": dict(progress.results)}
 
 
 def _distribution(dimension: Dimension) -> Any:
-    optuna = _optuna()
+    kinds = _optuna().distributions
     if isinstance(dimension, Choices):
-        return optuna.distributions.CategoricalDistribution(
-            [_shown(value) for value in dimension.values]
-        )
+        return kinds.CategoricalDistribution([_category(value) for value in dimension.values])
     if dimension.integer:
-        return optuna.distributions.IntDistribution(
-            int(dimension.low), int(dimension.high), log=dimension.log
-        )
-    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+        return kinds.IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return kinds.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def _shown(value: Any) -> Any:
-    """Optuna's categories are simple values; a list of numbers goes as text."""
+def _category(value: Any) -> Any:
+    """Optuna's categories are simple values: a list or mapping becomes text."""
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def _meant(dimension: Dimension, drawn: Any) -> Any:
-    """The value that Optuna's stands for, rounded as a random one is."""
+def _value(dimension: Dimension, drawn: Any) -> Any:
+    """The value of Optuna's parameter, rounded as Range.draw does."""
     if isinstance(dimension, Choices):
-        return next(v for v in dimension.values if _shown(v) == drawn)
-    if dimension.integer:
-        return int(drawn)
-    return min(max(float(f"{drawn:.5g}"), dimension.low), dimension.high)
+        return next(value for value in dimension.values if _category(value) == drawn)
+    return dimension.rounded(drawn)
 
 
 @functools.cache

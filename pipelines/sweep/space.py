@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -23,22 +23,18 @@ _RANGE = re.compile(r"^(-?[0-9.eE+-]*[0-9.])\.\.(-?[0-9.eE+-]+)(:log)?$")
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """A list of values, tried as they stand."""
+    """A list of values."""
 
     values: tuple[Any, ...]
 
     def draw(self, rng: np.random.Generator) -> Any:
-        """One of them, each as likely."""
+        """One of them, all with the same probability."""
         return self.values[int(rng.integers(len(self.values)))]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {"values": list(self.values)}
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Numbers from low to high, both included; log: as many between 1 and 10 as 10 and 100."""
+    """Numbers from low to high, both included; log: draws are uniform in the logarithm."""
 
     low: float
     high: float
@@ -46,24 +42,19 @@ class Range:
     integer: bool = False
 
     def draw(self, rng: np.random.Generator) -> float | int:
-        """One of them, each as likely (on the logarithm's scale where log is set)."""
-        if self.integer:
-            # From half a step below to half a step above, so that the ends are as likely.
-            low, high = self.low - 0.5, self.high + 0.5
-        else:
-            low, high = self.low, self.high
+        """One of them, all with the same probability (density)."""
+        # Half a step beyond the ends, so that a whole number at an end is not half as likely.
+        margin = 0.5 if self.integer else 0.0
+        low, high = self.low - margin, self.high + margin
         if self.log:
-            value = math.exp(rng.uniform(math.log(low), math.log(high)))
-        else:
-            value = rng.uniform(low, high)
+            return self.rounded(math.exp(rng.uniform(math.log(low), math.log(high))))
+        return self.rounded(rng.uniform(low, high))
+
+    def rounded(self, value: float) -> float | int:
+        """The number within the range, whole or of five digits: a metric tells no more apart."""
         if self.integer:
             return int(min(max(round(value), self.low), self.high))
-        # Five digits are more than a metric can tell apart, and can be read.
         return min(max(float(f"{value:.5g}"), self.low), self.high)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {"low": self.low, "high": self.high, "log": self.log, "integer": self.integer}
 
 
 Dimension = Choices | Range
@@ -74,12 +65,12 @@ Space = dict[str, Dimension]
 def parse(assignments: Iterable[str], base: Config, sections: Sequence[str]) -> Space:
     """["tracker.tau=0,0.5,1", "tracker.match_threshold=0.3..0.8"] -> field -> checked values.
 
-    A range is LOW..HIGH or LOW..HIGH:log; of whole numbers where the field is one. A field without
-    "=" is given its usual values: both of a switch, all of a choice, or a range of `usual`.
+    A range is LOW..HIGH or LOW..HIGH:log, of whole numbers where the field is one. A field without
+    "=" gets its usual values.
 
     base:     the configuration whose fields are replaced: every value must fit into it
     sections: the sections that can be swept here
-    Errors:   ValueError for another section, an unknown field, a bad or repeated value
+    Raises: ValueError: another section, an unknown field, a bad or repeated value.
     """
     space: Space = {}
     for assignment in assignments:
@@ -98,23 +89,23 @@ def parse(assignments: Iterable[str], base: Config, sections: Sequence[str]) -> 
     return space
 
 
+def to_dict_of(space: Space) -> dict[str, Any]:
+    """A space as plain JSON types."""
+    return {key: asdict(dimension) for key, dimension in space.items()}
+
+
 def from_dict(plain: Mapping[str, Mapping[str, Any]]) -> Space:
-    """The inverse of to_dict."""
+    """The inverse of to_dict_of, also after a way through JSON."""
     return {
         key: Choices(tuple(values["values"])) if "values" in values else Range(**values)
         for key, values in plain.items()
     }
 
 
-def to_dict_of(space: Space) -> dict[str, Any]:
-    """A space as plain JSON types."""
-    return {key: dimension.to_dict() for key, dimension in space.items()}
-
-
 def combinations(space: Space) -> Iterator[dict[str, Any]]:
     """Every combination of a space of lists, in order.
 
-    Errors: ValueError where a field has a range
+    Raises: ValueError: a field has a range.
     """
     ranges = [key for key, dimension in space.items() if isinstance(dimension, Range)]
     if ranges:
@@ -128,7 +119,7 @@ def combinations(space: Space) -> Iterator[dict[str, Any]]:
 
 
 def draw(space: Space, seed: int, number: int) -> dict[str, Any]:
-    """The number-th random combination: depends on nothing but seed and number."""
+    """The number-th random combination: a function of seed and number."""
     rng = np.random.default_rng([seed, number])
     return {key: dimension.draw(rng) for key, dimension in space.items()}
 
@@ -137,21 +128,33 @@ def applied(base: Config, values: Mapping[str, Any]) -> Config:
     """The configuration with these values.
 
     values: "section.field" -> value
-    Errors: ValueError where they do not go together
+    Raises: ValueError: the values do not go together.
     """
     return override(base, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 
-def usual(key: str, base: Config) -> Dimension:
-    """What is worth trying of a field of the tracker.
+def without_section(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as reports show them: fields of the tracker by their name alone."""
+    return {key.removeprefix("tracker."): value for key, value in values.items()}
 
-    Errors: ValueError for an unknown field, or one without usual values
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a field, as plain JSON types. key: "section.field" """
+    node: Any = to_dict(config)
+    for part in key.split("."):
+        node = node[part]
+    return node
+
+
+def usual(key: str, base: Config) -> Dimension:
+    """Values worth trying: both of a switch, all of a choice, or a range of a tracker's number.
+
+    Raises: ValueError: an unknown field, or one without usual values.
     """
     section, _, field = key.partition(".")
-    plain = to_dict(base)
-    if field not in plain[section]:
+    if field not in to_dict(base)[section]:
         override(base, [f"{key}=0"])  # its message says which fields there are
-    if isinstance(plain[section].get(field), bool):
+    if isinstance(value_of(base, key), bool):
         return Choices((False, True))
     found = _usual_ranges(base.tracker).get(field) if section == "tracker" else None
     if found is None:
@@ -175,7 +178,7 @@ def association(config: TrackerConfig) -> Space:
     if config.similarity == "multi_cue":
         fields.remove("match_threshold")
         fields += ["cue_score", "cue_overlap", "cue_class"]
-    # What is off stays off: a sweep of the numbers does not choose another method.
+    # A term that is off stays off: a sweep of the numbers does not choose another method.
     fields += [name for name in ("position_weight", "size_weight") if getattr(config, name) > 0]
     if config.new_overlap < 1:
         fields.append("new_overlap")
@@ -184,8 +187,8 @@ def association(config: TrackerConfig) -> Space:
 
 
 def _usual_ranges(config: TrackerConfig) -> dict[str, Dimension]:
-    """Ranges around what released code, paper and our tracker use, wide enough to fall off."""
-    # A sum with a place term reaches higher than a cosine, and a softmax lower.
+    """Ranges around the values of released code, paper and our tracker; too far at both ends."""
+    # With a position term similarities exceed those of a cosine alone.
     top = 1.0 if config.similarity == "cosine" and config.position_weight > 0 else 0.9
     return {
         "match_threshold": Range(0.05, top),
@@ -217,11 +220,11 @@ def _usual_ranges(config: TrackerConfig) -> dict[str, Dimension]:
 def _dimension(key: str, text: str, base: Config) -> Dimension:
     found = _RANGE.match(text.replace(" ", ""))
     if found is None:
-        values = [_value(base, key, word) for word in _words(text)]
+        values = [value_of(override(base, [f"{key}={word}"]), key) for word in _words(text)]
         if len({json.dumps(v) for v in values}) < len(values):
             raise ValueError(f"{key}={text} repeats a value")
         return Choices(tuple(values))
-    low, high = (_value(base, key, found[n]) for n in (1, 2))
+    low, high = (value_of(override(base, [f"{key}={found[n]}"]), key) for n in (1, 2))
     integer = isinstance(low, int) and not isinstance(low, bool)
     if isinstance(low, bool) or not isinstance(low, int | float) or not low < high:
         raise ValueError(f"a range is LOW..HIGH of numbers with LOW < HIGH, got {key}={text}")
@@ -231,7 +234,7 @@ def _dimension(key: str, text: str, base: Config) -> Dimension:
 
 
 def _words(text: str) -> list[str]:
-    """The values of a list: commas inside brackets belong to the value."""
+    """The values of a list, cut at the commas outside brackets."""
     words, depth = [""], 0
     for letter in text:
         depth += (letter in "[{") - (letter in "]}")
@@ -240,14 +243,6 @@ def _words(text: str) -> list[str]:
         else:
             words[-1] += letter
     return [word.strip() for word in words]
-
-
-def _value(base: Config, key: str, text: str) -> Any:
-    """What the field holds once this text is assigned, as JSON would have it."""
-    node: Any = to_dict(override(base, [f"{key}={text}"]))
-    for part in key.split("."):
-        node = node[part]
-    return node
 
 
 def _elsewhere(key: str, sections: Sequence[str]) -> str:

@@ -1,96 +1,63 @@
-"""Training hyper-parameters: every trial trains and is evaluated, and a poor one stops early."""
+"""The best training: every trial trains and is evaluated, and a poor one stops early."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from idol.config import Config, from_dict, to_dict
+from idol.config import Config, to_dict
 from pipelines import cluster
-from pipelines.report import page, run_page
 from pipelines.stages import evaluate, train
-from pipelines.storage import claims, layout, manifest
+from pipelines.storage import claims, manifest
 from pipelines.storage.manifest import Manifest
-from pipelines.sweep import objective, tracker_sweep
-from pipelines.sweep import space as search_space
+from pipelines.storage.sweep_report import Configuration, Trial
+from pipelines.sweep import every_sweep, objective, space
+from pipelines.sweep.every_sweep import Sweep
 from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.objective import Objective
-from pipelines.sweep.search import Job, SearchConfig
-from pipelines.sweep.space import Space
+from pipelines.sweep.workers import hash_of
 
 STAGE = "train-sweep"
-FILES = tracker_sweep.FILES
-"""What a finished directory holds, by the name that the job prints it under."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSweep:
-    """What is asked for.
+class TrainingSweep(Sweep):
+    """What is asked for; the first rung of the search counts steps.
 
     pairs:         a finished output of pairs.run, to train on
     annotations:   annotation JSON with truth, to evaluate on; other videos than those of pairs
-    base:          the configuration whose fields are replaced, and that is compared with
-    space:         "train.field" or field of losses, assignment, transforms, model -> values
-    search:        how to search; its first_rung counts steps
     weights:       what every trial starts from (idol.load); None: random
-    reset_classes: start class heads of another size anew
-    workers:       data-parallel processes of a trial; 0: inside the trial's own
+    reset_classes: give class heads of another size random weights
+    workers:       data-parallel processes of a trial; 0: inside the process of the trial
     gpus:          one GPU for each of them
     """
 
+    base: Config
     pairs: Path
     annotations: str
-    base: Config
-    space: Space
-    search: SearchConfig
     weights: str | None = None
     reset_classes: bool = False
     workers: int = 1
     gpus: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {
-            "pairs": str(self.pairs.resolve()),
-            "annotations": self.annotations,
-            "base": to_dict(self.base),
-            "space": search_space.to_dict_of(self.space),
-            "search": asdict(self.search),
-            "weights": self.weights,
-            "reset_classes": self.reset_classes,
-            "workers": self.workers,
-            "gpus": self.gpus,
-        }
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> TrainSweep:
-        """The inverse of to_dict."""
-        return cls(
-            **{
-                **plain,
-                "pairs": Path(plain["pairs"]),
-                "base": from_dict(Config, plain["base"]),
-                "space": search_space.from_dict(plain["space"]),
-                "search": SearchConfig(**plain["search"]),
-            }
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class TrainingTrials:
-    """The workload of a training sweep (sweep_workers.Workload).
+    """The workload of a training sweep (workers.Workload).
 
     wanted: what is asked for
     goal:   what is maximised
-    place:  gets a folder per trial, on storage that all machines see
+    place:  gets a folder per configuration, on storage that all machines see
     """
 
-    wanted: TrainSweep
+    unit: ClassVar[str] = "steps"
+
+    wanted: TrainingSweep
     goal: Objective
-    place: str
+    place: Path
 
     @property
     def budget(self) -> int:
@@ -99,34 +66,38 @@ class TrainingTrials:
 
     @property
     def cpus(self) -> float:
-        """A trial waits for its training workers, which hold a CPU or GPU each; or is the one."""
+        """1 where a worker trains by itself; little where it waits for training processes."""
         return 0.1 if self.wanted.workers else 1.0
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """The configuration with these values."""
-        return search_space.applied(self.wanted.base, values)
+        return space.applied(self.wanted.base, values)
 
     def identify(self, values: Mapping[str, Any]) -> str:
-        """Names the configuration with these values by every field of it.
+        """The hash of the configuration with these values.
 
-        Errors: ValueError for values that do not go together
+        Raises: ValueError: the values do not go together.
         """
-        return manifest.hash_value(to_dict(self.config(values)))
+        return hash_of(self.config(values))
 
     def load(self) -> None:
-        """Every trial reads its pairs by itself."""
+        """Nothing: every trial reads its pairs."""
 
-    def measure(self, loaded: None, job: Job) -> dict[str, Any]:
-        """Train on to the job's steps, then evaluate: a row of the ledger."""
+    def folder(self, configuration: Configuration) -> Path:
+        """Where the configuration's checkpoint and evaluations are."""
+        return self.place / f"trial-{configuration.number:04d}"
+
+    def measure(self, loaded: None, configuration: Configuration, budget: int) -> Trial:
+        """Train on to the budget's steps, then evaluate."""
         wanted = self.wanted
-        config = self.config(job.values)
-        folder = Path(self.place) / f"trial-{job.number:04d}"
+        config = self.config(configuration.values)
+        folder = self.folder(configuration)
         folder.mkdir(parents=True, exist_ok=True)
         weights = train.advance(
             wanted.pairs,
             folder / "train",
             config,
-            job.budget,
+            budget,
             weights=wanted.weights,
             reset_classes=wanted.reset_classes,
             workers=wanted.workers,
@@ -134,13 +105,23 @@ class TrainingTrials:
         )
         done = evaluate.run(
             evaluate.Request(annotations=wanted.annotations, checkpoint=weights),
-            folder / f"evaluate-{job.budget}",
+            folder / f"evaluate-{budget}",
             actors=max(1, wanted.workers) if wanted.gpus else 1,
             gpu=wanted.gpus or None,
             log=False,
         )
         metrics = dict(done.extra["metrics"])
-        return job.row(self.goal.of(metrics), metrics, [], self._really_used(weights, config))
+        return Trial(
+            number=configuration.number,
+            hash=self._really_used(weights, config),
+            values=configuration.values,
+            budget=budget,
+            value=self.goal.of(metrics),
+            metrics=metrics,
+        )
+
+    def held_out(self, full: Sequence[Trial]) -> None:
+        """None: the videos that judge a training are not trained on."""
 
     def _really_used(self, weights: Path, config: Config) -> str:
         """The hash of the configuration that the checkpoint carries, which is the trained one."""
@@ -157,7 +138,7 @@ class TrainingTrials:
 
 
 def run(
-    wanted: TrainSweep,
+    wanted: TrainingSweep,
     out: Path,
     *,
     processes: int | None = None,
@@ -167,16 +148,44 @@ def run(
     """Search for the best training.
 
     out:       gets best.json (its "set" is for --set of jobs.train), report.json, report.html, and
-               a folder for each trial with its checkpoint and evaluations
+               a folder for each configuration with its checkpoint and evaluations
     processes: trials at the same time; default: as many as the cluster has room for
-    overwrite: replace another sweep in out; trials of other settings are not looked at
-    log_to:    folder of the MLflow file; default: out
-    returns:   the manifest; its extra holds the best trial and the base's
-    Errors:    ManifestError; ValueError for a bad objective or space; PipelineError where the
-               search could not be finished (what is done is kept, and the same call does the rest)
+    overwrite, log_to, returns, Raises: as of tracker_sweep.run
     """
     source = manifest.read(wanted.pairs, "prepare")
-    total = tracker_sweep.planned(wanted.search, wanted.space)
+    goal = _checked_goal(wanted)
+    claim = wanted.to_dict()
+    output = claims.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
+    if output.finished is not None:
+        return output.finished
+    manifest.commit_json({"train": claim}, out / every_sweep.SETTINGS)
+    ledger = Ledger(out / every_sweep.LEDGER, manifest.hash_value([source.hash, claim]))
+    place = out / "trials" / manifest.hash_value(claim)[:8]
+    trials = TrainingTrials(wanted, goal, place.resolve())
+    with cluster.session(dashboard=True):
+        best, report = every_sweep.search(wanted, trials, ledger, processes or _room(wanted))
+    assignments = [f"{key}={json.dumps(value)}" for key, value in best.values.items()]
+    command = f"python -m jobs.train --pairs {wanted.pairs} --out RUN "
+    return every_sweep.finish(
+        output,
+        report,
+        title="Training sweep",
+        name=f"{len(report.trials)} trainings",
+        best={
+            "set": assignments,
+            "checkpoint": str(trials.folder(best) / "train" / train.WEIGHTS),
+            "config": to_dict(trials.config(best.values)),
+        },
+        commands={
+            "train with the best": command + " ".join(f"--set '{text}'" for text in assignments)
+        },
+        log_to=log_to,
+    )
+
+
+def _checked_goal(wanted: TrainingSweep) -> Objective:
+    """What is maximised, once all that can be checked before the first training is checked."""
+    wanted.search.planned(wanted.space)  # refuses a grid over a range
     goal = objective.parse(wanted.search.objective, occlusion=True)
     if goal.tracking:
         raise ValueError(
@@ -187,82 +196,13 @@ def run(
         raise ValueError(
             "train.steps is what a trial may spend, and cannot be swept: set it for all with --set"
         )
-    # What is wrong with the data should not be found after the first training.
     evaluate.check_truth(wanted.annotations)
-    claim = wanted.to_dict()
-    output = claims.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
-    if output.finished is not None:
-        return output.finished
-    manifest.commit_json({"train": claim}, out / tracker_sweep.SETTINGS)
-    ledger = Ledger(out / tracker_sweep.LEDGER, manifest.hash_value([source.hash, claim]))
-    place = out / "trials" / manifest.hash_value(claim)[:8]
-    trials = TrainingTrials(wanted, goal, str(place.resolve()))
-    with cluster.session(dashboard=True):
-        failed, errors = tracker_sweep.search(
-            wanted.space, wanted.search, trials, ledger, processes or _room(wanted), total
-        )
-    rows = tracker_sweep.finished_rows(ledger, failed, errors, total)
-    full = [row for row in rows if row["budget"] == trials.budget]
-    best = max(full, key=lambda row: (row["value"], -row["number"]))
-    own = {key: _value(wanted.base, key) for key in wanted.space}
-    names = ("number", "hash", "budget", "value", "metrics")
-    table: dict[str, Any] = {
-        "objective": goal.name,
-        "budget": trials.budget,
-        "unit": "steps",
-        "best": rows.index(best),
-        "trials": [
-            {**{name: row[name] for name in names}, "values": row["values"] or own} for row in rows
-        ],
-        "held_out": None,
-        "failed": list(failed),
-    }
-    chosen = table["trials"][table["best"]]
-    summary = {"objective": goal.name, "best": chosen, "base": table["trials"][0]}
-    assignments = [f"{key}={json.dumps(value)}" for key, value in best["values"].items()]
-    weights = place / f"trial-{best['number']:04d}" / "train" / train.WEIGHTS
-    manifest.commit_json(table, out / layout.REPORT)
-    manifest.commit_json(
-        {
-            **summary,
-            "set": assignments,
-            "checkpoint": str(weights.resolve()),
-            "config": to_dict(trials.config(best["values"])),
-        },
-        out / tracker_sweep.BEST,
-    )
-    page.write(
-        out / layout.PAGE,
-        page.Report(
-            title="Training sweep",
-            summary=tracker_sweep.sentence(table),
-            sweep=run_page.sweep_rows(table),
-            sweep_metric=goal.name,
-            sweep_name=f"{len(rows)} trainings",
-            config=summary | {"failed": failed},
-            commands={
-                "train with the best": f"python -m jobs.train --pairs {wanted.pairs} --out RUN "
-                + " ".join(f"--set '{assignment}'" for assignment in assignments)
-            },
-        ),
-    )
-    tracker_sweep.log(log_to or out, output, table)
-    return output.finish(
-        rows=len(rows),
-        extra={**summary, "configurations": len(rows), "failed": len(failed), "held_out": None},
-    )
+    return goal
 
 
-def _room(wanted: TrainSweep) -> int:
+def _room(wanted: TrainingSweep) -> int:
     """Trials that fit side by side, with room for what evaluates them."""
     share = max(1, wanted.workers)
     if wanted.gpus:
         return max(1, cluster.gpus() // share)
     return max(1, (cluster.cpus() - 1) // (2 * share))
-
-
-def _value(config: Config, key: str) -> Any:
-    node: Any = to_dict(config)
-    for part in key.split("."):
-        node = node[part]
-    return node

@@ -1,118 +1,96 @@
-"""A search spread over Ray Tune: few long trials, each of which does many configurations."""
+"""A search spread over Ray Tune: a few long Tune trials, each of which tries configurations."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
+from idol.config import Config, TrackerConfig, to_dict
 from pipelines import cluster
-from pipelines.sweep.search import Job, Outcome, Search, SearchConfig
+from pipelines.storage import manifest
+from pipelines.storage.sweep_report import Configuration, Failure, HeldOut, Trial
+from pipelines.sweep.ledger import Ledger
+from pipelines.sweep.search import Search, SearchConfig
 from pipelines.sweep.space import Space
 
-_POLL_S = 0.1  # a worker without a job asks again: another may have to die or finish first
-_RESTARTS = 20  # of one trial, each for a process that died or a configuration that failed
+_POLL_S = 0.1  # pause of a worker for which there is no configuration at present
+_RESTARTS = 20  # of one Tune trial: one for each process that died or configuration that failed
 
 
 class Workload(Protocol):
-    """What is done with a configuration; sent to every worker.
+    """How configurations are tried; sent to every worker.
 
-    budget: videos of the data set, or steps of a whole training
-    cpus:   that one worker holds
+    budget:   videos of the data set, or steps of a whole training
+    unit:     of budgets: videos or steps
+    cpus:     that one worker holds
+    identify: the hash of the configuration with these values; ValueError where they do not go
+              together
+    load:     what a worker reads once, before its first configuration
+    measure:  try a configuration; the trial has the hash of the configuration really used
+    held_out: cross-validation over trials with the whole budget; None: there is none
     """
 
     @property
     def budget(self) -> int: ...
     @property
+    def unit(self) -> str: ...
+    @property
     def cpus(self) -> float: ...
-
-    def identify(self, values: Mapping[str, Any]) -> str:
-        """Names the configuration with these values; ValueError where they do not go together."""
-
-    def load(self) -> Any:
-        """What a worker reads once, before its first job."""
-
-    def measure(self, loaded: Any, job: Job) -> dict[str, Any]:
-        """Do a job: number, hash, values and budget of it; value and metrics; and config_hash, the
-        name of the configuration that was really used."""
+    def identify(self, values: Mapping[str, Any]) -> str: ...
+    def load(self) -> Any: ...
+    def measure(self, loaded: Any, configuration: Configuration, budget: int) -> Trial: ...
+    def held_out(self, full: Sequence[Trial]) -> HeldOut | None: ...
 
 
 def run(
     space: Space,
     settings: SearchConfig,
     workload: Workload,
-    known: Iterable[Outcome],
-    place: Path,
+    ledger: Ledger,
     *,
-    on_result: Callable[[dict[str, Any]], None],
-    processes: int | None,
-    total: int,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Search until nothing is left to try.
+    processes: int | None = None,
+) -> tuple[list[Failure], list[str]]:
+    """Go on with a search from its ledger until nothing is left to try.
 
-    known:     what an earlier run has found
-    place:     a folder for Tune's own files, emptied before and after
-    on_result: called here with every result of workload.measure
+    ledger:    gets every finished trial; Tune's own files are beside it until the search ends
     processes: workers; default: half of the logical CPUs
-    total:     configurations still to come, for the bar and the number of workers
-    returns:   what was left out (Search.failures), and the errors of trials that gave up
+    returns:   what was left out, and the errors of workers that gave up
     """
-    # Tune would write every result three more times, as CSV, JSON and TensorBoard events, and draw
-    # its own tables on stdout.
+    # Without these, Tune writes every result as CSV, JSON and TensorBoard events, and prints tables
+    # on stdout.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    place = ledger.path.parent / "tune"
     shutil.rmtree(place, ignore_errors=True)
-    with cluster.session(), cluster.progress(total, "sweep", "configurations") as bar:
+    known = ledger.read()
+    left = max(1, settings.planned(space) - len({trial.hash for trial in known}))
+    with cluster.session(), cluster.progress(left, "sweep", "configurations") as bar:
         import ray
         from ray import tune
 
-        count = max(1, min(processes or cluster.cpus() // 2, total))
+        count = max(1, min(processes or cluster.cpus() // 2, left))
         cluster.require(count, workload.cpus)
-        searcher = ray.remote(num_cpus=0)(_Searcher).remote(space, settings, workload, list(known))
+        searcher = ray.remote(num_cpus=0)(_Searcher).remote(
+            space, settings, workload.budget, workload.identify, known
+        )
 
-        class Listener(tune.Callback):  # type: ignore[misc]
-            """Runs in this process: all that it needs is in it, for Tune pickles its class."""
-
-            def __init__(
-                self, on_result: Callable[[dict[str, Any]], None], enter: Callable[[str], None]
-            ) -> None:
-                self.on_result, self.enter = on_result, enter
-
-            def __getstate__(self) -> dict[str, Any]:
-                return {}  # a progress bar cannot be pickled, and need not
-
-            def on_trial_result(
-                self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
-            ) -> None:
-                self.on_result(result)
-
-            def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **i: Any) -> None:
-                self.enter(trial.config["worker"])
-
-            def on_trial_error(self, iteration: int, trials: Any, trial: Any, **i: Any) -> None:
-                self.enter(trial.config["worker"])
-
-        def take(result: dict[str, Any]) -> None:
-            verify(result, workload)
-            on_result(result)
+        def finished(trial: Trial) -> None:
+            verify(trial, workload)
+            ledger.append(trial)
             bar.update()
 
-        def enter(worker: str) -> None:
-            ray.get(searcher.enter.remote(worker))
-
+        work = tune.with_parameters(_work, workload=workload, searcher=searcher)
         found = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_work, workload=workload, searcher=searcher),
-                {"cpu": workload.cpus},
-            ),
+            tune.with_resources(work, {"cpu": workload.cpus}),
             param_space={"worker": tune.grid_search([f"worker-{i}" for i in range(count)])},
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(place.resolve()),
-                callbacks=[Listener(take, enter)],
+                callbacks=[_listener(finished, lambda w: ray.get(searcher.enter.remote(w)))],
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                 verbose=0,
             ),
@@ -122,68 +100,93 @@ def run(
     return failures, [str(error) for error in found.errors]
 
 
-def verify(result: Mapping[str, Any], workload: Workload) -> None:
+def hash_of(config: TrackerConfig | Config) -> str:
+    """Names a configuration by every field of it."""
+    return manifest.hash_value(to_dict(config))
+
+
+def verify(trial: Trial, workload: Workload) -> None:
     """Check that the configuration that was really used is the one that was asked for.
 
-    Errors: RuntimeError
+    Raises: RuntimeError: it is not.
     """
-    asked = workload.identify(result["values"])
-    if result["config_hash"] != asked or result["hash"] != asked:
+    asked = workload.identify(trial.values)
+    if trial.hash != asked:
         raise RuntimeError(
-            f"a worker used another configuration than {result['values']}: its hash is "
-            f"{result['config_hash']}, not {asked}"
+            f"a worker used another configuration than {trial.values}: its hash is {trial.hash}, "
+            f"not {asked}"
         )
 
 
-class _Searcher:
-    """The search in an actor, for the workers to ask."""
+def _listener(finished: Callable[[Trial], None], enter: Callable[[str], None]) -> Any:
+    """A callback of Tune that runs in this process.
 
-    def __init__(
-        self, space: Space, settings: SearchConfig, workload: Workload, known: Sequence[Outcome]
-    ) -> None:
-        self.search = Search(space, settings, workload.budget, workload.identify, known)
+    finished: called with every trial
+    enter:    called with the name of a worker whose process died
+    """
+    from ray import tune
 
-    def enter(self, worker: str) -> None:
-        self.search.enter(worker)
+    class Listener(tune.Callback):  # type: ignore[misc]
+        def __init__(self, finished: Callable[[Trial], None], enter: Callable[[str], None]) -> None:
+            # Tune pickles the class, so it must not refer to variables of the function around it.
+            self.finished, self.enter = finished, enter
 
-    def next(self, worker: str, value: float | None) -> tuple[Job | None, bool]:
-        """Take the value of the worker's last job; its next one, and whether all is over."""
+        def __getstate__(self) -> dict[str, Any]:
+            return {}  # a progress bar cannot be pickled, and is not needed in the copy
+
+        def on_trial_result(
+            self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            self.finished(Trial.from_dict(result))
+
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self.enter(trial.config["worker"])
+
+        on_trial_error = on_trial_recover
+
+    return Listener(finished, enter)
+
+
+class _Searcher(Search):
+    """The search in an actor that the workers ask."""
+
+    def exchange(
+        self, worker: str, value: float | None
+    ) -> tuple[tuple[Configuration, int] | None, bool]:
+        """Take the value of the worker's last configuration.
+
+        returns: the next configuration and its budget, and whether the search is over
+        """
         if value is not None:
-            self.search.tell(worker, value)
-        job = self.search.next(worker)
-        return job, job is None and self.search.over
-
-    def fault(self, worker: str, reason: str) -> None:
-        self.search.fault(worker, reason)
-
-    def failures(self) -> list[dict[str, Any]]:
-        return self.search.failures()
+            self.tell(worker, value)
+        asked = self.next(worker)
+        return asked, asked is None and self.over
 
 
-def _work(space: Mapping[str, Any], workload: Workload, searcher: Any) -> None:
-    """The trial: load once, then one configuration after the other."""
+def _work(param_space: Mapping[str, Any], workload: Workload, searcher: Any) -> None:
+    """A Tune trial: load once, then try one configuration after the other."""
     import ray
     import torch
     from ray import tune
 
     torch.set_num_threads(1)
-    worker = space["worker"]
+    worker = param_space["worker"]
     ray.get(searcher.enter.remote(worker))
     loaded = workload.load()
     value: float | None = None
     while True:
-        job, over = ray.get(searcher.next.remote(worker, value))
+        asked, over = ray.get(searcher.exchange.remote(worker, value))
         value = None
         if over:
             return
-        if job is None:
+        if asked is None:
             time.sleep(_POLL_S)
             continue
         try:
-            result = workload.measure(loaded, job)
+            trial = workload.measure(loaded, *asked)
         except Exception as error:
-            # Said before the process is lost to it: the search must not try this one again.
+            # The search must know before this process ends, or it tries the configuration again.
             ray.get(searcher.fault.remote(worker, f"{type(error).__name__}: {error}"))
             raise
-        value = result["value"]
-        tune.report(result)
+        value = trial.value
+        tune.report(asdict(trial))

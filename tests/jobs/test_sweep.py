@@ -9,7 +9,8 @@ import tyro
 
 from idol.config import TrackerConfig, to_dict
 from jobs import sweep as job
-from pipelines.storage import claims, layout, manifest
+from pipelines.storage import claims
+from pipelines.storage.reports import EvaluationReport, Selection
 from pipelines.sweep import space
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Choices, Range
@@ -20,8 +21,19 @@ def evaluated(tmp_path: Path) -> Path:
     """The directory of a finished evaluation, as far as the command line looks at it."""
     out = tmp_path / "run"
     output = claims.prepare_output(out, "evaluate", {}, "")
-    report = {"config": {"tracker": to_dict(TrackerConfig.paper())}}
-    manifest.commit_json(report, out / layout.REPORT)
+    EvaluationReport(
+        videos=0,
+        frames=0,
+        sources=[],
+        rejects=[],
+        config={"tracker": to_dict(TrackerConfig.paper())},
+        selection=Selection(annotations="", frames=None, videos=None, stride=1, input_hash=""),
+        metrics={},
+        true_identities={},
+        per_category=[],
+        per_video=[],
+        missing_videos=[],
+    ).write(out)
     output.finish(rows=0)
     return out
 

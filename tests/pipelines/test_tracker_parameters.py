@@ -11,7 +11,7 @@ from idol.config import Config, TrackerConfig, to_dict
 from idol.structures import FrameDetections
 from idol.tracker.online import track_video
 from idol.ytvis import results
-from pipelines.sweep import space, tracker_trials
+from pipelines.sweep import space, workers
 
 ROBUST = to_dict(TrackerConfig.robust())
 PAPER = to_dict(TrackerConfig.paper())
@@ -134,7 +134,7 @@ def test_another_value_gives_another_outcome(field: str, hard: list[list[FrameDe
         # As a sweep's worker makes it, from the text of a job.
         config = space.applied(Config(tracker=base), {f"tracker.{field}": value}).tracker
         assert getattr(config, field) == value
-        assert tracker_trials.hash_of(config) == tracker_trials.hash_of(
+        assert workers.hash_of(config) == workers.hash_of(
             dataclasses.replace(base, **{field: value})
         )
         outcomes.append(outcome(hard, config))

@@ -16,10 +16,12 @@ from pipelines.errors import ManifestError, PipelineError
 from pipelines.report import experiment_log, run_page
 from pipelines.stages import detect, evaluate
 from pipelines.storage import layout, stored
-from pipelines.sweep import objective, tracker_sweep, tracker_trials, workers
+from pipelines.storage.sweep_report import Failure, SweepReport, Trial
+from pipelines.sweep import every_sweep, objective, tracker_sweep, workers
 from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.search import Search, SearchConfig
 from pipelines.sweep.space import Range
+from pipelines.sweep.tracker_sweep import TrackerSweep
 from tests.pipelines import perfect
 
 BASE = TrackerConfig(
@@ -36,35 +38,46 @@ def test_every_field_of_the_tracker_changes_the_hash() -> None:
         float: lambda v: v / 2 + 0.03,
         str: lambda v: {"released": "paper", "cosine": "paper", "greedy": "argmax"}[v],
     }
-    hashes = {tracker_trials.hash_of(base)}
+    hashes = {workers.hash_of(base)}
     for field in dataclasses.fields(base):
         value = getattr(base, field.name)
         changed = dataclasses.replace(base, **{field.name: other[type(value)](value)})
-        hashes.add(tracker_trials.hash_of(changed))
+        hashes.add(workers.hash_of(changed))
     assert len(hashes) == 1 + len(dataclasses.fields(base))
 
 
-def test_the_ledger_passes_over_a_torn_line_and_other_detections(tmp_path: Path) -> None:
+def trial(name: str, **fields: Any) -> Trial:
+    return Trial(**{"number": 0, "hash": name, "values": {}, "budget": 4, "value": 0.5,
+                    "metrics": {"AP": 0.5}, **fields})  # fmt: skip
+
+
+def test_the_ledger_ignores_a_torn_line_and_other_detections(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl", "a")
     assert ledger.read() == []
-    ledger.append({"hash": "x", "value": 0.5})
-    Ledger(ledger.path, "b").append({"hash": "y", "value": 0.6})
+    ledger.append(trial("x", folds=[0.4, 0.6]))
+    Ledger(ledger.path, "b").append(trial("y"))
     with ledger.path.open("a") as file:
         file.write('{"input": "a", "hash": "z", "metr')
-    assert ledger.read() == [{"hash": "x", "value": 0.5}]
+    assert ledger.read() == [trial("x", folds=[0.4, 0.6])]
     # What comes after a torn line must not be lost with it.
-    ledger.append({"hash": "w", "value": 0.7})
-    assert [row["hash"] for row in ledger.read()] == ["x", "w"]
+    ledger.append(trial("w"))
+    assert [found.hash for found in ledger.read()] == ["x", "w"]
+
+
+def test_the_furthest_trial_of_each_configuration_counts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl", "a")
+    for name, number, budget in (("b", 2, 4), ("a", 1, 8), ("b", 2, 8), ("a", 1, 4)):
+        ledger.append(trial(name, number=number, budget=budget))
+    assert [(t.hash, t.budget) for t in ledger.furthest()] == [("a", 8), ("b", 8)]
 
 
 def test_a_result_of_another_configuration_stops_the_sweep(evaluated: Path) -> None:
     source = stored.read(evaluated / layout.DETECTIONS)
-    trials = tracker_sweep._trials(wanted(evaluated, {"tau": [1.0]}), source)
+    trials = tracker_sweep.workload(wanted(evaluated, {"tau": [1.0]}), source)
     values = {"tracker.tau": 1.0}
-    right = tracker_trials.hash_of(dataclasses.replace(BASE, tau=1.0))
-    result = {"values": values, "hash": right, "config_hash": right}
-    workers.verify(result, trials)
-    for wrong in (result | {"config_hash": tracker_trials.hash_of(BASE)}, result | {"values": {}}):
+    right = workers.hash_of(dataclasses.replace(BASE, tau=1.0))
+    workers.verify(trial(right, values=values), trials)
+    for wrong in (trial(workers.hash_of(BASE), values=values), trial(right)):
         with pytest.raises(RuntimeError, match="used another configuration"):
             workers.verify(wrong, trials)
 
@@ -86,8 +99,16 @@ def evaluated(
     return out
 
 
-def wanted(evaluated: Path, grid: dict[str, list[Any]], **search: Any) -> tracker_sweep.Sweep:
-    return tracker_sweep.Sweep(
+def report_in(out: Path) -> SweepReport:
+    """The report in a directory, which says the same when it is written again."""
+    plain = json.loads((out / layout.REPORT).read_text())
+    found = SweepReport.from_dict(plain)
+    assert found.to_dict() == plain
+    return found
+
+
+def wanted(evaluated: Path, grid: dict[str, list[Any]], **search: Any) -> TrackerSweep:
+    return TrackerSweep(
         evaluated=evaluated,
         base=BASE,
         space=tracker_sweep.grid(grid),
@@ -95,27 +116,27 @@ def wanted(evaluated: Path, grid: dict[str, list[Any]], **search: Any) -> tracke
     )
 
 
-def here(monkeypatch: pytest.MonkeyPatch, stop: list[int | None]) -> list[dict[str, Any]]:
-    """Replace Ray Tune by a loop in this process that is killed after stop.pop(0) results."""
-    done: list[dict[str, Any]] = []
+def here(monkeypatch: pytest.MonkeyPatch, stop: list[int | None]) -> list[Trial]:
+    """Replace Ray Tune by a loop in this process that is killed after stop.pop(0) trials."""
+    done: list[Trial] = []
 
     def run(
-        space: Any, settings: Any, work: Any, known: Any, place: Path, **how: Any
-    ) -> tuple[list[dict[str, Any]], list[str]]:
-        search = Search(space, settings, work.budget, work.identify, known)
+        space: Any, settings: Any, work: Any, ledger: Ledger, **how: Any
+    ) -> tuple[list[Failure], list[str]]:
+        search = Search(space, settings, work.budget, work.identify, ledger.read())
         loaded = work.load()
         limit = stop.pop(0)
         for count in itertools.count():
-            job = search.next("w")
-            if job is None:
+            asked = search.next("w")
+            if asked is None:
                 return search.failures(), []
             if count == limit:
                 raise KeyboardInterrupt
-            result = work.measure(loaded, job)
-            workers.verify(result, work)
-            how["on_result"](result)
-            done.append(result)
-            search.tell("w", result["value"])
+            found = work.measure(loaded, *asked)
+            workers.verify(found, work)
+            ledger.append(found)
+            done.append(found)
+            search.tell("w", found.value)
         raise AssertionError
 
     monkeypatch.setattr(workers, "run", run)
@@ -134,19 +155,19 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
     assert best["values"] == {"match_threshold": 0.5, "memory_length": 1}
     # Two of the eight true instances are in the video without frames.
     assert best["metrics"]["AR100"] == pytest.approx(0.75)
-    chosen = configuration.tracker_config(out / tracker_sweep.BEST)
+    chosen = configuration.tracker_config(out / every_sweep.BEST)
     assert chosen == dataclasses.replace(BASE, match_threshold=0.5, memory_length=1)
     request = evaluate.Request(
         annotations=tmp_path / "data" / "instances.json",
         checkpoint=tmp_path / "w.safetensors",
-        tracker=out / tracker_sweep.BEST,
+        tracker=out / every_sweep.BEST,
     )
     again = evaluate.run(request, tmp_path / "again")
     # What the sweep reckons from overlaps is what scoring the masks gives.
     assert again.extra["metrics"] == pytest.approx(best["metrics"])
-    table = json.loads((out / layout.REPORT).read_text())
-    assert len(run_page.sweep_rows(table)) == 3
-    assert run_page.sweep_rows(table)[0].default
+    rows = run_page.sweep_rows(report_in(out))
+    assert len(rows) == 3
+    assert rows[0].default
     assert "<svg" in (out / layout.PAGE).read_text()
     runs = experiment_log.runs(out)
     assert sum("mlflow.parentRunId" in run.data.tags for run in runs) == 3
@@ -161,23 +182,14 @@ def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
     calls.mkdir()
     asked = wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]})
     source = stored.read(evaluated / layout.DETECTIONS)
-    found: list[dict[str, Any]] = []
+    ledger = Ledger(tmp_path / "ledger.jsonl", "")
     trials = dataclasses.replace(
-        tracker_sweep._trials(asked, source), goal=Trap("AP", {"AP": 1.0}, calls)
+        tracker_sweep.workload(asked, source), goal=Trap("AP", {"AP": 1.0}, calls)
     )
-    failed, errors = workers.run(
-        asked.space,
-        asked.search,
-        trials,
-        [],
-        tmp_path / "tune",
-        on_result=found.append,
-        processes=1,
-        total=4,
-    )
+    failed, errors = workers.run(asked.space, asked.search, trials, ledger, processes=1)
     assert errors == []
-    assert [row["values"] for row in found] == [{}, {"tracker.match_threshold": 0.7}]
-    assert [(f["values"], f["reason"]) for f in failed] == [
+    assert [t.values for t in ledger.read()] == [{}, {"tracker.match_threshold": 0.7}]
+    assert [(f.values, f.reason) for f in failed] == [
         ({"tracker.match_threshold": 0.5}, "ArithmeticError: planted"),
         ({"tracker.match_threshold": 0.6}, "its process died 2 times"),
     ]
@@ -209,19 +221,18 @@ def test_a_resumed_sweep_repeats_no_finished_configuration(
         with pytest.raises(KeyboardInterrupt):
             tracker_sweep.run(asked, out)
     # From the directory alone, as with --resume.
-    assert tracker_sweep.Sweep.of(tracker_sweep.settings_of(out)) == dataclasses.replace(
-        asked, evaluated=evaluated.resolve()
-    )
-    found = tracker_sweep.run(tracker_sweep.Sweep.of(tracker_sweep.settings_of(out)), out)
-    assert [row["number"] for row in done] == [0, 1, 2, 3, 4]
+    resumed = TrackerSweep.from_dict(every_sweep.read_settings(out))
+    assert resumed == dataclasses.replace(asked, evaluated=evaluated.resolve())
+    found = tracker_sweep.run(resumed, out)
+    assert [t.number for t in done] == [0, 1, 2, 3, 4]
     assert tracker_sweep.run(asked, out) == found
     assert len(done) == 5
     undisturbed = tracker_sweep.run(asked, whole)
     assert found.extra == undisturbed.extra
-    for name in (layout.REPORT, tracker_sweep.BEST, layout.PAGE):
+    for name in (layout.REPORT, every_sweep.BEST, layout.PAGE):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(ManifestError, match="no sweep to go on with"):
-        tracker_sweep.settings_of(tmp_path)
+        every_sweep.read_settings(tmp_path)
 
 
 def test_halving_marks_what_it_stopped_and_mixes_can_be_maximised(
@@ -235,12 +246,12 @@ def test_halving_marks_what_it_stopped_and_mixes_can_be_maximised(
         space={"tracker.match_threshold": Range(0.3, 0.99)},
     )
     tracker_sweep.run(asked, tmp_path / "sweep")
-    table = json.loads((tmp_path / "sweep" / layout.REPORT).read_text())
-    rows = run_page.sweep_rows(table)
+    report = report_in(tmp_path / "sweep")
+    rows = run_page.sweep_rows(report)
     assert {row.stopped for row in rows} == {"1 videos", "2 videos", None}
-    best = table["trials"][table["best"]]
-    assert best["budget"] == table["budget"] == 4
-    assert best["value"] == pytest.approx((best["metrics"]["AP"] + best["metrics"]["HOTA"]) / 2)
+    best = report.trials[report.best]
+    assert best.budget == report.budget == 4
+    assert best.value == pytest.approx((best.metrics["AP"] + best.metrics["HOTA"]) / 2)
     assert "stopped after 1 videos" in (tmp_path / "sweep" / layout.PAGE).read_text()
 
 
@@ -258,6 +269,10 @@ def test_held_out_scores_use_on_each_fold_what_was_best_on_the_others(
     assert held_out["base"] == pytest.approx(found.extra["base"]["value"])
     low, high = held_out["difference"]["interval"]
     assert low <= held_out["difference"]["value"] <= high
+    report = report_in(tmp_path / "sweep")
+    assert report.held_out is not None
+    assert report.held_out.difference.interval == [low, high]
+    assert f"from {100 * low:+.1f} to {100 * high:+.1f}" in run_page.held_out_sentence(report)
 
 
 def test_a_sweep_that_cannot_be_is_refused_before_it_starts(
@@ -283,8 +298,8 @@ def test_what_asks_for_less_than_was_stored_is_left_out_with_the_reason(
         wanted(evaluated, {"score_threshold": [0.02, 0.2]}), tmp_path / "sweep"
     )
     assert found.extra["failed"] == 1
-    table = json.loads((tmp_path / "sweep" / layout.REPORT).read_text())
-    assert "lies below the 0.05 that was stored" in table["failed"][0]["reason"]
+    failure = report_in(tmp_path / "sweep").failed[0]
+    assert "lies below the 0.05 that was stored" in failure.reason
 
 
 def test_stored_frames_are_scored_as_the_tracker_sees_them(evaluated: Path) -> None:

@@ -18,11 +18,12 @@ from pipelines.report import run_page
 from pipelines.sources import annotations
 from pipelines.stages import pairs, train
 from pipelines.storage import layout
-from pipelines.sweep import space, tracker_sweep, training_sweep, workers
+from pipelines.storage.sweep_report import Configuration
+from pipelines.sweep import every_sweep, space, training_sweep, workers
 from pipelines.sweep.objective import Objective
-from pipelines.sweep.search import Job, SearchConfig
+from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Choices
-from pipelines.sweep.training_sweep import TrainingTrials, TrainSweep
+from pipelines.sweep.training_sweep import TrainingSweep, TrainingTrials
 
 QUICK = (
     "transforms.stretch=[64,96]",
@@ -36,7 +37,7 @@ QUICK = (
 
 
 @pytest.fixture(scope="module")
-def wanted(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> TrainSweep:
+def wanted(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> TrainingSweep:
     """Three steps of learning rate on a few small videos, evaluated on others."""
     root = tmp_path_factory.mktemp("train-sweep")
     config = SyntheticConfig(size=(64, 96), length=(4, 6), num_objects=(1, 3))
@@ -45,7 +46,7 @@ def wanted(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> TrainSw
         write_dataset(root / name, config, 3, seed) for seed, name in enumerate(("learn", "judge"))
     )
     pairs.run(annotations.read(str(learn)), root / "pairs", base.pairs)
-    return TrainSweep(
+    return TrainingSweep(
         pairs=root / "pairs",
         annotations=str(judge),
         base=base,
@@ -57,21 +58,22 @@ def wanted(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> TrainSw
 
 @pytest.mark.ray
 def test_a_trial_goes_on_at_its_next_rung_and_tells_what_it_really_used(
-    wanted: TrainSweep, tmp_path: Path
+    wanted: TrainingSweep, tmp_path: Path
 ) -> None:
-    trials = TrainingTrials(wanted, Objective("AP", {"AP": 1.0}), str(tmp_path))
+    trials = TrainingTrials(wanted, Objective("AP", {"AP": 1.0}), tmp_path)
     values = {"train.learning_rate": 1e-3}
-    first = trials.measure(None, Job(3, trials.identify(values), values, 2))
+    configuration = Configuration(number=3, hash=trials.identify(values), values=values)
+    first = trials.measure(None, configuration, 2)
     folder = tmp_path / "trial-0003" / "train"
     assert [path.name for path in folder.glob("step-*")] == ["step-00000002"]
     # Asked again, as after a kill: nothing is trained twice.
     before = (folder / "step-00000002" / train.WEIGHTS).stat().st_mtime_ns
-    again = trials.measure(None, Job(3, trials.identify(values), values, 2))
+    again = trials.measure(None, configuration, 2)
     assert again == first
     assert (folder / "step-00000002" / train.WEIGHTS).stat().st_mtime_ns == before
-    whole = trials.measure(None, Job(3, trials.identify(values), values, 4))
+    whole = trials.measure(None, configuration, 4)
     workers.verify(whole, trials)
-    assert whole["metrics"]["AP"] >= 0
+    assert whole.metrics["AP"] >= 0
     config = trials.config(values)
     assert idol.load(folder / train.WEIGHTS).config.train == config.train
     curve = [step for step, _ in run_page.curves(folder)["loss"]]
@@ -83,17 +85,17 @@ def test_a_trial_goes_on_at_its_next_rung_and_tells_what_it_really_used(
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
-def test_what_cannot_be_swept_by_training_is_refused(wanted: TrainSweep, tmp_path: Path) -> None:
+def test_what_cannot_be_swept_by_training_is_refused(wanted: TrainingSweep, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     with pytest.raises(ValueError, match=r"train\.steps is what a trial may spend"):
         training_sweep.run(replace(wanted, space={"train.steps": Choices((1, 2))}), out)
     with pytest.raises(ValueError, match="lacks HOTA"):
         training_sweep.run(replace(wanted, search=SearchConfig(objective="HOTA")), out)
     assert not out.exists()
-    assert TrainSweep.from_dict(wanted.to_dict()) == wanted
+    assert TrainingSweep.from_dict(wanted.to_dict()) == wanted
 
 
-def test_the_command_line_asks_for_training(wanted: TrainSweep, tmp_path: Path) -> None:
+def test_the_command_line_asks_for_training(wanted: TrainingSweep, tmp_path: Path) -> None:
     def asked(*flags: str) -> Any:
         return job.asked_for(tyro.cli(job.Sweep, args=["--out", str(tmp_path), *flags]))
 
@@ -102,7 +104,7 @@ def test_the_command_line_asks_for_training(wanted: TrainSweep, tmp_path: Path) 
         "--space", "train.learning_rate=1e-4..1e-2:log", "--space", "losses.mask=1,2",
         "--set", "train.steps=9", "--halving", "3", "--first-rung", "1",
     )  # fmt: skip
-    assert isinstance(found, TrainSweep)
+    assert isinstance(found, TrainingSweep)
     assert found.base.train.steps == 9
     assert found.search == SearchConfig(method="bayes", halving=3, first_rung=1, folds=0)
     assert found.space == space.parse(
@@ -126,7 +128,7 @@ def test_the_command_line_asks_for_training(wanted: TrainSweep, tmp_path: Path) 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_trials_train_under_ray_and_poor_ones_stop_early(
-    ray_local: None, wanted: TrainSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_local: None, wanted: TrainingSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = tmp_path / "sweep"
@@ -136,7 +138,7 @@ def test_trials_train_under_ray_and_poor_ones_stop_early(
     budgets = [row["budget"] for row in table["trials"]]
     assert budgets[0] == 4
     assert sorted(budgets[1:]) == [2, 2, 4]
-    best = json.loads((out / tracker_sweep.BEST).read_text())
+    best = json.loads((out / every_sweep.BEST).read_text())
     assert Path(best["checkpoint"]).is_file()
     chosen = override(wanted.base, best["set"])
     assert chosen.train.learning_rate == idol.load(best["checkpoint"]).config.train.learning_rate

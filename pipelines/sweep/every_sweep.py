@@ -1,0 +1,187 @@
+"""What every sweep does: it keeps what was asked, searches, and writes report, page and log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Self, get_type_hints
+
+from idol.config import Config, TrackerConfig, from_dict, to_dict
+from pipelines.errors import ManifestError, PipelineError
+from pipelines.report import experiment_log, page, run_page
+from pipelines.storage import manifest
+from pipelines.storage.claims import Output
+from pipelines.storage.layout import PAGE, REPORT
+from pipelines.storage.manifest import Manifest
+from pipelines.storage.sweep_report import SweepReport, Trial
+from pipelines.sweep import space, workers
+from pipelines.sweep.ledger import Ledger
+from pipelines.sweep.search import SearchConfig
+from pipelines.sweep.space import Space
+from pipelines.sweep.workers import Workload
+
+BEST = "best.json"
+FILES = {"best": BEST, "table": REPORT, "page": PAGE}
+"""Files of a finished directory, by the names that the job prints them under."""
+LEDGER = "ledger.jsonl"
+SETTINGS = "settings.json"
+"""What was asked for, so that an unfinished sweep can go on from its directory alone."""
+_CHILD_RUNS = 50  # of the best trials, in the experiment log; report.json has all trials
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What is asked for.
+
+    base:   the configuration whose fields are replaced, and that is compared with
+    space:  "section.field" -> values
+    search: how to search, and for what
+    """
+
+    base: TrackerConfig | Config
+    space: Space
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types, with absolute paths."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {
+            "base": to_dict(self.base),
+            "space": space.to_dict_of(self.space),
+            "search": asdict(self.search),
+        }
+        return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The inverse of to_dict."""
+        types = get_type_hints(cls)
+        values: dict[str, Any] = {
+            **plain,
+            **{name: Path(value) for name, value in plain.items() if types[name] is Path},
+            "base": from_dict(types["base"], plain["base"]),
+            "space": space.from_dict(plain["space"]),
+            "search": SearchConfig(**plain["search"]),
+        }
+        return cls(**values)
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """What was asked for when the sweep in this directory was started.
+
+    Raises: ManifestError: the directory holds no sweep.
+    """
+    path = out / SETTINGS
+    if not path.is_file():
+        raise ManifestError(
+            str(out),
+            f"holds no sweep to go on with ({SETTINGS} is missing)",
+            "Start one: leave out --resume, and give --evaluation or --pairs.",
+        )
+    return manifest.load_json(path)
+
+
+def search(
+    wanted: Sweep, workload: Workload, ledger: Ledger, processes: int | None
+) -> tuple[Trial, SweepReport]:
+    """Try what the ledger lacks.
+
+    returns: the best trial, the first of equals (so the base where nothing beats it); the report
+    Raises: PipelineError: workers gave up, or there is nothing to compare: some configurations may
+            fail, but not the base, and not all others.
+    """
+    failed, errors = workers.run(wanted.space, wanted.search, workload, ledger, processes=processes)
+    trials = ledger.furthest()
+    total = wanted.search.planned(wanted.space)
+    if errors or not trials or trials[0].number != 0 or (len(trials) == 1 and total > 1):
+        causes = [*errors, *(failure.reason for failure in failed), "none was told"]
+        raise PipelineError(
+            f"{len(trials)} of {total} configurations were finished. They are kept: mend the "
+            f"cause, then run the same command. The first error: {causes[0]}"
+        )
+    full = [trial for trial in trials if trial.budget == workload.budget]
+    best = max(full, key=lambda trial: (trial.value, -trial.number))
+    # The base is listed with its own values, so that charts over a field have it too.
+    base = wanted.base if isinstance(wanted.base, Config) else Config(tracker=wanted.base)
+    own = {key: space.value_of(base, key) for key in wanted.space}
+    return best, SweepReport(
+        objective=wanted.search.objective,
+        budget=workload.budget,
+        unit=workload.unit,
+        best=trials.index(best),
+        trials=[replace(t, values=space.without_section(t.values or own)) for t in trials],
+        held_out=workload.held_out(full),
+        failed=failed,
+    )
+
+
+def finish(
+    output: Output,
+    report: SweepReport,
+    *,
+    title: str,
+    name: str,
+    best: Mapping[str, Any],
+    commands: Mapping[str, str] | None = None,
+    log_to: Path | None,
+) -> Manifest:
+    """Write report.json, best.json, the page, the experiment log, and the manifest.
+
+    name:   of the sweep in the page
+    best:   what best.json holds besides trials
+    log_to: folder of the MLflow file; default: the sweep's own
+    """
+    table = report.to_dict()
+    summary = {
+        "objective": report.objective,
+        "best": table["trials"][report.best],
+        "base": table["trials"][0],
+    }
+    counts = {"configurations": len(report.trials), "failed": len(report.failed)}
+    extra = {**summary, "held_out": table["held_out"], **counts}
+    if report.unit == "videos":  # a training is judged by videos that it has not seen anyway
+        summary["held_out"] = table["held_out"]
+    manifest.commit_json(table, output.path / REPORT)
+    manifest.commit_json({**best, **summary}, output.path / BEST)
+    page.write(
+        output.path / PAGE,
+        page.Report(
+            title=title,
+            summary=_sentence(report),
+            config=summary | {"failed": table["failed"]},
+            commands=commands or {},
+            **run_page.sweep_part(report, name),
+        ),
+    )
+    _log(log_to or output.path, output, report, counts)
+    return output.finish(rows=len(report.trials), extra=extra)
+
+
+def _sentence(report: SweepReport) -> str:
+    best, base = report.trials[report.best], report.trials[0]
+    left_out = f", {len(report.failed)} left out" if report.failed else ""
+    return (
+        f"{len(report.trials)} configurations of {report.budget} {report.unit}{left_out}; "
+        f"best {report.objective} {100 * best.value:.1f}, without the sweep {100 * base.value:.1f}"
+    )
+
+
+def _log(place: Path, output: Output, report: SweepReport, counts: Mapping[str, int]) -> None:
+    """One MLflow run for the sweep, with a child for each of its best trials."""
+    numbers: dict[str, float] = {
+        f"best/{report.objective}": report.trials[report.best].value,
+        f"base/{report.objective}": report.trials[0].value,
+        **counts,
+    }
+    if report.held_out is not None:
+        numbers["held_out/best"] = report.held_out.value
+        numbers["held_out/base"] = report.held_out.base
+    with experiment_log.run(place, f"sweep {output.path.name}", output.config) as run:
+        run.metrics(numbers)
+        run.artifacts(*(output.path / file for file in FILES.values()))
+        full = [trial for trial in report.trials if trial.budget == report.budget]
+        for trial in sorted(full, key=lambda trial: -trial.value)[:_CHILD_RUNS]:
+            # Short, for MLflow's page shows it in large letters; the values are parameters there.
+            name = f"{report.objective} {100 * trial.value:.1f}, number {trial.number}"
+            with experiment_log.run(place, name, trial.values, parent=run) as child:
+                child.metrics({report.objective: trial.value, **trial.metrics})
