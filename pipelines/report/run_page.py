@@ -157,7 +157,11 @@ def sweep_rows(found: SweepReport) -> list[SweepRow]:
     """The trials of a sweep for the page."""
     return [
         SweepRow(
-            params=trial.values,
+            # A list of numbers is one value of its field: as text it can be put on an axis.
+            params={
+                name: json.dumps(value) if isinstance(value, list) else value
+                for name, value in trial.values.items()
+            },
             score=trial.value,
             default=trial.number == 0,
             stopped=f"{trial.budget} {found.unit}" if trial.budget < found.budget else None,

@@ -13,7 +13,7 @@ import pytest
 from idol.config import TrackerConfig
 from pipelines import configuration
 from pipelines.errors import ManifestError, PipelineError
-from pipelines.report import experiment_log, run_page
+from pipelines.report import experiment_log, page, run_page
 from pipelines.stages import detect, evaluate
 from pipelines.storage import layout, stored
 from pipelines.storage.sweep_report import Failure, SweepReport, Trial
@@ -69,6 +69,15 @@ def test_the_furthest_trial_of_each_configuration_counts(tmp_path: Path) -> None
     for name, number, budget in (("b", 2, 4), ("a", 1, 8), ("b", 2, 8), ("a", 1, 4)):
         ledger.append(trial(name, number=number, budget=budget))
     assert [(t.hash, t.budget) for t in ledger.furthest()] == [("a", 8), ("b", 8)]
+
+
+def test_lists_that_were_swept_can_be_drawn() -> None:
+    trials = [trial("a", values={"stretch": [64, 96]}), trial("b", values={"stretch": [96, 128]})]
+    report = SweepReport(
+        objective="AP", budget=4, unit="steps", best=0, trials=trials, held_out=None, failed=[]
+    )
+    html = page.render(page.Report(title="sweep", **run_page.sweep_part(report, "lists")))
+    assert html.count("[96, 128]") >= 2  # in the chart and in the table
 
 
 def test_a_result_of_another_configuration_stops_the_sweep(evaluated: Path) -> None:
