@@ -48,9 +48,6 @@ LONG_FUNCTIONS = {
     "ops/cpu_kernels.py _corners",
     "ops/cpu_kernels.py backward_kernel",
     "pipelines/sources/annotations.py read",
-    "pipelines/sweep/tracker_sweep.py run",
-    "pipelines/sweep/training_sweep.py run",
-    "pipelines/sweep/workers.py run",
 }
 """What is still longer. Names leave these lists; none is added."""
 
