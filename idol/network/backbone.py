@@ -17,8 +17,9 @@ def build(config: BackboneConfig, checkpoint_activations: bool = False) -> Backb
     """The backbone a configuration names.
 
     checkpoint_activations: ModelConfig.checkpoint_activations
-    Errors: ValueError where a backbone of the transformers library cannot serve (its message
-            names the rule); ImportError where that library is missing.
+    Raises:
+        ValueError: a backbone of the transformers library cannot serve; the message names the rule.
+        ImportError: that library is missing.
     """
     backbone: Backbone
     if config.name == "tiny":

@@ -32,8 +32,9 @@ class LibraryBackbone(Backbone):
     def __init__(self, source: str) -> None:
         """source: a hub id, a local folder, or a JSON configuration with a "model_type".
 
-        Errors: ImportError without the transformers package; ValueError where source is neither,
-        or has no maps of strides 8, 16 and 32.
+        Raises:
+            ImportError: the transformers package is missing.
+            ValueError: source is none of these, or has no maps of strides 8, 16 and 32.
         """
         super().__init__()
         # The library keeps the precision of the file, which may be half.
@@ -136,7 +137,7 @@ def _brief(error: Exception) -> str:
 def _fields(source: str) -> dict[str, Any]:
     """The JSON configuration that a source holds.
 
-    Errors: ValueError where it is no object with a "model_type".
+    Raises: ValueError: it is no object with a "model_type".
     """
     try:
         fields: Any = json.loads(source)

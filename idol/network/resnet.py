@@ -139,7 +139,7 @@ class ResNet(Backbone):
 
         The convolutions get a bias and the norms become identities; a folded backbone neither
         trains nor takes a checkpoint's weights. Outputs move by about 1e-6 of their size.
-        Errors: ValueError in training mode.
+        Raises: ValueError: it is in training mode.
         """
         if self.training:
             raise ValueError("only a backbone in eval mode can be folded; call .eval() first")
@@ -151,10 +151,7 @@ class ResNet(Backbone):
         return changed
 
     def train(self, mode: bool = True) -> ResNet:
-        """As nn.Module.train.
-
-        Errors: ValueError where a folded backbone is asked to train.
-        """
+        """As nn.Module.train. Raises: ValueError: a folded backbone is asked to train."""
         if mode and self.folded:
             raise ValueError(
                 "a folded backbone has no norms any more and cannot train. Load the checkpoint "
