@@ -12,9 +12,9 @@ from scipy import stats
 
 from idol.config import TrackerConfig
 from idol.detection.postprocess import detections
-from idol.evaluation import matching
 from idol.evaluation.average_precision import summarise, true_identity_tracks
-from idol.evaluation.matching import FrameOverlap, TrackOverlaps, match_video_from_overlaps
+from idol.evaluation.overlaps import FrameOverlap, TrackOverlaps, frame_overlap
+from idol.evaluation.stored_overlaps import match_video_from_overlaps
 from idol.evaluation.tracking_metrics import count_overlaps, summarise_tracking
 from idol.images.synthetic import SyntheticVideo
 from idol.images.transforms import collate_images, normalise
@@ -79,7 +79,7 @@ def detect(model: IDOL, video: SyntheticVideo, video_id: int, every: int = 1) ->
         size = (image.shape[1], image.shape[2])
         found = detections(model(images, padding), model, 0, t, size, known.size, settings.detect)
         frames.append(found)
-        overlaps.append(matching.frame_overlap(found.masks, known, t))
+        overlaps.append(frame_overlap(found.masks, known, t))
     return Clip(tuple(frames), tuple(overlaps), known.without_masks())
 
 

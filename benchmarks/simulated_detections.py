@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.replay import Clip, video_truth
 from idol.arrays import Bools, Floats
-from idol.evaluation import matching
+from idol.evaluation.overlaps import frame_overlap
 from idol.masks import resize
 from idol.structures import FrameDetections
 
@@ -81,7 +81,7 @@ def simulate(
     known = video_truth(video_id, bits, labels, num_classes)
     world = _World(bits, list(labels), num_classes, config, np.random.default_rng(seed))
     frames = [world.frame(t) for t in range(len(bits))]
-    overlaps = [matching.frame_overlap(frame.masks, known, t) for t, frame in enumerate(frames)]
+    overlaps = [frame_overlap(frame.masks, known, t) for t, frame in enumerate(frames)]
     return Clip(tuple(frames), tuple(overlaps), known.without_masks())
 
 
