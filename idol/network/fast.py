@@ -213,11 +213,19 @@ class FastNetwork:
 
     def _found(self, tensors: Sequence[Tensor], geometry: Geometry, count: int) -> Found:
         """The results of the first `count` images; the others only fill the batch."""
-        *found, references, features, states = tensors
+        *of_images, references, features, states = tensors
+        scores, best, labels, boxes, embeddings = (tensor[:count] for tensor in of_images)
         return Found(
-            *(tensor[:count] for tensor in found),
-            references[:, :count], features[:count], states[:, :count], geometry.sizes[:count],
-        )  # fmt: skip
+            class_scores=scores,
+            scores=best,
+            labels=labels,
+            boxes=boxes,
+            embeddings=embeddings,
+            references=references[:, :count],
+            features=features[:count],
+            states=states[:, :count],
+            sizes=geometry.sizes[:count],
+        )
 
     @torch.inference_mode()
     def mask_logits(self, found: Found, images: Tensor, queries: Tensor) -> Tensor:

@@ -127,9 +127,9 @@ def _ask_hub(uri: HfUri, **options: Any) -> Path:
     """The path of a hub file; FetchError, with what to do, where it cannot be had."""
     from huggingface_hub import constants, errors, hf_hub_download
 
-    where = {"repo_type": uri.type, "revision": uri.revision}
+    options |= {"repo_type": uri.type, "revision": uri.revision}
     try:
-        return Path(hf_hub_download(uri.id, uri.path_in_repo, **where, **options))
+        return Path(hf_hub_download(uri.id, uri.path_in_repo, **options))
     except errors.LocalEntryNotFoundError as error:
         # A variable set after the library was imported has no effect: its own constant counts.
         offline = constants.HF_HUB_OFFLINE

@@ -96,8 +96,8 @@ def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> LoadR
         if wanted.shape != tensor.shape:
             reshaped.append((key, tuple(tensor.shape), tuple(wanted.shape)))
         elif wanted.is_floating_point() != tensor.is_floating_point():
-            types = (str(t.dtype).removeprefix("torch.") for t in (tensor, wanted))
-            retyped.append((key, *types))
+            stored, own_type = (str(t.dtype).removeprefix("torch.") for t in (tensor, wanted))
+            retyped.append((key, stored, own_type))
     return LoadReport(
         missing=tuple(key for key in own if key not in state),
         unexpected=tuple(key for key in state if key not in own),

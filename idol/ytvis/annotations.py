@@ -266,8 +266,8 @@ class _Reader:
         found = [(r.name, self.instance(r, (height, width), length)) for r in rows]
         columns = max([length, *(len(i.masks) for _, i in found)])
         areas = checked_areas([i.masks for _, i in found], columns, [name for name, _ in found])
-        seen = areas.any(axis=1) | self.compat
-        for name in itertools.compress((name for name, _ in found), ~seen):
+        seen = np.logical_or(areas.any(axis=1), self.compat)
+        for name in itertools.compress((name for name, _ in found), (~seen).tolist()):
             self.repairs.add(repairs.UNSEEN, name)
         title = row.get("name")
         return Video(
@@ -276,7 +276,7 @@ class _Reader:
             length=length,
             file_names=names,
             name=self.repairs.text(title, where) if isinstance(title, str) else "",
-            instances=tuple(itertools.compress((i for _, i in found), seen)),
+            instances=tuple(itertools.compress((i for _, i in found), seen.tolist())),
             areas=areas[seen],
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from idol.files import load_json
-from idol.ytvis import annotations
+from idol.ytvis import annotations as annotation_files
 from idol.ytvis import results as results_file
 from idol.ytvis import truth as truth_file
 from idol.ytvis.truth import VideoTruth
@@ -71,7 +71,7 @@ def read_videos(path: str | Path) -> VideoList:
     data = load_json(Path(path), "truth")
     if isinstance(data, Mapping):
         data = {**data, "annotations": []}  # whose faults are of no concern here
-    known = annotations.parse(data, str(path))
+    known = annotation_files.parse(data, str(path))
     if known.rejects:
         first = known.rejects[0]
         raise ValueError(f"{path}: video {first.video_id}: {first.reason}")

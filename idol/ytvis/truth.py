@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from idol.ytvis import annotations
+from idol.ytvis import annotations as annotation_files
 from idol.ytvis.videos import Instance, Reject, Rle, Video
 
 OCCLUSION_SCORES = {"no_occlusion": 0.0, "slight_occlusion": 0.25, "severe_occlusion": 0.75}
@@ -105,7 +105,7 @@ def read(source: Truth | Mapping[str, Any] | str | Path, *, compat: bool = False
     """
     if isinstance(source, Truth):
         return source
-    found = annotations.read(source, compat=compat)
+    found = annotation_files.read(source, compat=compat)
     # A part of a data set may have no annotations; a whole file without any withholds its truth.
     if not compat and (
         found.listed is None or (found.listed == 0 and isinstance(source, str | Path))
@@ -184,7 +184,7 @@ def from_masks(
         file_names=None,
         name="",
         instances=tuple(Instance(*values) for values in given),
-        areas=annotations.checked_areas(tracks, length, names),
+        areas=annotation_files.checked_areas(tracks, length, names),
     )
     return _of_video(video, sorted(int(c) for c in categories), None)
 

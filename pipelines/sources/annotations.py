@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from idol import files
-from idol.ytvis import annotations
+from idol.ytvis import annotations as annotation_files
 from idol.ytvis import truth as truth_file
 from idol.ytvis.annotations import InvalidAnnotations
 from idol.ytvis.truth import Truth
@@ -190,9 +190,9 @@ def _parsed(source: str) -> tuple[bytes, Annotations]:
     except ValueError as error:
         raise DatasetError(source, f"is not JSON ({error}).", todo) from error
     try:
-        return data, annotations.parse(content, source)
+        return data, annotation_files.parse(content, source)
     except InvalidAnnotations as error:
-        raise DatasetError(source, error.reason, annotations.EXPECTED) from error
+        raise DatasetError(source, error.reason, annotation_files.EXPECTED) from error
 
 
 def combine(datasets: Sequence[Dataset]) -> Dataset:
