@@ -22,16 +22,4 @@ __all__ = [
     "match_oracles",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "Analyses": "idol.analysis.score_files",
-        "ErrorShares": "idol.analysis.shares",
-        "FileMetrics": "idol.analysis.score_files",
-        "Interval": "idol.analysis.intervals",
-        "OracleExperiments": "idol.analysis.oracles",
-        "ScoredFiles": "idol.analysis.score_files",
-        "causes_of_video": "idol.analysis.causes",
-        "match_oracles": "idol.analysis.oracles",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -33,21 +33,4 @@ __all__ = [
     "summarise_tracking",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "Metrics": "idol.evaluation.average_precision",
-        "TrackingMetrics": "idol.evaluation.tracking_metrics",
-        "TrackingOptions": "idol.evaluation.tracking_metrics",
-        "Truth": "idol.ytvis.truth",
-        "VideoMatches": "idol.evaluation.matching",
-        "VideoTruth": "idol.ytvis.truth",
-        "count_video": "idol.evaluation.tracking_metrics",
-        "evaluate": "idol.evaluation.average_precision",
-        "frame_overlap": "idol.evaluation.overlaps",
-        "match_video": "idol.evaluation.matching",
-        "match_video_from_overlaps": "idol.evaluation.stored_overlaps",
-        "summarise": "idol.evaluation.average_precision",
-        "summarise_tracking": "idol.evaluation.tracking_metrics",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -9,23 +9,6 @@ if TYPE_CHECKING:
     from idol.masks.resize import decode, encode
     from idol.masks.rle import compress, measure
 
-__all__ = [
-    "box_iou",
-    "compress",
-    "decode",
-    "encode",
-    "measure",
-    "nms",
-]
+__all__ = ["box_iou", "compress", "decode", "encode", "measure", "nms"]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "box_iou": "idol.masks.boxes",
-        "compress": "idol.masks.rle",
-        "decode": "idol.masks.resize",
-        "encode": "idol.masks.resize",
-        "measure": "idol.masks.rle",
-        "nms": "idol.masks.boxes",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

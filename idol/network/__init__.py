@@ -10,19 +10,6 @@ if TYPE_CHECKING:
     from idol.network.layers import Backbone
     from idol.network.model import IDOL
 
-__all__ = [
-    "Backbone",
-    "FastNetwork",
-    "IDOL",
-    "build",
-]
+__all__ = ["Backbone", "FastNetwork", "IDOL", "build"]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "Backbone": "idol.network.layers",
-        "FastNetwork": "idol.network.fast",
-        "IDOL": "idol.network.model",
-        "build": "idol.network.backbone",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -22,17 +22,4 @@ __all__ = [
     "save",
 ]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "CheckpointError": "idol.weights.report",
-        "LoadReport": "idol.weights.report",
-        "build": "idol.weights.checkpoint",
-        "export_released": "idol.weights.checkpoint",
-        "from_pretrained": "idol.weights.checkpoint",
-        "from_released": "idol.weights.released",
-        "load": "idol.weights.checkpoint",
-        "load_imagenet": "idol.weights.imagenet",
-        "save": "idol.weights.checkpoint",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

@@ -10,21 +10,6 @@ if TYPE_CHECKING:
     from idol.ytvis.submission import InvalidResults
     from idol.ytvis.truth import Truth, VideoTruth
 
-__all__ = [
-    "InvalidResults",
-    "ResultsIndex",
-    "Truth",
-    "VideoTruth",
-    "to_ytvis",
-]
+__all__ = ["InvalidResults", "ResultsIndex", "Truth", "VideoTruth", "to_ytvis"]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "InvalidResults": "idol.ytvis.submission",
-        "ResultsIndex": "idol.ytvis.index",
-        "Truth": "idol.ytvis.truth",
-        "VideoTruth": "idol.ytvis.truth",
-        "to_ytvis": "idol.ytvis.results",
-    },
-)
+__getattr__, __dir__ = attach(__name__)

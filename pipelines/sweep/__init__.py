@@ -16,13 +16,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Choices", "Range", "SearchConfig", "TrackerSweep", "TrainingSweep"]
 
-__getattr__, __dir__ = attach(
-    __name__,
-    {
-        "Choices": "pipelines.sweep.space",
-        "Range": "pipelines.sweep.space",
-        "SearchConfig": "pipelines.sweep.search",
-        "TrackerSweep": "pipelines.sweep.tracker_sweep",
-        "TrainingSweep": "pipelines.sweep.training_sweep",
-    },
-)
+__getattr__, __dir__ = attach(__name__)
