@@ -13,7 +13,7 @@ from torch import Tensor
 from idol import presets
 from idol.config import Config, ModelConfig
 from idol.network.model import IDOL
-from idol.weights.report import LoadReport, differences
+from idol.weights.report import LoadReport, compare
 
 TRAINING_HEADS = ("dense_head.", "identity_head.")
 """Prefixes of the parts that only training uses; weights for inference may lack them."""
@@ -38,10 +38,7 @@ class Candidates:
 
 
 def named(file_name: str) -> str | None:
-    """The preset of a released file by its name in any case, or None.
-
-    "YTVIS19_R50_502AP.pth" is "ytvis19_r50".
-    """
+    """The preset of a released file by its name: "YTVIS19_R50_502AP.pth" is "ytvis19_r50"."""
     match = _RELEASED.match(file_name.lower())
     if match is None:
         return None
@@ -58,34 +55,29 @@ def num_classes(state: Mapping[str, Tensor]) -> int | None:
 
 
 def candidates(state: Mapping[str, Tensor]) -> Candidates:
-    """Presets whose networks take these tensors.
-
-    state: tensors by our names, on any device; only their shapes are read
-    """
+    """Presets whose networks take these tensors, by our names; only their shapes are read."""
     shapes = {key: t.to("meta") for key, t in state.items() if not key.startswith(TRAINING_HEADS)}
     classes = num_classes(state)
-    reports: dict[str, LoadReport] = {}
-    own: dict[str, int] = {}
-    for name in presets.PRESETS:
-        model = presets.by_name(name).model
+    models = {name: presets.by_name(name).model for name in presets.PRESETS}
+    reports = {
+        name: compare(_shapes(model, classes or model.num_classes), shapes)
+        for name, model in models.items()
         # A backbone of the transformers library may have to be downloaded to know its shapes.
-        if model.backbone.name != "transformers":
-            own[name] = model.num_classes
-            wanted = replace(model, num_classes=classes or model.num_classes)
-            inference = replace(wanted, dense_auxiliary=False, num_identities=0)
-            reports[name] = differences(_shapes(inference), shapes)
+        if model.backbone.name != "transformers"
+    }
     nearest = min(reports, key=lambda name: reports[name].count)
     fitting = [name for name, report in reports.items() if report.fits]
     return Candidates(
-        fitting=tuple(name for name in fitting if own[name] == classes),
-        other_classes=tuple(name for name in fitting if own[name] != classes),
+        fitting=tuple(name for name in fitting if models[name].num_classes == classes),
+        other_classes=tuple(name for name in fitting if models[name].num_classes != classes),
         nearest=nearest,
         report=reports[nearest],
     )
 
 
 @lru_cache(maxsize=32)
-def _shapes(model: ModelConfig) -> dict[str, Tensor]:
-    """The state dict of such a network, without memory."""
+def _shapes(model: ModelConfig, classes: int) -> dict[str, Tensor]:
+    """The state dict of such a network for inference, without memory."""
+    model = replace(model, num_classes=classes, dense_auxiliary=False, num_identities=0)
     with torch.device("meta"):
         return dict(IDOL(Config(model=model)).state_dict())

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
-
-_SHOWN = 6  # keys of each group that a message names; the report itself has them all
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,37 +27,32 @@ class LoadReport:
     @property
     def count(self) -> int:
         """Number of problems."""
-        groups = (self.missing, self.unexpected, self.reshaped, self.retyped, self.not_finite)
-        return sum(map(len, groups))
+        return sum(len(getattr(self, group.name)) for group in fields(self))
 
     @property
     def fits(self) -> bool:
         """Whether the tensors can be loaded as they are."""
         return self.count == 0
 
-    def lines(self, limit: int | None = _SHOWN) -> list[str]:
+    def lines(self, limit: int | None = 6) -> list[str]:
         """One heading per kind of problem and one line per key.
 
         limit: keys shown of each kind, the others counted; None: all
         """
-        reshaped = [f"{key}: {had} instead of {wanted}" for key, had, wanted in self.reshaped]
-        retyped = [f"{key}: {had} instead of {wanted}" for key, had, wanted in self.retyped]
-        groups: list[tuple[str, Sequence[str]]] = [
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("reshaped", reshaped),
-            ("of another type", retyped),
-            ("with NaN or infinite values", self.not_finite),
-        ]
+        changed = "{}: {} instead of {}".format
+        groups: dict[str, Sequence[str]] = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "reshaped": [changed(*entry) for entry in self.reshaped],
+            "of another type": [changed(*entry) for entry in self.retyped],
+            "with NaN or infinite values": self.not_finite,
+        }
         lines = []
-        for heading, entries in groups:
-            if not entries:
-                continue
-            lines.append(f"{len(entries)} {heading}:")
-            shown = entries if limit is None else entries[:limit]
-            lines += [f"  {entry}" for entry in shown]
-            if len(shown) < len(entries):
-                lines.append(f"  ... and {len(entries) - len(shown)} more")
+        for heading, entries in groups.items():
+            if entries:
+                lines += [f"{len(entries)} {heading}:", *(f"  {e}" for e in entries[:limit])]
+            if limit is not None and len(entries) > limit:
+                lines.append(f"  ... and {len(entries) - limit} more")
         return lines
 
 
@@ -70,29 +63,23 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, message: str, report: LoadReport | None = None) -> None:
-        # The message alone is in args, so that pickling rebuilds the exception; the report
-        # travels in its __dict__.
+        # Pickling rebuilds an exception from args, the message alone; the report is in __dict__.
         super().__init__(message)
         self.report = report
 
 
-def compare(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
-    """Every difference between a network and tensors under its names; nothing is changed.
+def compare(own: nn.Module | Mapping[str, Tensor], state: Mapping[str, Tensor]) -> LoadReport:
+    """Every difference between a network, or its state dict, and tensors under its names.
 
-    model: on any device: only names, shapes and types are read
+    own: on any device: only names, shapes and types are read
     """
-    return differences(model.state_dict(), state)
-
-
-def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> LoadReport:
-    """compare with the state dict of a network in the network's place."""
+    if isinstance(own, nn.Module):
+        own = own.state_dict()
     reshaped, retyped, not_finite = [], [], []
     for key, tensor in state.items():
         if tensor.is_floating_point() and not tensor.is_meta and not _finite(tensor):
             not_finite.append(key)
-        if key not in own:
-            continue
-        wanted = own[key]
+        wanted = own.get(key, tensor)
         if wanted.shape != tensor.shape:
             reshaped.append((key, tuple(tensor.shape), tuple(wanted.shape)))
         elif wanted.is_floating_point() != tensor.is_floating_point():
@@ -108,8 +95,5 @@ def differences(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> LoadR
 
 
 def _finite(tensor: Tensor) -> bool:
-    if tensor.numel() == 0:
-        return True
     # NaN spreads through both extremes, so no mask as large as the weights is made.
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return tensor.numel() == 0 or all(map(torch.isfinite, torch.aminmax(tensor)))

@@ -23,9 +23,9 @@ _BARE_CONFIG = "config"  # the entry of files from before the version was writte
 
 
 def write(path: Path, config: Config, state: Mapping[str, Tensor]) -> Path:
-    """Store tensors and configuration, whole or not at all; the same ones give the same bytes.
+    """Store tensors (of any device, views allowed) and configuration, whole or not at all.
 
-    state: name → tensor on any device, views allowed
+    The same tensors and configuration give the same bytes.
     """
     from safetensors.torch import save_file
 
@@ -38,9 +38,8 @@ def write(path: Path, config: Config, state: Mapping[str, Tensor]) -> Path:
 
 
 def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
-    """Configuration and tensors, names as stored, of a safetensors file.
+    """Configuration (None in a file that `write` did not make) and tensors, names as stored.
 
-    returns: None for the configuration of a file that `write` did not make
     Raises: CheckpointError: the file is damaged, or of a newer version of this code.
     """
     from safetensors import SafetensorError, safe_open
@@ -54,15 +53,37 @@ def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
             f"{path} is truncated, damaged or no safetensors file: {error}. Copy or download it "
             "again."
         ) from error
-    entry = _entry(metadata, path)
-    if entry is None:
+    if _METADATA not in metadata and _BARE_CONFIG not in metadata:
         return None, state
-    if "crc32" in entry and entry["crc32"] != _checksum(entry["config"], state):
+    try:
+        if _METADATA in metadata:
+            entry = json.loads(metadata[_METADATA])
+        else:
+            bare = json.loads(metadata[_BARE_CONFIG])
+            entry = {"format": FORMAT, "config": bare, "crc32": _checksum(bare, state)}
+        version = entry["format"]
+        if not isinstance(version, int) or version > FORMAT:
+            raise CheckpointError(
+                f"{path} has format {version}, but this version of the code reads up to {FORMAT}. "
+                "Update idol-vis."
+            )
+        values, checksum = entry["config"], entry["crc32"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has a damaged configuration: {error!r}") from error
+    if checksum != _checksum(values, state):
         raise CheckpointError(
             f"{path} is damaged: it has another checksum than when it was written. Copy or "
             "download it again."
         )
-    return _config(entry, path), state
+    try:
+        # Fields that the file lacks take their defaults, with which a network saved before they
+        # existed computes what it did then.
+        return from_dict(Config, values), state
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} has a configuration that this version of the code does not understand: "
+            f"{error} Was it written by a newer one? Update idol-vis."
+        ) from error
 
 
 def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,37 +107,3 @@ def _checksum(config: Any, state: Mapping[str, Tensor]) -> int:
     for _, tensor in sorted(state.items()):
         value = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
     return value
-
-
-def _entry(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
-    """What write put into a file's metadata; None where there is nothing of the kind."""
-    if _METADATA not in metadata and _BARE_CONFIG not in metadata:
-        return None
-    try:
-        if _METADATA in metadata:
-            entry = json.loads(metadata[_METADATA])
-            version = entry["format"]
-            if version == FORMAT:
-                entry["crc32"], entry["config"]  # a newer version may have other keys
-        else:
-            entry, version = {"config": json.loads(metadata[_BARE_CONFIG])}, FORMAT
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} has a damaged configuration: {error!r}") from error
-    if not isinstance(version, int) or version > FORMAT:
-        raise CheckpointError(
-            f"{path} has format {version}, but this version of the code reads up to {FORMAT}. "
-            "Update idol-vis."
-        )
-    return dict(entry)
-
-
-def _config(entry: Mapping[str, Any], path: Path) -> Config:
-    try:
-        # Fields that the file lacks take their defaults, with which a network saved before they
-        # existed computes what it did then.
-        return from_dict(Config, entry["config"])
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} has a configuration that this version of the code does not understand: "
-            f"{error} Was it written by a newer one? Update idol-vis."
-        ) from error

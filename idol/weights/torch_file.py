@@ -48,19 +48,32 @@ _HARMLESS = (
 def read(path: Path) -> dict[str, Tensor]:
     """The state dict of a torch file: zip or legacy, bare or inside a wrapper.
 
-    returns: tensors on the CPU, contiguous, each with memory of its own, with types and names as
-             stored
+    returns: contiguous tensors on the CPU, each with memory of its own; types and names as stored
     Raises: CheckpointError: the file is damaged, would execute code, holds no tensors, or is of
         another kind.
     """
     with path.open("rb") as file:
         head = file.read(512)
     zipped = head.startswith(b"PK\x03\x04")
-    if zipped:
-        _check_archive(path)
-    elif not head.startswith(_LEGACY):
+    if not zipped and not head.startswith(_LEGACY):
         raise CheckpointError(f"{path} is no torch file: {kind(head)}.")
-    state = _weights(_load(path, zipped), path)
+    try:
+        if zipped:
+            _check_archive(path)
+        with torch.serialization.safe_globals([(_Inert, name) for name in _HARMLESS]):
+            # Mapped, so that the optimiser's state beside the weights is never read.
+            blob = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path} {_refusal(error)}") from None
+    except _DAMAGE as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise CheckpointError(
+            f"{path} is truncated or damaged, or of another kind than torch.save's: {reason}. Copy "
+            "or download it again."
+        ) from error
+    state = _weights(blob, path)
     odd = [
         key
         for key, t in state.items()
@@ -72,53 +85,33 @@ def read(path: Path) -> dict[str, Tensor]:
             f"values): {odd[:4]}. Store plain tensors with torch.save."
         )
     # Views of one big or shared storage, or of the file itself, become tensors of their own.
-    return {
-        key: tensor.detach().clone(memory_format=torch.contiguous_format)
-        for key, tensor in state.items()
-    }
+    contiguous = torch.contiguous_format
+    return {key: t.detach().clone(memory_format=contiguous) for key, t in state.items()}
 
 
-def _load(path: Path, zipped: bool) -> Any:
-    try:
-        with torch.serialization.safe_globals([(_Inert, name) for name in _HARMLESS]):
-            # Mapped, so that the optimiser's state beside the weights is never read.
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        reason = str(error).replace("\x1b[1m", "").replace("\x1b[0m", "").strip()
-        foreign = re.search(r"GLOBAL ([\w.]+)", reason)
-        if foreign:
-            raise CheckpointError(
-                f"{path} is refused: reading it would execute code of {foreign[1]}. Only tensors "
-                "and plain values are read. Where you trust the file, convert it once: "
-                "blob = torch.load(path, weights_only=False); torch.save({'model': "
-                "blob['model']}, new_path), blob['model'] being a dict of tensors."
-            ) from None
-        reason = reason.rpartition("WeightsUnpickler error:")[2].split("\n")[0].strip() or "?"
-        raise CheckpointError(
-            f"{path} is damaged, or pickled in a way that is not read without executing code: "
-            f"{reason}. Write it again with torch.save and its default pickle protocol."
-        ) from None
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error) or repr(error)).splitlines()[0]
-    return CheckpointError(
-        f"{path} is truncated or damaged, or of another kind than torch.save's: {reason}. Copy or "
-        "download it again."
+def _refusal(error: pickle.UnpicklingError) -> str:
+    """Why torch does not unpickle a file, and what to do about it."""
+    reason = str(error).replace("\x1b[1m", "").replace("\x1b[0m", "").strip()
+    if foreign := re.search(r"GLOBAL ([\w.]+)", reason):
+        return (
+            f"is refused: reading it would execute code of {foreign[1]}. Only tensors and plain "
+            "values are read. Where you trust the file, convert it once: "
+            "blob = torch.load(path, weights_only=False); torch.save({'model': "
+            "blob['model']}, new_path), blob['model'] being a dict of tensors."
+        )
+    reason = reason.rpartition("WeightsUnpickler error:")[2].split("\n")[0].strip() or "?"
+    return (
+        "is damaged, or pickled in a way that is not read without executing code: "
+        f"{reason}. Write it again with torch.save and its default pickle protocol."
     )
 
 
 def _check_archive(path: Path) -> None:
     """Refuse a zip archive that is cut off or has damaged records; torch looks at no checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            script = any(name.endswith("/constants.pkl") for name in archive.namelist())
-            stored = [entry for entry in archive.infolist() if entry.file_size]
-            wrong = [entry.filename for entry in stored if not _intact(archive, entry)]
-    except _DAMAGE as error:
-        raise _damaged(path, error) from error
+    with zipfile.ZipFile(path) as archive:
+        script = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        stored = [entry for entry in archive.infolist() if entry.file_size]
+        wrong = [entry.filename for entry in stored if not _intact(archive, entry)]
     if script:
         raise CheckpointError(
             f"{path} is a TorchScript archive: code and weights together. Only the weights are "
