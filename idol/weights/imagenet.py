@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 _NOT_TAKEN = re.compile(
     r"^(stem\.)?(fc|head|fc_norm|norm)\.|\.(num_batches_tracked|attn_mask|relative_position_index)$"
 )
+# What a Swin has and a classifier has not: the norms of its outputs.
+_KEPT = re.compile(r"^norm\d\.|\.relative_position_index$")
 # The first convolution, by which the backbone is found inside whatever a file wraps around it.
 _FIRST = {
     ResNet: ("stem.conv1.weight", "conv1.weight"),
@@ -30,11 +32,11 @@ _FIRST = {
 }
 # torchvision's and timm's names → detectron2's, in this order.
 _RESNET_NAMES = (
-    (re.compile(r"^(layer\d\.\d+)\.bn(\d)\."), r"\1.conv\2.norm."),
-    (re.compile(r"^(layer\d\.\d+)\.downsample\.0\."), r"\1.shortcut."),
-    (re.compile(r"^(layer\d\.\d+)\.downsample\.1\."), r"\1.shortcut.norm."),
-    (re.compile(r"^conv1\."), "stem.conv1."),
-    (re.compile(r"^bn1\."), "stem.conv1.norm."),
+    (r"^(layer\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm."),
+    (r"^(layer\d\.\d+)\.downsample\.0\.", r"\1.shortcut."),
+    (r"^(layer\d\.\d+)\.downsample\.1\.", r"\1.shortcut.norm."),
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
 )
 
 
@@ -46,11 +48,10 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
     detectron2's model zoo are not, but have the same names and shapes: they load without an error.
     Swin may have the official or timm's names.
 
-    backbone: what idol.network.backbone.build made, its sizes those of the file
-    source:   a safetensors or torch file, or a reference to one that hub.fetch knows, such
-              as hf://timm/resnet50.tv_in1k/model.safetensors
-    returns:  keys of the file that were not taken: the classifier's, counters, masks, and all
-              that is not below the backbone's prefix in a larger network
+    source:  a safetensors or torch file, or a reference to one (see hub.fetch), such as
+             hf://timm/resnet50.tv_in1k/model.safetensors
+    returns: keys of the file that were not taken: the classifier's, counters, masks, and all
+             that is not below the backbone's prefix in a larger network
     Raises:
         ValueError: the backbone is folded, or of a kind without published weights.
         CheckpointError: the file cannot be read, or its weights do not fit. Only the norms of
@@ -69,9 +70,9 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
     stored = read_file(hub.fetch(os.fspath(source)))[1]
     prefix = _prefix(stored, _FIRST[type(backbone)], name)
     inside = [key for key in stored if key.startswith(prefix)]
+    dropped = [key for key in stored if not key.startswith(prefix)]
     bare = [key.removeprefix(prefix) for key in inside]
     keys = map(_resnet_name, bare) if isinstance(backbone, ResNet) else _swin_names(bare)
-    dropped = [key for key in stored if not key.startswith(prefix)]
     taken: dict[str, Tensor] = {}
     for key, ours in zip(inside, keys, strict=True):
         if _NOT_TAKEN.search(ours):
@@ -81,7 +82,7 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
         else:
             taken[ours] = stored[key]
     report = compare(backbone, taken)
-    kept = [key for key in report.missing if _keeps_its_value(key, backbone)]
+    kept = [key for key in report.missing if _KEPT.search(key)]
     report = replace(report, missing=tuple(key for key in report.missing if key not in kept))
     if not report.fits:
         shown = "\n  ".join(report.lines())
@@ -91,21 +92,20 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
             report,
         )
     backbone.load_state_dict(taken, strict=False)
-    fresh = [key for key in kept if key.startswith("norm")]
-    if fresh:
+    if fresh := [key for key in kept if key.startswith("norm")]:
         _log.info("%s has no %s: these norms keep their values", name, ", ".join(fresh))
     return dropped
 
 
 def _prefix(stored: Mapping[str, Tensor], first: tuple[str, ...], source: str) -> str:
     """What precedes the backbone's keys: "", "module.", "backbone.", ..."""
-    prefixes = set()
-    for key, tensor in stored.items():
+    pattern = re.compile(rf"((?:.*?\.)??)(?:{'|'.join(map(re.escape, first))})")
+    prefixes = {
+        match[1]
+        for key, tensor in stored.items()
         # The blocks of a ResNet have a conv1 too, but only the first sees an image.
-        if tensor.ndim == 4 and tensor.shape[1] == 3:
-            name = next((n for n in first if key == n or key.endswith(f".{n}")), None)
-            if name is not None:
-                prefixes.add(key.removesuffix(name))
+        if tensor.ndim == 4 and tensor.shape[1] == 3 and (match := pattern.fullmatch(key))
+    }
     if not prefixes:
         raise CheckpointError(
             f"{source} holds no backbone of this kind: no convolution over an image is called "
@@ -122,24 +122,14 @@ def _prefix(stored: Mapping[str, Tensor], first: tuple[str, ...], source: str) -
 def _resnet_name(key: str) -> str:
     """torchvision's, timm's or detectron2's name of a ResNet's tensor → ours."""
     for pattern, name in _RESNET_NAMES:
-        key = pattern.sub(name, key)
+        key = re.sub(pattern, name, key)
     return re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", key)
 
 
 def _swin_names(keys: list[str]) -> list[str]:
     """The official or timm's names of a Swin's tensors → ours."""
-    # timm puts the merging of patches at the start of a stage, the others at the end of the one
-    # before.
+    # timm puts the merging of patches at the start of a stage, others at the end of that before.
     if any(key.startswith("layers.0.downsample.") for key in keys):
         return keys
-    return [
-        re.sub(r"^layers\.(\d)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", key)
-        for key in keys
-    ]
-
-
-def _keeps_its_value(key: str, backbone: ResNet | Swin) -> bool:
-    """Whether a weight that no classifier has may be missing."""
-    return isinstance(backbone, Swin) and bool(
-        re.match(r"norm\d\.", key) or key.endswith(".relative_position_index")
-    )
+    pattern = re.compile(r"^layers\.(\d)\.downsample\.")
+    return [pattern.sub(lambda m: f"layers.{int(m[1]) - 1}.downsample.", key) for key in keys]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -65,35 +65,30 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Prefixes of wrappers are taken off: `module.` (DistributedDataParallel), `_orig_mod.`
     (torch.compile), and `model.` (Lightning) where all keys have it. One copy of the box heads is
-    enough. Separate query, key and value projections are joined. The counters
-    num_batches_tracked are dropped: a frozen norm has none.
-
-    state:   name → tensor
-    returns: name → tensor, tensors unchanged
+    enough. Separate query, key and value projections are joined; other tensors are unchanged. The
+    counters num_batches_tracked are dropped: a frozen norm has none.
     Raises: CheckpointError: two copies of one weight differ, the backbone's norms were folded
         into its convolutions, or keys are of another network.
     """
-    kept = {k: t for k, t in state.items() if not k.endswith(".num_batches_tracked")}
-    model = bool(kept) and all(_unwrapped(key).startswith("model.") for key in kept)
+    names = {key: _unwrapped(key) for key in state if not key.endswith(".num_batches_tracked")}
+    if all(name.startswith("model.") for name in names.values()):
+        names = {key: _unwrapped(name.removeprefix("model.")) for key, name in names.items()}
     stripped: dict[str, Tensor] = {}
-    for key, tensor in kept.items():
-        name = _unwrapped(_unwrapped(key).removeprefix("model.")) if model else _unwrapped(key)
-        _put(stripped, name, tensor, key)
-    if wrapped := kept.keys() - stripped.keys():
+    for key, name in names.items():
+        _put(stripped, name, state[key], key)
+    if wrapped := names.keys() - stripped.keys():
         _log.info("%d weights are stored under a wrapper's prefix: %r", len(wrapped), min(wrapped))
     if not any(key.startswith("detr.") for key in stripped) and any(
         key.startswith(_OURS) for key in stripped
     ):
         return stripped
-    foreign = [key for key in stripped if _ours(key) is None]
-    if foreign:
+    if foreign := [key for key in stripped if not _ours(key)]:
         raise CheckpointError(
             f"{len(foreign)} of {len(stripped)} keys are not those of a released IDOL checkpoint, "
             f"which start with 'detr.': {', '.join(map(repr, foreign[:4]))}"
             f"{', ...' if len(foreign) > 4 else ''}. {_guess([*state, *foreign])}"
         )
-    folded = [key for key in stripped if _FOLDED.fullmatch(key)]
-    if folded:
+    if folded := [key for key in stripped if _FOLDED.fullmatch(key)]:
         raise CheckpointError(
             f"the backbone's norms are folded into its convolutions ({folded[0]!r} and "
             f"{len(folded) - 1} more biases), which cannot be undone. Use the checkpoint from "
@@ -101,22 +96,18 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         )
     renamed: dict[str, Tensor] = {}
     for key, tensor in _fused(stripped).items():
-        ours = _ours(key.replace(_ALIAS, _ALIASED))
-        assert ours is not None
-        _put(renamed, ours, tensor, key)
+        _put(renamed, _ours(key.replace(_ALIAS, _ALIASED)), tensor, key)
     return renamed
 
 
 def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the released names, box heads under both of theirs.
+    """Our state dict under the released names, in their order, box heads under both of theirs.
 
-    state:   our name → tensor, in the order of the network's own state dict
-    returns: released name → tensor, the same tensors in the released order
+    state: our name → tensor, in the order of the network's own state dict
     Raises: CheckpointError: the released network has no place for some of the weights: those of
         another backbone than ResNet or Swin, training heads, class heads of several layers.
     """
-    homeless = [key for key in state if _NO_PLACE.match(key)]
-    if homeless:
+    if homeless := [key for key in state if _NO_PLACE.match(key)]:
         parts = sorted({".".join(key.split(".")[:2]) for key in homeless})
         raise CheckpointError(
             f"the released network has no place for {len(homeless)} of {len(state)} weights, of "
@@ -125,8 +116,7 @@ def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "network, or keep this one in our own format (idol.weights.checkpoint.save)."
         )
     named = {released_name(key): tensor for key, tensor in state.items()}
-    heads = {name: tensor for name, tensor in named.items() if name.startswith(_ALIASED)}
-    named |= {name.replace(_ALIASED, _ALIAS): tensor for name, tensor in heads.items()}
+    named |= {n.replace(_ALIASED, _ALIAS): t for n, t in named.items() if n.startswith(_ALIASED)}
     return {name: named[name] for name in sorted(named, key=_place)}
 
 
@@ -136,11 +126,10 @@ def released_name(key: str) -> str:
     return theirs + key.removeprefix(ours)
 
 
-def _ours(key: str) -> str | None:
-    for released, ours in PREFIXES:
-        if key.startswith(released):
-            return ours + key.removeprefix(released)
-    return None
+def _ours(key: str) -> str:
+    """Our name of a released key; "" for one of another network."""
+    found = (ours + key.removeprefix(theirs) for theirs, ours in PREFIXES if key.startswith(theirs))
+    return next(found, "")
 
 
 def _place(name: str) -> tuple[int, ...]:
@@ -154,26 +143,23 @@ def _place(name: str) -> tuple[int, ...]:
 
 
 def _unwrapped(key: str) -> str:
-    """A key without the prefixes that torch.compile and DistributedDataParallel put before it."""
+    """A key without the prefixes of torch.compile and DistributedDataParallel."""
     return key.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def _put(state: dict[str, Tensor], name: str, tensor: Tensor, key: str) -> None:
     """Store a tensor under a name that another copy of it may already have taken."""
-    if name in state and not _same(state[name], tensor):
+    other = state.setdefault(name, tensor)
+    if other is tensor:
+        return
+    # By bits, so that NaN equals itself.
+    bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (tensor, other)]
+    alike = (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
+    if not alike or not torch.equal(*bits):
         raise CheckpointError(
             f"{key!r} is stored twice (as {name!r} under another name) and the two copies differ. "
             "They are one weight of the network: remove the wrong one."
         )
-    state.setdefault(name, tensor)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equality of bits, so that NaN equals itself."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
-    return torch.equal(bits[0], bits[1])
 
 
 def _fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -181,10 +167,8 @@ def _fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
     separate: dict[str, dict[str, Tensor]] = {}
     rest = {}
     for key, tensor in state.items():
-        match = _SEPARATE.fullmatch(key)
-        if match:
-            name = f"{match[1]}in_proj_{match[3]}"
-            separate.setdefault(name, {})[match[2]] = tensor
+        if match := _SEPARATE.fullmatch(key):
+            separate.setdefault(f"{match[1]}in_proj_{match[3]}", {})[match[2]] = tensor
         else:
             rest[key] = tensor
     for name, parts in separate.items():
@@ -198,7 +182,7 @@ def _fused(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return rest
 
 
-def _guess(keys: Iterable[str]) -> str:
+def _guess(keys: Sequence[str]) -> str:
     """Whose network has such keys, as a sentence for an error."""
     known = (
         (r"(layer[1-4]\.\d+\.|conv1\.weight|fc\.)", "an image classifier's (torchvision's ResNet)"),
@@ -208,7 +192,6 @@ def _guess(keys: Iterable[str]) -> str:
         (r"(patch_embed|layers\.\d\.blocks)\.?", "a Swin image classifier's"),
         (r"(conv1_w|res\d_\d_)", "a Caffe2 model's"),
     )
-    keys = list(keys)
     for pattern, owner in known:
         if any(re.match(pattern, key) for key in keys):
             return f"They look like {owner}: is this the right file?"
