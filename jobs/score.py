@@ -149,7 +149,6 @@ def _analyses(job: Score) -> Analyses:
     from idol.analysis.score_files import Analyses
     from idol.evaluation.tracking_metrics import TrackingOptions
 
-    config = AnalysisConfig(resamples=job.bootstrap, seed=job.seed)
     if not job.tracking and (job.min_score is not None or job.one_class):
         raise ValueError("--min-score and --one-class are of the tracking metrics; add --tracking")
     options = TrackingOptions(
@@ -160,7 +159,7 @@ def _analyses(job: Score) -> Analyses:
         errors=job.errors,
         tracking=options if job.tracking else None,
         compat=job.compat,
-        config=config,
+        config=AnalysisConfig(resamples=job.bootstrap, seed=job.seed),
     )
 
 
@@ -190,16 +189,14 @@ def _submit(job: Score) -> dict[str, Any]:
     _check_folder(job.out)
     videos = None if job.truth is None else submission.read_videos(job.truth)
     done = submission.write(job.submission, job.out, videos)
-    for name, rows in (("missing", done.missing_videos), ("crowded", done.crowded)):
-        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        meaning = {
-            "missing": "videos have no results and will score as empty",
-            "crowded": "(video, category) have more than 100 entries, of which the best 100 count",
-        }[name]
+    for rows, meaning in (
+        (done.missing_videos, "videos have no results and will score as empty"),
+        (done.crowded, "(video, category) have more than 100 entries, of which the best 100 count"),
+    ):
         if rows:
+            shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
             print(f"{len(rows)} {meaning}: {shown}", file=sys.stderr)
-    size = job.out.stat().st_size
-    return {**asdict(done), "out": str(job.out), "bytes": size}
+    return {**asdict(done), "out": str(job.out), "bytes": job.out.stat().st_size}
 
 
 def _check_folder(path: Path | None) -> None:

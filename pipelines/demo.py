@@ -25,11 +25,9 @@ class Walk:
 
     train_files:      annotation JSON to train on
     validation_files: annotation JSON to evaluate on, by the name of the set
-    config:           the whole configuration
     weights:          what to start from (idol.load); None: random
     reset_classes:    start class heads of another size from random weights
-    workers:          data-parallel training processes
-    gpus:             one GPU each
+    workers:          data-parallel training processes, one GPU each with gpus
     grid:             field of TrackerConfig -> values, swept on the set named sweep_set;
                       empty: no sweep
     """
@@ -60,35 +58,27 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
     checkpoint = out / TRAIN / train.WEIGHTS
     sets: dict[str, dict[str, float | None]] = {}
     for name, path in walk.validation_files.items():
-        done = evaluate.run(
-            evaluate.Request(annotations=path, checkpoint=checkpoint),
-            out / EVALUATE / name,
-            log_to=out,
-        )
+        request = evaluate.Request(annotations=path, checkpoint=checkpoint)
+        done = evaluate.run(request, out / EVALUATE / name, log_to=out)
         seconds[f"evaluate {name}"] = done.seconds
         sets[name] = EvaluationReport.read(out / EVALUATE / name).headline()
     result: dict[str, Any] = {"sets": sets, "seconds": seconds}
     if walk.grid:
         evaluated = out / EVALUATE / walk.sweep_set
-        wanted = tracker_sweep.TrackerSweep(
-            evaluated=evaluated,
-            base=tracker_sweep.base_config(evaluated),
-            space=tracker_sweep.grid(walk.grid),
-        )
+        base, space = tracker_sweep.base_config(evaluated), tracker_sweep.grid(walk.grid)
+        wanted = tracker_sweep.TrackerSweep(evaluated=evaluated, base=base, space=space)
         swept = tracker_sweep.run(wanted, out / SWEEP, log_to=out)
         seconds["sweep"] = swept.seconds
         result["sweep"] = swept.extra
-    result["page"] = str(
-        run_page.write(
-            out / PAGE,
-            title="IDOL: one walk",
-            training=out / TRAIN,
-            evaluations={name: out / EVALUATE / name for name in walk.validation_files},
-            swept=out / SWEEP if walk.grid else None,
-            commands=commands,
-        )
+    page = run_page.write(
+        out / PAGE,
+        title="IDOL: one walk",
+        training=out / TRAIN,
+        evaluations={name: out / EVALUATE / name for name in walk.validation_files},
+        swept=out / SWEEP if walk.grid else None,
+        commands=commands,
     )
-    return result
+    return result | {"page": str(page)}
 
 
 def _train(walk: Walk, out: Path) -> float:

@@ -33,10 +33,11 @@ not found at t, and that no entry tries, has a cause too:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,27 +52,21 @@ from idol.config import AnalysisConfig
 from idol.evaluation.matching import IOU_THRESHOLDS, MAX_DETECTIONS
 from idol.ytvis.truth import VideoTruth
 
-CAUSES = (
-    "class",
-    "mask",
-    "duplicate",
-    "background",
-    "both",
-    "missed",
-    "switch",
-    "fragmentation",
-)
+CAUSES = ("class", "mask", "duplicate", "background", "both", "missed", "switch", "fragmentation")
 """What can be fixed, one at a time."""
+NO_CAUSE = -1
 
 _NUMBER = {name: number for number, name in enumerate(CAUSES)}
-NO_CAUSE = -1
+_Entries = NDArray[Any]  # of _ENTRY
+_ENTRY = np.dtype(
+    [("category_id", np.int64), ("below", float), ("position", np.int64), ("track", np.int64)]
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instance:
     """How one true instance fared.
 
-    video_id, instance_id, category_id: of the data set
     iou:           highest IoU of an entry of its class; 0 without any
     entry:         index of that entry in the results, or None
     joined_iou:    IoU of the masks that show it, joined from all tracks: what true identities give
@@ -79,7 +74,6 @@ class Instance:
     switches:      how often the track that shows it changes
     frames:        frames in which it is present
     shown:         frames in which it is shown
-    first_frame, last_frame: of its presence
     worst_frame:   the frame in which that entry overlaps it least, among those of its presence
     lost:          share of the IoU thresholds at which it is not found
     cause:         why, at most of these thresholds; "" where it is found at all
@@ -104,17 +98,14 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoErrors:
-    """Causes of one video, E entries and G instances. Mergeable, the unit of the map.
+    """Causes of one video, E entries and G instances.
 
-    video_id:       of the data set
     categories:     category_id of every class of the data set
     category_ids:   (E,) of the entries, at most 100 of a class, each class by descending score
-    scores:         (E,)
     right:          (10, E) bool, finds an instance
     wrong:          (10, E) bool, finds none; neither: ignored
     cause:          (10, E) int8, position in CAUSES of what is wrong, or -1
     target:         (10, E) position of the instance that a wrong entry tries, or -1
-    truth_category_ids: (G,)
     counted:        (G,) bool, instances that are to be found (no crowds)
     found:          (10, G) bool
     truth_cause:    (10, G) int8, as cause, of instances that nothing finds or tries
@@ -144,10 +135,9 @@ def causes_of_video(
     truth: VideoTruth,
     config: AnalysisConfig,
 ) -> VideoErrors:
-    """Find the cause of every error of one video.
+    """Find the cause of every error of one video, arguments as of `clips.tracks_of`.
 
-    entries, indices: as of `clips.tracks_of`; clips are joined first
-    truth:            of the video, with masks
+    Clips are joined first; the truth needs masks.
     """
     if clips.are_clips(entries):
         # Positions in the file are gone with the clips; those of the joined tracks stand for them.
@@ -159,9 +149,7 @@ def causes_of_video(
     kept = _entries(tracks)
     counted = ~truth.crowd
     holder = _holders(kept, seen, truth)
-    found = np.zeros((len(IOU_THRESHOLDS), len(truth)), bool)
-    for t, row in enumerate(holder):
-        found[t, row[row >= 0]] = True
+    found = (holder[:, :, None] == np.arange(len(truth))).any(axis=1)
     wrong = holder < 0
     cause = np.full(holder.shape, NO_CAUSE, np.int8)
     target = np.full(holder.shape, -1, np.int64)
@@ -169,7 +157,7 @@ def causes_of_video(
     for t, threshold in enumerate(IOU_THRESHOLDS):
         rows = np.flatnonzero(wrong[t])
         cause[t, rows], target[t, rows] = _causes(
-            seen, kept.track[rows], kept.category_ids[rows], truth, found[t], threshold, config
+            seen, kept[rows], truth, found[t], threshold, config
         )
         left = counted & ~found[t]
         left[target[t][target[t] >= 0]] = False
@@ -178,8 +166,8 @@ def causes_of_video(
     made = VideoErrors(
         truth.video_id,
         truth.categories,
-        kept.category_ids,
-        kept.scores,
+        kept["category_id"],
+        -kept["below"],
         (holder >= 0) & counted[holder] if len(truth) else np.zeros(holder.shape, bool),
         wrong,
         cause,
@@ -197,94 +185,57 @@ def causes_of_video(
     return dataclasses.replace(made, instances=tuple(instances))
 
 
-class _Entries(NamedTuple):
-    """The E entries of a video that scoring keeps: each class by descending score.
-
-    track:        (E,) position of the track
-    category_ids: (E,)
-    scores:       (E,)
-    positions:    (E,) in the file
-    """
-
-    track: Ints
-    category_ids: Ints
-    scores: Floats
-    positions: Ints
-
-
 def _entries(tracks: Sequence[ClipTrack]) -> _Entries:
-    """At most 100 entries of each class."""
-    rows = [
+    """The E entries that scoring keeps: at most 100 of each class, by descending score."""
+    rows = sorted(
         (category_id, -score, track.positions[category_id], n)
         for n, track in enumerate(tracks)
         for category_id, score in track.class_scores.items()
-    ]
-    rows.sort()
-    kept, count = [], 0
-    for k, row in enumerate(rows):
-        count = count + 1 if k and rows[k - 1][0] == row[0] else 1
-        if count <= MAX_DETECTIONS[-1]:
-            kept.append(row)
-    return _Entries(
-        np.array([n for _, _, _, n in kept], np.int64),
-        np.array([c for c, _, _, _ in kept], np.int64),
-        np.array([-s for _, s, _, _ in kept], np.float64),
-        np.array([p for _, _, p, _ in kept], np.int64),
     )
+    of_classes = (of_class for _, of_class in itertools.groupby(rows, key=lambda row: row[0]))
+    kept = [row for group in of_classes for row in itertools.islice(group, MAX_DETECTIONS[-1])]
+    return np.array(kept, _ENTRY)
 
 
 def _holders(entries: _Entries, seen: Sightings, truth: VideoTruth) -> Ints:
-    """(10, E) instance that each entry holds at every threshold, or -1."""
-    out = np.full((len(IOU_THRESHOLDS), len(entries.scores)), -1, np.int64)
-    for category_id in np.unique(entries.category_ids):
-        rows = np.flatnonzero(entries.category_ids == category_id)
-        columns = np.flatnonzero(truth.category_ids == category_id)
-        part = _matches(seen.iou[np.ix_(entries.track[rows], columns)], truth.crowd[columns])
-        out[:, rows] = np.where(part >= 0, columns[part] if len(columns) else -1, -1)
-    return out
+    """(10, E) instance that each entry holds at every threshold, or -1.
 
-
-def _matches(iou: Floats, crowd: Bools) -> Ints:
-    """(10, R) column that each entry of one class holds at every threshold, or -1.
-
-    The evaluator's matching (`matching.match_video`), but saying which. Descending score.
+    The evaluator's matching (`matching.match_video`), but saying which.
     """
-    out = np.full((len(IOU_THRESHOLDS), len(iou)), -1, np.int64)
-    free = np.ones((len(IOU_THRESHOLDS), iou.shape[1]), bool)
-    for n, row in enumerate(iou):
+    out = np.full((len(IOU_THRESHOLDS), len(entries)), -1, np.int64)
+    free = np.ones((len(IOU_THRESHOLDS), len(truth)), bool)
+    for n, entry in enumerate(entries):
+        same = truth.category_ids == entry["category_id"]
+        row = np.where(same, seen.iou[entry["track"]], -1.0)
         for t, threshold in enumerate(np.minimum(IOU_THRESHOLDS, 1 - 1e-10)):
             possible = free[t] & (row >= threshold)
             if not possible.any():
                 continue
-            if (possible & ~crowd).any():
-                possible &= ~crowd
+            if (possible & ~truth.crowd).any():
+                possible &= ~truth.crowd
             # Of equal overlaps the last.
             g = len(row) - 1 - int(np.where(possible, row, -1.0)[::-1].argmax())
             out[t, n] = g
-            free[t, g] = crowd[g]
+            free[t, g] = truth.crowd[g]
     return out
 
 
 def _causes(
     seen: Sightings,
-    of_track: Ints,
-    category_ids: Ints,
+    entries: _Entries,
     truth: VideoTruth,
     found: Bools,
     threshold: float,
     config: AnalysisConfig,
 ) -> tuple[NDArray[np.int8], Ints]:
-    """(W,) cause and target of the wrong entries at one threshold.
-
-    of_track, category_ids: (W,) of these entries
-    found:                  (G,) instances found at this threshold
-    """
+    """(W,) cause and target of the wrong entries at one threshold; found: (G,) at this one."""
+    of_track = entries["track"]
     cause = np.full(len(of_track), _NUMBER["background"], np.int8)
     target = np.full(len(of_track), -1, np.int64)
     if not len(truth) or not len(of_track):
         return cause, target
     iou = np.where(truth.crowd, -1.0, seen.iou[of_track])
-    same = truth.category_ids == category_ids[:, None]
+    same = truth.category_ids == entries["category_id"][:, None]
     reached = iou >= min(threshold, 1 - 1e-10)
     half = 2 * seen.show_frames[of_track] >= np.maximum(seen.masks[of_track], 1)[:, None]
     near = ~truth.crowd & ((iou >= config.background_iou) | half)
@@ -307,14 +258,11 @@ def _causes(
     for a, b in zip(*linear_sum_assignment(value, maximize=True), strict=True):
         if possible[a, b]:
             target[rows[a]] = open_[b]
-    for k in rows.tolist():
-        n, g = of_track[k], target[k]
-        if seen.show_frames[n, g] and seen.repaired[n, g] >= threshold:
-            cause[k] = _NUMBER["switch"]
-        elif seen.show_frames[n, g] and seen.joined[n, g] >= threshold:
-            cause[k] = _NUMBER["fragmentation"]
-        else:
-            cause[k] = _NUMBER["mask"]
+    at = (of_track[rows], target[rows])
+    shown = seen.show_frames[at] > 0
+    cause[rows] = _NUMBER["mask"]
+    cause[rows[shown & (seen.joined[at] >= threshold)]] = _NUMBER["fragmentation"]
+    cause[rows[shown & (seen.repaired[at] >= threshold)]] = _NUMBER["switch"]
     return cause, target
 
 
@@ -326,15 +274,14 @@ def _instance(
     entries: _Entries,
     truth: VideoTruth,
 ) -> Instance:
-    """How instance g fared."""
     rows = np.flatnonzero(made.category_ids == truth.category_ids[g])
     present = np.flatnonzero(truth.areas[g])
     in_frame = np.zeros(truth.length)
     iou, entry = 0.0, None
-    if len(rows) and (overlap := seen.iou[entries.track[rows], g]).any():
-        best = rows[overlap.argmax()]
-        iou, entry = float(overlap.max()), int(entries.positions[best])
-        own = np.flatnonzero(masks.track == entries.track[best])
+    if len(rows) and (overlap := seen.iou[entries["track"][rows], g]).any():
+        best = entries[rows[overlap.argmax()]]
+        iou, entry = float(overlap.max()), int(best["position"])
+        own = np.flatnonzero(masks.track == best["track"])
         in_frame[masks.frame[own]] = seen.frame_iou[own, g]
     showing = seen.shown_by[g][seen.shown_by[g] >= 0]
     track_ids = masks.track[showing]

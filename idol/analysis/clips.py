@@ -13,16 +13,15 @@ Entries of one video with the same first_frame are one clip and equally long. Cl
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from idol.arrays import Floats
+from idol.arrays import Floats, Ints
 from idol.config import AnalysisConfig
 from idol.evaluation.overlaps import intersections, ratio
 from idol.ytvis import results as results_file
@@ -32,9 +31,6 @@ from idol.ytvis.videos import Rle
 
 _log = logging.getLogger(__name__)
 
-Place = tuple[int, int]
-"""(track, frame) of a mask."""
-
 
 class Span(NamedTuple):
     """The frames of a clip."""
@@ -42,15 +38,18 @@ class Span(NamedTuple):
     first: int
     length: int
 
+    @property
+    def frames(self) -> range:
+        """Of the video."""
+        return range(self.first, self.first + self.length)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipTrack:
     """What a method put together within one clip: masks, and the classes it was submitted under.
 
-    clip:         frames of its clip
     masks:        frame of the video -> mask; frames without any pixel are absent
     areas:        frame of the video -> its pixels, > 0
-    class_scores: category_id -> score
     positions:    category_id -> index of the entry; it decides between equal scores
     """
 
@@ -62,11 +61,7 @@ class ClipTrack:
 
 
 def are_clips(entries: Sequence[Any], name: str = "results") -> bool:
-    """Whether these are clip predictions: every entry says its first_frame.
-
-    Raises:
-        ValueError: some do and some do not.
-    """
+    """Whether every entry says its first_frame. Raises: ValueError: some do, some do not."""
     have = [isinstance(entry, Mapping) and "first_frame" in entry for entry in entries]
     if any(have) and not all(have):
         raise ValueError(
@@ -81,10 +76,10 @@ def tracks_of(
 ) -> list[ClipTrack]:
     """One video's entries as tracks: those with equal masks are one track under several classes.
 
-    entries: of this video, of either form, with fields checked (`results.check_ids`)
+    entries: of either form, with fields checked (`results.check_ids`)
     indices: positions in the whole file, for messages and for order
     truth:   of the video; its instances are not looked at
-    returns: tracks by first position. A track that is one whole video has its clip (0, T)
+    returns: tracks by first position. A whole track has the clip (0, T)
     Raises:
         ValueError: an entry is malformed; the message has its index.
     """
@@ -97,7 +92,11 @@ def tracks_of(
                 f"results[{index}].segmentations has {span.length} entries, results[{earlier}] of "
                 f"the same video and first_frame {span.first} has {length}. A clip has one length."
             )
-    full = [_whole(e, span, truth) for e, span in zip(entries, spans, strict=True)]
+    full = []
+    for entry, span in zip(entries, spans, strict=True):
+        after = truth.length - span.first - span.length
+        masks = [*[None] * span.first, *entry["segmentations"], *[None] * after]
+        full.append({**entry, "segmentations": masks} if "first_frame" in entry else entry)
     read, areas = results_file.check_video(full, indices, truth)
     tracks: dict[tuple[Any, ...], ClipTrack] = {}
     for n, (entry, index, span) in enumerate(zip(entries, indices, spans, strict=True)):
@@ -134,33 +133,21 @@ def _span(entry: Mapping[str, Any], index: int, truth: VideoTruth) -> Span:
     return Span(int(first), length)
 
 
-def _whole(entry: Mapping[str, Any], span: Span, truth: VideoTruth) -> Mapping[str, Any]:
-    """The entry with null in the frames outside its clip."""
-    if "first_frame" not in entry:
-        return entry
-    after = truth.length - span.first - span.length
-    whole = [*[None] * span.first, *entry["segmentations"], *[None] * after]
-    return {**entry, "segmentations": whole}
-
-
 # ---- clip matching ------------------------------------------------------------------------------
 
 
-def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> NDArray[np.int64]:
-    """Join overlapping clips' tracks: clip matching by soft mask IoU, the scheme of IFC.
+def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> Ints:
+    """(N,) identity of each track, from 0 in order of appearance: clip matching by soft mask IoU.
 
-    Clips are taken in order of time. What is joined so far has in every frame a soft mask: the mean
-    of its masks in the clips that cover the frame and that it has a track in. Against the next
-    clip's masks, over the frames that this clip shares with earlier ones, the soft IoU is
+    The scheme of IFC: clips are taken in order of time. What is joined so far has in every frame a
+    soft mask: the mean of its masks in the clips that cover the frame and that it has a track in.
+    Against the next clip's masks, over the frames shared with earlier clips, the soft IoU is
 
         sum of a * b / sum of (a + b - a * b)      over pixels and frames
 
     An optimal one-to-one assignment maximises the sum of soft IoUs; pairs below
     config.clip_match_iou are not joined, and what is left starts a track of its own. Classes and
     scores take no part (paper Sec. 3.3: "using the predicted masks of overlapping frames").
-
-    tracks:  of one video
-    returns: (len(tracks),) identity of each, counted from 0 in order of appearance
     """
     clips = sorted({track.clip for track in tracks})
     out = np.full(len(tracks), -1, np.int64)
@@ -169,7 +156,7 @@ def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> NDArray[n
     apart = 0
     for clip in clips:
         here = [n for n, track in enumerate(tracks) if track.clip == clip]
-        frames = covered & set(range(clip.first, clip.first + clip.length))
+        frames = covered & set(clip.frames)
         apart += bool(covered) and not frames
         score = _soft_iou(members, here, tracks, frames)
         score[score < config.clip_match_iou] = 0.0
@@ -181,7 +168,7 @@ def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> NDArray[n
                 members[joined[n]].append(n)
             else:
                 members.append([n])
-        covered |= set(range(clip.first, clip.first + clip.length))
+        covered |= set(clip.frames)
     if apart:
         _log.warning(
             "%d of %d clips share no frame with earlier ones: not joined", apart, len(clips)
@@ -205,7 +192,7 @@ def _soft_iou(
     for t in sorted(frames):
         columns = [b for b, n in enumerate(here) if t in tracks[n].masks]
         for a, joined in enumerate(members):
-            covering = [n for n in joined if 0 <= t - tracks[n].clip.first < tracks[n].clip.length]
+            covering = [n for n in joined if t in tracks[n].clip.frames]
             seen = [n for n in covering if t in tracks[n].masks]
             if not seen:
                 continue
@@ -223,20 +210,14 @@ def _soft_iou(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Some frames of a clip track, as they were given to one identity.
-
-    track:  the clip track
-    frames: of it, ascending
-    """
+    """Some frames of a clip track, ascending, as they were given to one identity."""
 
     track: ClipTrack
-    frames: tuple[int, ...]
+    frames: Sequence[int]
 
 
-def joined_entries(
-    groups: Sequence[Sequence[Part]], video_id: int, length: int
-) -> list[tuple[int, Entry]]:
-    """Results entries of joined tracks.
+def joined_entries(groups: Iterable[Sequence[Part]], video_id: int, length: int) -> list[Entry]:
+    """Results entries of joined tracks, the parts of each in a group.
 
     A frame's mask is that of its part. Where several overlapping clips have one, a pixel belongs
     if at least half of them say so, a clip that covers the frame without a mask included.
@@ -245,9 +226,8 @@ def joined_entries(
     the score that its part's track had for the class (0 where it was not submitted under it). Of
     these classes the best are kept: as many as the part with most classes has.
 
-    groups:  parts of every joined track
-    returns: (position, entry) ascending, position being the first entry that this one came from:
-             tracks that nothing was done to keep masks, scores and order
+    They stand by the first entry from which each came: tracks that nothing was done to keep masks,
+    scores and order.
     """
     entries: list[tuple[int, Entry]] = []
     for parts in groups:
@@ -263,7 +243,7 @@ def joined_entries(
         for category_id, score, position in _classes(parts):
             entry: Entry = {"video_id": video_id, "category_id": category_id, "score": score}
             entries.append((position, {**entry, "segmentations": whole}))
-    return sorted(entries, key=lambda row: row[0])
+    return [entry for _, entry in sorted(entries, key=lambda row: row[0])]
 
 
 def _classes(parts: Sequence[Part]) -> list[tuple[int, float, int]]:
@@ -298,24 +278,23 @@ def _majority(found: Sequence[Rle], voters: int) -> Rle | None:
     return {"size": size, "counts": resize.encode(pixels[None])[0]} if pixels.any() else None
 
 
+def whole_tracks(tracks: Sequence[ClipTrack], identities: Ints, truth: VideoTruth) -> list[Entry]:
+    """Results entries of tracks joined by identity; identities: (N,), as of `identities`."""
+    groups: dict[int, list[Part]] = {}
+    for track, identity in zip(tracks, identities.tolist(), strict=True):
+        groups.setdefault(identity, []).append(Part(track, track.clip.frames))
+    return joined_entries(groups.values(), truth.video_id, truth.length)
+
+
 def join(
     entries: Sequence[Mapping[str, Any]],
     indices: Sequence[int],
     truth: VideoTruth,
     config: AnalysisConfig,
 ) -> list[Entry]:
-    """One video's clip predictions as whole tracks, by clip matching (`identities`).
+    """One video's clip predictions as whole tracks, by clip matching; arguments as of `tracks_of`.
 
-    entries, indices, truth: as in `tracks_of`. Whole tracks come back as they were
+    Whole tracks come back as they were.
     """
     tracks = tracks_of(entries, indices, truth)
-    of_track = identities(tracks, config)
-    groups: list[list[Part]] = [[] for _ in range(of_track.max(initial=-1) + 1)]
-    for track, identity in zip(tracks, of_track.tolist(), strict=True):
-        groups[identity].append(part(track))
-    return [entry for _, entry in joined_entries(groups, truth.video_id, truth.length)]
-
-
-def part(track: ClipTrack) -> Part:
-    """All frames of a track's clip."""
-    return Part(track, tuple(range(track.clip.first, track.clip.first + track.clip.length)))
+    return whole_tracks(tracks, identities(tracks, config), truth)

@@ -7,18 +7,19 @@ videos alone. Matches are per video, so a draw is a weight for each video.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from idol.arrays import Floats
+from idol.arrays import Bools, Floats, Ints
 from idol.config import AnalysisConfig
 from idol.evaluation.average_precision import RECALL_POINTS, summarise
 from idol.evaluation.cores import usable_cores
 from idol.evaluation.matching import IOU_THRESHOLDS, MAX_DETECTIONS, VideoMatches
+from idol.evaluation.overlaps import ratio
 
 STATS = ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
 """What draws are scored by, besides AP within each range of sizes or occlusion."""
@@ -49,7 +50,7 @@ class Difference:
     better: float
 
 
-def draws(num_videos: int, config: AnalysisConfig) -> NDArray[np.int64]:
+def draws(num_videos: int, config: AnalysisConfig) -> Ints:
     """How often each video is drawn: (resamples, num_videos), every row sums to num_videos."""
     rng = np.random.default_rng(config.seed)
     return rng.multinomial(num_videos, np.full(num_videos, 1 / num_videos), config.resamples)
@@ -57,15 +58,14 @@ def draws(num_videos: int, config: AnalysisConfig) -> NDArray[np.int64]:
 
 def scores_of_draws(
     matches: Sequence[VideoMatches],
-    weights: NDArray[np.int64],
+    weights: Ints,
     *,
     only: Collection[str] | None = None,
 ) -> dict[str, Floats]:
     """The scores of every draw, as `evaluation.summarise` has them for a video's worth of copies.
 
-    matches: of V videos
     weights: (B, V) how often a draw has each video, in the order of ascending video ids
-    only:    the scores that are needed; the others are left out where that saves time
+    only:    the scores that are needed; others may be left out
     returns: AP, AP50, AP75, AR1, AR10, AR100, and AP by range (APs, ..., AP_ho) -> (B,); NaN where
              a draw has no instance to find. Copies of one video stand side by side among equal
              scores; the official order of such ties would have copy after copy
@@ -75,11 +75,9 @@ def scores_of_draws(
         raise ValueError(
             f"weights must have one column for each of {len(videos)} videos, got {weights.shape}"
         )
-    ranges = videos[0].ranges
-    per_class: dict[int, int] = {}
+    per_class: Counter[int] = Counter()
     for match in videos:
-        for category_id, scores in match.scores.items():
-            per_class[category_id] = per_class.get(category_id, 0) + len(scores)
+        per_class.update({category_id: len(scores) for category_id, scores in match.scores.items()})
     cores = usable_cores()
     block = max(1, _AT_ONCE // max(len(videos), *per_class.values(), 1))
     # A few draws cost what one does, and are not worth a second thread.
@@ -88,9 +86,7 @@ def scores_of_draws(
     # Sums of whole numbers, so any cut gives the same; numpy lets threads run side by side.
     with ThreadPoolExecutor(cores) as pool:
         parts = list(pool.map(lambda some: _block(videos, some.astype(np.float64), only), blocks))
-    out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    assert only is not None or len(out) == len(STATS) + len(ranges) - 1
-    return out
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _block(
@@ -98,7 +94,8 @@ def _block(
 ) -> dict[str, Floats]:
     """As scores_of_draws, for some of the draws."""
     ranges, num_draws = videos[0].ranges, len(weights)
-    names = ["AP", *_range_names(ranges[1:])]
+    occlusion = {"slight": "AP_so", "moderate": "AP_mo", "heavy": "AP_ho"}
+    names = ["AP", *[occlusion.get(name, f"AP{name[0]}") for name in ranges[1:]]]
     # All of those over the first range are made together.
     needed = [s for s, name in enumerate(names) if only is None or s == 0 or name in only]
     at = {round(float(threshold) * 100): t for t, threshold in enumerate(IOU_THRESHOLDS)}
@@ -129,46 +126,33 @@ def _block(
                 wrong = (~matched[s, t] & ~ignored[s, t])[order]
                 precision[s, t] += _average_precision(right, wrong, owner[order], drawn, wanted[s])
         for a, limit in enumerate(MAX_DETECTIONS):
-            found = np.array(
-                [
-                    (m.matched[category_id][0] & ~m.ignored[category_id][0])[:, :limit].sum()
-                    for m in of_class
-                ]
-            )
-            share = _divide(drawn @ found, wanted[0])
-            recall[a] += share / len(IOU_THRESHOLDS)
-    means = precision / np.where(classes > 0, classes, np.nan)[:, None]
+            hits = [
+                (m.matched[category_id][0] & ~m.ignored[category_id][0])[:, :limit].sum()
+                for m in of_class
+            ]
+            recall[a] += ratio(drawn @ np.array(hits), wanted[0]) / len(IOU_THRESHOLDS)
+    known = np.where(classes > 0, classes, np.nan)
+    means = precision / known[:, None]
     return {
         **{names[s]: means[s].mean(axis=0) for s in needed},
         "AP50": means[0, at[50]],
         "AP75": means[0, at[75]],
-        **{
-            f"AR{limit}": recall[a] / np.where(classes[0] > 0, classes[0], np.nan)
-            for a, limit in enumerate(MAX_DETECTIONS)
-        },
+        **{f"AR{limit}": recall[a] / known[0] for a, limit in enumerate(MAX_DETECTIONS)},
     }
 
 
-def _range_names(ranges: Sequence[str]) -> list[str]:
-    """APs, APm, ... as `Metrics.stats` has them."""
-    occlusion = {"slight": "AP_so", "moderate": "AP_mo", "heavy": "AP_ho"}
-    return [occlusion.get(name, f"AP{name[0]}") for name in ranges]
-
-
 def _average_precision(
-    right: NDArray[np.bool_],
-    wrong: NDArray[np.bool_],
-    owner: NDArray[np.int64],
+    right: Bools,
+    wrong: Bools,
+    owner: Ints,
     weights: Floats,
     wanted: Floats,
 ) -> Floats:
-    """Average precision of every draw for one class, range and threshold.
+    """(B,) average precision of every draw for one class, range and threshold; 0 without instances.
 
     right, wrong: (R,) of the tracks in descending score; ignored ones are neither
-    owner:        (R,) column of weights that a track's video has
-    weights:      (B, v) how often each draw has the video
-    wanted:       (B,)  instances to be found
-    returns:      (B,)  0 where there are none
+    owner:        (R,) column of weights (B, v) that a track's video has
+    wanted:       (B,) instances to be found
     """
     hits = np.flatnonzero(right)
     if not len(hits):
@@ -182,7 +166,7 @@ def _average_precision(
     found = np.cumsum(weights[:, owner[hits]], axis=1)
     precision = found / (found + misses + np.spacing(1))
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    reached = _divide(found, wanted[:, None])
+    reached = ratio(found, wanted[:, None])
     # Recall points that each hit is the first to reach.
     points = np.searchsorted(RECALL_POINTS, reached, side="right")
     points = np.diff(points, axis=1, prepend=0)
@@ -190,20 +174,13 @@ def _average_precision(
     return area
 
 
-def _divide(numerator: Floats, denominator: Floats) -> Floats:
-    """numerator / denominator, 0 where nothing is wanted."""
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    out = np.zeros(numerator.shape)
-    return np.divide(numerator, denominator, out=out, where=denominator > 0)
-
-
 def intervals(
     matches: Sequence[VideoMatches], config: AnalysisConfig
 ) -> tuple[dict[str, Interval], dict[str, Floats]]:
-    """Confidence intervals of a method's scores, and the scores of the draws behind them.
+    """Intervals of a method's scores by name, and the scores (resamples,) of the draws behind them.
 
-    returns: name -> Interval, name -> (resamples,). Both empty for fewer than two videos or no
-             resamples; names whose score no draw has are absent from the first
+    Both are empty for fewer than two videos or no resamples; names whose score no draw has are
+    absent from the first.
     """
     if len(matches) < 2 or not config.resamples:
         return {}, {}
@@ -217,7 +194,6 @@ def difference(first: Floats, second: Floats, value: float, config: AnalysisConf
     """What one method has over another, paired: both were scored on the same draws.
 
     first, second: (B,) scores of the draws, NaN where a draw has none
-    value:         difference on the videos as they are
     Raises:
         ValueError: the draws differ in number, or none has a score of both methods.
     """
@@ -241,10 +217,8 @@ def interval(
     not. (Percentiles chosen by the share of draws below the score, Efron 1987, shrink to a point
     there, and leave the score outside.)
 
-    values:  (B,) scores of the draws, NaN where a draw has none
-    value:   the score on the videos as they are
-    lowest:  that a score can be; the highest is 1
-    returns: None where no draw has a score
+    values: (B,) scores of the draws, NaN where a draw has none; None if all of them are
+    value:  the score on the videos as they are, in [lowest, 1]
     """
     known = values[np.isfinite(values)]
     if not len(known):

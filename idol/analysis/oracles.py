@@ -29,16 +29,16 @@ clips that are longer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idol.analysis import clips
 from idol.analysis.clips import ClipTrack, Part
-from idol.arrays import Floats
+from idol.arrays import Floats, Ints
 from idol.config import AnalysisConfig
 from idol.evaluation import average_precision, matching
 from idol.evaluation.average_precision import Metrics
@@ -56,13 +56,12 @@ class MaskOverlaps:
     """How every mask of a video's tracks overlaps the truth in its frame. R masks, G instances.
 
     track:        (R,)   position of the track
-    frame:        (R,)   frame of the video
     area:         (R,)   pixels
     intersection: (R, G) pixels shared with each instance
     """
 
-    track: NDArray[np.int64]
-    frame: NDArray[np.int64]
+    track: Ints
+    frame: Ints
     area: Floats
     intersection: Floats
 
@@ -77,12 +76,11 @@ def overlaps(tracks: Sequence[ClipTrack], truth: VideoTruth) -> MaskOverlaps:
         frame_overlap([tracks[n].masks[t]["counts"] for n in rows], truth, t)
         for t, rows in by_frame.items()
     ]
-    shared = np.concatenate([np.zeros((0, len(truth))), *[p.intersection for p in parts]])
     return MaskOverlaps(
         np.array([n for _, n in places], np.int64),
         np.array([t for t, _ in places], np.int64),
         np.concatenate([np.zeros(0), *[p.area for p in parts]]),
-        shared,
+        np.concatenate([np.zeros((0, len(truth))), *[p.intersection for p in parts]]),
     )
 
 
@@ -90,13 +88,11 @@ def overlaps(tracks: Sequence[ClipTrack], truth: VideoTruth) -> MaskOverlaps:
 class VideoPrediction:
     """One video's predictions, measured once: any oracle is arithmetic on them.
 
-    tracks:     clip tracks; whole tracks have one clip, the video
-    identities: the method's own identity of each, by clip matching where there are clips
-    overlaps:   of their masks with the truth
+    identities: (N,) the method's own identity of each track, by clip matching
     """
 
     tracks: list[ClipTrack]
-    identities: NDArray[np.int64]
+    identities: Ints
     overlaps: MaskOverlaps
 
 
@@ -114,108 +110,97 @@ def prediction(
 def oracle(
     predicted: VideoPrediction, truth: VideoTruth, length: int, config: AnalysisConfig
 ) -> list[Entry]:
-    """The results of one video with true identities between clips of this many frames.
+    """Results entries of one video with true identities between clips of `length` >= 1 frames.
 
-    length:  L >= 1 frames; 1 is the frame oracle
-    returns: results entries, which `matching.match_video` scores and `results.write` keeps
+    A length of 1 is the frame oracle.
     """
     if length < 1:
         raise ValueError(f"a clip has at least 1 frame, got a clip length of {length}")
     tracks, found = predicted.tracks, predicted.overlaps
-    pieces: list[Part] = []
-    source: list[int] = []
-    cells: list[tuple[int, int, int]] = []  # a clip of the method, and the part of it cut out here
+    pieces: list[_Piece] = []
     of_row = np.full(len(found.track), -1, np.int64)
     for n, track in enumerate(tracks):
         rows = np.flatnonzero(found.track == n)
         cut = (found.frame[rows] - track.clip.first) // length
-        number_of_cuts = -(-track.clip.length // length)
         # Cuts without a mask carry nothing, but a track that has none at all stays.
         for k in np.unique(cut).tolist() if len(rows) else [0]:
             of_row[rows[cut == k]] = len(pieces)
-            first = track.clip.first + k * length
-            last = min(first + length, track.clip.first + track.clip.length)
-            pieces.append(Part(track, tuple(range(first, last))))
-            source.append(int(predicted.identities[n]))
-            cells.append((*track.clip, k if number_of_cuts > 1 else 0))
-    given = _given(pieces, cells, of_row, found, truth, config)
-    groups = _groups(pieces, cells, source, given)
-    return [e for _, e in clips.joined_entries(groups, truth.video_id, truth.length)]
+            part = Part(track, track.clip.frames[k * length : (k + 1) * length])
+            pieces.append(_Piece(part, (*track.clip, k), int(predicted.identities[n])))
+    groups = _groups(pieces, _given(pieces, of_row, found, truth, config))
+    return clips.joined_entries(groups, truth.video_id, truth.length)
+
+
+class _Piece(NamedTuple):
+    """What one track of the identity `source` has in one cell: a clip, and the cut of it."""
+
+    part: Part
+    cell: tuple[int, int, int]
+    source: int
+
+    @property
+    def score(self) -> float:
+        return max(self.part.track.class_scores.values())
 
 
 def _given(
-    pieces: Sequence[Part],
-    cells: Sequence[tuple[int, int, int]],
-    of_row: NDArray[np.int64],
+    pieces: Sequence[_Piece],
+    of_row: Ints,
     found: MaskOverlaps,
     truth: VideoTruth,
     config: AnalysisConfig,
-) -> NDArray[np.int64]:
-    """(pieces,) position of the instance each is given to, -1 for none."""
+) -> list[int]:
+    """Position of the instance that each piece is given to, -1 for none."""
     shared = np.zeros((len(pieces), len(truth)))
     area = np.zeros(len(pieces))
     np.add.at(shared, of_row, found.intersection)
     np.add.at(area, of_row, found.area)
-    # Prefix sums: the instances' pixels within any range of frames.
-    until = np.concatenate([np.zeros((len(truth), 1)), truth.areas.cumsum(axis=1)], axis=1)
-    there = np.array([until[:, p.frames[-1] + 1] - until[:, p.frames[0]] for p in pieces]).reshape(
-        len(pieces), len(truth)
-    )
+    there = np.zeros(shared.shape)
+    for k, (part, _, _) in enumerate(pieces):
+        there[k] = truth.areas[:, part.frames[0] : part.frames[-1] + 1].sum(axis=1)
     iou = ratio(shared, area[:, None] + there - shared)
-    best = np.array([max(p.track.class_scores.values()) for p in pieces])
-    given = np.full(len(pieces), -1, np.int64)
+    best = np.array([piece.score for piece in pieces])
+    given = [-1] * len(pieces)
     taken: set[tuple[tuple[int, int, int], int]] = set()
     rows, columns = np.nonzero(iou >= config.identity_iou)
     # Equal overlaps: the higher score, then the earlier track.
     for k in np.lexsort((columns, rows, -best[rows], -iou[rows, columns])):
-        piece, g = int(rows[k]), int(columns[k])
-        if given[piece] < 0 and (cells[piece], g) not in taken:
-            given[piece] = g
-            taken.add((cells[piece], g))
+        n, g = int(rows[k]), int(columns[k])
+        if given[n] < 0 and (pieces[n].cell, g) not in taken:
+            given[n] = g
+            taken.add((pieces[n].cell, g))
     return given
 
 
-def _groups(
-    pieces: Sequence[Part],
-    cells: Sequence[tuple[int, int, int]],
-    source: Sequence[int],
-    given: NDArray[np.int64],
-) -> list[list[Part]]:
+def _groups(pieces: Sequence[_Piece], given: Sequence[int]) -> Iterable[list[Part]]:
     """The pieces of every identity: those given to it, and those that follow the method."""
-    frames: dict[int, dict[int, int]] = {}  # source -> instance -> frames given to it
-    for piece, s, g in zip(pieces, source, given.tolist(), strict=True):
+    frames: dict[int, Counter[int]] = {}  # source -> instance -> frames given to it
+    for (part, _, source), g in zip(pieces, given, strict=True):
         if g >= 0:
-            row = frames.setdefault(s, {})
-            row[g] = row.get(g, 0) + sum(t in piece.track.masks for t in piece.frames)
+            count = sum(t in part.track.masks for t in part.frames)
+            frames.setdefault(source, Counter())[g] += count
     # Of equal numbers of frames the instance given first, as a dict keeps that order.
-    follows = {s: max(row, key=lambda g: row[g]) for s, row in frames.items()}
-    taken = {(cell, g) for cell, g in zip(cells, given.tolist(), strict=True) if g >= 0}
+    follows = {source: max(row, key=row.__getitem__) for source, row in frames.items()}
+    taken = {(piece.cell, g) for piece, g in zip(pieces, given, strict=True)}
+    identity = [
+        (True, piece.source) if g < 0 else (False, g)
+        for piece, g in zip(pieces, given, strict=True)
+    ]
+    rest = [k for k, g in enumerate(given) if g < 0]
+    for k in sorted(rest, key=lambda k: -pieces[k].score):
+        g = follows.get(pieces[k].source, -1)
+        if g >= 0 and (pieces[k].cell, g) not in taken:
+            taken.add((pieces[k].cell, g))
+            identity[k] = (False, g)
     groups: dict[tuple[bool, int], list[Part]] = {}
-    rest = [k for k, g in enumerate(given.tolist()) if g < 0]
-    rest.sort(key=lambda k: -max(pieces[k].track.class_scores.values()))
-    own = dict.fromkeys(rest, True)
-    for k in rest:
-        g = follows.get(source[k], -1)
-        if g >= 0 and (cells[k], g) not in taken:
-            taken.add((cells[k], g))
-            given[k], own[k] = g, False
-    for k, piece in enumerate(pieces):
-        identity = (True, source[k]) if own.get(k, False) else (False, int(given[k]))
-        groups.setdefault(identity, []).append(piece)
-    return list(groups.values())
-
-
-# ---- the tables and the curve -------------------------------------------------------------------
+    for piece, key in zip(pieces, identity, strict=True):
+        groups.setdefault(key, []).append(piece.part)
+    return groups.values()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoOracles:
-    """Matches of one video in every experiment: mergeable, the unit of the map.
-
-    predicted: the method's own association
-    frame:     true identities in every frame
-    clips:     clip length -> true identities between clips of this length
-    """
+    """Matches of one video in every experiment; fields as of `OracleExperiments`."""
 
     predicted: VideoMatches
     frame: VideoMatches
@@ -262,42 +247,27 @@ def match_oracles(
     lengths: Sequence[int],
     config: AnalysisConfig,
 ) -> VideoOracles:
-    """All experiments on one video.
-
-    entries, indices: as of `clips.tracks_of`
-    truth:            of the video, with masks
-    lengths:          clip lengths, each >= 1
-    """
+    """All experiments on one video, arguments as of `clips.tracks_of`; clip lengths are >= 1."""
     predicted = prediction(entries, indices, truth, config)
-    groups: list[list[Part]] = [[] for _ in range(predicted.identities.max(initial=-1) + 1)]
-    for track, identity in zip(predicted.tracks, predicted.identities.tolist(), strict=True):
-        groups[identity].append(clips.part(track))
-    own = [e for _, e in clips.joined_entries(groups, truth.video_id, truth.length)]
+    own = clips.whole_tracks(predicted.tracks, predicted.identities, truth)
     longest = max((track.clip.length for track in predicted.tracks), default=1)
-    scored: dict[int, VideoMatches] = {}
-
-    def score(length: int) -> VideoMatches:
-        # All lengths from the longest clip on cut nothing.
-        length = min(length, longest)
-        if length not in scored:
-            made = oracle(predicted, truth, length, config)
-            scored[length] = matching.match_video(made, truth)
-        return scored[length]
-
-    return VideoOracles(
-        matching.match_video(own, truth), score(1), {n: score(n) for n in sorted(set(lengths))}
-    )
+    # All lengths from the longest clip on cut nothing.
+    scored = {
+        n: matching.match_video(oracle(predicted, truth, n, config), truth)
+        for n in {1, *(min(length, longest) for length in lengths)}
+    }
+    of_lengths = {n: scored[min(n, longest)] for n in sorted(set(lengths))}
+    return VideoOracles(matching.match_video(own, truth), scored[1], of_lengths)
 
 
 def summarise(videos: Sequence[VideoOracles]) -> OracleExperiments:
     """Reduce the experiments of all videos. Raises: ValueError: there is no video."""
     if not videos:
         raise ValueError("there is no video to analyse: the truth lists none")
-    lengths = sorted(videos[0].clips)
     return OracleExperiments(
         average_precision.summarise(v.predicted for v in videos),
         average_precision.summarise(v.frame for v in videos),
-        {n: average_precision.summarise(v.clips[n] for v in videos) for n in lengths},
+        {n: average_precision.summarise(v.clips[n] for v in videos) for n in videos[0].clips},
     )
 
 

@@ -24,11 +24,10 @@ Made = TypeVar("Made")
 class ResultsFile:
     """One results file, its entries by video.
 
-    path:  of the file
     truth: whose ids the entries must have
     clips: whether the entries are clip predictions (`clips.py`)
     index: reads a video's entries from the file; None: entries holds all of them
-    entries, rows: of the whole file; video_id -> positions of its entries
+    rows:  video_id -> positions of its entries in the whole file
     """
 
     path: Path
@@ -84,10 +83,9 @@ def read_results(path: Path, truth: Truth, *, compat: bool = False) -> ResultsFi
         )
     rows: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
     for number, entry in enumerate(entries):
-        if truth.leaves_out(entry):
-            continue
-        results_file.check_ids(entry, number, truth.videos, truth.categories, compat=compat)
-        rows[entry["video_id"]].append(number)
+        if not truth.leaves_out(entry):
+            results_file.check_ids(entry, number, truth.videos, truth.categories, compat=compat)
+            rows[entry["video_id"]].append(number)
     return ResultsFile(path, truth, as_clips, entries=entries, rows=rows)
 
 
@@ -134,12 +132,10 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     equal, folders above are added, and at last a number.
     """
     parts = [
-        list((p.parent if p.stem == "results" else p.with_suffix("")).parts)
+        (p.parent if p.stem == "results" else p.with_suffix("")).parts
         for p in (path.resolve() for path in paths)
     ]
-    while len({tuple(p) for p in parts}) > 1 and all(
-        len(p) > 2 and p[-1] == parts[0][-1] for p in parts
-    ):
+    while len(set(parts)) > 1 and all(len(p) > 2 and p[-1] == parts[0][-1] for p in parts):
         parts = [p[:-1] for p in parts]
     depth = [1] * len(parts)
     names = [p[-1] for p in parts]

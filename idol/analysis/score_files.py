@@ -76,15 +76,17 @@ class Analyses:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FileMetrics:
-    """What was found of one results file."""
+    """What was found of one results file.
+
+    name:      how tables and pages call it
+    intervals: metric -> interval over draws of the videos
+    draws:     metric -> (B,) its value in each draw
+    """
 
     name: str
-    """How tables and pages call it."""
     metrics: Metrics
     intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """Metric -> interval over draws of the videos."""
     draws: Mapping[str, Floats] = field(default_factory=dict)
-    """Metric -> (B,) its value in each draw."""
     oracles: OracleExperiments | None = None
     errors: ErrorShares | None = None
     tracking: TrackingMetrics | None = None
@@ -120,12 +122,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScoredFiles:
-    """What `run` found.
-
-    truth:       as read
-    files:       in the order given
-    differences: of the first file to every other
-    """
+    """What `run` found; differences are of the first file to every other."""
 
     truth: Truth
     files: list[FileMetrics]
@@ -137,8 +134,7 @@ class ScoredFiles:
         first = written[self.files[0].name]
         if len(written) == 1:
             return first
-        gaps = [{"first": d.first, "second": d.second, "AP": asdict(d.found)}
-                for d in self.differences]  # fmt: skip
+        gaps = [{"first": a, "second": b, "AP": asdict(found)} for a, b, found in self.differences]
         return {**first, "results": written, "differences": gaps}
 
 
@@ -177,9 +173,8 @@ def run(
     for second in files[1:]:
         if "AP" in first.intervals and "AP" in second.intervals:
             gap = first.metrics.stats["AP"] - second.metrics.stats["AP"]
-            found = intervals.difference(
-                first.draws["AP"], second.draws["AP"], gap, analyses.config
-            )
+            both = (first.draws["AP"], second.draws["AP"])
+            found = intervals.difference(*both, gap, analyses.config)
             differences.append(Compared(first.name, second.name, found))
     return ScoredFiles(truth, files, differences)
 
@@ -227,9 +222,6 @@ def _score(
     )
 
 
-# ---- one video, and many at the same time --------------------------------------------------------
-
-
 class _Part(NamedTuple):
     """What is kept of one video."""
 
@@ -240,23 +232,22 @@ class _Part(NamedTuple):
 
 
 def _part(results: ResultsFile, analyses: Analyses, video_id: int) -> _Part:
-    known = results.truth.videos[video_id]
-    config = analyses.config
+    known, config, tracking = results.truth.videos[video_id], analyses.config, analyses.tracking
     if results.index is not None and analyses.is_light:
-        part = _light_part(results.index, known, analyses.tracking)
+        part = _light_part(results.index, known, tracking)
         if part is not None:
             return part
     tracks, where = results.tracks(video_id, config)
-    return _Part(
-        matching.match_video(tracks, known, where, compat=analyses.compat),
-        oracles.match_oracles(*results.of(video_id), known, analyses.oracle, config)
-        if analyses.oracle
-        else None,
-        error_causes.causes_of_video(tracks, where, known, config) if analyses.errors else None,
-        tracking_metrics.count_video(tracks, known, where, analyses.tracking)
-        if analyses.tracking is not None
-        else None,
-    )
+    matches = matching.match_video(tracks, known, where, compat=analyses.compat)
+    experiments = causes = counts = None
+    if analyses.oracle:
+        given = results.of(video_id)
+        experiments = oracles.match_oracles(*given, known, analyses.oracle, config)
+    if analyses.errors:
+        causes = error_causes.causes_of_video(tracks, where, known, config)
+    if tracking is not None:
+        counts = tracking_metrics.count_video(tracks, known, where, tracking)
+    return _Part(matches, experiments, causes, counts)
 
 
 def _light_part(

@@ -24,10 +24,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idol.analysis import intervals
 from idol.analysis.causes import CAUSES, Instance, VideoErrors
+from idol.arrays import Bools
 from idol.evaluation.matching import IOU_THRESHOLDS, VideoMatches
 
 ASSOCIATION = ("switch", "fragmentation")
@@ -38,7 +38,6 @@ ASSOCIATION = ("switch", "fragmentation")
 class VideoRow:
     """One video's errors, at IoU 0.5.
 
-    video_id:  of the data set
     ap:        AP of the video alone, all thresholds; -1 without instances
     instances: to be found
     found:     of them, at 0.5
@@ -58,7 +57,6 @@ class VideoRow:
 class ErrorShares:
     """What every kind of error costs a method.
 
-    ap:          as scored
     fixed:       cause -> AP without the errors of this cause alone; all: without any (1, or -1
                  where there is nothing to find); association: without switch and fragmentation
     counts:      cause -> number of errors at IoU 0.5
@@ -113,8 +111,7 @@ def fixed_ap(videos: Sequence[VideoErrors], causes: Collection[str]) -> float:
     Raises:
         ValueError: a cause is not in CAUSES.
     """
-    unknown = sorted(set(causes) - set(CAUSES))
-    if unknown:
+    if unknown := sorted(set(causes) - set(CAUSES)):
         raise ValueError(f"there is no cause {unknown[0]!r}; causes are {', '.join(CAUSES)}")
     typical = _typical_scores(videos)
     matches = [_fixed(video, frozenset(causes), typical) for video in videos]
@@ -140,7 +137,7 @@ def _fixed(video: VideoErrors, causes: frozenset[str], typical: dict[int, float]
     """One video's matches without the errors of these causes, as scoring takes them."""
     numbers = [CAUSES.index(name) for name in causes]
     right, wrong = video.right.copy(), video.wrong.copy()
-    new: dict[tuple[str, int], tuple[int, float, NDArray[np.bool_]]] = {}
+    new: dict[tuple[str, int], tuple[int, float, Bools]] = {}
 
     def add(kind: str, number: int, category_id: int, score: float, t: int) -> None:
         """One more right entry at threshold t; one column for whatever it stands for."""
@@ -163,10 +160,8 @@ def _fixed(video: VideoErrors, causes: frozenset[str], typical: dict[int, float]
                 add("entry", k, category_id, float(video.scores[k]), t)
         for g in np.flatnonzero(np.isin(video.truth_cause[t], numbers)).tolist():
             category_id, name = int(video.truth_category_ids[g]), CAUSES[video.truth_cause[t, g]]
-            score = typical.get(category_id, typical[-1])
-            if name != "missed":
-                score = float(video.hidden_scores[g])
-            add(name, g, category_id, score, t)
+            usual, hidden = typical.get(category_id, typical[-1]), float(video.hidden_scores[g])
+            add(name, g, category_id, usual if name == "missed" else hidden, t)
     category_ids = np.append(video.category_ids, [c for c, _, _ in new.values()]).astype(np.int64)
     scores = np.append(video.scores, [score for _, score, _ in new.values()])
     columns = np.array([flags for _, _, flags in new.values()], bool)

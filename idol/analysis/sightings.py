@@ -59,10 +59,7 @@ class Sightings:
 def find(
     tracks: Sequence[ClipTrack], masks: MaskOverlaps, truth: VideoTruth, config: AnalysisConfig
 ) -> Sightings:
-    """The sightings of one video.
-
-    masks: of these tracks, as of `oracles.overlaps`
-    """
+    """The sightings of one video; masks: of these tracks, as of `oracles.overlaps`."""
     there = truth.areas[:, masks.frame].T.astype(np.float64)
     frame_iou = ratio(masks.intersection, masks.area[:, None] + there - masks.intersection)
     shared = np.zeros((len(tracks), len(truth)))
@@ -86,7 +83,6 @@ def find(
     taken = shown_by[columns, masks.frame[rows]]
     other = (taken >= 0) & (taken != rows)
     np.add.at(double, (masks.track[rows[other]], columns[other]), 1)
-    repaired, joined, whole = _repaired(masks, shows, shown_by, show_frames, total_truth)
     return Sightings(
         ratio(shared, area[:, None] + total_truth - shared),
         frame_iou,
@@ -94,9 +90,7 @@ def find(
         show_frames,
         double,
         np.bincount(masks.track, minlength=len(tracks)),
-        repaired,
-        joined,
-        whole,
+        *_repaired(masks, shows, shown_by, show_frames, total_truth),
     )
 
 
@@ -108,11 +102,7 @@ def _best_scores(tracks: Sequence[ClipTrack]) -> Floats:
 def _repaired(
     masks: MaskOverlaps, shows: Ints, shown_by: Ints, show_frames: Ints, total_truth: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """`Sightings.repaired`, `joined` and `whole`.
-
-    shows:       (R,) instance that each mask shows, or -1
-    total_truth: (G,) pixels of each instance
-    """
+    """`Sightings.repaired`, `joined` and `whole`; shows: (R,) instance of each mask, or -1."""
     repaired, joined = np.zeros(show_frames.shape), np.zeros(show_frames.shape)
     whole = np.zeros(len(shown_by))
     belongs = _belongs(masks, shows, show_frames)[masks.track]

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-_WIDTH: Final = 360
-_HEIGHT: Final = 190
-_LEFT: Final = 46
-_RIGHT: Final = 12
-_TOP: Final = 12
-_BOTTOM: Final = 30
+from idol.arrays import Floats
+
+_WIDTH, _HEIGHT = 360, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 30
 _MOST_POINTS: Final = 240  # points a line is thinned to: more than the pixels would show
 
 
@@ -71,7 +69,7 @@ def curve(points: Sequence[tuple[float, float]], name: str) -> Markup:
 
     points: (step, value) in order of steps; values that are not finite are left out
     """
-    data = np.array([(x, y) for x, y in points if math.isfinite(y)], np.float64).reshape(-1, 2)
+    data = _finite(points)
     if not len(data):
         return _nothing(name)
     mean = _running_mean(data[:, 1])
@@ -99,12 +97,13 @@ def sweep(trials: Sequence[Trial], name: str, metric: str = "AP") -> Markup:
     values = sorted(values) if numeric else sorted(values, key=str)
     # Side by side also where numbers are few: 1, 3, 10, 30 would crowd at the left of a scale.
     place = {value: float(i) for i, value in enumerate(values)}
+    heights = _span(np.array([trial.score for trial in trials]), 0.12)
     if numeric and len(values) > 8:
         place = {value: float(value) for value in values}
-        axes = _Axes(_span(np.array(values, np.float64), 0.04), _score_span(trials))
+        axes = _Axes(_span(np.array(values, np.float64), 0.04), heights)
         x_ticks = [(tick, _short(tick)) for tick in _ticks(*axes.x, 5)]
     else:
-        axes = _Axes((-0.5, len(values) - 0.5), _score_span(trials))
+        axes = _Axes((-0.5, len(values) - 0.5), heights)
         x_ticks = [(place[v], _short(v) if numeric else str(v)) for v in values]
     best = {v: max(t.score for t in trials if t.value == v) for v in values}
     line = np.array([(place[v], best[v]) for v in values])
@@ -137,15 +136,11 @@ def lines(
 
     drawn:   their points in order of x; points that are not finite are left out
     name:    for those who cannot see it
-    x_label: what runs to the right
     y_span:  lowest and highest value shown; None: as the points need it
     x_names: names of the places 0, 1, ... that x then stands for; every point gets a dot
     legend:  write the lines' names below, where the page does not
     """
-    data = [
-        np.array([(x, y) for x, y in line.points if math.isfinite(y)], np.float64).reshape(-1, 2)
-        for line in drawn
-    ]
+    data = [_finite(line.points) for line in drawn]
     everything = np.concatenate([np.zeros((0, 2)), *data])
     if not len(everything):
         return _nothing(name)
@@ -189,28 +184,28 @@ def _frame(
     body: Sequence[Markup],
     below: int = 0,
 ) -> Markup:
-    parts = [
-        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            _WIDTH, _HEIGHT + below, description
-        )
-    ]
+    parts = []
+    grid = Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>')
     for tick in _ticks(*axes.y, 4):
         y = axes.up(tick)
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                _LEFT, _WIDTH - _RIGHT, y, y
-            )
-        )
+        parts.append(grid.format(_LEFT, _WIDTH - _RIGHT, y=y))
         parts.append(text(_LEFT - 6, y + 3.5, _short(tick), "end"))
     for x, words in x_ticks:
         parts.append(text(axes.across(x), _HEIGHT - _BOTTOM + 14, words, "middle"))
     if x_label:
         parts.append(text(_WIDTH - _RIGHT, _HEIGHT - 3, x_label, "end"))
-    parts += body
-    return Markup("").join([*parts, Markup("</svg>")])
+    return svg((_WIDTH, _HEIGHT + below), description, [*parts, *body])
 
 
-def _line(axes: _Axes, data: np.ndarray[Any, Any], kind: str) -> Markup:
+def svg(
+    size: tuple[int, int], description: str, body: Sequence[Markup], kind: str = "chart"
+) -> Markup:
+    """A whole picture, (width, height); description: for those who cannot see it."""
+    head = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">')
+    return head.format(kind, *size, description) + Markup("").join(body) + Markup("</svg>")
+
+
+def _line(axes: _Axes, data: Floats, kind: str) -> Markup:
     low, high = axes.y
     path = " ".join(
         f"{axes.across(x):.1f},{axes.up(min(max(y, low), high)):.1f}" for x, y in data.tolist()
@@ -231,11 +226,16 @@ def text(x: float, y: float, words: str, anchor: str) -> Markup:
     )
 
 
+def _finite(points: Sequence[tuple[float, float]]) -> Floats:
+    """(n, 2) the points with a finite value."""
+    return np.array([(x, y) for x, y in points if math.isfinite(y)], np.float64).reshape(-1, 2)
+
+
 def _nothing(name: str) -> Markup:
-    return Markup('<p class="muted">{}: no finite value</p>').format(escape(name))
+    return Markup('<p class="muted">{}: no finite value</p>').format(name)
 
 
-def _running_mean(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _running_mean(values: Floats) -> Floats:
     """Mean over a centred window of a twentieth of the values, shorter at the ends."""
     half = max(1, len(values) // 40)
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -244,19 +244,14 @@ def _running_mean(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray((sums[high] - sums[low]) / (high - low))
 
 
-def _thinned(data: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _thinned(data: Floats) -> Floats:
     """At most _MOST_POINTS of the rows, evenly spread, the last one included."""
     if len(data) <= _MOST_POINTS:
         return data
-    kept = np.unique(np.linspace(0, len(data) - 1, _MOST_POINTS).round().astype(int))
-    return np.take(data, kept, axis=0)
+    return data[np.linspace(0, len(data) - 1, _MOST_POINTS).round().astype(int)]
 
 
-def _score_span(trials: Sequence[Trial]) -> tuple[float, float]:
-    return _span(np.array([trial.score for trial in trials]), 0.12)
-
-
-def _span(values: np.ndarray[Any, Any], margin: float) -> tuple[float, float]:
+def _span(values: Floats, margin: float) -> tuple[float, float]:
     """Smallest and largest value with a margin; never empty."""
     low, high = float(values.min()), float(values.max())
     if high - low <= 1e-9 * max(abs(low), abs(high), 1e-9):
@@ -278,9 +273,7 @@ def _short(value: Any) -> str:
     """A number as few characters as tell it apart on an axis."""
     if not is_number(value):
         return str(value)
-    if abs(value) >= 10_000:
-        return f"{value / 1000:.4g}k"
-    return f"{value + 0.0:.4g}"
+    return f"{value / 1000:.4g}k" if abs(value) >= 10_000 else f"{value + 0.0:.4g}"
 
 
 def is_number(value: Any) -> bool:

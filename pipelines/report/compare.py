@@ -34,10 +34,9 @@ def names(checkpoints: Sequence[str]) -> dict[str, str]:
 
 
 def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> None:
-    """The comparison of finished evaluations: a table, and one page with all of them.
+    """Compare finished evaluations in comparison.json and comparison.html.
 
-    out:     gets comparison.json and comparison.html
-    folders: checkpoint -> set of videos -> finished output of evaluate.run
+    folders: checkpoint -> set of videos -> output of evaluate.run
     Raises:
         ManifestError: one of them is not finished.
     """

@@ -20,11 +20,7 @@ _PARAM_LENGTH = 6000  # MLflow's limit
 
 @dataclass(frozen=True)
 class Log:
-    """An open MLflow run. Only the driver holds one: SQLite wants a single writer.
-
-    uri:    where MLflow keeps it
-    run_id: its id there
-    """
+    """An open MLflow run, kept at `uri`. Only the driver holds one: SQLite wants one writer."""
 
     uri: str
     run_id: str
@@ -43,8 +39,7 @@ class Log:
         self.curve([(step, values)])
 
     def curve(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
-        """Log (step, {name: number}) points, many in a call. What is not finite is left out:
-        MLflow's stores do not agree on what to do with it."""
+        """Log the finite of (step, {name: number}) points; MLflow's stores differ on others."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -75,7 +70,6 @@ def run(
     """Open an MLflow run; it ends FINISHED, or FAILED where the block raises.
 
     out:    its SQLite file and artifacts are made here, unless MLFLOW_TRACKING_URI says otherwise
-    name:   what the run is called in MLflow's page
     config: logged as parameters (config.to_dict of a configuration)
     parent: the run that this one is a child of
     """
@@ -92,11 +86,6 @@ def run(
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
-
-
-def tracking_uri(out: Path) -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file in out (MLflow 3 refuses plain folders)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -135,7 +124,8 @@ def _open(out: Path) -> tuple[Any, str, str]:
     from mlflow.tracking import MlflowClient
 
     out.mkdir(parents=True, exist_ok=True)
-    uri = tracking_uri(out)
+    # MLflow 3 refuses plain folders.
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is not None:

@@ -2,63 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from idol.images import visualize
-from pipelines.report.strips import Strip, draw
+from pipelines.report.strips import Strip, draw, evenly
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.storage import stored
-from pipelines.storage.reports import VideoMetrics
+from pipelines.storage.reports import EvaluationReport
 from pipelines.storage.schemas import ResultTrack
 from pipelines.storage.stored import StoredDetections
 
+_PICTURES = 4  # videos shown
 _FRAMES = 5  # of one strip
-_DRAWN_SCORE = 0.3
-"""Tracks below this score are many and would hide the picture; a video of which none reaches it
-shows its best few."""
-_AT_LEAST = 3
+_DRAWN_SCORE = 0.3  # tracks below it are many and would hide the picture
+_AT_LEAST = 3  # tracks drawn of a video in which none reaches that score
 
 
-def choose(per_video: Sequence[VideoMetrics], count: int) -> list[int]:
-    """video_ids worth looking at: evenly from the worst to the best by AP, the worst first."""
-    ranked = sorted(per_video, key=lambda row: (row.stats["AP"], row.video_id))
-    places = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
-    return [ranked[place].video_id for place in places]
-
-
-def strips(
-    dataset: Dataset,
-    source: StoredDetections,
-    tracks: Path,
-    video_ids: Sequence[int],
-    notes: Mapping[int, str] | None = None,
+def pictures(
+    dataset: Dataset, source: StoredDetections, tracks: Path, report: EvaluationReport
 ) -> list[Strip]:
-    """One strip for each of these videos.
+    """A few videos, from the worst to the best by AP; without truth, the first ones.
 
-    dataset: where the frames and the truth are
-    source:  the stored detections that were tracked
-    tracks:  a finished track directory
-    notes:   video_id -> caption
+    source: the stored detections that were tracked
+    tracks: a finished track directory
     """
+    ranked = sorted(report.per_video, key=lambda row: (row.stats["AP"], row.video_id))
+    notes = {
+        row.video_id: f"AP {100 * row.stats['AP']:.1f}, {row.tracks} tracks for {row.truth} "
+        f"instances, {row.switches} identity switches"
+        for row in (ranked[place] for place in evenly(len(ranked), _PICTURES))
+    }
+    if not ranked:
+        notes = {video.video_id: "" for video in source.videos[:_PICTURES]}
     records = {video.video_id: video for video in dataset.videos}
     positions = {video.video_id: i for i, video in enumerate(source.videos)}
     return [
-        _strip(
-            records[video_id],
-            stored.read_results(tracks, positions[video_id]),
-            dataset,
-            (notes or {}).get(video_id, ""),
-        )
-        for video_id in video_ids
-        if video_id in positions
+        _strip(records[v], stored.read_results(tracks, positions[v]), dataset, note)
+        for v, note in notes.items()
+        if v in positions
     ]
 
 
-def drawn(results: Sequence[ResultTrack]) -> list[ResultTrack]:
+def _drawn(results: Sequence[ResultTrack]) -> list[ResultTrack]:
     """What of a video's results is worth drawing: every track once, under its best class."""
     best: dict[int, ResultTrack] = {}
     for result in results:
@@ -72,18 +59,13 @@ def drawn(results: Sequence[ResultTrack]) -> list[ResultTrack]:
 def _strip(
     video: VideoRecord, results: Sequence[ResultTrack], dataset: Dataset, note: str
 ) -> Strip:
-    indices = np.unique(
-        np.linspace(0, len(video) - 1, min(_FRAMES, len(video))).round().astype(int)
-    )
-    images = list(
-        frames.read_many(
-            [video.frames[i] for i in indices], video_id=video.video_id, size=video.size
-        )
-    )
+    indices = evenly(len(video), _FRAMES)
+    paths = [video.frames[i] for i in indices]
+    images = list(frames.read_many(paths, video_id=video.video_id, size=video.size))
     names, labels = dataset.category_names, dataset.labels
     found = [
         (r.track_id, visualize.caption(names[r.label], r.track_id, r.score), r.segmentations)
-        for r in drawn(results)
+        for r in _drawn(results)
     ]
     true = [
         (g, visualize.caption(names[labels[i.category_id]], g), i.segmentations)
@@ -91,8 +73,8 @@ def _strip(
     ]
     return Strip(
         title=f"video {video.video_id}" + (f", {video.name}" if video.name else ""),
-        predictions=draw(images, indices.tolist(), video.size, found),
-        truth=draw(images, indices.tolist(), video.size, true) if true else (),
+        predictions=draw(images, indices, video.size, found),
+        truth=draw(images, indices, video.size, true) if true else (),
         frame_labels=[f"frame {i}" for i in indices],
         caption=note,
     )

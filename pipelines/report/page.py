@@ -19,22 +19,31 @@ from pipelines.report.strips import Strip
 
 HEADLINE: Final = ("AP", "AP50", "AP75", "AR1", "AR10", "AP_so", "AP_mo", "AP_ho")
 """Metrics of the headline table in order; those that no set has are left out."""
+_VIDEO_COLUMNS: Final = {
+    "set_name": "set",
+    "name": "video",
+    "ap": "AP",
+    "tracks": "tracks",
+    "truth": "true instances",
+    "switches": "identity switches",
+}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class MetricSet:
-    """The scores of one set of videos."""
+    """The metrics of one set of videos, in [0, 1]; -1: no truth for it.
+
+    stats:           as in idol.evaluation.Metrics.stats
+    true_identities: AP of the same detections joined by their true identities
+    per_category:    category name -> stats
+    note:            one line on what the set is
+    """
 
     name: str
-    """How the page calls the set, e.g. "easy"."""
     stats: Mapping[str, float]
-    """Metric name -> value in [0, 1], as in idol.evaluation.Metrics.stats; -1: no truth for it."""
     true_identities: float | None = None
-    """AP of the same detections joined by their true identities: what perfect tracking gives."""
     per_category: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Category name -> metric name -> value, as in idol.evaluation.Metrics.per_class."""
     note: str = ""
-    """One line on what the set is, e.g. "30 videos of seeds never trained on"."""
 
     def __post_init__(self) -> None:
         values = dict(self.stats) | {"true_identities": self.true_identities}
@@ -49,7 +58,7 @@ class MetricSet:
 
     @property
     def lost(self) -> float | None:
-        """AP lost in association, where both AP and its value with true identities are known."""
+        """AP lost in association, where it is known."""
         score = _known(self.stats.get("AP"))
         best = _known(self.true_identities)
         return None if score is None or best is None else best - score
@@ -57,34 +66,35 @@ class MetricSet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepRow:
-    """One trial of a sweep."""
+    """One trial of a sweep.
+
+    score:   what was maximised, in [0, 1]
+    default: whether these are the values used without a sweep
+    stopped: after what it was stopped early, e.g. "12 videos"
+    """
 
     params: Mapping[str, float | int | str | bool | None]
-    """Swept field -> value."""
     score: float
-    """What was maximised, in [0, 1]."""
     default: bool = False
-    """Whether these are the values used without a sweep."""
     stopped: str | None = None
-    """After what it was stopped early, e.g. "12 videos"; None: it was not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoRow:
-    """How one video went."""
+    """How one video went.
+
+    ap:       of this video alone, in [0, 1]; None or -1 where it has no truth
+    tracks:   found
+    truth:    true instances
+    switches: times a true instance changed its predicted identity
+    """
 
     name: str
-    """Name or id of the video."""
     ap: float | None = None
-    """AP of this video alone, in [0, 1]; None or -1 where it has no truth."""
     tracks: int | None = None
-    """Tracks found."""
     truth: int | None = None
-    """True instances."""
     switches: int | None = None
-    """Times a true instance changed its predicted identity."""
     set_name: str = ""
-    """The set it belongs to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +102,6 @@ class Report:
     """All that the page shows. Whatever is empty is left out."""
 
     title: str
-    """Heading of the page."""
     created: str = ""
     """When, as text."""
     command: str = ""
@@ -100,37 +109,29 @@ class Report:
     summary: str = ""
     """A sentence or two below the heading."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Short facts of the run in order, e.g. {"machine": "2 CPU cores", "training": "3.1 min"}."""
+    """Short facts of the run in order, e.g. {"training": "3.1 min"}."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The whole configuration (plain JSON types), folded away."""
     metrics: Sequence[MetricSet] = ()
-    """One set of videos each, shown side by side."""
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
-    """Loss (or other) name -> (step, value) in order of steps."""
+    """Name -> (step, value) in order of steps."""
     sweep: Sequence[SweepRow] = ()
-    """Trials of the sweep, in any order."""
     sweep_name: str = ""
-    """What was swept on which set, e.g. "crowded, 36 trials on stored detections"."""
+    """What was swept on which set."""
     sweep_metric: str = "AP"
     """What the sweep maximised."""
     sweep_note: str = ""
-    """A sentence below the best, e.g. what it is worth on held-out videos."""
+    """A sentence below the best."""
     videos: Sequence[VideoRow] = ()
-    """Shown worst first; a click on a column sorts by it."""
     strips: Sequence[Strip] = ()
-    """Pictures."""
     rejects: Sequence[Mapping[str, Any]] = ()
-    """Rows of the rejects tables: video_id, path, reason."""
+    """{video_id, path, reason} each."""
     commands: Mapping[str, str] = field(default_factory=dict)
     """How to run it again: what it does -> command."""
 
 
 def write(path: Path | str, report: Report) -> Path:
-    """Write the page to path, atomically; returns the path.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Write the page, whole or not at all. Raises: OSError: the folder cannot be written."""
     path = Path(path)
     write_whole(path, render(report).encode())
     return path
@@ -156,30 +157,26 @@ def render(report: Report) -> str:
         for row in sweep
         if row.stopped is None
     ]
-    return (
-        template("report.html")
-        .render(
-            report=report,
-            shown=shown,
-            with_true_identities=any(s.true_identities is not None for s in report.metrics),
-            categories=categories,
-            category_sets=[s for s in report.metrics if s.per_category],
-            curves=[(name, charts.curve(points, name)) for name, points in report.curves.items()],
-            sweep=sweep,
-            sweep_default=next((row for row in sweep if row.default), None),
-            sweep_params=list(dict.fromkeys(key for row in sweep for key in row.params)),
-            sweep_charts=_sweep_charts(sweep, report.sweep_metric),
-            sweep_parallel=sweep_charts.parallel(runs, report.sweep_metric),
-            sweep_importance=sweep_charts.bars(sweep_charts.importance(runs)),
-            videos=sorted(report.videos, key=_badness),
-            video_columns=_video_columns(report.videos),
-            strips=[strip.embedded() for strip in report.strips],
-            reject_columns=list(dict.fromkeys(key for row in report.rejects for key in row)),
-            config_text=json.dumps(report.config, indent=2, default=str) if report.config else "",
-        )
-        .strip()
-        + "\n"
+    text = template("report.html").render(
+        report=report,
+        shown=shown,
+        with_true_identities=any(s.true_identities is not None for s in report.metrics),
+        categories=categories,
+        category_sets=[s for s in report.metrics if s.per_category],
+        curves=[(name, charts.curve(points, name)) for name, points in report.curves.items()],
+        sweep=sweep,
+        sweep_default=next((row for row in sweep if row.default), None),
+        sweep_params=list(dict.fromkeys(key for row in sweep for key in row.params)),
+        sweep_charts=_sweep_charts(sweep, report.sweep_metric),
+        sweep_parallel=sweep_charts.parallel(runs, report.sweep_metric),
+        sweep_importance=sweep_charts.bars(sweep_charts.importance(runs)),
+        videos=sorted(report.videos, key=_badness),
+        video_columns=_video_columns(report.videos),
+        strips=[strip.embedded() for strip in report.strips],
+        reject_columns=list(dict.fromkeys(key for row in report.rejects for key in row)),
+        config_text=json.dumps(report.config, indent=2, default=str) if report.config else "",
     )
+    return text.strip() + "\n"
 
 
 def _sweep_charts(sweep: Sequence[SweepRow], metric: str) -> list[tuple[str, Markup]]:
@@ -204,17 +201,9 @@ def _sweep_charts(sweep: Sequence[SweepRow], metric: str) -> list[tuple[str, Mar
 
 def _video_columns(videos: Sequence[VideoRow]) -> list[tuple[str, str]]:
     """(field, heading) of the columns in which any row has something to say."""
-    headings = {
-        "set_name": "set",
-        "name": "video",
-        "ap": "AP",
-        "tracks": "tracks",
-        "truth": "true instances",
-        "switches": "identity switches",
-    }
     return [
         (key, heading)
-        for key, heading in headings.items()
+        for key, heading in _VIDEO_COLUMNS.items()
         if any(getattr(row, key) not in (None, "") for row in videos)
     ]
 
@@ -240,9 +229,7 @@ def _value(value: Any) -> str:
     """A table's cell: None is a dash, a number is short."""
     if value is None or value == "":
         return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @functools.cache

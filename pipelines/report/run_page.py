@@ -8,18 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.report import gallery
 from pipelines.report import page as report_page
+from pipelines.report.gallery import pictures
 from pipelines.report.page import MetricSet, Report, SweepRow, VideoRow
 from pipelines.report.strips import Strip
 from pipelines.sources import annotations as annotation_files
-from pipelines.sources.annotations import Dataset
 from pipelines.storage import layout, manifest, stored
-from pipelines.storage.reports import EvaluationReport, Selection
-from pipelines.storage.stored import StoredDetections
+from pipelines.storage.reports import EvaluationReport
 from pipelines.storage.sweep_report import SweepReport
-
-_PICTURES = 4  # videos shown in the report
 
 
 def write(
@@ -47,19 +43,24 @@ def write(
         report = EvaluationReport.read(folder)
         metrics += metric_sets(name, report)
         videos += video_rows(report, name)
-        shown = pictures(
-            _dataset(report.selection),
-            stored.read(folder / layout.DETECTIONS),
-            folder / layout.TRACKS,
-            report,
+        chosen = report.selection
+        dataset = annotation_files.read(
+            chosen.annotations, chosen.frames, video_ids=chosen.videos, stride=chosen.stride
         )
+        source = stored.read(folder / layout.DETECTIONS)
+        shown = pictures(dataset, source, folder / layout.TRACKS, report)
         strips += [replace(strip, title=f"{name}, {strip.title}") for strip in shown]
         rejects += [{"set": name, **row} for row in report.rejects]
-    facts: dict[str, Any] = {}
-    config: Mapping[str, Any] = {}
+    page = Report(
+        title=title,
+        metrics=metrics,
+        videos=videos,
+        strips=strips,
+        rejects=rejects,
+        commands=commands or {},
+    )
     if training is not None:
         made = manifest.read(training, layout.TRAIN)
-        config = made.config["config"]
         facts = {
             "training steps": made.extra["steps"],
             "workers": made.extra["workers"],
@@ -67,40 +68,23 @@ def write(
             "started from": made.config["weights"] or "random weights",
             "code": made.code_version,
         }
-    return report_page.write(
-        path,
-        Report(
-            title=title,
-            facts=facts,
-            config=config,
-            metrics=metrics,
-            curves=_curves(training) if training is not None else {},
-            **_sweep_part(swept),
-            videos=videos,
-            strips=strips,
-            rejects=rejects,
-            commands=commands or {},
-        ),
-    )
+        config = made.config["config"]
+        page = replace(page, facts=facts, config=config, curves=_curves(training))
+    if swept is not None:
+        manifest.read(swept, layout.SWEEP)
+        found = SweepReport.from_dict(manifest.load_json(swept / layout.REPORT))
+        page = replace(page, **sweep_part(found, swept.name))
+    return report_page.write(path, page)
 
 
 def metric_sets(name: str, report: EvaluationReport) -> list[MetricSet]:
     """The metrics of an evaluation for the page; none where there was no truth."""
     if not report.metrics:
         return []
-    return [
-        MetricSet(
-            name=name,
-            stats=report.metrics,
-            true_identities=report.true_identities["AP"],
-            per_category={
-                row.name: row.stats
-                for row in report.per_category
-                if row.stats["AP"] >= 0  # the others have no true instance here
-            },
-            note=f"{report.videos} videos",
-        )
-    ]
+    # A category without AP has no true instance here.
+    shown = {row.name: row.stats for row in report.per_category if row.stats["AP"] >= 0}
+    best, note = report.true_identities["AP"], f"{report.videos} videos"
+    return [MetricSet(name, report.metrics, best, shown, note)]
 
 
 def video_rows(report: EvaluationReport, set_name: str = "") -> list[VideoRow]:
@@ -118,21 +102,6 @@ def video_rows(report: EvaluationReport, set_name: str = "") -> list[VideoRow]:
     ]
 
 
-def pictures(
-    dataset: Dataset, source: StoredDetections, tracks: Path, report: EvaluationReport
-) -> list[Strip]:
-    """A few videos for the page, from the worst to the best; without truth, the first ones."""
-    chosen = gallery.choose(report.per_video, _PICTURES)
-    if not report.per_video:
-        chosen = [video.video_id for video in source.videos[:_PICTURES]]
-    notes = {
-        row.video_id: f"AP {100 * row.stats['AP']:.1f}, {row.tracks} tracks for {row.truth} "
-        f"instances, {row.switches} identity switches"
-        for row in report.per_video
-    }
-    return gallery.strips(dataset, source, tracks, chosen, notes)
-
-
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Loss curves of a finished training directory: name → [(step, value), ...]."""
     manifest.read(path, layout.TRAIN)
@@ -144,7 +113,7 @@ def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def sweep_part(found: SweepReport, name: str) -> dict[str, Any]:
-    """What a page says of a sweep, as fields of Report. name: of the sweep in the page"""
+    """What a page says of a sweep of this name, as fields of Report."""
     return {
         "sweep": sweep_rows(found),
         "sweep_metric": found.objective,
@@ -196,21 +165,3 @@ def _curves(training: Path) -> dict[str, list[tuple[int, float]]]:
     named = curves(training)
     losses = [name for name in named if name.startswith("loss_") and not name[-1].isdigit()]
     return {name: named[name] for name in ("loss", *losses, "gradient_norm")}
-
-
-def _dataset(selection: Selection) -> Dataset:
-    return annotation_files.read(
-        selection.annotations,
-        selection.frames,
-        video_ids=selection.videos,
-        stride=selection.stride,
-    )
-
-
-def _sweep_part(swept: Path | None) -> dict[str, Any]:
-    """The part of a finished sweep; nothing without one."""
-    if swept is None:
-        return {}
-    manifest.read(swept, layout.SWEEP)
-    found = SweepReport.from_dict(manifest.load_json(swept / layout.REPORT))
-    return sweep_part(found, swept.name)

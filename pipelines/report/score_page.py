@@ -36,24 +36,30 @@ MEANINGS: Final = {
     "all": "everything",
 }
 """Cause, or causes, that one fix takes away."""
-WORST: Final = 100
-"""Instances listed."""
 
+_STRICTNESSES: Final = {
+    "mean over IoU 0.50 to 0.95": range(len(IOU_THRESHOLDS)),
+    "IoU 0.50": [0],
+    "IoU 0.75": [5],
+}
+_WORST: Final = 100  # instances listed
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScorePage:
-    """All that the page shows."""
+    """All that the page shows.
+
+    categories: category_id -> name
+    videos:     video_id -> name, where videos have one
+    frames:     video_id -> file of each frame, where the truth says
+    """
 
     title: str
     methods: Sequence[FileMetrics]
     categories: Mapping[int, str]
-    """category_id -> name."""
     videos: Mapping[int, str] = field(default_factory=dict)
-    """video_id -> name, where videos have one."""
     frames: Mapping[int, Sequence[str]] = field(default_factory=dict)
-    """video_id -> file of each frame, where the truth says."""
     config: AnalysisConfig = field(default_factory=AnalysisConfig)
     differences: Sequence[Compared] = ()
     pictures: Sequence[Picture] = ()
@@ -128,8 +134,9 @@ def _pictures(
         scores.truth,
         lambda results: [results.tracks(i.video_id, page.config) for i in chosen],
     )
-    drawn = [
-        score_pictures.draw(
+    out = []
+    for instance, of_video in zip(chosen, tracks, strict=True):
+        strip = score_pictures.draw(
             instance,
             scores.truth.videos[instance.video_id],
             *of_video,
@@ -137,18 +144,10 @@ def _pictures(
             page.categories,
             page.videos[instance.video_id],
         )
-        for instance, of_video in zip(chosen, tracks, strict=True)
-    ]
-    return [
-        Picture(
-            method=found.name,
-            place=place,
-            instance_id=instance.instance_id,
-            strip=replace(strip, title=f"{found.name}: {strip.title}"),
-        )
-        for instance, strip in zip(chosen, drawn, strict=True)
-        if strip is not None
-    ]
+        if strip is not None:
+            strip = replace(strip, title=f"{found.name}: {strip.title}")
+            out.append(Picture(found.name, place, instance.instance_id, strip))
+    return out
 
 
 def _video_name(video_id: int, truth: Truth) -> str:
@@ -160,7 +159,7 @@ def _video_name(video_id: int, truth: Truth) -> str:
 
 def render(page: ScorePage) -> str:
     """The page as one string of HTML."""
-    template = report.template("score.html", signed=_signed, share=_share, tracking=_tracking)
+    template = report.template("score.html", signed=_signed, share=_share, tracking=tracking)
     first = page.methods[0].metrics
     lengths = sorted({n for m in page.methods if m.oracles for n in m.oracles.clips})
     classes = [
@@ -180,8 +179,13 @@ def render(page: ScorePage) -> str:
             if name == "AP" or any(m.metrics.stats.get(name, -1.0) >= 0 for m in page.methods)
         ],
         tracking=list(dict.fromkeys(name for m in page.methods for name in m.shown_tracking)),
-        curves=curves(page.methods),
-        class_curves=class_curves(page.methods, classes) if len(classes) > 1 else [],
+        curves=[
+            (name, _precision_chart(page.methods, thresholds, None, name))
+            for name, thresholds in _STRICTNESSES.items()
+        ],
+        class_curves=[(name, _precision_chart(page.methods, [0], c, name)) for c, name in classes]
+        if len(classes) > 1
+        else [],
         classes=classes,
         lengths=lengths,
         oracle_chart=oracle_chart({m.name: m.oracles for m in page.methods if m.oracles})
@@ -190,38 +194,16 @@ def render(page: ScorePage) -> str:
         with_errors=any(m.errors for m in page.methods),
         meanings=list(MEANINGS.items()),
         causes=CAUSES,
-        worst=WORST,
+        worst=_WORST,
         pictures=[(picture, picture.strip.embedded()) for picture in page.pictures],
         linked={(p.method, p.instance_id) for p in page.pictures},
     )
 
 
-# ---- charts -------------------------------------------------------------------------------------
-
-
-def curves(methods: Sequence[FileMetrics]) -> list[tuple[str, Markup]]:
-    """Precision over recall at three strictnesses, mean over the classes with truth."""
-    chosen = {
-        "mean over IoU 0.50 to 0.95": list(range(len(IOU_THRESHOLDS))),
-        "IoU 0.50": [0],
-        "IoU 0.75": [5],
-    }
-    return [
-        (name, _precision_chart(methods, thresholds, None, name))
-        for name, thresholds in chosen.items()
-    ]
-
-
-def class_curves(
-    methods: Sequence[FileMetrics], classes: Sequence[tuple[int, str]]
-) -> list[tuple[str, Markup]]:
-    """Precision over recall at IoU 0.50, a chart for each class."""
-    return [(name, _precision_chart(methods, [0], c, name)) for c, name in classes]
-
-
 def _precision_chart(
     methods: Sequence[FileMetrics], thresholds: Sequence[int], category_id: int | None, name: str
 ) -> Markup:
+    """Precision over recall at these IoU thresholds, of one class or those with truth: the mean."""
     drawn = []
     for place, method in enumerate(methods):
         curve = method.metrics.precision[thresholds][..., 0, -1]  # (t, 101, K)
@@ -239,7 +221,7 @@ def _precision_chart(
 def oracle_chart(methods: Mapping[str, OracleExperiments], *, legend: bool = False) -> Markup:
     """AP over clip length, as the paper's Figures 1 and 3."""
     lengths = sorted({n for done in methods.values() for n in done.clips})
-    last = float(max(len(lengths) - 1, 0))
+    last = len(lengths) - 1.0
     drawn = []
     for place, (name, done) in enumerate(methods.items()):
         points = [(float(lengths.index(n)), 100 * ap) for n, ap in done.curve() if ap >= 0]
@@ -258,9 +240,6 @@ def oracle_chart(methods: Mapping[str, OracleExperiments], *, legend: bool = Fal
     )
 
 
-# ---- numbers ------------------------------------------------------------------------------------
-
-
 def _signed(value: float) -> str:
     """A difference of metrics as points of 100 with its sign."""
     return f"{100 * value + 0.0:+.1f}".replace("-0.0", "+0.0").replace("-", "−")
@@ -271,7 +250,7 @@ def _share(value: float) -> str:
     return f"{100 * min(max(value, 0.0), 1.0):.1f}"
 
 
-def _tracking(value: float | None) -> str:
+def tracking(value: float | None) -> str:
     """A tracking metric: a share as points of 100, a count as it is."""
     if value is None:
         return "–"

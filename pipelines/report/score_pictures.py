@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -23,14 +23,8 @@ _FRAMES = 5  # of a picture
 _DRAWN = 4  # tracks of the best scores in a picture, besides the instance's own
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """One instance over time.
-
-    method:      whose tracks are drawn
-    place:       of the method on the page
-    instance_id: of the data set
-    """
+class Picture(NamedTuple):
+    """One instance over time, with the tracks of a method; place: of the method on the page."""
 
     method: str
     place: int
@@ -40,14 +34,14 @@ class Picture:
 
 def chosen_instances(errors: ErrorShares) -> list[Instance]:
     """Instances worth a picture: the worst, not more than two of one video."""
-    of_video: dict[int, int] = {}
-    out: list[Instance] = []
+    of_video: Counter[int] = Counter()
+    out = []
     for instance in errors.instances:
-        count = of_video.get(instance.video_id, 0)
-        if instance.lost > 0 and count < 2 and len(out) < _PICTURES:
-            of_video[instance.video_id] = count + 1
-            out.append(instance)
-    return out
+        if instance.lost > 0:
+            of_video[instance.video_id] += 1
+            if of_video[instance.video_id] <= 2:
+                out.append(instance)
+    return out[:_PICTURES]
 
 
 def draw(
@@ -61,8 +55,7 @@ def draw(
 ) -> Strip | None:
     """One instance drawn on a few of its frames, the worst among them; None without readable ones.
 
-    truth:            of its video, with masks
-    entries, indices: results of this video, as of `clips.tracks_of`
+    entries, indices: results of its video, as of `clips.tracks_of`
     files:            image of each frame
     categories:       category_id -> name
     """
@@ -122,5 +115,4 @@ def _read(files: Sequence[Path], frame: int, size: tuple[int, int]) -> Image | N
     image = cv2.imread(str(files[frame]), cv2.IMREAD_COLOR)
     if image is None or image.shape[:2] != size:
         return None
-    rgb: Image = np.ascontiguousarray(image[..., ::-1])
-    return rgb
+    return np.ascontiguousarray(image[..., ::-1], np.uint8)

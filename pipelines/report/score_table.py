@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from idol.analysis.score_files import ScoredFiles
 from pipelines.report import score_page
+from pipelines.report.page import as_points
 
 
 def table(scores: ScoredFiles) -> str:
@@ -18,15 +19,14 @@ def table(scores: ScoredFiles) -> str:
         cells = []
         for found in files:
             value, interval = found.metrics.stats[name], found.intervals.get(name)
-            around = f" ({_points(interval.low)}–{_points(interval.high)})" if interval else ""
-            cells.append(f"{_points(value):>6}{around:<14}")
+            around = f" ({as_points(interval.low)}–{as_points(interval.high)})" if interval else ""
+            cells.append(f"{as_points(value):>6}{around:<14}")
         lines.append(f"{name:<20}" + "".join(f"{cell:<{width}}" for cell in cells))
-    tracking = dict.fromkeys(name for found in files for name in found.shown_tracking)
-    lines += _rows(
-        "Tracking",
-        {name: [_signed(found.shown_tracking.get(name)) for found in files] for name in tracking},
-        width,
-    )
+    tracking = {
+        name: [score_page.tracking(found.shown_tracking.get(name)) for found in files]
+        for name in dict.fromkeys(name for found in files for name in found.shown_tracking)
+    }
+    lines += _rows("Tracking", tracking, width)
     per_class = {
         scores.truth.categories[c]: [found.metrics.per_class[c]["AP"] for found in files]
         for c in files[0].metrics.categories
@@ -71,16 +71,4 @@ def _rows(title: str, rows: Mapping[str, Sequence[str]], width: int) -> list[str
 
 
 def _percent(rows: Mapping[str, Sequence[float]]) -> dict[str, list[str]]:
-    return {name: [_points(value) for value in values] for name, values in rows.items()}
-
-
-def _signed(value: float | None) -> str:
-    """A tracking metric: counts as they are; MOTSA may be negative, so -1 is no mark here."""
-    if value is None or isinstance(value, int):
-        return "–" if value is None else str(value)
-    return f"{100 * value:.1f}"
-
-
-def _points(value: float) -> str:
-    """A metric in percent; a dash for -1, which says that there is no such truth."""
-    return "–" if value < 0 else f"{100 * value:.1f}"
+    return {name: [as_points(value) for value in values] for name, values in rows.items()}

@@ -15,25 +15,24 @@ from idol.images import visualize
 
 Image = NDArray[np.uint8]
 
-IMAGE_WIDTH: Final = 420
-"""Pictures wider than this many pixels are shrunk, so that a page stays a few megabytes."""
-JPEG_QUALITY: Final = 85
+_IMAGE_WIDTH: Final = 420  # pixels; wider ones are shrunk, so that a page stays a few megabytes
+_JPEG_QUALITY: Final = 85
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Strip:
-    """Frames of one video side by side, predictions above the truth."""
+    """Frames of one video side by side, predictions above the truth.
+
+    predictions:  (H, W, 3) uint8 RGB each, masks and identities already drawn
+    truth:        the same frames with the truth drawn; or none
+    frame_labels: a word above each column, e.g. "frame 4"; or none
+    """
 
     title: str
-    """Whose frames these are."""
     predictions: Sequence[Image]
-    """(H, W, 3) uint8 RGB each, masks and identities already drawn."""
     truth: Sequence[Image] = ()
-    """The same frames with the truth drawn; or none."""
     frame_labels: Sequence[str] = ()
-    """A word above each column, e.g. "frame 4"; or none."""
     caption: str = ""
-    """What is to be seen."""
 
     def __post_init__(self) -> None:
         for name in ("truth", "frame_labels"):
@@ -73,35 +72,30 @@ def draw(
 
     pictures = []
     for image, frame in zip(images, frames, strict=True):
-        here = [
-            (identity, text, counts)
-            for identity, text, segmentations in tracks
-            if (counts := segmentations[frame]) is not None
-        ]
-        pictures.append(
-            visualize.overlay(
-                image,
-                resize.decode([counts for _, _, counts in here], size),
-                [identity for identity, _, _ in here],
-                [text for _, text, _ in here],
-            )
+        here = [track for track in tracks if track[2][frame] is not None]
+        masks = resize.decode(
+            [counts for _, _, rle in here if (counts := rle[frame]) is not None], size
         )
+        identities, texts = [n for n, _, _ in here], [text for _, text, _ in here]
+        pictures.append(visualize.overlay(image, masks, identities, texts))
     return pictures
 
 
-def data_uri(image: Image) -> str:
-    """An RGB picture as text that an <img> can show.
+def evenly(length: int, count: int) -> list[int]:
+    """Up to `count` different places of a sequence, from the first to the last."""
+    places: list[int] = np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+    return sorted(set(places))
 
-    Raises:
-        ValueError: it is not (H, W, 3) uint8.
-    """
+
+def data_uri(image: Image) -> str:
+    """A picture as text that an <img> can show. Raises: ValueError: not (H, W, 3) uint8."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
             f"a picture of a strip must be (H, W, 3) uint8 RGB, got {image.dtype}{image.shape}"
         )
     height, width = image.shape[:2]
-    if width > IMAGE_WIDTH:
-        size = (IMAGE_WIDTH, max(1, round(height * IMAGE_WIDTH / width)))
+    if width > _IMAGE_WIDTH:
+        size = (_IMAGE_WIDTH, max(1, round(height * _IMAGE_WIDTH / width)))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")

@@ -9,14 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
-from pipelines.report.charts import is_number, text
+from pipelines.report.charts import is_number, svg, text
 
-_WIDTH: Final = 760
-_HEIGHT: Final = 250
-_SIDE: Final = 54
-_TOP: Final = 34
-_BOTTOM: Final = 26
+_WIDTH, _HEIGHT = 760, 250
+_SIDE, _TOP, _BOTTOM = 54, 34, 26
 _LINES: Final = 300  # of the best and the worst alike; more would be one grey field
 _BINS: Final = 6  # of a field of numbers
 _BAR: Final = 22  # height of one bar with its gap
@@ -24,13 +22,7 @@ _BAR: Final = 22  # height of one bar with its gap
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One configuration.
-
-    values:  field -> value
-    score:   what is maximised
-    best:    whether it is the best
-    default: whether it is the one without a sweep
-    """
+    """One configuration: field -> value, what is maximised, and what it is."""
 
     values: Mapping[str, Any]
     score: float
@@ -51,46 +43,34 @@ def parallel(runs: Sequence[Run], metric: str) -> Markup:
     axes.append(_Axis.of(metric, [run.score for run in runs]))
     gap = (_WIDTH - 2 * _SIDE) / (len(axes) - 1)
     across = [_SIDE + n * gap for n in range(len(axes))]
-    head = '<svg class="chart wide" viewBox="0 0 {} {}" role="img" aria-label="{}">'
-    parts = [
-        Markup(head).format(
-            _WIDTH, _HEIGHT, f"{len(runs)} configurations over {', '.join(fields)} and {metric}"
-        )
-    ]
-    shares = _shares([run.score for run in runs])
-    shown = sorted(zip(runs, shares, strict=True), key=lambda pair: pair[0].score)
+    parts = []
+    # The share is by rank, 1 for the best: one outlier must not make all others equal.
+    ranked = sorted(runs, key=lambda run: run.score)
+    shown = [(run, n / max(1, len(runs) - 1)) for n, run in enumerate(ranked)]
     if len(shown) > _LINES:
         shown = [shown[round(i)] for i in np.linspace(0, len(shown) - 1, _LINES)]
         shown += [(run, 1.0) for run in runs if run.best or run.default]
     # The marked ones last, on top of the others.
     for run, share in sorted(shown, key=lambda pair: (pair[0].best, pair[0].default, pair[1])):
         row = [run.values.get(field) for field in fields] + [run.score]
-        points = " ".join(
-            f"{x:.1f},{axis.up(value):.1f}"
-            for x, axis, value in zip(across, axes, row, strict=True)
-        )
+        heights = [axis.up(value) for axis, value in zip(axes, row, strict=True)]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, heights, strict=True))
         kind = "best" if run.best else "default" if run.default else "trial"
         title = f"{metric} {_short(run.score)}: " + ", ".join(
             f"{field} {_short(run.values.get(field))}" for field in fields
         )
-        parts.append(
-            Markup(
-                '<polyline class="run {}" style="--share: {:.0f}%" points="{}"><title>{}</title>'
-                "</polyline>"
-            ).format(kind, 100 * share, points, title)
-        )
+        line = '<polyline class="run {}" style="--share: {:.0f}%" points="{}"><title>{}</title>'
+        parts.append(Markup(line + "</polyline>").format(kind, 100 * share, points, title))
     for n, (x, axis) in enumerate(zip(across, axes, strict=True)):
-        parts.append(
-            Markup('<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>').format(
-                _TOP, _HEIGHT - _BOTTOM, x=x
-            )
-        )
+        line = Markup('<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>')
+        parts.append(line.format(_TOP, _HEIGHT - _BOTTOM, x=x))
         # Names take turns in height, so that neighbours do not run into one another.
         name_at = (2.0, "start") if n == 0 else (x, "middle")
         parts.append(text(name_at[0], 12 if n % 2 else 26, axis.name, name_at[1]))
         for y, words in axis.ticks():
             parts.append(text(x + 4, y + 3.5, words, "start"))
-    return Markup("").join([*parts, Markup("</svg>")])
+    label = f"{len(runs)} configurations over {', '.join(fields)} and {metric}"
+    return svg((_WIDTH, _HEIGHT), label, parts, "chart wide")
 
 
 def importance(runs: Sequence[Run]) -> list[tuple[str, float]]:
@@ -106,13 +86,11 @@ def importance(runs: Sequence[Run]) -> list[tuple[str, float]]:
     found = []
     for field in _varying(runs):
         groups = _groups([run.values.get(field) for run in runs])
-        count = len(set(groups.tolist()))
+        members = [groups == g for g in np.unique(groups)]
+        count = len(members)
         if spread <= 0 or len(runs) <= count:
             continue
-        between = sum(
-            (groups == g).sum() * (scores[groups == g].mean() - scores.mean()) ** 2
-            for g in set(groups.tolist())
-        )
+        between = sum(m.sum() * (scores[m].mean() - scores.mean()) ** 2 for m in members)
         within = (spread - between) / (len(runs) - count)
         # Epsilon squared: the expectation of pure chance is taken off.
         found.append((field, max(0.0, float((between - (count - 1) * within) / spread))))
@@ -123,22 +101,15 @@ def bars(shares: Sequence[tuple[str, float]]) -> Markup:
     """Shares in [0, 1] as horizontal bars with their names."""
     if not shares:
         return Markup("")
-    height = _BAR * len(shares) + 6
-    parts = [
-        Markup('<svg class="chart" viewBox="0 0 360 {}" role="img" aria-label="{}">').format(
-            height, ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares)
-        )
-    ]
+    parts = []
+    bar = Markup('<rect class="share" x="140" y="{}" width="{:.1f}" height="{}"/>')
     for n, (name, share) in enumerate(shares):
         y = _BAR * n + 4
         parts.append(text(134, y + 12, name, "end"))
-        parts.append(
-            Markup('<rect class="share" x="140" y="{}" width="{:.1f}" height="{}"/>').format(
-                y, 1 + 175 * share, _BAR - 7
-            )
-        )
+        parts.append(bar.format(y, 1 + 175 * share, _BAR - 7))
         parts.append(text(146 + 175 * share, y + 12, f"{100 * share:.0f} %", "start"))
-    return Markup("").join([*parts, Markup("</svg>")])
+    label = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares)
+    return svg((360, _BAR * len(shares) + 6), label, parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,21 +148,14 @@ def _varying(runs: Sequence[Run]) -> list[str]:
     return [f for f in fields if len({str(run.values.get(f)) for run in runs}) > 1]
 
 
-def _groups(values: Sequence[Any]) -> np.ndarray[Any, Any]:
+def _groups(values: Sequence[Any]) -> NDArray[np.intp]:
     """A whole number per value: equal values alike, many numbers in a few groups."""
     keys = [str(v) for v in values]
     if len(set(keys)) > _BINS and all(is_number(v) for v in values):
         numbers = np.array([float(v) for v in values])
         edges = np.quantile(numbers, np.linspace(0, 1, _BINS + 1)[1:-1])
         return np.asarray(np.searchsorted(edges, numbers, side="right"))
-    number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
-    return np.array([number[key] for key in keys])
-
-
-def _shares(scores: Sequence[float]) -> list[float]:
-    """0 for the worst, 1 for the best, by rank: one outlier must not make all others equal."""
-    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable")
-    return [float(r) / max(1, len(scores) - 1) for r in ranks]
+    return np.unique(keys, return_inverse=True)[1]
 
 
 def _short(value: Any) -> str:

@@ -17,7 +17,7 @@ from idol.network.model import IDOL
 from idol.ytvis.truth import Truth
 from pipelines import cluster
 from pipelines import configuration as configurations
-from pipelines.report import experiment_log, page, run_page
+from pipelines.report import experiment_log, gallery, page, run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset
@@ -138,7 +138,7 @@ def run(
             f"{', '.join(dataset.sources)}",
             metrics=run_page.metric_sets(out.name, report),
             videos=run_page.video_rows(report),
-            strips=run_page.pictures(dataset, source, out / TRACKS, report),
+            strips=gallery.pictures(dataset, source, out / TRACKS, report),
             rejects=rejects,
             config=report.config,
         ),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from idol.analysis import clips
+from idol.analysis.clips import Part
 from idol.config import AnalysisConfig
 from idol.evaluation import average_precision
 from idol.masks.resize import decode
@@ -204,13 +205,13 @@ def test_a_pair_below_the_threshold_is_not_joined() -> None:
 def test_a_pixel_belongs_where_half_of_the_clips_have_it() -> None:
     known = video(1, moving(1, 0))
     parts = [
-        clips.part(track)
+        Part(track, track.clip.frames)
         for masks in ((0, 9), (5, 14), (8, 20))
         for track in clips.tracks_of([entry(0.9, [strip(*masks)])], [0], known)
     ]
-    ((_, two),) = clips.joined_entries([parts[:2]], 1, 1)
+    (two,) = clips.joined_entries([parts[:2]], 1, 1)
     assert pixels(two["segmentations"][0]) == list(range(15))
-    ((_, three),) = clips.joined_entries([parts], 1, 1)
+    (three,) = clips.joined_entries([parts], 1, 1)
     assert pixels(three["segmentations"][0]) == list(range(5, 15))
 
 
@@ -222,7 +223,8 @@ def test_clips_that_cover_a_frame_without_a_mask_have_a_vote() -> None:
         entry(0.9, [strip(0, 9), None], category_id=2),
     ]
     first, second = clips.tracks_of(rows, range(3), known)
-    ((_, made), _) = clips.joined_entries([[clips.part(t) for t in (first, second, second)]], 1, 2)
+    parts = [Part(t, t.clip.frames) for t in (first, second, second)]
+    made, _ = clips.joined_entries([parts], 1, 2)
     assert [pixels(m) for m in made["segmentations"]] == [list(range(10)), []]
     assert made["segmentations"][1] is None
 
@@ -234,10 +236,10 @@ def test_scores_are_means_over_frames_and_classes_no_more_than_a_part_had() -> N
         entry(0.9, [masks[0], masks[1], masks[2], None]),
         entry(0.5, [None, None, None, masks[3]], category_id=2),
     ]
-    parts = [clips.part(t) for t in clips.tracks_of(rows, range(2), known)]
+    parts = [Part(t, t.clip.frames) for t in clips.tracks_of(rows, range(2), known)]
     # Class 1: 0.9 over 3 of 4 frames. Class 2: 0.5 over 1 of 4, and no part had two classes.
-    ((position, made),) = clips.joined_entries([parts], 1, 4)
-    assert (position, made["category_id"]) == (0, 1)
+    (made,) = clips.joined_entries([parts], 1, 4)
+    assert made["category_id"] == 1
     assert made["score"] == pytest.approx(0.675)
 
 
