@@ -52,11 +52,9 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOutFold:
-    """One fold: its number of videos, and what was best on the other folds.
+    """One fold: its number of videos, and the values that were best on the other folds.
 
-    value:  of the objective on the fold's videos, with these values
-    base:   the same without the sweep
-    values: swept field -> value
+    value, base: of the objective on the fold's videos, with these values and without the sweep
     """
 
     videos: int
@@ -82,9 +80,9 @@ class HeldOutDifference:
 class HeldOut:
     """Cross-validation: the value of choosing, on videos that had no say in the choice.
 
-    value:         of the objective, each fold scored with what was best on the others
-    base:          of the objective without the sweep
-    confidence:    of the intervals [low, high] over draws of videos; None where no draw has truth
+    value:      of the objective, each fold scored with what was best on the others
+    base:       of the objective without the sweep
+    confidence: of the intervals [low, high] over draws of videos; None where no draw has truth
     """
 
     value: float
@@ -100,14 +98,11 @@ class HeldOut:
 class SweepReport:
     """report.json of a sweep.
 
-    objective: what was maximised
-    budget:    of a trial that was not stopped early
-    unit:      of budgets: videos or steps
-    best:      index of the best trial
-    trials:    the trial with the largest budget of each configuration, in the order of the search;
-               the base is the first, listed with its own values of the swept fields
-    held_out:  None without cross-validation
-    failed:    configurations that were left out
+    budget: of a trial that was not stopped early
+    unit:   of budgets: videos or steps
+    best:   index of the best trial
+    trials: the trial with the largest budget of each configuration, in the order of the search;
+            the base is the first, listed with its own values of the swept fields
     """
 
     objective: str

@@ -16,10 +16,9 @@ from pipelines.storage.layout import PAGE, REPORT
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.sweep_report import SweepReport, Trial
 from pipelines.sweep import space, workers
-from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Space
-from pipelines.sweep.workers import Workload
+from pipelines.sweep.workers import Ledger, Workload
 
 BEST = "best.json"
 FILES = {"best": BEST, "table": REPORT, "page": PAGE}
@@ -34,9 +33,8 @@ _CHILD_RUNS = 50  # of the best trials, in the experiment log; report.json has a
 class Sweep:
     """What is asked for.
 
-    base:   the configuration whose fields are replaced, and that is compared with
-    space:  "section.field" -> values
-    search: how to search, and for what
+    base:  the configuration whose fields are replaced, and that is compared with
+    space: "section.field" -> values
     """
 
     base: TrackerConfig | Config
@@ -87,8 +85,7 @@ def search(
     """Try what the ledger lacks.
 
     returns: the best trial, the first of equals (so the base where nothing beats it); the report
-    Raises: PipelineError: workers gave up, or there is nothing to compare: some configurations may
-            fail, but not the base, and not all others.
+    Raises: PipelineError: workers gave up, or the base or all others failed.
     """
     failed, errors = workers.run(wanted.space, wanted.search, workload, ledger, processes=processes)
     trials = ledger.furthest()
@@ -127,27 +124,29 @@ def finish(
 ) -> Manifest:
     """Write report.json, best.json, the page, the experiment log, and the manifest.
 
-    name:   of the sweep in the page
-    best:   what best.json holds besides trials
-    log_to: folder of the MLflow file; default: the sweep's own
+    name: of the sweep in the page
+    best: what best.json holds besides trials
     """
     table = report.to_dict()
-    summary = {
-        "objective": report.objective,
-        "best": table["trials"][report.best],
-        "base": table["trials"][0],
-    }
+    listed = table["trials"]
+    summary = {"objective": report.objective, "best": listed[report.best], "base": listed[0]}
     counts = {"configurations": len(report.trials), "failed": len(report.failed)}
     extra = {**summary, "held_out": table["held_out"], **counts}
     if report.unit == "videos":  # a training is judged by videos that it has not seen anyway
         summary["held_out"] = table["held_out"]
+    left_out = f", {len(report.failed)} left out" if report.failed else ""
+    best_value, base_value = report.trials[report.best].value, report.trials[0].value
+    sentence = (
+        f"{len(report.trials)} configurations of {report.budget} {report.unit}{left_out}; "
+        f"best {report.objective} {100 * best_value:.1f}, without the sweep {100 * base_value:.1f}"
+    )
     manifest.commit_json(table, output.path / REPORT)
     manifest.commit_json({**best, **summary}, output.path / BEST)
     page.write(
         output.path / PAGE,
         page.Report(
             title=title,
-            summary=_sentence(report),
+            summary=sentence,
             config=summary | {"failed": table["failed"]},
             commands=commands or {},
             **run_page.sweep_part(report, name),
@@ -157,15 +156,6 @@ def finish(
     return output.finish(rows=len(report.trials), extra=extra)
 
 
-def _sentence(report: SweepReport) -> str:
-    best, base = report.trials[report.best], report.trials[0]
-    left_out = f", {len(report.failed)} left out" if report.failed else ""
-    return (
-        f"{len(report.trials)} configurations of {report.budget} {report.unit}{left_out}; "
-        f"best {report.objective} {100 * best.value:.1f}, without the sweep {100 * base.value:.1f}"
-    )
-
-
 def _log(place: Path, output: Output, report: SweepReport, counts: Mapping[str, int]) -> None:
     """One MLflow run for the sweep, with a child for each of its best trials."""
     numbers: dict[str, float] = {
@@ -173,9 +163,8 @@ def _log(place: Path, output: Output, report: SweepReport, counts: Mapping[str, 
         f"base/{report.objective}": report.trials[0].value,
         **counts,
     }
-    if report.held_out is not None:
-        numbers["held_out/best"] = report.held_out.value
-        numbers["held_out/base"] = report.held_out.base
+    if (held_out := report.held_out) is not None:
+        numbers |= {"held_out/best": held_out.value, "held_out/base": held_out.base}
     with experiment_log.run(place, f"sweep {output.path.name}", output.config) as run:
         run.metrics(numbers)
         run.artifacts(*(output.path / file for file in FILES.values()))

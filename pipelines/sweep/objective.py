@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idol.analysis import intervals
-from idol.arrays import Floats
+from idol.arrays import Floats, Ints
 from idol.evaluation import average_precision, tracking_draws, tracking_metrics
 from idol.evaluation.matching import OCCLUSION_RANGES, VideoMatches
 from idol.evaluation.tracking_metrics import VideoTracking
@@ -27,11 +26,7 @@ _TERM = re.compile(r"^(?:([0-9.]+)\s*\*\s*)?([A-Za-z0-9_]+)$")
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A weighted sum of metrics.
-
-    name:    as the user wrote it
-    weights: metric -> weight
-    """
+    """A weighted sum of metrics, with its name as the user wrote it; weights: metric -> weight."""
 
     name: str
     weights: dict[str, float]
@@ -43,23 +38,20 @@ class Objective:
 
     def of(self, stats: dict[str, float]) -> float:
         """The value of these metrics; -1 where one of them has no truth to score against."""
-        values = [stats[name] for name in self.weights]
-        if min(values) < 0:
+        if min(stats[name] for name in self.weights) < 0:
             return -1.0
-        return sum(w * v for w, v in zip(self.weights.values(), values, strict=True))
+        return sum(weight * stats[name] for name, weight in self.weights.items())
 
     def of_draws(
         self,
         matches: Sequence[VideoMatches],
         counts: Sequence[VideoTracking],
-        weights: NDArray[np.int64],
+        weights: Ints,
     ) -> Floats:
-        """The value of many draws of V videos at once.
+        """The values of B draws of V videos: (B,), NaN where a draw has no truth.
 
-        matches: of V videos
         counts:  of V videos; () where no tracking metric is needed
         weights: (B, V) how often a draw has each video, by ascending video ids
-        returns: (B,), NaN where a draw has no truth
         """
         scores = intervals.scores_of_draws(matches, weights, only=self.weights)
         if self.tracking:

@@ -1,7 +1,7 @@
 """Which configuration to try next: grid, random or Bayesian search, with successive halving.
 
-It does not use Ray: workers ask `Search.next` for a configuration and tell `Search.tell` its value.
-One search serves any number of workers at once, and goes on from the trials of an earlier run.
+Without Ray: workers ask `Search.next` for a configuration and tell `Search.tell` its value. One
+search serves any number of workers, and goes on from the trials of an earlier run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from pipelines.storage.sweep_report import Configuration, Failure, Trial
 from pipelines.sweep import space as search_space
-from pipelines.sweep.space import Choices, Dimension, Space
+from pipelines.sweep.space import Choices, Dimension, Range, Space
 
 DEATHS: Final = 2
 """A configuration is left out once its process has died so many times."""
@@ -45,15 +45,12 @@ class SearchConfig:
     """Of draws, of folds, and of the order of the videos in halving."""
 
     def __post_init__(self) -> None:
-        for name in ("samples", "first_rung"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.folds < 0 or self.folds == 1:
-            raise ValueError(f"folds must be 0 (none) or 2 and more, got {self.folds}")
-        if self.halving < 0 or self.halving == 1:
-            raise ValueError(f"halving must be 0 (off) or 2 and more, got {self.halving}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")
+        for name, least in (("samples", 1), ("first_rung", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        for name, off in (("folds", "none"), ("halving", "off")):
+            if (value := getattr(self, name)) < 0 or value == 1:
+                raise ValueError(f"{name} must be 0 ({off}) or 2 and more, got {value}")
 
     def planned(self, space: Space) -> int:
         """Number of configurations, with the base.
@@ -102,8 +99,6 @@ class Search:
     ) -> None:
         """Start, or go on.
 
-        space:    field -> its values
-        config:   how to search
         budget:   videos of the data set, or steps of a whole training
         identify: gives the hash of the configuration with these values ({}: the base); raises
                   ValueError for values that do not go together
@@ -117,11 +112,9 @@ class Search:
         self._refused: dict[str, str] = {}
         self._at_work: dict[str, tuple[Progress, int]] = {}
         self._again: list[tuple[Progress, int]] = []
-        base = self._add(Configuration(number=0, hash=identify({}), values={}))
+        base = self._known(0, identify({}), {})
         for trial in known:
-            found = self.progress.get(trial.hash) or self._add(
-                Configuration(number=trial.number, hash=trial.hash, values=trial.values)
-            )
+            found = self._known(trial.number, trial.hash, trial.values)
             found.results[trial.budget] = trial.value
         if self.rungs[-1] not in base.results:
             self._again.append((base, self.rungs[-1]))
@@ -132,12 +125,11 @@ class Search:
         """A worker starts, or starts again: the configuration it had is to be tried again."""
         if worker not in self._at_work:
             return
-        lost, budget = self._at_work[worker]
+        lost, budget = self._at_work.pop(worker)
         lost.deaths += 1
         if lost.deaths >= DEATHS:
-            self.fault(worker, f"its process died {lost.deaths} times")
+            lost.failed = f"its process died {lost.deaths} times"
         else:
-            del self._at_work[worker]
             self._again.append((lost, budget))
 
     def next(self, worker: str) -> tuple[Configuration, int] | None:
@@ -159,8 +151,16 @@ class Search:
 
     def fault(self, worker: str, reason: str) -> None:
         """The worker's configuration cannot be tried: it is left out."""
-        progress, _ = self._at_work.pop(worker)
-        progress.failed = reason
+        self._at_work.pop(worker)[0].failed = reason
+
+    def exchange(
+        self, worker: str, value: float | None
+    ) -> tuple[tuple[Configuration, int] | None, bool]:
+        """`tell` the value where there is one, then `next`; and whether the search is over."""
+        if value is not None:
+            self.tell(worker, value)
+        asked = self.next(worker)
+        return asked, asked is None and self.over
 
     @property
     def over(self) -> bool:
@@ -180,11 +180,10 @@ class Search:
             *(Failure(values=json.loads(v), reason=r) for v, r in self._refused.items()),
         ]
 
-    def _add(self, configuration: Configuration) -> Progress:
-        found = self.progress[configuration.hash] = Progress(configuration)
-        return found
-
-    # ---- proposals
+    def _known(self, number: int, name: str, values: dict[str, Any]) -> Progress:
+        """The configuration with this hash, added where it is new."""
+        new = Progress(Configuration(number=number, hash=name, values=values))
+        return self.progress.setdefault(name, new)
 
     def _proposed(self) -> tuple[Progress, int] | None:
         """A new configuration for the first rung."""
@@ -197,8 +196,7 @@ class Search:
         if self.config.method == "grid":
             # Known and refused combinations are numbered too: a number is a place of the grid.
             for number, values in enumerate(search_space.combinations(self._space), start=1):
-                found = self._new(number, values)
-                if found is not None:
+                if (found := self._new(number, values)) is not None:
                     yield found
             return
         while len(self.progress) - 1 < self.config.samples:
@@ -224,11 +222,7 @@ class Search:
         except ValueError as error:
             self._refused[json.dumps(values)] = str(error)
             return None
-        if name in self.progress:
-            return None
-        return self._add(Configuration(number=number, hash=name, values=values))
-
-    # ---- halving
+        return None if name in self.progress else self._known(number, name, values)
 
     def _promotable(self, *, at_the_end: bool = False) -> tuple[Progress, int] | None:
         """A configuration among the best of its rung, and its next budget (ASHA).
@@ -247,19 +241,18 @@ class Search:
 
     def _ranked(self, budget: int) -> list[Progress]:
         """What has a value at this budget, best first; the base does not take part."""
-        there = [p for p in self.progress.values() if budget in p.results]
-        competing = [p for p in there if p.configuration.number > 0]
-        return sorted(competing, key=lambda p: (-p.results[budget], p.configuration.number))
+        competing = (p for p in self.progress.values() if p.configuration.number > 0)
+        there = (p for p in competing if budget in p.results)
+        return sorted(there, key=lambda p: (-p.results[budget], p.configuration.number))
 
 
 def suggest(space: Space, known: Sequence[Progress], budget: int, seed: int) -> dict[str, Any]:
     """Values that Optuna would try next: a pure function of its arguments.
 
-    The study is made again for every question, so a killed process loses nothing. Configurations
-    that were stopped early are Optuna's pruned trials, which count by their last rung.
+    The study is made again for every question, so a killed process loses nothing.
 
     known:  configurations with results, at work, or left out
-    budget: the whole one; a result with less counts as stopped early
+    budget: the whole one; with less a configuration is one of Optuna's pruned trials
     seed:   another one for each question
     """
     optuna = _optuna()
@@ -272,13 +265,17 @@ def suggest(space: Space, known: Sequence[Progress], budget: int, seed: int) -> 
         if progress.configuration.values.keys() != space.keys():
             continue  # the base, whose values may lie outside the space
         params = {key: _category(value) for key, value in progress.configuration.values.items()}
+        outcome = _outcome(progress, budget)
         study.add_trial(
-            optuna.trial.create_trial(
-                params=params, distributions=distributions, **_outcome(progress, budget)
-            )
+            optuna.trial.create_trial(params=params, distributions=distributions, **outcome)
         )
     drawn = study.ask(distributions).params
-    return {key: _value(dimension, drawn[key]) for key, dimension in space.items()}
+    return {
+        key: dimension.rounded(drawn[key])
+        if isinstance(dimension, Range)
+        else next(value for value in dimension.values if _category(value) == drawn[key])
+        for key, dimension in space.items()
+    }
 
 
 def _outcome(progress: Progress, budget: int) -> dict[str, Any]:
@@ -305,13 +302,6 @@ def _distribution(dimension: Dimension) -> Any:
 def _category(value: Any) -> Any:
     """Optuna's categories are simple values: a list or mapping becomes text."""
     return json.dumps(value) if isinstance(value, list | dict) else value
-
-
-def _value(dimension: Dimension, drawn: Any) -> Any:
-    """The value of Optuna's parameter, rounded as Range.draw does."""
-    if isinstance(dimension, Choices):
-        return next(value for value in dimension.values if _category(value) == drawn)
-    return dimension.rounded(drawn)
 
 
 @functools.cache

@@ -66,10 +66,8 @@ def parse(assignments: Iterable[str], base: Config, sections: Sequence[str]) -> 
     """["tracker.tau=0,0.5,1", "tracker.match_threshold=0.3..0.8"] -> field -> checked values.
 
     A range is LOW..HIGH or LOW..HIGH:log, of whole numbers where the field is one. A field without
-    "=" gets its usual values.
+    "=" gets its usual values. Every value must fit into base.
 
-    base:     the configuration whose fields are replaced: every value must fit into it
-    sections: the sections that can be swept here
     Raises: ValueError: another section, an unknown field, a bad or repeated value.
     """
     space: Space = {}
@@ -114,8 +112,7 @@ def combinations(space: Space) -> Iterator[dict[str, Any]]:
             "values (a,b,c), or choose --search random or bayes."
         )
     lists = [d.values for d in space.values() if isinstance(d, Choices)]
-    for combination in itertools.product(*lists):
-        yield dict(zip(space, combination, strict=True))
+    yield from (dict(zip(space, values, strict=True)) for values in itertools.product(*lists))
 
 
 def draw(space: Space, seed: int, number: int) -> dict[str, Any]:
@@ -125,11 +122,7 @@ def draw(space: Space, seed: int, number: int) -> dict[str, Any]:
 
 
 def applied(base: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration with these values.
-
-    values: "section.field" -> value
-    Raises: ValueError: the values do not go together.
-    """
+    """The configuration with {"section.field": value}; ValueError: they do not go together."""
     return override(base, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 
@@ -139,7 +132,7 @@ def without_section(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def value_of(config: Config, key: str) -> Any:
-    """The value of a field, as plain JSON types. key: "section.field" """
+    """The value of "section.field", as plain JSON types."""
     node: Any = to_dict(config)
     for part in key.split("."):
         node = node[part]
@@ -168,13 +161,12 @@ def association(config: TrackerConfig) -> Space:
     """The numbers that matter most for a tracker of this kind, with their usual ranges."""
     fields = ["match_threshold", "new_threshold", "score_threshold", "memory_lifetime"]
     fields += ["mask_nms", "class_score_threshold"]
-    of_weighting = {
-        "paper": ["tau", "memory_length"],
-        "released": ["memory_length"],
-        "momentum": ["momentum"],
-        "similarity_guided": ["memory_length"],
-    }
-    fields += of_weighting.get(config.weighting, [])
+    if config.weighting == "paper":
+        fields.append("tau")
+    if config.weighting in {"paper", "released", "similarity_guided"}:
+        fields.append("memory_length")
+    if config.weighting == "momentum":
+        fields.append("momentum")
     if config.similarity == "multi_cue":
         fields.remove("match_threshold")
         fields += ["cue_score", "cue_overlap", "cue_class"]

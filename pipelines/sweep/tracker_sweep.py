@@ -20,10 +20,9 @@ from pipelines.storage.reports import EvaluationReport
 from pipelines.storage.stored import StoredDetections
 from pipelines.sweep import every_sweep, objective
 from pipelines.sweep.every_sweep import Sweep
-from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.space import Choices, Space
-from pipelines.sweep.tracker_trials import TrackerTrials
-from pipelines.sweep.videos import MissedVideo
+from pipelines.sweep.tracker_trials import MissedVideo, TrackerTrials
+from pipelines.sweep.workers import Ledger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,7 @@ class TrackerSweep(Sweep):
 
 
 def grid(fields: Mapping[str, Sequence[Any]]) -> Space:
-    """A space of lists. fields: field of TrackerConfig, without the section -> values"""
+    """A space of lists, from {field of TrackerConfig: values}."""
     return {f"tracker.{field}": Choices(tuple(values)) for field, values in fields.items()}
 
 
@@ -49,16 +48,14 @@ def base_config(
 ) -> TrackerConfig:
     """What a sweep starts from: a named tracker, else that of the evaluation; then overrides.
 
-    tracker:   see configuration.tracker_config
-    overrides: "tracker.field=value"
+    tracker: see configuration.tracker_config
     Raises:
         ManifestError: an unfinished evaluation.
         ValueError: an unknown tracker, or a bad override.
     """
     used = EvaluationReport.read(evaluated).config["tracker"]
     named = None if tracker is None else configuration.tracker_config(tracker)
-    base = named or from_dict(TrackerConfig, used)
-    return override(Config(tracker=base), overrides).tracker
+    return override(Config(tracker=named or from_dict(TrackerConfig, used)), overrides).tracker
 
 
 def run(
@@ -73,7 +70,6 @@ def run(
 
     out:       gets best.json (for --tracker of jobs.evaluate), report.json, report.html
     processes: configurations tried at the same time; default: half of the logical CPUs
-    overwrite: replace another sweep in out
     log_to:    folder of the MLflow file; default: out
     returns:   the manifest; its extra holds the best trial, the base's, and held-out values
     Raises:

@@ -7,10 +7,15 @@ from dataclasses import astuple, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idol.analysis import intervals
+from idol.arrays import Ints
 from idol.config import AnalysisConfig, Config, TrackerConfig
+from idol.evaluation.matching import VideoMatches, match_video
+from idol.evaluation.stored_overlaps import VideoOverlaps
+from idol.evaluation.tracking_metrics import VideoTracking, count_video
+from idol.structures import FrameDetections
+from idol.tracker.online import track_video
 from idol.ytvis.truth import VideoTruth
 from pipelines.storage.stored import StoredDetections
 from pipelines.storage.sweep_report import (
@@ -20,10 +25,36 @@ from pipelines.storage.sweep_report import (
     HeldOutFold,
     Trial,
 )
-from pipelines.sweep import objective, space, videos
+from pipelines.sweep import objective, space
 from pipelines.sweep.objective import Objective
-from pipelines.sweep.videos import MissedVideo, Scored, Videos
 from pipelines.sweep.workers import hash_of
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVideo:
+    """All that tracking and scoring need of a video with detections."""
+
+    frames: list[FrameDetections]
+    overlaps: VideoOverlaps
+
+
+@dataclass(frozen=True, slots=True)
+class MissedVideo:
+    """A video with truth but without detections: its score where nothing is found in it."""
+
+    matches: VideoMatches
+    counts: VideoTracking
+
+    @classmethod
+    def of(cls, truth: VideoTruth) -> MissedVideo:
+        """Score no track against this truth, which needs its masks."""
+        return cls(match_video([], truth), count_video([], truth))
+
+
+Videos = Mapping[int, LoadedVideo | MissedVideo]
+"""video_id -> video, for every video with truth."""
+Scored = tuple[list[VideoMatches], list[VideoTracking]]
+"""Matches of videos, and their counts for the tracking metrics: [] where these were not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +88,11 @@ class TrackerTrials:
         return len(self.order)
 
     def config(self, values: Mapping[str, Any]) -> TrackerConfig:
-        """The tracker with these values. values: "tracker.field" -> value"""
+        """The tracker with the values of {"tracker.field": value}."""
         return space.applied(Config(tracker=self.base), values).tracker
 
     def identify(self, values: Mapping[str, Any]) -> str:
-        """The hash of the configuration with these values.
-
-        Raises: ValueError: the values do not go together, or ask for what was not stored.
-        """
+        """The hash of these values; ValueError: they clash, or ask for what was not stored."""
         config = self.config(values)
         if config.score_threshold < self.source.score_floor:
             raise ValueError(
@@ -74,8 +102,16 @@ class TrackerTrials:
         return hash_of(config)
 
     def load(self) -> Videos:
-        """The stored videos."""
-        return videos.load(self.source, self.truths, self.missed)
+        """All videos, with their stored detections and overlaps."""
+        stored = {video.video_id: video for video in self.source.videos}
+        found = {
+            video_id: LoadedVideo(
+                list(self.source.frames(stored[video_id])),
+                VideoOverlaps.read(self.source.overlaps(stored[video_id]), truth),
+            )
+            for video_id, truth in self.truths.items()
+        }
+        return {**found, **self.missed}
 
     def measure(self, loaded: Videos, configuration: Configuration, budget: int) -> Trial:
         """Score a configuration on the first videos, as many as the budget says."""
@@ -101,10 +137,7 @@ class TrackerTrials:
         """Cross-validation: each fold is scored with what was best on the others.
 
         The matches of all folds together make one value, beside that of the base on the same
-        videos, with intervals over videos.
-
-        full:    trials with the whole budget
-        returns: None without folds, or where there are fewer than two videos for each
+        videos, with intervals over videos. None where there are fewer than two videos for a fold.
         """
         if not self.folds or self.budget < 2 * self.folds:
             return None
@@ -126,8 +159,7 @@ class TrackerTrials:
                     values=space.without_section(winner.values),
                 )
             )
-        value, base = self._value(chosen), self._value(reference)
-        analysis = AnalysisConfig()
+        value, base, analysis = self._value(chosen), self._value(reference), AnalysisConfig()
         weights = intervals.draws(self.budget, analysis)
         draws, base_draws = (self.goal.of_draws(*part, weights) for part in (chosen, reference))
         difference = intervals.difference(draws, base_draws, value - base, analysis)
@@ -146,21 +178,32 @@ class TrackerTrials:
         )
 
     def _score(self, loaded: Videos, chosen: Sequence[int], config: TrackerConfig) -> Scored:
-        category_ids, tracking = self.source.category_ids, self.goal.tracking
-        return videos.score(loaded, chosen, config, category_ids, tracking=tracking)
+        """Track and match the chosen videos: arithmetic on small arrays."""
+        matches: list[VideoMatches] = []
+        counts: list[VideoTracking] = []
+        known = self.source.category_ids
+        for video in (loaded[video_id] for video_id in chosen):
+            if isinstance(video, MissedVideo):
+                matches.append(video.matches)
+                counts.append(video.counts)
+                continue
+            tracks = track_video(video.frames, config)
+            matches.append(video.overlaps.matches(tracks, known, config))
+            if self.goal.tracking:
+                counts.append(video.overlaps.tracking(tracks, known, config))
+        return matches, counts if self.goal.tracking else []
 
     def _value(self, scored: Scored) -> float:
         return self.goal.of(objective.stats(*scored))
 
 
-def fold_weights(order: Sequence[int], folds: int) -> NDArray[np.int64]:
+def fold_weights(order: Sequence[int], folds: int) -> Ints:
     """Which videos are outside each fold: (folds, V) 0 or 1, by ascending video ids.
 
     order: video ids; number n is in fold n modulo folds, so folds differ by at most one video
     """
-    own = np.argsort(np.argsort(order))
     weights = np.ones((folds, len(order)), dtype=np.int64)
-    weights[np.arange(len(order)) % folds, own] = 0
+    weights[np.arange(len(order)) % folds, np.argsort(np.argsort(order))] = 0
     return weights
 
 

@@ -16,9 +16,8 @@ from pipelines.storage.manifest import Manifest
 from pipelines.storage.sweep_report import Configuration, Trial
 from pipelines.sweep import every_sweep, objective, space
 from pipelines.sweep.every_sweep import Sweep
-from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.objective import Objective
-from pipelines.sweep.workers import hash_of
+from pipelines.sweep.workers import Ledger, hash_of
 
 STAGE = "train-sweep"
 
@@ -48,9 +47,7 @@ class TrainingSweep(Sweep):
 class TrainingTrials:
     """The workload of a training sweep (workers.Workload).
 
-    wanted: what is asked for
-    goal:   what is maximised
-    place:  gets a folder per configuration, on storage that all machines see
+    place: gets a folder per configuration, on storage that all machines see
     """
 
     unit: ClassVar[str] = "steps"
@@ -74,10 +71,7 @@ class TrainingTrials:
         return space.applied(self.wanted.base, values)
 
     def identify(self, values: Mapping[str, Any]) -> str:
-        """The hash of the configuration with these values.
-
-        Raises: ValueError: the values do not go together.
-        """
+        """The hash of the configuration with these values; ValueError: they do not go together."""
         return hash_of(self.config(values))
 
     def load(self) -> None:
@@ -127,8 +121,7 @@ class TrainingTrials:
         """The hash of the configuration that the checkpoint carries, which is the trained one."""
         from idol.weights import checkpoint
 
-        carried = to_dict(checkpoint.read(weights)[0])
-        asked = to_dict(config)
+        carried, asked = to_dict(checkpoint.read(weights)[0]), to_dict(config)
         # Training fills these in from the data set.
         for name in ("categories", "category_ids"):
             carried[name] = asked[name]
@@ -203,6 +196,5 @@ def _checked_goal(wanted: TrainingSweep) -> Objective:
 def _room(wanted: TrainingSweep) -> int:
     """Trials that fit side by side, with room for what evaluates them."""
     share = max(1, wanted.workers)
-    if wanted.gpus:
-        return max(1, cluster.gpus() // share)
-    return max(1, (cluster.cpus() - 1) // (2 * share))
+    fitting = cluster.gpus() // share if wanted.gpus else (cluster.cpus() - 1) // (2 * share)
+    return max(1, fitting)

@@ -2,23 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 from idol.config import Config, TrackerConfig, to_dict
 from pipelines import cluster
 from pipelines.storage import manifest
 from pipelines.storage.sweep_report import Configuration, Failure, HeldOut, Trial
-from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.search import Search, SearchConfig
 from pipelines.sweep.space import Space
 
 _POLL_S = 0.1  # pause of a worker for which there is no configuration at present
 _RESTARTS = 20  # of one Tune trial: one for each process that died or configuration that failed
+
+
+class Ledger:
+    """Finished trials, a line of JSON each, only appended to: a killed sweep goes on from them."""
+
+    def __init__(self, path: Path, input_hash: str) -> None:
+        """input_hash: names what the sweep reads; lines about another input are ignored."""
+        self.path = path
+        self._input_hash = input_hash
+
+    def append(self, trial: Trial) -> None:
+        """Add a finished trial; it is on the disk when this returns."""
+        line = {"input": self._input_hash, **asdict(trial)}
+        with self.path.open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            if end:
+                file.seek(end - 1)
+            # After a line that a kill has cut short, the next trial starts on a new line.
+            start = b"\n" if end and file.read(1) != b"\n" else b""
+            file.write(start + json.dumps(line, sort_keys=True).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> list[Trial]:
+        """The trials of this input, in the order in which they were added."""
+        trials: list[Trial] = []
+        for text in self.path.read_text().splitlines() if self.path.exists() else ():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue  # cut short by a kill
+            if line["input"] == self._input_hash:
+                trials.append(Trial.from_dict(line))
+        return trials
+
+    def furthest(self) -> list[Trial]:
+        """The trial with the largest budget of each configuration, in the order of the search."""
+        found: dict[str, Trial] = {}
+        for trial in self.read():
+            if trial.hash not in found or trial.budget > found[trial.hash].budget:
+                found[trial.hash] = trial
+        return sorted(found.values(), key=lambda trial: trial.number)
 
 
 class Workload(Protocol):
@@ -74,7 +117,7 @@ def run(
 
         count = max(1, min(processes or cluster.cpus() // 2, left))
         cluster.require(count, workload.cpus)
-        searcher = ray.remote(num_cpus=0)(_Searcher).remote(
+        searcher = ray.remote(num_cpus=0)(Search).remote(
             space, settings, workload.budget, workload.identify, known
         )
 
@@ -106,10 +149,7 @@ def hash_of(config: TrackerConfig | Config) -> str:
 
 
 def verify(trial: Trial, workload: Workload) -> None:
-    """Check that the configuration that was really used is the one that was asked for.
-
-    Raises: RuntimeError: it is not.
-    """
+    """Raise RuntimeError where the configuration really used is not the one asked for."""
     asked = workload.identify(trial.values)
     if trial.hash != asked:
         raise RuntimeError(
@@ -119,11 +159,7 @@ def verify(trial: Trial, workload: Workload) -> None:
 
 
 def _listener(finished: Callable[[Trial], None], enter: Callable[[str], None]) -> Any:
-    """A callback of Tune that runs in this process.
-
-    finished: called with every trial
-    enter:    called with the name of a worker whose process died
-    """
+    """A callback of Tune: `finished` gets every trial, `enter` a worker whose process died."""
     from ray import tune
 
     class Listener(tune.Callback):  # type: ignore[misc]
@@ -145,22 +181,6 @@ def _listener(finished: Callable[[Trial], None], enter: Callable[[str], None]) -
         on_trial_error = on_trial_recover
 
     return Listener(finished, enter)
-
-
-class _Searcher(Search):
-    """The search in an actor that the workers ask."""
-
-    def exchange(
-        self, worker: str, value: float | None
-    ) -> tuple[tuple[Configuration, int] | None, bool]:
-        """Take the value of the worker's last configuration.
-
-        returns: the next configuration and its budget, and whether the search is over
-        """
-        if value is not None:
-            self.tell(worker, value)
-        asked = self.next(worker)
-        return asked, asked is None and self.over
 
 
 def _work(param_space: Mapping[str, Any], workload: Workload, searcher: Any) -> None:

@@ -18,10 +18,10 @@ from pipelines.stages import detect, evaluate
 from pipelines.storage import layout, stored
 from pipelines.storage.sweep_report import Failure, SweepReport, Trial
 from pipelines.sweep import every_sweep, objective, tracker_sweep, workers
-from pipelines.sweep.ledger import Ledger
 from pipelines.sweep.search import Search, SearchConfig
 from pipelines.sweep.space import Range
 from pipelines.sweep.tracker_sweep import TrackerSweep
+from pipelines.sweep.workers import Ledger
 from tests.pipelines import perfect
 
 BASE = TrackerConfig(
