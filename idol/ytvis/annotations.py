@@ -65,8 +65,7 @@ def parse(content: Any, origin: str, *, compat: bool = False) -> Annotations:
         InvalidAnnotations: it is no annotation file.
         ValueError: in compat mode, where a video cannot be read.
     """
-    reader = _Reader(content, origin, compat)
-    found = reader.read()
+    found = _Reader(content, origin, compat).read()
     if compat and found.rejects:
         first = found.rejects[0]
         raise ValueError(f"{origin}: video {first.video_id}: {first.reason}")
@@ -80,9 +79,8 @@ def checked_areas(
 ) -> NDArray[np.int64]:
     """Areas (G, length) of G tracks' masks, 0 where absent.
 
-    names: (G,) what messages call the tracks
-    Raises:
-        ValueError: a mask does not fill its size.
+    names:  (G,) what messages call the tracks
+    Raises: ValueError: a mask does not fill its size.
     """
     areas, wrong = rle.check_tracks(tracks, length)
     if wrong is not None:
@@ -99,7 +97,7 @@ def checked_areas(
 
 
 class _Row(NamedTuple):
-    """An annotation of the file: what messages call it, its number, its JSON."""
+    """An annotation of the file; `name` is what messages call it."""
 
     name: str
     instance_id: int
@@ -138,35 +136,33 @@ class _Reader:
                 videos[video_id] = self.video(video_id, rows[video_id], rows_of[video_id])
             except ValueError as error:
                 rejects.append(Reject(video_id, self.origin, str(error)))
-        return Annotations(
-            origin=self.origin,
-            categories=self.names,
-            videos=videos,
-            rejects=tuple(rejects),
-            repairs=self.repairs,
-            listed=None if listed is None else len(listed),
-        )
+        count = None if listed is None else len(listed)
+        return Annotations(self.origin, self.names, videos, tuple(rejects), self.repairs, count)
 
-    def objects(self, key: str) -> list[Mapping[str, Any]]:
-        """A list of JSON objects."""
+    def objects(self, key: str) -> list[tuple[str, Mapping[str, Any]]]:
+        """A list of JSON objects, each after what messages call it."""
         rows = self.content.get(key)
         if not isinstance(rows, list):
             raise self.refuse(f"it has no list {key!r}")
-        for index, row in enumerate(rows):
+        named = [(f"{key}[{index}]", row) for index, row in enumerate(rows)]
+        for where, row in named:
             if not isinstance(row, Mapping):
-                raise self.refuse(f"{key}[{index}] is not an object")
-        return rows
+                raise self.refuse(f"{where} is not an object")
+        return named
+
+    def number(self, row: Mapping[str, Any], key: str, where: str) -> int:
+        """A whole number without which the file makes no sense."""
+        value = self.repairs.whole(row.get(key), where)
+        if value is None:
+            raise self.refuse(f"{where} has {key} {row.get(key)!r}, not a whole number")
+        return value
 
     def videos(self) -> tuple[dict[int, Mapping[str, Any]], set[int]]:
         """video_id -> the video's JSON, and the ids that different videos have."""
-        key = "images" if self.images else "videos"
         rows: dict[int, Mapping[str, Any]] = {}
         repeated: set[int] = set()
-        for index, row in enumerate(self.objects(key)):
-            where = f"{key}[{index}]"
-            video_id = self.repairs.whole(row.get("id"), where)
-            if video_id is None:
-                raise self.refuse(f"{where} has id {row.get('id')!r}, not a whole number")
+        for where, row in self.objects("images" if self.images else "videos"):
+            video_id = self.number(row, "id", where)
             if video_id not in rows:
                 rows[video_id] = row
             elif rows[video_id] == row:
@@ -180,12 +176,8 @@ class _Reader:
     def categories(self) -> dict[int, str]:
         """category_id -> name."""
         stated: dict[int, Any] = {}
-        for index, row in enumerate(self.objects("categories")):
-            category_id = self.repairs.whole(row.get("id"), f"categories[{index}]")
-            if category_id is None:
-                raise self.refuse(
-                    f"categories[{index}] has id {row.get('id')!r}, not a whole number"
-                )
+        for where, row in self.objects("categories"):
+            category_id = self.number(row, "id", where)
             if category_id in stated and not self.compat:
                 raise self.refuse(f"it has the id {category_id} twice in 'categories'")
             stated[category_id] = row.get("name")
@@ -193,9 +185,8 @@ class _Reader:
             raise self.refuse("it has no categories")
         names: dict[int, str] = {}
         taken = {name for name in stated.values() if isinstance(name, str)}
-        for category_id in sorted(stated):
+        for category_id, name in sorted(stated.items()):
             where = f"category {category_id}"
-            name = stated[category_id]
             if not isinstance(name, str) or not name:
                 self.repairs.add(repairs.NAMELESS, where)
                 name = str(category_id)
@@ -209,35 +200,30 @@ class _Reader:
         return names
 
     def grouped(
-        self, rows: list[Mapping[str, Any]], videos: Mapping[int, Any]
+        self, listed: Iterable[tuple[str, Mapping[str, Any]]], videos: Iterable[int]
     ) -> dict[int, list[_Row]]:
         """video_id -> its annotations in the file's order, numbered; every video has an entry."""
-        key = "image_id" if self.images else "video_id"
-        of: list[int] = []
-        own: list[int | None] = []
-        for index, row in enumerate(rows):
-            where = f"annotations[{index}]"
-            video_id = self.repairs.whole(row.get(key), where)
-            if video_id is None:
-                raise self.refuse(f"{where} has {key} {row.get(key)!r}, not a whole number")
-            of.append(video_id)
-            own.append(self.repairs.whole(row.get("id"), where))
-            if own[-1] is None and self.compat:
-                raise self.refuse(f"{where} has id {row.get('id')!r}, not a whole number")
-        last = {number: index for index, number in enumerate(own)}
-        seen: set[int] = set()
-        free = itertools.count(max((number or 0 for number in own), default=0) + 1)
         grouped: dict[int, list[_Row]] = {video_id: [] for video_id in videos}
-        for index, (video_id, number) in enumerate(zip(of, own, strict=True)):
-            row, name = rows[index], f"annotations[{index}]"
-            if self.compat:
-                # The official code looks annotations up by id: of a repeated id the last counts.
-                row = rows[last[number]]
+        rows = []
+        for name, row in listed:
+            video_id = self.number(row, "image_id" if self.images else "video_id", name)
+            own = self.repairs.whole(row.get("id"), name)
+            if own is None and self.compat:
+                raise self.refuse(f"{name} has id {row.get('id')!r}, not a whole number")
+            rows.append((name, row, video_id, own or 0))
+        if self.compat:
+            # The official code looks annotations up by id: of a repeated id the last counts.
+            last = {number: row for _, row, _, number in rows}
+            for name, _, video_id, number in rows:
+                row = last[number]
                 category_id = self.repairs.whole(row.get("category_id"), name)
                 if video_id in grouped and category_id in self.names:
-                    grouped[video_id].append(_Row(name, int(number or 0), row))
-                continue
-            if number and number not in seen:
+                    grouped[video_id].append(_Row(name, number, row))
+            return grouped
+        seen = {0}
+        free = itertools.count(max((number for *_, number in rows), default=0) + 1)
+        for name, row, video_id, number in rows:
+            if number not in seen:
                 name = f"annotation {number}"
             else:
                 self.repairs.add(repairs.IDS, name)
@@ -249,36 +235,39 @@ class _Reader:
                 self.repairs.add(repairs.ORPHANS, f"{name} of video {video_id}")
         return grouped
 
-    def video(self, video_id: int, row: Mapping[str, Any], rows: Iterable[_Row]) -> Video:
-        """One video. Raises ValueError with the reason why it cannot be used."""
+    def video(self, video_id: int, row: Mapping[str, Any], rows: Sequence[_Row]) -> Video:
+        """One video."""
         where = f"video {video_id}"
-        height, width = (self.repairs.whole(row.get(n), where) for n in ("height", "width"))
+        size = self.size(row, where)
+        names = self.file_names(row, where)
+        length = self.length(row, names, where)
+        found = [self.instance(r, size, length) for r in rows]
+        columns = max([length, *(len(i.masks) for i in found)])
+        areas = checked_areas([i.masks for i in found], columns, [r.name for r in rows])
+        seen = np.logical_or(areas.any(axis=1), self.compat)
+        for unseen in itertools.compress(rows, (~seen).tolist()):
+            self.repairs.add(repairs.UNSEEN, unseen.name)
+        title = row.get("name")
+        return Video(
+            video_id=video_id,
+            size=size,
+            length=length,
+            file_names=names,
+            name=self.repairs.text(title, where) if isinstance(title, str) else "",
+            instances=tuple(itertools.compress(found, seen.tolist())),
+            areas=areas[seen],
+        )
+
+    def size(self, row: Mapping[str, Any], where: str) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        height, width = (self.repairs.whole(row.get(n), where) or 0 for n in ("height", "width"))
         for side, value in (("height", height), ("width", width)):
-            if value is None or not 0 < value <= _MAX_SIDE:
+            if not 0 < value <= _MAX_SIDE:
                 raise ValueError(
                     f"{side} must be a whole number of pixels in 1..{_MAX_SIDE}, "
                     f"got {row.get(side)!r}"
                 )
-        assert height is not None
-        assert width is not None
-        names = self.file_names(row, where)
-        length = self.length(row, names, where)
-        found = [(r.name, self.instance(r, (height, width), length)) for r in rows]
-        columns = max([length, *(len(i.masks) for _, i in found)])
-        areas = checked_areas([i.masks for _, i in found], columns, [name for name, _ in found])
-        seen = np.logical_or(areas.any(axis=1), self.compat)
-        for name in itertools.compress((name for name, _ in found), (~seen).tolist()):
-            self.repairs.add(repairs.UNSEEN, name)
-        title = row.get("name")
-        return Video(
-            video_id=video_id,
-            size=(height, width),
-            length=length,
-            file_names=names,
-            name=self.repairs.text(title, where) if isinstance(title, str) else "",
-            instances=tuple(itertools.compress((i for _, i in found), seen.tolist())),
-            areas=areas[seen],
-        )
+        return height, width
 
     def file_names(self, row: Mapping[str, Any], where: str) -> tuple[str, ...] | None:
         """Relative paths of the frames; None where the file names none."""
@@ -310,7 +299,7 @@ class _Reader:
         return length
 
     def instance(self, row: _Row, size: tuple[int, int], length: int) -> Instance:
-        """One annotation. Raises ValueError with the reason why its video cannot be used."""
+        """One annotation."""
         name, number, json = row
         category_id = self.repairs.whole(json.get("category_id"), name)
         if category_id not in self.names:
@@ -318,9 +307,7 @@ class _Reader:
                 f"{name} has category_id {json.get('category_id')!r}, which is not among the "
                 "categories"
             )
-        segmentations = json.get("segmentations")
-        if self.images:
-            segmentations = [json.get("segmentation")]
+        segmentations = [json.get("segmentation")] if self.images else json.get("segmentations")
         if not isinstance(segmentations, list):
             raise ValueError(f"{name} has no list 'segmentations'")
         if len(segmentations) != length and not self.compat:
@@ -342,9 +329,6 @@ class _Reader:
         shape = list(size)
         masks: list[Rle | None] = []
         for frame, segmentation in enumerate(segmentations):
-            if segmentation is None:
-                masks.append(None)
-                continue
             if (
                 segmentation.__class__ is dict
                 and segmentation.get("size") == shape
@@ -358,12 +342,12 @@ class _Reader:
                 if isinstance(segmentation, list) and not self.compat:
                     segmentation = self.repairs.polygons(segmentation, size, where)
                 mask = rle.compress(segmentation, size)
+                if mask is not None and mask["size"] != shape and not self.compat:
+                    raise ValueError(
+                        f"the mask has size {mask['size']}, the video {shape} (height, width)"
+                    )
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
-            if mask is not None and mask["size"] != shape and not self.compat:
-                raise ValueError(
-                    f"{where}: the mask has size {mask['size']}, the video {shape} (height, width)"
-                )
             masks.append(mask)
         return tuple(masks)
 
@@ -372,11 +356,9 @@ class _Reader:
     ) -> NDArray[np.float64] | None:
         """The file's areas, which the official evaluator trusts over the masks; None: measure."""
         key = "area" if self.images else "areas"
-        stated = json.get(key)
-        if key not in json or (stated is None and self.compat):
+        if key not in json or (json[key] is None and self.compat):
             return None
-        if self.images:
-            stated = [stated]
+        stated = [json[key]] if self.images else json[key]
         if not self.compat:
             return self.repairs.areas(stated, length, name)
         values = repairs.as_areas(stated)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from idol.ytvis import annotations as annotation_files
-from idol.ytvis.videos import Instance, Reject, Rle, Video
+from idol.ytvis.videos import Reject, Rle, Video
 
 OCCLUSION_SCORES = {"no_occlusion": 0.0, "slight_occlusion": 0.25, "severe_occlusion": 0.75}
 """OVIS's score of each per-frame word."""
@@ -25,16 +25,15 @@ _log = logging.getLogger(__name__)
 class VideoTruth:
     """The G true instances of one video of T frames, in the file's order. Picklable.
 
-    video_id:      the data set's id
     size:          (height, width) in pixels
     length:        T
     categories:    category_id of every class of the data set, ascending
-    instance_ids:  (G,)   annotation ids
+    instance_ids:  (G,)
     category_ids:  (G,)
-    crowd:         (G,)   bool, iscrowd
-    average_areas: (G,)   mean of the file's `areas` over frames with any, as the official
+    crowd:         (G,) iscrowd
+    average_areas: (G,) mean of the file's `areas` over frames with any, as the official
                    evaluator has it; of the masks where the file states none
-    occlusion:     (G,)   OVIS occlusion score in [0, 1], or None where the data set has none
+    occlusion:     (G,) OVIS occlusion score in [0, 1], or None where the data set has none
     areas:         (G, T) pixels of every mask, 0 where absent
     masks:         G tuples of T masks, None where absent; () after without_masks. In compat mode
                    a tuple has as many masks as the file, and areas as many columns as the longest
@@ -166,27 +165,29 @@ def from_masks(
     """Truth of one video from masks at hand: selected frames, merged data sets, generated videos.
 
     categories:    category_id of every class of the data set
-    instance_ids:  (G,);  category_ids: (G,);  crowd: (G,)
+    instance_ids, category_ids, crowd: (G,)
     segmentations: G lists of T compressed RLE counts of this size, or None
-    returns:       VideoTruth; average areas are those of the masks, and there is no occlusion
+    returns:       average areas are those of the masks, and there is no occlusion
     Raises:        ValueError: a mask cannot be read, or is of another size.
     """
-    tracks = [
+    masks = tuple(
         tuple(None if c is None else {"size": list(size), "counts": c} for c in counts)
         for counts in segmentations
-    ]
-    names = [f"instance {number}" for number in instance_ids]
-    given = zip(instance_ids, category_ids, crowd, tracks, strict=True)
-    video = Video(
+    )
+    areas = annotation_files.checked_areas(masks, length, [f"instance {i}" for i in instance_ids])
+    return VideoTruth(
         video_id=video_id,
         size=size,
         length=length,
-        file_names=None,
-        name="",
-        instances=tuple(Instance(*values) for values in given),
-        areas=annotation_files.checked_areas(tracks, length, names),
+        categories=tuple(sorted(int(c) for c in categories)),
+        instance_ids=np.array(instance_ids, np.int64),
+        category_ids=np.array(category_ids, np.int64),
+        crowd=np.array(crowd, bool),
+        average_areas=average_area(areas),
+        occlusion=None,
+        areas=areas,
+        masks=masks,
     )
-    return _of_video(video, sorted(int(c) for c in categories), None)
 
 
 def _of_video(
@@ -220,13 +221,12 @@ def _occlusion(videos: Sequence[Video]) -> dict[int, list[float]] | None:
     known = {v: [s for s in row if s is not None] for v, row in scores.items()}
     total, having = (sum(map(len, rows.values())) for rows in (scores, known))
     if 0 < having < total:
-        first = next(v for v in videos if len(known[v.video_id]) < len(v.instances))
         _log.warning(
             "no occlusion metrics: %d of %d instances do not say how occluded they are, the first "
             "in video %d, which needs per frame null or one of %s, at least once not null",
             total - having,
             total,
-            first.video_id,
+            next(v for v, row in scores.items() if None in row),
             ", ".join(OCCLUSION_SCORES),
         )
     return known if 0 < having == total else None

@@ -7,10 +7,11 @@ frames root, or whose frames do not exist, is rejected with the reason.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,9 @@ from pipelines.storage import manifest
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """One true object of a video.
+    """One true object of a video of T frames.
 
-    instance_id:   the annotation's id
-    category_id:   the dataset's number
-    iscrowd:       a group that is not told apart
-    segmentations: compressed COCO RLE counts at the video's size, or None where the object is
-                   not visible, for every frame
+    segmentations: (T,) compressed COCO RLE counts at the video's size, None where not visible
     """
 
     instance_id: int
@@ -47,7 +44,6 @@ class InstanceRecord:
 class VideoRecord:
     """One video: facts only, no pixels.
 
-    video_id:  the dataset's id
     size:      (height, width) of every frame, in pixels
     frames:    frame references in time order, resolved against the frames root
     instances: in the order of the file; empty where the dataset carries no truth
@@ -65,19 +61,11 @@ class VideoRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Category:
-    """A class of objects: the dataset's number and its name."""
-
-    category_id: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
 class Dataset:
-    """What annotations.read found.
+    """What `read` found.
 
     videos:     the usable videos, by ascending video_id
-    categories: by ascending category_id; position is the label
+    categories: category_id → name, ascending; the position is the label
     rejects:    {video_id, path, reason} of everything left out
     input_hash: names the content of the annotations and the selection made from them
     sources:    the annotation files
@@ -85,7 +73,7 @@ class Dataset:
     """
 
     videos: tuple[VideoRecord, ...]
-    categories: tuple[Category, ...]
+    categories: Mapping[int, str]
     rejects: tuple[dict[str, Any], ...]
     input_hash: str
     sources: tuple[str, ...] = ()
@@ -94,23 +82,22 @@ class Dataset:
     @property
     def category_ids(self) -> tuple[int, ...]:
         """The dataset's category_id of each label."""
-        return tuple(category.category_id for category in self.categories)
+        return tuple(self.categories)
 
     @property
     def category_names(self) -> tuple[str, ...]:
         """The name of each label."""
-        return tuple(category.name for category in self.categories)
+        return tuple(self.categories.values())
 
     @property
     def labels(self) -> dict[int, int]:
         """category_id → label 0..K-1."""
-        return {category.category_id: i for i, category in enumerate(self.categories)}
+        return {category_id: label for label, category_id in enumerate(self.categories)}
 
     @property
     def rejected_videos(self) -> set[int]:
         """video_ids that were left out."""
-        kept = {video.video_id for video in self.videos}
-        return {int(row["video_id"]) for row in self.rejects} - kept
+        return {row["video_id"] for row in self.rejects} - {v.video_id for v in self.videos}
 
     def truth(self) -> Truth | None:
         """The truth of these videos, for scoring; None where they have none.
@@ -122,8 +109,7 @@ class Dataset:
             return None
         readable = {video.video_id for video in self.annotated}
         rejects = [Reject(**row) for row in self.rejects if row["video_id"] not in readable]
-        names = dict(zip(self.category_ids, self.category_names, strict=True))
-        return truth_file.of_videos(names, self.annotated, rejects)
+        return truth_file.of_videos(self.categories, self.annotated, rejects)
 
 
 def read(
@@ -138,10 +124,9 @@ def read(
     json_path:   local path or URL
     frames_root: folder the frame references are relative to; default: JPEGImages beside the
                  file where that exists, else the file's own folder
-    video_ids:   keep only these videos; all must exist (a held-out split is chosen by video_id)
-    stride:      keep frames 0, stride, 2·stride, ...: faster motion, from the same annotations;
-                 objects seen in none of them go
-    returns:     Dataset; videos that cannot be used are in its rejects, with the reason
+    video_ids:   keep only these videos, as of a held-out split
+    stride:      keep frames 0, stride, 2·stride, ... and the objects seen there: faster motion
+    returns:     the data set; videos that cannot be used are in its rejects, with the reason
     Raises:
         DatasetError: the file as a whole is no annotation file.
         ValueError: a video id that is not there, or a stride below 1.
@@ -151,27 +136,37 @@ def read(
         raise ValueError(f"stride must be at least 1, got {stride}")
     data, found = _parsed(source)
     wanted = None if video_ids is None else set(video_ids)
-    annotated = [video.strided(stride) for video in _chosen(found, wanted)]
-    root = str(frames_root) if frames_root is not None else _default_root(source)
+    rejects = [row._asdict() for row in found.rejects]
+    annotated = list(found.videos.values())
+    if wanted is not None:
+        unknown = wanted - found.videos.keys() - {row.video_id for row in found.rejects}
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of the {len(wanted)} chosen video ids are not in "
+                f"{source}, for example {min(unknown)}"
+            )
+        rejects = [row for row in rejects if row["video_id"] in wanted]
+        annotated = [video for video in annotated if video.video_id in wanted]
+    annotated = [video.strided(stride) for video in annotated]
+    root = _default_root(source) if frames_root is None else str(frames_root)
     if not frame_files.is_remote(root):
         # Workers read the frames, and have a working directory of their own.
         root = str(Path(root).resolve())
-    listing = frame_files.Listing()
+    files_in = functools.cache(frame_files.files_in)
     videos = []
-    rejects = [row for row in found.rejects if wanted is None or row.video_id in wanted]
     for video in annotated:
         try:
-            videos.append(_record(video, source, root, listing))
+            videos.append(_record(video, source, root, files_in))
         except VideoError as error:
-            rejects.append(Reject(error.video_id, error.path, error.reason))
+            rejects.append(error.reject())
     digest = hashlib.sha256(data).hexdigest()
     if wanted is not None or stride != 1:
         chosen = None if wanted is None else sorted(wanted)
         digest = manifest.hash_value([digest, chosen, stride])
     return Dataset(
         videos=tuple(videos),
-        categories=tuple(Category(*item) for item in found.categories.items()),
-        rejects=tuple(row._asdict() for row in rejects),
+        categories=found.categories,
+        rejects=tuple(rejects),
         input_hash=digest,
         sources=(source,),
         annotated=tuple(annotated),
@@ -214,11 +209,11 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
     annotated: list[Video] = []
     rejects: list[dict[str, Any]] = []
     for dataset in datasets:
-        for category in dataset.categories:
-            if names.setdefault(category.category_id, category.name) != category.name:
+        for category_id, name in dataset.categories.items():
+            if names.setdefault(category_id, name) != name:
                 raise ValueError(
-                    f"category {category.category_id} is {names[category.category_id]!r} and "
-                    f"{category.name!r} in {', '.join(dataset.sources)}. Data sets that are "
+                    f"category {category_id} is {names[category_id]!r} and "
+                    f"{name!r} in {', '.join(dataset.sources)}. Data sets that are "
                     "combined must number their categories alike: renumber one of them."
                 )
         raised = _offset(
@@ -234,7 +229,7 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         rejects += [{**row, "video_id": row["video_id"] + raised} for row in dataset.rejects]
     return Dataset(
         videos=tuple(sorted(videos, key=lambda v: v.video_id)),
-        categories=tuple(Category(i, names[i]) for i in sorted(names)),
+        categories=dict(sorted(names.items())),
         rejects=tuple(rejects),
         input_hash=manifest.hash_value([dataset.input_hash for dataset in datasets]),
         sources=tuple(source for dataset in datasets for source in dataset.sources),
@@ -256,72 +251,53 @@ def _raised(video: Any, raised: int, raised_instances: int) -> Any:
     return dataclasses.replace(video, video_id=video.video_id + raised, instances=instances)
 
 
-def _chosen(found: Annotations, wanted: set[int] | None) -> list[Video]:
-    """The videos of these ids, or all."""
-    if wanted is None:
-        return list(found.videos.values())
-    unknown = wanted - found.videos.keys() - {row.video_id for row in found.rejects}
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} of the {len(wanted)} chosen video ids are not in "
-            f"{found.origin}, for example {min(unknown)}"
-        )
-    return [video for video_id, video in found.videos.items() if video_id in wanted]
-
-
 def _default_root(source: str) -> str:
-    if frame_files.is_remote(source):
-        parent = source.rpartition("/")[0]
-        inside = f"{parent}/JPEGImages"
-        return inside if frame_files.is_directory(inside) else parent
-    folder = Path(source).parent
-    return str(folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder)
+    parent = source.rpartition("/")[0] if frame_files.is_remote(source) else Path(source).parent
+    inside = frame_files.join(str(parent), "JPEGImages")
+    return inside if frame_files.is_directory(inside) else str(parent)
 
 
-def _record(video: Video, source: str, root: str, listing: frame_files.Listing) -> VideoRecord:
+def _record(
+    video: Video, source: str, root: str, files_in: Callable[[str], Container[str]]
+) -> VideoRecord:
     """The record of a video. Raises: VideoError: its frames cannot be used."""
     names = video.file_names
     if names is None:
         raise VideoError(video.video_id, source, "file_names must be a list of paths")
     references = []
     for name in names:
-        reference = _inside(name)
-        if reference is None:
+        inside = posixpath.normpath(name)
+        if (
+            "\0" in name
+            or frame_files.is_remote(name)
+            or re.match("[A-Za-z]:/", name)
+            or re.match(r"/|\.\.?(/|\Z)", inside)
+        ):
             raise VideoError(
                 video.video_id,
                 name,
                 "the frame path leaves the frames root: paths must be relative to it, "
                 "without '..' above it",
             )
-        references.append(frame_files.join(root, reference))
-    for reference in dict.fromkeys(frame_files.split(r)[0] for r in references):
-        if not listing.exists(reference):
-            raise VideoError(video.video_id, reference, "the frame does not exist")
+        references.append(frame_files.join(root, inside))
+    for path in dict.fromkeys(frame_files.split(r)[0] for r in references):
+        directory, _, name = path.rpartition("/")
+        if name not in files_in(directory):
+            raise VideoError(video.video_id, path, "the frame does not exist")
     return VideoRecord(
         video_id=video.video_id,
         size=video.size,
         frames=tuple(references),
         instances=tuple(
             InstanceRecord(
-                instance_id=instance.instance_id,
-                category_id=instance.category_id,
-                iscrowd=instance.crowd,
-                segmentations=tuple(
-                    mask["counts"] if mask is not None and area else None
-                    for mask, area in zip(instance.masks, areas, strict=True)
+                i.instance_id,
+                i.category_id,
+                i.crowd,
+                tuple(
+                    m["counts"] if m and a else None for m, a in zip(i.masks, areas, strict=True)
                 ),
             )
-            for instance, areas in zip(video.instances, video.areas.tolist(), strict=True)
+            for i, areas in zip(video.instances, video.areas.tolist(), strict=True)
         ),
         name=video.name or names[0].partition("/")[0],
     )
-
-
-def _inside(name: str) -> str | None:
-    """A frame path normalised, or None where it is empty, absolute or leaves the root."""
-    if not name or "\0" in name or frame_files.is_remote(name) or re.match("[A-Za-z]:/", name):
-        return None
-    normal = posixpath.normpath(name)
-    if normal.startswith("/") or normal in ("..", ".") or normal.startswith("../"):
-        return None
-    return normal

@@ -6,6 +6,7 @@ file. Paths with a scheme ("s3://bucket/a.jpg") are read through pyarrow.fs.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -69,31 +70,17 @@ def read_bytes(path: str) -> bytes:
     return data
 
 
-class Listing:
-    """Which files exist: one listing per directory, as network storage is slow to ask per file."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, frozenset[str]] = {}
-
-    def exists(self, path: str) -> bool:
-        """Whether path is an existing file."""
-        directory, _, name = path.rpartition("/")
-        if directory not in self._names:
-            self._names[directory] = self._list(directory)
-        return name in self._names[directory]
-
-    @staticmethod
-    def _list(directory: str) -> frozenset[str]:
-        if is_remote(directory):
-            filesystem, inner = fs.FileSystem.from_uri(directory)
-            selector = fs.FileSelector(inner, allow_not_found=True)
-            found = filesystem.get_file_info(selector)
-            return frozenset(info.base_name for info in found if info.type == fs.FileType.File)
-        try:
-            with os.scandir(directory or "/") as entries:
-                return frozenset(entry.name for entry in entries if entry.is_file())
-        except OSError:
-            return frozenset()
+def files_in(directory: str) -> frozenset[str]:
+    """Names of the files in a directory, which network storage tells faster than of each file."""
+    if is_remote(directory):
+        filesystem, inner = fs.FileSystem.from_uri(directory)
+        found = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
+        return frozenset(info.base_name for info in found if info.type == fs.FileType.File)
+    try:
+        with os.scandir(directory or "/") as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:
+        return frozenset()
 
 
 def decode(data: bytes, *, video_id: int, path: str) -> Image:
@@ -112,7 +99,7 @@ def decode(data: bytes, *, video_id: int, path: str) -> Image:
         raise VideoError(video_id, path, f"the image cannot be decoded ({error.err})") from error
     if image is None:
         raise VideoError(video_id, path, f"{len(data)} bytes are not an image that can be decoded")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    return _rgb(image)
 
 
 def encode(image: Image, quality: int) -> bytes:
@@ -126,9 +113,8 @@ def encode(image: Image, quality: int) -> bytes:
 def read(reference: str, *, video_id: int, size: tuple[int, int] | None = None) -> Image:
     """One frame as (H, W, 3) uint8 RGB.
 
-    reference: an image path, or "video.mp4#12"
-    size:      (height, width) it must have; None: any
-    Raises:    VideoError: it is missing, broken or of another size.
+    size:   (height, width) it must have; None: any
+    Raises: VideoError: it is missing, broken or of another size.
     """
     (frame,) = read_many([reference], video_id=video_id, size=size)
     return frame
@@ -137,27 +123,21 @@ def read(reference: str, *, video_id: int, size: tuple[int, int] | None = None) 
 def read_many(
     references: Iterable[str], *, video_id: int, size: tuple[int, int] | None = None
 ) -> Iterator[Image]:
-    """Frames in the given order; a video file is opened once and walked forwards.
-
-    Streams: holds one frame at a time. Arguments and errors as read.
-    """
-    reader: VideoReader | None = None
-    try:
+    """Frames in the given order, one in memory at a time; a video file is opened once and walked
+    forwards. Arguments and errors as of `read`."""
+    with contextlib.ExitStack() as opened:
+        reader: VideoReader | None = None
         for reference in references:
             path, number = split(reference)
             if number is None:
                 image = decode(_image_bytes(path, video_id), video_id=video_id, path=path)
             else:
                 if reader is None or reader.path != path:
-                    if reader is not None:
-                        reader.close()
-                    reader = VideoReader(path, video_id=video_id)
+                    opened.close()
+                    reader = opened.enter_context(VideoReader(path, video_id=video_id))
                 image = reader.read(number)
             check_size(image, size, video_id=video_id, path=reference)
             yield image
-    finally:
-        if reader is not None:
-            reader.close()
 
 
 def read_encoded(
@@ -171,9 +151,9 @@ def read_encoded(
 ) -> bytes:
     """One frame as JPEG bytes of stored_size; a JPEG file of that size keeps its own bytes.
 
-    size:    (height, width) the frame must have
-    reader:  an open reader of the reference's video file, so that neighbours need no seek
-    Raises:  VideoError: as of read, for the bytes are decoded in any case.
+    size:   (height, width) the frame must have
+    reader: an open reader of the reference's video file, so that neighbours need no seek
+    Raises: VideoError: as of `read`, for the bytes are decoded in any case.
     """
     path, number = split(reference)
     data = b""
@@ -188,8 +168,7 @@ def read_encoded(
     if stored_size == size and _is_jpeg(data):
         return data
     if stored_size != size:
-        height, width = stored_size
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(image, stored_size[::-1], interpolation=cv2.INTER_AREA)
     return encode(image, quality)
 
 
@@ -221,17 +200,14 @@ class VideoReader:
         if not os.path.isfile(local):
             raise VideoError(video_id, path, "the video file does not exist")
         self._local = local
+        self._capture = cv2.VideoCapture()
         self._open()
 
     def _open(self) -> None:
-        self._capture: Any = cv2.VideoCapture(self._local)
+        """Open the file, again if need be, before its first frame."""
         self._next = 0
-        if not self._capture.isOpened():
+        if not self._capture.open(self._local):
             raise VideoError(self._video_id, self.path, "the file cannot be opened as a video")
-
-    def _restart(self) -> None:
-        self.close()
-        self._open()
 
     def __enter__(self) -> VideoReader:
         return self
@@ -256,41 +232,39 @@ class VideoReader:
         """Frame `number`, from 0, as (H, W, 3) uint8 RGB."""
         if number < self._next:
             # Seeking is not exact in every container; reading from the start is.
-            self._restart()
+            self._open()
         if number - self._next > _SEEK_BEYOND:
             self._capture.set(cv2.CAP_PROP_POS_FRAMES, number)
             reached = round(self._capture.get(cv2.CAP_PROP_POS_FRAMES))
             if reached <= number:
                 self._next = reached
             else:
-                self._restart()
-        while self._next < number:
-            if not self._capture.grab():
-                self._fail(number)
+                self._open()
+        while self._next < number and self._capture.grab():
             self._next += 1
-        done, image = self._capture.read()
-        if not done or image is None:
-            self._fail(number)
+        image = next_image(self._capture) if self._next == number else None
+        if image is None:
+            raise VideoError(
+                self._video_id,
+                f"{self.path}#{number}",
+                f"the video ends, or cannot be decoded, before frame {number} "
+                f"(it states {len(self)} frames)",
+            )
         self._next += 1
-        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+        return image
 
     def __iter__(self) -> Iterator[Image]:
         """All frames from the first, until the file ends."""
-        self._restart()
-        while True:
-            done, image = self._capture.read()
-            if not done or image is None:
-                return
+        self._open()
+        while (image := next_image(self._capture)) is not None:
             self._next += 1
-            yield np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+            yield image
 
-    def _fail(self, number: int) -> None:
-        raise VideoError(
-            self._video_id,
-            f"{self.path}#{number}",
-            f"the video ends, or cannot be decoded, before frame {number} "
-            f"(it states {len(self)} frames)",
-        )
+
+def next_image(capture: cv2.VideoCapture) -> Image | None:
+    """The next frame of a video or camera as (H, W, 3) uint8 RGB; None where there is none."""
+    done, image = capture.read()
+    return _rgb(image) if done and image is not None else None
 
 
 def grouped(references: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -309,6 +283,10 @@ def _image_bytes(path: str, video_id: int) -> bytes:
         raise VideoError(video_id, path, "the frame does not exist") from error
     except (OSError, ValueError) as error:
         raise VideoError(video_id, path, f"the frame cannot be read ({error})") from error
+
+
+def _rgb(image: Any) -> Image:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def _is_jpeg(data: bytes) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
-import numpy as np
 
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources import frames
@@ -33,10 +33,10 @@ class Source:
     """Where frames come from; iterate over it for (H, W, 3) uint8 RGB. A video or folder can be
     iterated over again; a camera goes on.
 
-    name:            the path, or "camera:0"
-    every:           only each n-th frame is given
-    frames:          how many it will give, as far as it says; None: a camera
-    rate:            frames a second, of those given; None where nothing says so
+    name:   the path, or "camera:0"
+    every:  only each n-th frame is given
+    frames: how many it will give, as far as it says; None: a camera
+    rate:   frames a second, of those given; None where nothing says so
     Raises: PipelineError: while iterating, at a frame that cannot be decoded, a video that ends
             before it says, a camera that stops.
     """
@@ -60,9 +60,8 @@ class Source:
                 raise PipelineError(f"{error.path}: {error.reason}") from error
 
     def _of_video(self) -> Iterator[Image]:
-        number = 0
         with _open_video(self.name) as reader:
-            while True:
+            for number in itertools.count(step=self.every):
                 try:
                     image = reader.read(number)
                 except VideoError as error:
@@ -75,18 +74,15 @@ class Source:
                         ) from error
                     return
                 yield image
-                number += self.every
 
     def _of_camera(self) -> Iterator[Image]:
-        number = 0
-        with closing(_Camera(self.name)) as camera:
-            while True:
-                image = camera.read()
+        with _camera(self.name) as camera:
+            for number in itertools.count():
+                image = frames.next_image(camera)
                 if image is None:
                     raise PipelineError(f"{self.name} gave no more frames after {number}.")
                 if number % self.every == 0:
                     yield image
-                number += 1
 
 
 def open_source(name: str, every: int = 1) -> Source:
@@ -102,8 +98,8 @@ def open_source(name: str, every: int = 1) -> Source:
     if every < 1:
         raise ValueError(f"every must be 1 or more, got {every}")
     if name.startswith(CAMERA):
-        with closing(_Camera(name)) as camera:
-            return Source(name, every, None, _rate(camera.rate, every))
+        with _camera(name) as camera:
+            return Source(name, every, None, _rate(camera.get(cv2.CAP_PROP_FPS), every))
     path = Path(name)
     if not frames.is_remote(name) and path.is_dir():
         images = images_of(path)
@@ -163,10 +159,9 @@ def _cut_short(name: str, read: int, stated: int) -> bool:
         place = 0
         while place + _MP4_HEADER <= end:
             file.seek(place)
-            header = file.read(2 * _MP4_HEADER)
-            length = int.from_bytes(header[:4], "big")
+            length, long = struct.unpack(">I4xQ", file.read(16).ljust(16, b"\0"))
             if length == 1:  # the length follows in 64 bits
-                length = int.from_bytes(header[8:16], "big")
+                length = long
             if length == 0:  # to the end of the file, however long it is
                 return False
             if length < _MP4_HEADER:
@@ -180,35 +175,19 @@ def _rate(stated: float, every: int) -> float | None:
     return stated / every if 0 < stated <= 1000 else None
 
 
-class _Camera:
-    """An open camera.
-
-    Raises:
-        ValueError: the name is no camera:N.
-        PipelineError: it cannot be opened.
-    """
-
-    def __init__(self, name: str) -> None:
-        number = name.removeprefix(CAMERA)
-        if not (number.isascii() and number.isdigit()):
-            raise ValueError(f"a camera is named camera:0, camera:1, ..., got {name!r}")
-        self._capture: Any = cv2.VideoCapture(int(number))
-        if not self._capture.isOpened():
-            raise PipelineError(
-                f"{name} cannot be opened. Is it connected, and not in use by another program? "
-                "On Linux cameras are /dev/video0, /dev/video1, ..."
-            )
-
-    @property
-    def rate(self) -> float:
-        return float(self._capture.get(cv2.CAP_PROP_FPS))
-
-    def read(self) -> Image | None:
-        """The next frame, None when there is none."""
-        done, image = self._capture.read()
-        if not done or image is None:
-            return None
-        return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-    def close(self) -> None:
-        self._capture.release()
+@contextmanager
+def _camera(name: str) -> Iterator[cv2.VideoCapture]:
+    """An open camera. Raises ValueError, PipelineError: it is not camera:N, or cannot be opened."""
+    number = name.removeprefix(CAMERA)
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"a camera is named camera:0, camera:1, ..., got {name!r}")
+    capture = cv2.VideoCapture(int(number))
+    if not capture.isOpened():
+        raise PipelineError(
+            f"{name} cannot be opened. Is it connected, and not in use by another program? "
+            "On Linux cameras are /dev/video0, /dev/video1, ..."
+        )
+    try:
+        yield capture
+    finally:
+        capture.release()

@@ -154,10 +154,8 @@ def test_paths_with_a_scheme_are_read_through_arrow(tmp_path, clip):
     (tmp_path / "v1" / "0.jpg").write_bytes(frames.encode(smooth(6), 95))
     root = f"file://{tmp_path}"
     reference = frames.join(root, "v1/0.jpg")
-    listing = frames.Listing()
-    assert listing.exists(reference)
-    assert not listing.exists(frames.join(root, "v1/1.jpg"))
-    assert not listing.exists(frames.join(root, "v2/0.jpg"))
+    assert frames.files_in(f"{root}/v1") == {"0.jpg"}
+    assert frames.files_in(f"{root}/v2") == frozenset()
     assert frames.is_directory(f"{root}/v1")
     assert number_of(frames.read(reference, video_id=1)) == 6
     assert number_of(frames.read(f"file://{clip}#33", video_id=1)) == 3
@@ -165,10 +163,8 @@ def test_paths_with_a_scheme_are_read_through_arrow(tmp_path, clip):
         frames.read(frames.join(root, "v1/1.jpg"), video_id=1)
 
 
-def test_a_listing_knows_files_and_not_folders(tmp_path):
+def test_files_in_a_folder_are_told_without_its_folders(tmp_path):
     (tmp_path / "v1").mkdir()
     (tmp_path / "a.jpg").touch()
-    listing = frames.Listing()
-    assert listing.exists(str(tmp_path / "a.jpg"))
-    assert not listing.exists(str(tmp_path / "v1"))
-    assert not listing.exists(str(tmp_path / "none" / "a.jpg"))
+    assert frames.files_in(str(tmp_path)) == {"a.jpg"}
+    assert frames.files_in(str(tmp_path / "none")) == frozenset()

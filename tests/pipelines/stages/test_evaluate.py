@@ -15,7 +15,7 @@ from idol.structures import Track
 from pipelines.errors import PipelineError
 from pipelines.report import experiment_log
 from pipelines.sources import annotations
-from pipelines.sources.annotations import Category, Dataset
+from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect, evaluate, stored_metrics
 from pipelines.storage import layout, manifest
 from pipelines.storage.schemas import FrameOverlap
@@ -106,7 +106,7 @@ def test_a_subset_at_a_stride_is_scored_against_the_same_subset(
 
 
 def categories(**named: int) -> Dataset:
-    kept = tuple(Category(i, name) for name, i in sorted(named.items(), key=lambda item: item[1]))
+    kept = {i: name for name, i in sorted(named.items(), key=lambda item: item[1])}
     return Dataset((), kept, (), "", ())
 
 

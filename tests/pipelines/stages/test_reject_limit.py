@@ -8,7 +8,7 @@ from pipelines.stages.reject_limit import check_rejects
 
 READABLE = tuple(VideoRecord(i, (8, 8), ("a.jpg",), ()) for i in (1, 2, 3))
 BROKEN = VideoError(4, "b.jpg", "is gone").reject()
-DATASET = Dataset(READABLE, (), (BROKEN,), "hash")
+DATASET = Dataset(READABLE, {}, (BROKEN,), "hash")
 
 
 def test_videos_with_a_fault_are_named_once_each() -> None:
