@@ -38,9 +38,9 @@ from pipelines.sources import annotations, frames
 from pipelines.sources.annotations import VideoRecord
 from pipelines.stages import detect, evaluate, shard_plan, stored_metrics, track
 from pipelines.storage import layout, stored
-from pipelines.sweep import space, tracker_sweep
-from pipelines.sweep import videos as sweep_videos
+from pipelines.sweep import objective, space, tracker_sweep
 from pipelines.sweep.search import SearchConfig
+from pipelines.sweep.tracker_trials import TrackerTrials
 
 VALIDATION = {
     "YouTube-VIS 2019": (302, 27.4, 36, (720, 1280)),
@@ -179,8 +179,10 @@ def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
     assert truth is not None
     order = [video.video_id for video in source.videos]
     truths = {i: truth.videos[i].without_masks() for i in order}
+    goal = objective.parse("AP", occlusion=False)
+    trials = TrackerTrials(source, truths, {}, order, TrackerConfig(), goal, folds=0)
     began = time.monotonic()
-    videos = sweep_videos.load(source, truths, {})
+    videos = trials.load()
     loading = time.monotonic() - began
     print("(b) one configuration on stored detections, one process\n")
     print("| tracker | seconds | ms a frame |\n|---|---|---|")
@@ -193,7 +195,7 @@ def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
         seconds = []
         for _ in range(5):
             began = time.monotonic()
-            sweep_videos.score(videos, order, tracker, source.category_ids)
+            trials.score(videos, order, tracker)
             seconds.append(time.monotonic() - began)
         middle = statistics.median(seconds)
         print(f"| {name} | {middle:.3f} | {1000 * middle / count:.2f} |")

@@ -59,7 +59,7 @@ def run(
     name: str,
     options: type[Options],
     work: Callable[[Options], Mapping[str, Any] | None],
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
     *,
     also: tuple[type[Exception], ...] = (),
 ) -> None:
@@ -68,21 +68,18 @@ def run(
     An error of the caller ends the job with status 1 and its message, Ctrl-C with status 130; both
     add the error's notes. A traceback would bury what the message says to do.
 
-    name:    of the job's module
-    options: dataclass of the job's options
-    work:    returns the last line, or None where it has printed it
-    argv:    None: that of the process
-    also:    errors that are the caller's, beside PipelineError, ValueError and OSError
+    work: returns the last line, or None where it has printed it
+    argv: None: that of the process
+    also: errors that are the caller's, beside PipelineError, ValueError and OSError
     """
     job = tyro.cli(options, args=argv, prog=f"python -m jobs.{name}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    callers: tuple[type[Exception], ...] = (PipelineError, ValueError, OSError, *also)
     try:
         line = work(job)
     except KeyboardInterrupt as error:
         print("\n" + _with_notes("Interrupted.", error), file=sys.stderr)
         sys.exit(_INTERRUPTED)
-    except callers as error:
+    except (PipelineError, ValueError, OSError, *also) as error:
         sys.exit(_with_notes(f"{type(error).__name__}: {error}", error))
     if line is not None:
         print(json.dumps(line, sort_keys=True))

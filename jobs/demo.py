@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,11 +53,6 @@ class Demo:
     """Data-parallel training processes."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, take the walk, say what came out and where to look."""
-    command.run("demo", Demo, walk, argv)
-
-
 def walk(job: Demo) -> dict[str, Any]:
     """Take the walk, and print a table of the scores; returns the last line."""
     started = time.monotonic()
@@ -95,13 +91,12 @@ def draw(job: Demo) -> dict[str, dict[str, str]]:
     from idol.images import SyntheticConfig, write_dataset
 
     dials = {"easy": SyntheticConfig.easy(), "crowded": SyntheticConfig.crowded()}
-    sets = (
-        ("train", TRAIN_SEED, job.train_videos),
-        ("validation", VALIDATION_SEED, job.validation_videos),
-    )
-    files: dict[str, dict[str, str]] = {}
-    for kind, seed, count in sets:
-        files[kind] = {}
+    sets = {
+        "train": (TRAIN_SEED, job.train_videos),
+        "validation": (VALIDATION_SEED, job.validation_videos),
+    }
+    files: dict[str, dict[str, str]] = {kind: {} for kind in sets}
+    for kind, (seed, count) in sets.items():
         for offset, (dial, config) in enumerate(dials.items()):
             folder = job.out / "videos" / kind / dial
             path = write_dataset(folder, config, count, seed + offset, progress=True)
@@ -111,16 +106,16 @@ def draw(job: Demo) -> dict[str, dict[str, str]]:
 
 def table(sets: Mapping[str, Mapping[str, Any]]) -> str:
     """The scores of every set in percent, as text."""
-    columns = ("AP", "AP50", "AP75", "AR1", "AR10", "AP_true_identities")
-    titles = (*columns[:-1], "AP with true identities")
-    lines = ["videos    " + "  ".join(f"{title:>6}" for title in titles)]
+    titles = {name: name for name in ("AP", "AP50", "AP75", "AR1", "AR10")}
+    titles["AP_true_identities"] = "AP with true identities"
+    lines = ["videos    " + "  ".join(f"{title:>6}" for title in titles.values())]
     for name, stats in sets.items():
-        cells = (
-            f"{100 * stats[c]:{max(6, len(t))}.1f}" for c, t in zip(columns, titles, strict=True)
-        )
+        cells = (f"{100 * stats[c]:{max(6, len(title))}.1f}" for c, title in titles.items())
         lines.append(f"{name:<10}" + "  ".join(cells))
     return "\n".join(lines)
 
+
+main = functools.partial(command.run, "demo", Demo, walk)
 
 if __name__ == "__main__":
     main()

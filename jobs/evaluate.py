@@ -5,7 +5,8 @@ python -m jobs.evaluate --annotations val/instances.json --checkpoint weights.sa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -73,11 +74,6 @@ class Evaluate:
     num_cpus: command.NumCpus = None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, evaluate, print the metrics as the last line."""
-    command.run("evaluate", Evaluate, _evaluate, argv)
-
-
 def _evaluate(job: Evaluate) -> dict[str, Any]:
     if job.videos and len(job.annotations) > 1:
         raise ValueError("--videos needs a single annotation file: ids of several may clash")
@@ -89,10 +85,9 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
     named = compare.names(job.checkpoint)
     outputs = {name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named}
     if len(named) > 1:
-        for checkpoint in job.checkpoint:
-            for path in job.annotations:
-                # The tenth must not fail for a typing error after nine have run for hours.
-                _request(job, path, checkpoint).read()
+        # The tenth must not fail for a typing error after nine have run for hours.
+        for checkpoint, path in itertools.product(job.checkpoint, job.annotations):
+            _request(job, path, checkpoint).read()
 
     def one(path: str, checkpoint: str, out: Path) -> dict[str, Any]:
         manifest = evaluate.run(
@@ -127,16 +122,13 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
 def _request(job: Evaluate, annotations: str, checkpoint: str) -> Request:
     from pipelines.stages.evaluate import Request
 
-    overrides = list(job.set)
-    if job.batch_frames is not None:
-        overrides.append(f"detect.batch_frames={job.batch_frames}")
-    if job.speed is not None:
-        overrides.append(f"detect.speed={job.speed}")
+    short = {"batch_frames": job.batch_frames, "speed": job.speed}
+    given = [f"detect.{name}={value}" for name, value in short.items() if value is not None]
     return Request(
         annotations=annotations,
         checkpoint=checkpoint,
         preset=job.preset,
-        overrides=overrides,
+        overrides=[*job.set, *given],
         tracker=job.tracker,
         frames=job.frames,
         video_ids=job.videos or None,
@@ -150,20 +142,19 @@ def _one_or_sets(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _outputs(job: Evaluate, out: Path) -> dict[str, tuple[str, Path]]:
-    """Name of the set -> (annotation file, directory): out itself for one file, a folder in it for
-    each of several."""
+    """Name of the set -> (annotation file, directory): out, or a folder in it for each file."""
     if len(job.annotations) == 1:
         return {out.name: (job.annotations[0], out)}
     named: dict[str, tuple[str, Path]] = {}
     for path in job.annotations:
-        parts = Path(path)
-        name = base = parts.resolve().parent.name or parts.stem
-        number = 2
-        while name in named:
-            name, number = f"{base}-{number}", number + 1
+        base = Path(path).resolve().parent.name or Path(path).stem
+        numbered = (f"{base}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([base], numbered) if name not in named)
         named[name] = (path, out / name)
     return named
 
+
+main = functools.partial(command.run, "evaluate", Evaluate, _evaluate)
 
 if __name__ == "__main__":
     main()

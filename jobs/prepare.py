@@ -5,7 +5,7 @@ python -m jobs.prepare --annotations train/instances.json --out pairs --preset t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,6 @@ class Prepare:
     num_cpus: command.NumCpus = None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, run one stage, print its manifest as the last line."""
-    command.run("prepare", Prepare, _prepare, argv)
-
-
 def _prepare(job: Prepare) -> dict[str, Any]:
     config = override(presets.by_name(job.preset), job.set)
     if job.videos and len(job.annotations) > 1:
@@ -57,21 +52,15 @@ def _prepare(job: Prepare) -> dict[str, Any]:
     from pipelines.sources import annotations
     from pipelines.stages import pairs
 
-    dataset = annotations.combine(
-        [
-            annotations.read(path, job.frames, video_ids=job.videos or None, stride=job.stride)
-            for path in job.annotations
-        ]
+    read = functools.partial(
+        annotations.read, frames_root=job.frames, video_ids=job.videos or None, stride=job.stride
     )
+    dataset = annotations.combine([read(path) for path in job.annotations])
     with cluster.session(job.num_cpus):
-        manifest = pairs.run(
-            dataset,
-            job.out,
-            config.pairs,
-            overwrite=job.overwrite,
-        )
-    return asdict(manifest)
+        return asdict(pairs.run(dataset, job.out, config.pairs, overwrite=job.overwrite))
 
+
+main = functools.partial(command.run, "prepare", Prepare, _prepare)
 
 if __name__ == "__main__":
     main()

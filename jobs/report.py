@@ -5,7 +5,7 @@ python -m jobs.report --train run/train --evaluate run/val --sweep run/sweep --o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +32,6 @@ class Report:
     """Heading of the page."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, write the page, print its path as the last line."""
-    command.run("report", Report, _report, argv)
-
-
 def _report(job: Report) -> dict[str, str]:
     from pipelines.report import run_page
 
@@ -49,6 +44,8 @@ def _report(job: Report) -> dict[str, str]:
     )
     return {"page": str(page)}
 
+
+main = functools.partial(command.run, "report", Report, _report)
 
 if __name__ == "__main__":
     main()

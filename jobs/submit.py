@@ -52,7 +52,9 @@ def _submit(job: Submit, words: Sequence[str]) -> None:
             "Nothing to submit: give the job after `--`, as in "
             "`python -m jobs.submit -- python -m jobs.evaluate --help`."
         )
-    environment = dict(_variable(entry) for entry in job.env)
+    for entry in job.env:
+        if not entry.partition("=")[0] or "=" not in entry:
+            sys.exit(f"--env wants NAME=VALUE, got {entry!r}.")
     from pipelines import submit
 
     try:
@@ -60,7 +62,7 @@ def _submit(job: Submit, words: Sequence[str]) -> None:
             words,
             job.working_dir,
             address=job.address,
-            environment=environment,
+            environment=dict(entry.split("=", 1) for entry in job.env),
             wait=job.wait,
             on_log=_show,
         )
@@ -76,14 +78,6 @@ def _submit(job: Submit, words: Sequence[str]) -> None:
 def _show(text: str) -> None:
     sys.stderr.write(text)
     sys.stderr.flush()
-
-
-def _variable(entry: str) -> tuple[str, str]:
-    """NAME=VALUE split; exits with the rule where it is not one."""
-    name, equals, value = entry.partition("=")
-    if not name or not equals:
-        sys.exit(f"--env wants NAME=VALUE, got {entry!r}.")
-    return name, value
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ python -m jobs.sweep --pairs pairs --annotations val.json --out sweep \
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,9 +20,9 @@ from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Range, Space
 
 if TYPE_CHECKING:
-    from pipelines.storage.manifest import Manifest
-    from pipelines.sweep import tracker_sweep
-    from pipelines.sweep.training_sweep import TrainingSweep
+    from pipelines.sweep import TrackerSweep, TrainingSweep
+
+_TOLD = ("objective", "held_out", "configurations", "failed")  # as the manifest has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,39 +107,33 @@ class Sweep:
     num_cpus: command.NumCpus = None
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, sweep, print the best as the last line."""
-    command.run("sweep", Sweep, _sweep, argv)
-
-
 def _sweep(job: Sweep) -> dict[str, object]:
     from pipelines import cluster
-    from pipelines.sweep import tracker_sweep, training_sweep
+    from pipelines.sweep import TrainingSweep, every_sweep, tracker_sweep, training_sweep
 
     wanted = asked_for(job)
-    how: dict[str, Any] = {
-        "processes": job.processes,
-        "overwrite": job.overwrite,
-        "log_to": job.log_to,
-    }
+    how: dict[str, Any] = {"processes": job.processes, "overwrite": job.overwrite}
+    how["log_to"] = job.log_to
     # Ray Train complains every second where there is no dashboard.
-    training = isinstance(wanted, training_sweep.TrainingSweep)
+    training = isinstance(wanted, TrainingSweep)
     with cluster.session(job.num_cpus, dashboard=training):
-        if isinstance(wanted, training_sweep.TrainingSweep):
+        if isinstance(wanted, TrainingSweep):
             manifest = training_sweep.run(wanted, job.out, **how)
         else:
             manifest = tracker_sweep.run(wanted, job.out, **how)
-    return line(manifest, job.out)
+    best, base = manifest.extra["best"], manifest.extra["base"]
+    return {
+        "best": {**best["values"], **best["metrics"], "value": best["value"]},
+        "base": {**base["values"], **base["metrics"], "value": base["value"]},
+        **{name: manifest.extra[name] for name in _TOLD},
+        "seconds": manifest.seconds,
+        "paths": {name: str(job.out / file) for name, file in every_sweep.FILES.items()},
+    }
 
 
-def asked_for(job: Sweep) -> tracker_sweep.TrackerSweep | TrainingSweep:
-    """What the command line asks for.
-
-    Errors: ValueError for flags that do not go together; what sweep.base_config and
-            search_space.parse raise
-    """
-    from pipelines.sweep import every_sweep, tracker_sweep
-    from pipelines.sweep.training_sweep import TrainingSweep
+def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
+    """What the command line asks for; ValueError: flags that do not go together."""
+    from pipelines.sweep import TrackerSweep, TrainingSweep, every_sweep, tracker_sweep
 
     if job.resume:
         if job.evaluation or job.pairs or job.space or job.grid or job.set or job.overwrite:
@@ -148,46 +142,37 @@ def asked_for(job: Sweep) -> tracker_sweep.TrackerSweep | TrainingSweep:
                 "sweep, or leave out --resume"
             )
         plain = every_sweep.read_settings(job.out)
-        return (
-            TrainingSweep.from_dict(plain["train"])
-            if "train" in plain
-            else tracker_sweep.TrackerSweep.from_dict(plain)
-        )
+        if "train" in plain:
+            return TrainingSweep.from_dict(plain["train"])
+        return TrackerSweep.from_dict(plain)
     if (job.evaluation is None) == (job.pairs is None):
         raise ValueError(
             "give --evaluation, a finished OUT of jobs.evaluate, to sweep its tracker; or --pairs, "
             "one of jobs.prepare, to sweep training"
         )
-    if job.pairs is not None:
-        return _training(job, job.pairs)
-    assert job.evaluation is not None
-    base = tracker_sweep.base_config(job.evaluation, job.tracker, job.set)
     fields = [*job.grid, *job.space]
-    space = search_space.parse(fields, Config(tracker=base), search_space.TRACKER)
-    if not space:
-        space = search_space.association(base)
-    return tracker_sweep.TrackerSweep(
-        evaluated=job.evaluation,
-        base=base,
-        space=space,
-        search=_search(job, space),
-        annotation_file=job.annotations,
-    )
-
-
-def _training(job: Sweep, pairs: Path) -> TrainingSweep:
+    if job.evaluation is not None:
+        tracker = tracker_sweep.base_config(job.evaluation, job.tracker, job.set)
+        space = search_space.parse(fields, Config(tracker=tracker), search_space.TRACKER)
+        space = space or search_space.association(tracker)
+        return TrackerSweep(
+            evaluated=job.evaluation,
+            base=tracker,
+            space=space,
+            search=_search(job, space),
+            annotation_file=job.annotations,
+        )
+    assert job.pairs is not None
     if job.annotations is None:
         raise ValueError("with --pairs, give --annotations: videos with truth to evaluate on")
-    from pipelines.sweep.training_sweep import TrainingSweep
-
     base = override(presets.by_name(job.preset), job.set)
-    space = search_space.parse([*job.grid, *job.space], base, search_space.TRAINING)
+    space = search_space.parse(fields, base, search_space.TRAINING)
     if not space:
         raise ValueError(
             "there is nothing to sweep: give --space train.learning_rate=1e-4..1e-2:log or the like"
         )
     return TrainingSweep(
-        pairs=pairs,
+        pairs=job.pairs,
         annotations=job.annotations,
         base=base,
         space=space,
@@ -213,22 +198,7 @@ def _search(job: Sweep, space: Space) -> SearchConfig:
     )
 
 
-def line(manifest: Manifest, out: Path) -> dict[str, object]:
-    """The job's last line."""
-    from pipelines.sweep import every_sweep
-
-    best, base = manifest.extra["best"], manifest.extra["base"]
-    return {
-        "objective": manifest.extra["objective"],
-        "best": {**best["values"], **best["metrics"], "value": best["value"]},
-        "base": {**base["values"], **base["metrics"], "value": base["value"]},
-        "held_out": manifest.extra["held_out"],
-        "configurations": manifest.extra["configurations"],
-        "failed": manifest.extra["failed"],
-        "seconds": manifest.seconds,
-        "paths": {name: str(out / file) for name, file in every_sweep.FILES.items()},
-    }
-
+main = functools.partial(command.run, "sweep", Sweep, _sweep)
 
 if __name__ == "__main__":
     main()

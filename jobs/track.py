@@ -5,8 +5,8 @@ python -m jobs.track video.mp4 --weights shipped --out seen
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,11 +64,6 @@ class Track:
     """Replace annotated.mp4 and results.json of an earlier run in OUT."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, follow, print what came of it as the last line."""
-    command.run("track", Track, _track, argv)
-
-
 def _track(job: Track) -> dict[str, object]:
     from pipelines import stream
 
@@ -77,7 +72,9 @@ def _track(job: Track) -> dict[str, object]:
         _follow(job, summary)
     except BaseException as error:
         if summary.frames or isinstance(error, KeyboardInterrupt):
-            error.add_note(_written(summary))
+            paths = " and ".join(str(path) for path in (summary.results, summary.film) if path)
+            there = f"The {summary.frames} frames before are in {paths}."
+            error.add_note(there if paths else "Nothing was written.")
         raise
     if summary.film and not summary.drawn and summary.best:
         logging.warning(
@@ -106,10 +103,7 @@ def _follow(job: Track, summary: stream.Summary) -> None:
     from pipelines.sources import live
 
     wanted = stream.StreamConfig(
-        max_frames=job.max_frames,
-        film=job.video,
-        rate=job.fps,
-        drawn_score=job.score_threshold,
+        max_frames=job.max_frames, film=job.video, rate=job.fps, drawn_score=job.score_threshold
     )
     opened = live.open_source(job.source, job.every)
     stream.prepare(job.out, overwrite=job.overwrite)
@@ -128,13 +122,7 @@ def _follow(job: Track, summary: stream.Summary) -> None:
     stream.run(opened, OnlineSegmenter(model, config=config), job.out, wanted, summary)
 
 
-def _written(summary: stream.Summary) -> str:
-    """What there is of a run that ended early, as a sentence."""
-    paths = [str(path) for path in (summary.results, summary.film) if path is not None]
-    if not paths:
-        return "Nothing was written."
-    return f"The {summary.frames} frames before are in {' and '.join(paths)}."
-
+main = functools.partial(command.run, "track", Track, _track)
 
 if __name__ == "__main__":
     main()

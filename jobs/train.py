@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -52,11 +52,6 @@ class Train:
     there; without effect where MLFLOW_TRACKING_URI is set."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, train, print checkpoint and manifest as the last line."""
-    command.run("train", Train, _train, argv)
-
-
 def _train(job: Train) -> None:
     config = override(presets.by_name(job.preset), job.set)
     from pipelines import cluster
@@ -85,6 +80,8 @@ def _train(job: Train) -> None:
     # In the order of the manifest, not sorted.
     print(json.dumps({"checkpoint": str(job.out / train.WEIGHTS), **asdict(manifest)}))
 
+
+main = functools.partial(command.run, "train", Train, _train)
 
 if __name__ == "__main__":
     main()

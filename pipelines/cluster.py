@@ -112,15 +112,17 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
     A Ray of our own cannot grow. A joined cluster may: its nodes come when something asks for them,
     so this asks, logs that it does, and waits up to IDOL_WAIT_FOR_NODES_S seconds.
 
-    count: workers
-    cpus:  of each
-    gpus:  of each
+    cpus, gpus: of each worker
     Raises: ResourcesError: there are too few.
     """
     lacking = _lacking(count, cpus, gpus)
     if lacking is None:
         return
-    limit = _patience()
+    text = os.environ.get(WAIT_VARIABLE)
+    try:
+        limit = _WAIT_FOR_NODES_S if text is None else float(text)
+    except ValueError:
+        raise ValueError(f"{WAIT_VARIABLE} must be a number of seconds, got {text!r}") from None
     if _own() or limit <= 0:
         raise ResourcesError(
             f"{lacking} Ask for fewer actors or workers, or start a larger cluster (--actors 1 "
@@ -146,15 +148,6 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
                 )
     finally:
         remove_placement_group(group)
-
-
-def _patience() -> float:
-    """Seconds to wait for nodes."""
-    text = os.environ.get(WAIT_VARIABLE)
-    try:
-        return _WAIT_FOR_NODES_S if text is None else float(text)
-    except ValueError:
-        raise ValueError(f"{WAIT_VARIABLE} must be a number of seconds, got {text!r}") from None
 
 
 def _lacking(count: int, cpus_each: float, gpus_each: float) -> str | None:
@@ -203,9 +196,8 @@ def tasks(
 def videos(
     function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any], what: str, here: bool
 ) -> Iterator[tuple[Any, Any]]:
-    """`tasks`, in a session and under a progress bar, one item for each video.
+    """`tasks`, in a session and under a progress bar `what`, one item for each video.
 
-    what: name of the bar
     here: no Ray, one item after the other in this process: for work of a few seconds
     """
     with progress(len(items), what, "videos") as bar, contextlib.ExitStack() as stack:
@@ -247,11 +239,11 @@ def _own() -> bool:
 
 def _embedded_environment() -> dict[str, str]:
     """What our own Ray and its workers inherit from this process."""
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    inherited = os.environ.get("PYTHONPATH")
     return {
         # Workers import the rooms from any folder. By the environment, because a runtime_env costs
         # a second for each worker.
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT),
         # One process per core is faster than one process with many threads (measured 1.5 times),
         # and many processes with many threads each are slower by multiples.
         "OMP_NUM_THREADS": "1",

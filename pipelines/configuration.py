@@ -37,10 +37,8 @@ def changed(config: Config, overrides: Iterable[str], tracker: str | Path | None
 
 
 def tracker_config(name: str | Path) -> TrackerConfig:
-    """A tracker by name, or from a JSON file such as the best.json of a sweep.
+    """A tracker by name (see below), or from a JSON file {"tracker": {field: value}}.
 
-    name:   released, ovis, paper, multi_cue, robust, or a path; the file holds
-            {"tracker": {field: value}}
     Raises: ValueError: an unknown name, a file that is no such JSON, or an unknown field.
     """
     named = {

@@ -27,7 +27,6 @@ class _FieldsError(PipelineError):
 class DatasetError(_FieldsError):
     """A whole annotation file cannot be used: nothing is started.
 
-    path:   the file
     reason: the rule and what came instead
     todo:   what to do next
     """
@@ -44,9 +43,8 @@ class DatasetError(_FieldsError):
 class VideoError(_FieldsError):
     """One video cannot be used: it is recorded in rejects.parquet and the job goes on.
 
-    video_id: the dataset's id
-    path:     the frame, video file or annotation file at fault
-    reason:   the rule and what came instead
+    path:   the frame, video file or annotation file at fault
+    reason: the rule and what came instead
     """
 
     video_id: int
@@ -63,12 +61,7 @@ class VideoError(_FieldsError):
 
 @dataclass(eq=False, repr=False)
 class ManifestError(_FieldsError):
-    """A directory does not hold what a stage needs, or must not be written to.
-
-    path:   the directory
-    reason: the rule and what came instead
-    todo:   what to do next
-    """
+    """A directory does not hold what a stage needs, or must not be written to."""
 
     path: str
     reason: str

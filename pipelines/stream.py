@@ -104,7 +104,6 @@ def run(
 ) -> None:
     """Segment the source; write RESULTS and FILM to out, each when it is whole.
 
-    source:    any
     segmenter: fresh, with keep_tracks
     out:       as left by prepare
     summary:   updated after every frame, so that the caller has it after an error too
@@ -148,14 +147,12 @@ def draw(image: Image, instances: Instances, drawn_score: float) -> Image:
     """The frame with masks, boxes and captions, each identity in its colour.
 
     image:       (H, W, 3) uint8 RGB
-    instances:   of this frame
     drawn_score: less certain instances are left out
     returns:     (zoom * H, zoom * W, 3) uint8 RGB; frames below 480 pixels are enlarged
     """
-    rows = (instances.scores >= drawn_score).nonzero()[:, 0].tolist()
-    rows.reverse()  # the most certain last, on top
-    ids = instances.track_ids.tolist()
-    scores = instances.scores.tolist()
+    # The most certain last, on top.
+    rows = (instances.scores >= drawn_score).nonzero()[:, 0].tolist()[::-1]
+    ids, scores = instances.track_ids.tolist(), instances.scores.tolist()
     return visualize.overlay(
         image,
         instances.masks[rows],

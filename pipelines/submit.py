@@ -52,11 +52,9 @@ def submit(
 ) -> SubmittedJob:
     """Run a command on a cluster, from a copy of this folder, and wait for its end.
 
-    command:     what to run there: ("python", "-m", "jobs.evaluate", ...)
     working_dir: the folder that is sent; what .gitignore and .rayignore name stays behind
     address:     the job server ("http://host:8265"); None: RAY_API_SERVER_ADDRESS or RAY_ADDRESS,
                  else this machine's
-    environment: variables that the job and its workers see
     wait:        False: return as soon as the cluster has the job
     on_log:      called with each piece of the job's log as it appears
     Raises:
@@ -74,19 +72,21 @@ def submit(
     try:
         submission_id = _submit(client, shlex.join(command), runtime_env)
     except RuntimeError as error:
-        todo = (
-            " The package may have 100 MiB: name data and outputs in .rayignore."
-            if "413" in str(error)
-            else ""
-        )
-        raise PipelineError(f"The cluster did not take the job: {error}{todo}") from error
+        todo = " The package may have 100 MiB: name data and outputs in .rayignore."
+        raise PipelineError(
+            f"The cluster did not take the job: {error}{todo if '413' in str(error) else ''}"
+        ) from error
     if not wait:
         return SubmittedJob(submission_id, "PENDING", 0, "", None)
-    last = _LastResult()
+    rest = ""
+    result: dict[str, Any] | None = None
 
     def read(text: str) -> None:
+        nonlocal rest, result
         on_log(text)
-        last.read(text)
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            result = _json_object(line, result)
 
     try:
         asyncio.run(_follow(client, submission_id, read))
@@ -98,7 +98,8 @@ def submit(
         ) from error
     status = str(info.status)
     code = 0 if status == "SUCCEEDED" else (info.driver_exit_code or 1)
-    return SubmittedJob(submission_id, status, code, info.message or "", last.result())
+    result = _json_object(rest, result)
+    return SubmittedJob(submission_id, status, code, info.message or "", result)
 
 
 def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
@@ -172,23 +173,10 @@ async def _follow(client: Any, submission_id: str, on_log: Callable[[str], None]
         await asyncio.sleep(_POLL_SECONDS)
 
 
-class _LastResult:
-    """The last line that is a JSON object, of a log that comes in pieces."""
-
-    def __init__(self) -> None:
-        self._rest = ""
-        self._found: dict[str, Any] | None = None
-
-    def read(self, text: str) -> None:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            self._take(line)
-
-    def result(self) -> dict[str, Any] | None:
-        self._take(self._rest)
-        return self._found
-
-    def _take(self, line: str) -> None:
-        if line.startswith("{"):
-            with contextlib.suppress(json.JSONDecodeError):
-                self._found = json.loads(line)
+def _json_object(line: str, otherwise: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The line as a JSON object, where it is one."""
+    if line.startswith("{"):
+        with contextlib.suppress(json.JSONDecodeError):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    return otherwise

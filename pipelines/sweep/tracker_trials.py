@@ -116,7 +116,7 @@ class TrackerTrials:
     def measure(self, loaded: Videos, configuration: Configuration, budget: int) -> Trial:
         """Score a configuration on the first videos, as many as the budget says."""
         config = self.config(configuration.values)
-        matches, counts = self._score(loaded, self.order[:budget], config)
+        matches, counts = self.score(loaded, self.order[:budget], config)
         metrics = objective.stats(matches, counts)
         folds: list[float] = []
         if self.folds and budget == self.budget:
@@ -142,13 +142,13 @@ class TrackerTrials:
         if not self.folds or self.budget < 2 * self.folds:
             return None
         loaded = self.load()
-        reference = self._score(loaded, self.order, self.base)
+        reference = self.score(loaded, self.order, self.base)
         chosen: Scored = ([], [])
         folds = []
         for fold in range(self.folds):
             winner = _best_without(full, fold)
             own = slice(fold, None, self.folds)
-            found = self._score(loaded, self.order[own], self.config(winner.values))
+            found = self.score(loaded, self.order[own], self.config(winner.values))
             chosen[0].extend(found[0])
             chosen[1].extend(found[1])
             folds.append(
@@ -177,7 +177,7 @@ class TrackerTrials:
             ),
         )
 
-    def _score(self, loaded: Videos, chosen: Sequence[int], config: TrackerConfig) -> Scored:
+    def score(self, loaded: Videos, chosen: Sequence[int], config: TrackerConfig) -> Scored:
         """Track and match the chosen videos: arithmetic on small arrays."""
         matches: list[VideoMatches] = []
         counts: list[VideoTracking] = []
