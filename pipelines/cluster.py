@@ -87,16 +87,12 @@ class Pool:
 
     @classmethod
     def of(cls, size: Pool | int | str) -> Pool:
-        """A pool from its size: 4 or "4" for a fixed one, "1..8" for one that grows and shrinks.
-
-        Raises: ValueError: it is no such size.
-        """
+        """A pool from 4 or "4" (fixed), or "1..8" (grows and shrinks); ValueError: no such size."""
         if isinstance(size, Pool):
             return size
         low, dots, high = str(size).partition("..")
         try:
-            least = int(low)
-            most = int(high) if dots else least
+            least, most = int(low), int(high if dots else low)
         except ValueError:
             raise ValueError(f"{size!r} is no number of actors. Write 4, or 1..8.") from None
         return cls(least, most)
@@ -170,10 +166,7 @@ def tasks(
     """Run function(shared, item) for every item on the connected Ray; (item, result) as they end.
 
     A bounded number is in flight, so that neither results nor arguments pile up. An item whose
-    process or machine dies is done again, up to three times.
-
-    shared: sent to every machine once
-    items:  in the order to begin them
+    process or machine dies is done again, up to three times. Shared goes to every machine once.
     """
     import ray
 

@@ -52,13 +52,11 @@ class StreamConfig:
 class Summary:
     """What was made of a stream so far; run updates it after every frame.
 
-    frames:  segmented
     tracks:  in the results; 0 until they are written
     seconds: from the first frame on
     drawn:   instances in the film, over all frames
     best:    score of the most certain instance of any frame, 0 where there is none
-    results: path, None until it is written
-    film:    path, None until it is written
+    results, film: None until they are written
     """
 
     frames: int = 0
@@ -82,19 +80,15 @@ def prepare(out: Path, *, overwrite: bool = False) -> None:
     """
     old = [name for name in (RESULTS, FILM) if (out / name).exists()]
     if old and not overwrite:
-        raise ManifestError(
-            str(out),
-            f"holds {' and '.join(old)} already",
-            "Use another --out, or --overwrite to replace what is there.",
-        )
+        todo = "Use another --out, or --overwrite to replace what is there."
+        raise ManifestError(str(out), f"holds {' and '.join(old)} already", todo)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise ManifestError(
-            str(out), f"cannot be written ({error.strerror})", "Use another --out."
-        ) from error
+        reason = f"cannot be written ({error.strerror})"
+        raise ManifestError(str(out), reason, "Use another --out.") from error
     for name in old:
         (out / name).unlink()
 
@@ -120,8 +114,7 @@ def run(
         try:
             images = itertools.islice(source, config.max_frames)
             known = [n for n in (source.frames, config.max_frames) if n is not None]
-            total = min(known, default=None)
-            shown = Path(source.name).name
+            shown, total = Path(source.name).name, min(known, default=None)
             for image in tqdm(images, shown, total, unit=" frames", dynamic_ncols=True):
                 instances = segmenter(image)
                 if config.film:

@@ -116,7 +116,10 @@ def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
 
 def _connect(address: str | None) -> Any:
     """The job server's client, with our token; PipelineError says what to do where none answers."""
-    _use_token()
+    # Ray's client sends no token by default.
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if os.environ.get("RAY_AUTH_TOKEN") or path.is_file():
+        os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE") or "token"
     # Ray lets its variables override what is passed, so an explicit address is set there.
     given = {"RAY_API_SERVER_ADDRESS": address} if address else {}
     named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
@@ -139,15 +142,6 @@ def _connect(address: str | None) -> Any:
             "or forward the port of a cluster (`ray dashboard cluster.yaml`), then submit again; "
             "--address names another."
         ) from error
-
-
-def _use_token() -> None:
-    """Make Ray's client send the token, where there is one; by default it sends none."""
-    if os.environ.get("RAY_AUTH_MODE"):
-        return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if os.environ.get("RAY_AUTH_TOKEN") or path.is_file():
-        os.environ["RAY_AUTH_MODE"] = "token"
 
 
 async def _follow(client: Any, submission_id: str, on_log: Callable[[str], None]) -> None:

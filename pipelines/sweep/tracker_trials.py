@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from idol.analysis import intervals
-from idol.arrays import Ints
 from idol.config import AnalysisConfig, Config, TrackerConfig
 from idol.evaluation.matching import VideoMatches, match_video
 from idol.evaluation.stored_overlaps import VideoOverlaps
@@ -120,7 +119,10 @@ class TrackerTrials:
         metrics = objective.stats(matches, counts)
         folds: list[float] = []
         if self.folds and budget == self.budget:
-            without = self.goal.of_draws(matches, counts, fold_weights(self.order, self.folds))
+            # Which videos are outside each fold: (folds, V) 0 or 1, by ascending ids.
+            outside = np.ones((self.folds, budget), dtype=np.int64)
+            outside[np.arange(budget) % self.folds, np.argsort(np.argsort(self.order))] = 0
+            without = self.goal.of_draws(matches, counts, outside)
             # NaN is no JSON; -1 stands for no truth, as in Objective.of.
             folds = np.where(np.isfinite(without), without, -1.0).tolist()
         return Trial(
@@ -195,16 +197,6 @@ class TrackerTrials:
 
     def _value(self, scored: Scored) -> float:
         return self.goal.of(objective.stats(*scored))
-
-
-def fold_weights(order: Sequence[int], folds: int) -> Ints:
-    """Which videos are outside each fold: (folds, V) 0 or 1, by ascending video ids.
-
-    order: video ids; number n is in fold n modulo folds, so folds differ by at most one video
-    """
-    weights = np.ones((folds, len(order)), dtype=np.int64)
-    weights[np.arange(len(order)) % folds, np.argsort(np.argsort(order))] = 0
-    return weights
 
 
 def _best_without(full: Sequence[Trial], fold: int) -> Trial:

@@ -58,9 +58,8 @@ class Ledger:
     def furthest(self) -> list[Trial]:
         """The trial with the largest budget of each configuration, in the order of the search."""
         found: dict[str, Trial] = {}
-        for trial in self.read():
-            if trial.hash not in found or trial.budget > found[trial.hash].budget:
-                found[trial.hash] = trial
+        for trial in sorted(self.read(), key=lambda trial: -trial.budget):
+            found.setdefault(trial.hash, trial)
         return sorted(found.values(), key=lambda trial: trial.number)
 
 
