@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(machine.header(machine.command("benchmarks.evaluate")))
     dataset = annotations.read(path)
     model = idol.load(options.checkpoint)
-    config = evaluate.configuration(model, dataset, [], None)
+    config = evaluate.with_categories(model.config, dataset)
     times = Measured()
     count = sum(len(video.frames) for video in dataset.videos)
     print(f"{len(dataset.videos)} videos, {count} frames of {path}\n")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 
 class PipelineError(Exception):
@@ -41,7 +40,7 @@ class DatasetError(_FieldsError):
 
 @dataclass(eq=False, repr=False)
 class VideoError(_FieldsError):
-    """One video cannot be used: it is recorded in rejects.parquet and the job goes on.
+    """One video cannot be used: Reject(*args) goes to rejects.parquet and the job goes on.
 
     path:   the frame, video file or annotation file at fault
     reason: the rule and what came instead
@@ -53,10 +52,6 @@ class VideoError(_FieldsError):
 
     def __str__(self) -> str:
         return f"video {self.video_id}: {self.path}: {self.reason}"
-
-    def reject(self) -> dict[str, Any]:
-        """Its row of the REJECTS table."""
-        return asdict(self)
 
 
 @dataclass(eq=False, repr=False)

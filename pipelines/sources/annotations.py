@@ -66,7 +66,7 @@ class Dataset:
 
     videos:     the usable videos, by ascending video_id
     categories: category_id → name, ascending; the position is the label
-    rejects:    {video_id, path, reason} of everything left out
+    rejects:    everything left out
     input_hash: names the content of the annotations and the selection made from them
     sources:    the annotation files
     annotated:  videos whose annotations can be read, with usable frames or without
@@ -74,7 +74,7 @@ class Dataset:
 
     videos: tuple[VideoRecord, ...]
     categories: Mapping[int, str]
-    rejects: tuple[dict[str, Any], ...]
+    rejects: tuple[Reject, ...]
     input_hash: str
     sources: tuple[str, ...] = ()
     annotated: tuple[Video, ...] = ()
@@ -97,7 +97,7 @@ class Dataset:
     @property
     def rejected_videos(self) -> set[int]:
         """video_ids that were left out."""
-        return {row["video_id"] for row in self.rejects} - {v.video_id for v in self.videos}
+        return {reject.video_id for reject in self.rejects} - {v.video_id for v in self.videos}
 
     def truth(self) -> Truth | None:
         """The truth of these videos, for scoring; None where they have none.
@@ -108,7 +108,7 @@ class Dataset:
         if not any(video.instances for video in self.videos):
             return None
         readable = {video.video_id for video in self.annotated}
-        rejects = [Reject(**row) for row in self.rejects if row["video_id"] not in readable]
+        rejects = [reject for reject in self.rejects if reject.video_id not in readable]
         return truth_file.of_videos(self.categories, self.annotated, rejects)
 
 
@@ -136,16 +136,16 @@ def read(
         raise ValueError(f"stride must be at least 1, got {stride}")
     data, found = _parsed(source)
     wanted = None if video_ids is None else set(video_ids)
-    rejects = [row._asdict() for row in found.rejects]
+    rejects = list(found.rejects)
     annotated = list(found.videos.values())
     if wanted is not None:
-        unknown = wanted - found.videos.keys() - {row.video_id for row in found.rejects}
+        unknown = wanted - found.videos.keys() - {reject.video_id for reject in rejects}
         if unknown:
             raise ValueError(
                 f"{len(unknown)} of the {len(wanted)} chosen video ids are not in "
                 f"{source}, for example {min(unknown)}"
             )
-        rejects = [row for row in rejects if row["video_id"] in wanted]
+        rejects = [reject for reject in rejects if reject.video_id in wanted]
         annotated = [video for video in annotated if video.video_id in wanted]
     annotated = [video.strided(stride) for video in annotated]
     root = _default_root(source) if frames_root is None else str(frames_root)
@@ -158,7 +158,7 @@ def read(
         try:
             videos.append(_record(video, source, root, files_in))
         except VideoError as error:
-            rejects.append(error.reject())
+            rejects.append(Reject(*error.args))
     digest = hashlib.sha256(data).hexdigest()
     if wanted is not None or stride != 1:
         chosen = None if wanted is None else sorted(wanted)
@@ -207,7 +207,7 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
     names: dict[int, str] = {}
     videos: list[VideoRecord] = []
     annotated: list[Video] = []
-    rejects: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
     for dataset in datasets:
         for category_id, name in dataset.categories.items():
             if names.setdefault(category_id, name) != name:
@@ -217,8 +217,8 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
                     "combined must number their categories alike: renumber one of them."
                 )
         raised = _offset(
-            [v.video_id for v in annotated] + [r["video_id"] for r in rejects],
-            [v.video_id for v in dataset.annotated] + [r["video_id"] for r in dataset.rejects],
+            [v.video_id for v in (*annotated, *rejects)],
+            [v.video_id for v in (*dataset.annotated, *dataset.rejects)],
         )
         raised_instances = _offset(
             [i.instance_id for v in annotated for i in v.instances],
@@ -226,7 +226,7 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         )
         videos += [_raised(video, raised, raised_instances) for video in dataset.videos]
         annotated += [_raised(video, raised, raised_instances) for video in dataset.annotated]
-        rejects += [{**row, "video_id": row["video_id"] + raised} for row in dataset.rejects]
+        rejects += [r._replace(video_id=r.video_id + raised) for r in dataset.rejects]
     return Dataset(
         videos=tuple(sorted(videos, key=lambda v: v.video_id)),
         categories=dict(sorted(names.items())),

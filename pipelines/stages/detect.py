@@ -8,14 +8,22 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+import idol
+from idol.arrays import Floats32
 from idol.config import Config, to_dict
+from idol.detection.detector import Detector
 from idol.evaluation.overlaps import intersections
 from idol.masks import rle
+from idol.network.model import IDOL
+from idol.structures import FrameDetections
+from idol.weights import checkpoint
+from idol.ytvis.videos import Reject
 from pipelines import cluster
 from pipelines.errors import ResourcesError, VideoError
 from pipelines.sources.annotations import Dataset
@@ -27,14 +35,9 @@ from pipelines.storage import claims, layout, schemas, tables
 from pipelines.storage.layout import DETECT as STAGE
 from pipelines.storage.manifest import Manifest
 
-if TYPE_CHECKING:  # torch takes seconds to import, and the driver's --help never needs it
-    from idol.detection.detector import Detector
-    from idol.network.model import IDOL
-    from idol.structures import FrameDetections
-
 _NETWORK = "_network.safetensors"
-"""The network, for the actors: beside the shards, because all machines see that folder, and a
-restarted actor still finds it there (an object of Ray's store may be lost with its machine)."""
+"""The network, for the actors: beside the shards, where every machine and a restarted actor find
+it (an object of Ray's store may be lost with its machine)."""
 _READ_AHEAD = 2  # batches decoded in advance
 
 _log = logging.getLogger(__name__)
@@ -46,17 +49,17 @@ class ShardRows:
 
     detections: list[dict[str, Any]]
     overlaps: list[dict[str, Any]]
-    rejects: list[dict[str, Any]]
+    rejects: list[Reject]
 
 
 def detect_pieces(detector: Detector, pieces: Shard, config: Config, *, truth: bool) -> ShardRows:
     """Run the network over the frames of a shard.
 
-    Frames of one shape share a batch, also across videos: the network keeps nothing from frame to
-    frame. Batches never cross shards, so the numbers do not depend on how shards are dealt out.
+    Frames of one shape share a batch, also across videos. Batches never cross shards, so the
+    numbers do not depend on how shards are dealt out. A video of which any frame cannot be read
+    has no rows, but a reject with the reason.
 
-    truth:  also make OVERLAP rows
-    A video of which any frame cannot be read has no rows, but a reject with the reason.
+    truth: also make OVERLAP rows
     """
     rejects: dict[int, VideoError] = {}
     detections: list[dict[str, Any]] = []
@@ -75,7 +78,7 @@ def detect_pieces(detector: Detector, pieces: Shard, config: Config, *, truth: b
         rows = [row for row in rows if row["video_id"] not in rejects]
         return sorted(rows, key=lambda row: (row["video_id"], row["frame_index"]))
 
-    faults = [fault.reject() for fault in rejects.values()]
+    faults = [Reject(*fault.args) for fault in rejects.values()]
     return ShardRows(kept(detections), kept(overlaps), faults)
 
 
@@ -111,7 +114,7 @@ def _detections(
 
 def frame_overlap(
     masks: Sequence[bytes], truth: Sequence[bytes | None], size: tuple[int, int]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> tuple[Floats32, Floats32, Floats32]:
     """Shared pixels of the detections and true instances of one frame, without unpacking a mask.
 
     masks:   N compressed RLEs
@@ -119,25 +122,19 @@ def frame_overlap(
     size:    (height, width) of all of them
     returns: intersection (N, G), area (N,), truth_area (G,), in pixels
     """
-    present = [(g, counts) for g, counts in enumerate(truth) if counts is not None]
-    columns = [g for g, _ in present]
-    true_masks = [counts for _, counts in present]
+    present = {g: counts for g, counts in enumerate(truth) if counts is not None}
     area = rle.measure(masks)[1]
-    truth_area = np.zeros(len(truth))
-    intersection = np.zeros((len(masks), len(truth)))
+    truth_area = np.zeros(len(truth), np.float32)
+    intersection = np.zeros((len(masks), len(truth)), np.float32)
     if present:
-        truth_area[columns] = rle.measure(true_masks)[1]
+        truth_area[list(present)] = rle.measure(list(present.values()))[1]
     if present and len(masks):
         found, there = (
             [{"size": list(size), "counts": counts} for counts in side]
-            for side in (masks, true_masks)
+            for side in (masks, present.values())
         )
-        intersection[:, columns] = intersections(found, area, there)
-    return (
-        intersection.astype(np.float32),
-        area.astype(np.float32),
-        truth_area.astype(np.float32),
-    )
+        intersection[:, list(present)] = intersections(found, area, there)
+    return intersection, area.astype(np.float32), truth_area
 
 
 def run(
@@ -156,7 +153,6 @@ def run(
     Where the dataset has truth, the OVERLAP table is made in the same pass. An interrupted run is
     continued by the same call: shards that are there are not redone, and the bytes are the same.
 
-    dataset:   what annotations.read returned
     model:     in eval mode
     config:    its transforms and detect sections count here
     actors:    copies of the network, or how many at least and at most; default: one per GPU, else
@@ -178,15 +174,13 @@ def run(
     if output.finished is not None:
         return output.finished
     todo = output.missing(len(shards))
-    done = sorted(set(range(len(shards))) - set(todo))
-    _log.info("%d of %d shards are there already", len(done), len(shards))
+    _log.info("%d of %d shards are there already", len(shards) - len(todo), len(shards))
     on_shard = on_shard or (lambda number: None)
-    for number in done:
+    for number in sorted(set(range(len(shards))) - set(todo)):
         on_shard(number)
     if todo:
-        pool = None if actors is None else cluster.Pool.of(actors)
-        task = ActorTask(config=config, out=out.resolve(), truth=truth, must_be_gpu=bool(gpu))
-        _detect(model, shards, todo, task, pool, gpu, on_shard)
+        arguments = (config, out.resolve(), truth, bool(gpu))
+        _detect(model, shards, todo, actors, gpu, on_shard, arguments)
     rejects = [*dataset.rejects, *output.rejects(len(shards))]
     rejected = check_rejects(dataset, rejects, config.detect.reject_limit, "detect.reject_limit")
     videos = shard_plan.stored_videos(shards).values()
@@ -202,9 +196,8 @@ def run(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActorTask:
-    """The settings of an actor.
+class DetectActor:
+    """One copy of the network, in an actor: shards in, finished parquet files out.
 
     config:      its transforms and detect sections count here
     out:         the directory to write, which also holds the network
@@ -212,53 +205,34 @@ class ActorTask:
     must_be_gpu: an actor without CUDA is an error
     """
 
-    config: Config
-    out: Path
-    truth: bool
-    must_be_gpu: bool
-
-
-class DetectActor:
-    """One copy of the network, in an actor: shards in, finished parquet files out."""
-
-    def __init__(self, task: ActorTask) -> None:
+    def __init__(self, config: Config, out: Path, truth: bool, must_be_gpu: bool) -> None:
         import ray
-        import torch
-
-        import idol
-        from idol.detection.detector import Detector
 
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
-        if task.must_be_gpu and not gpu:
+        if must_be_gpu and not gpu:
             raise ResourcesError(
                 f"Ray gave this actor GPU {ray.get_gpu_ids()}, but torch {torch.__version__} sees "
                 "no CUDA on its node. Install a CUDA build of torch there, or ask for CPUs."
             )
         if not gpu:
             torch.set_num_threads(1)
-        self.task = task
-        model = idol.load(task.out / _NETWORK, device="cuda" if gpu else "cpu")
+        self.config, self.out, self.truth = config, out, truth
+        model = idol.load(out / _NETWORK, device="cuda" if gpu else "cpu")
         # On a GPU many frames of few shapes: compiling pays.
-        batch = task.config.detect.batch_frames
-        self.detector = Detector(model, task.config, batch=batch, compiled=gpu)
+        self.detector = Detector(model, config, batch=config.detect.batch_frames, compiled=gpu)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Detect one row: {shard: its number, pieces: JSON} -> {shard, frames}."""
         counts = []
         for number, text in zip(batch["shard"].tolist(), batch["pieces"], strict=True):
             pieces = shard_plan.from_json(text)
-            rows = detect_pieces(self.detector, pieces, self.task.config, truth=self.task.truth)
-            if self.task.truth:
+            rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
+            if self.truth:
                 # First, for a shard counts as done once its detections are there.
-                tables.commit(
-                    schemas.table(rows.overlaps, schemas.OVERLAP),
-                    layout.shard_path(self.task.out, number, "overlap"),
-                )
-            tables.commit(
-                schemas.table(rows.detections, schemas.DETECTIONS),
-                layout.shard_path(self.task.out, number),
-                rejects=rows.rejects,
-            )
+                overlaps = schemas.table(rows.overlaps, schemas.OVERLAP)
+                tables.commit(overlaps, layout.shard_path(self.out, number, "overlap"))
+            detections = schemas.table(rows.detections, schemas.DETECTIONS)
+            tables.commit(detections, layout.shard_path(self.out, number), rejects=rows.rejects)
             counts.append(sum(len(piece.frames) for piece in pieces))
         return {"shard": batch["shard"], "frames": np.array(counts)}
 
@@ -267,21 +241,23 @@ def _detect(
     model: IDOL,
     shards: Sequence[Shard],
     todo: Sequence[int],
-    task: ActorTask,
-    pool: cluster.Pool | None,
+    actors: cluster.Pool | int | None,
     gpu: bool | None,
     on_shard: Callable[[int], None],
+    arguments: tuple[Config, Path, bool, bool],
 ) -> None:
-    """Hand the missing shards to a pool of actors, and wait for the last one."""
-    from idol.weights import checkpoint
+    """Hand the missing shards to a pool of actors, and wait for the last one.
 
+    arguments: of DetectActor
+    """
+    network = arguments[1] / _NETWORK
     with cluster.session():
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 
-        pool, share = _room(pool, gpu, len(todo))
+        pool, share = _room(actors, gpu, len(todo))
         cluster.require(pool.least, 1.0, share)
-        checkpoint.save(model, task.out / _NETWORK)
+        checkpoint.save(model, network)
         # Our bar counts frames; Ray's would write over it, and its log tells of every execution.
         DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -297,22 +273,24 @@ def _detect(
             ),
             num_cpus=1,
             num_gpus=share,
-            fn_constructor_args=(task,),
+            fn_constructor_args=arguments,
         )
         total = sum(len(piece.frames) for number in todo for piece in shards[number])
         with cluster.progress(total, "detect", "frames") as bar:
             for row in done.iter_rows():
                 bar.update(int(row["frames"]))
                 on_shard(int(row["shard"]))
-    (task.out / _NETWORK).unlink()
+    network.unlink()
 
 
-def _room(pool: cluster.Pool | None, gpu: bool | None, shards: int) -> tuple[cluster.Pool, float]:
+def _room(
+    actors: cluster.Pool | int | None, gpu: bool | None, shards: int
+) -> tuple[cluster.Pool, float]:
     """The pool, and the share of a GPU that each of its actors holds (0: it runs on a CPU)."""
     gpus = 0 if gpu is False else cluster.gpus()
     # Half of the logical CPUs: a pool that holds all of them starves the tasks that feed it.
-    pool = pool or cluster.Pool.of(gpus or max(1, cluster.cpus() // 2))
-    pool = pool.within(shards)
+    default = gpus or max(1, cluster.cpus() // 2)
+    pool = cluster.Pool.of(default if actors is None else actors).within(shards)
     if not gpus:
         return pool, float(bool(gpu))
     share = min(1.0, gpus / pool.least)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from idol.config import Config, to_dict
 from idol.files import write_whole
 from idol.network.model import IDOL
 from idol.ytvis.truth import Truth
-from pipelines import cluster
-from pipelines import configuration as configurations
+from pipelines import cluster, configuration
 from pipelines.report import experiment_log, gallery, page, run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames
@@ -47,24 +46,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What is evaluated: all that decides the outcome."""
+    """What is evaluated: all that decides the outcome.
+
+    annotations: YouTube-VIS or OVIS JSON, with truth or without
+    checkpoint:  see idol.load
+    preset:      configuration of a released checkpoint, which carries none
+    overrides:   "section.field=value" on the checkpoint's configuration
+    tracker:     see configuration.tracker_config; None: the checkpoint's
+    frames, video_ids, stride: as of annotations.read
+    """
 
     annotations: str | Path
-    """YouTube-VIS or OVIS JSON, with truth or without."""
     checkpoint: str | Path
-    """See idol.load."""
     preset: str | None = None
-    """Configuration of a released checkpoint, which carries none."""
     overrides: Sequence[str] = ()
-    """"section.field=value" on the checkpoint's configuration."""
     tracker: str | Path | None = None
-    """See configuration.tracker_config; None: the checkpoint's."""
     frames: str | None = None
-    """Folder that the frame paths are relative to; None: see annotations.read."""
     video_ids: Collection[int] | None = None
-    """Only these videos; None: all."""
     stride: int = 1
-    """Every stride-th frame only."""
 
     def read(self) -> tuple[Dataset, IDOL, Config, Truth | None]:
         """All that the stages need; the truth is None where the annotations have none.
@@ -77,7 +76,8 @@ class Request:
             self.annotations, self.frames, video_ids=self.video_ids, stride=self.stride
         )
         model = idol.load(str(self.checkpoint), preset=self.preset)
-        config = configuration(model, dataset, self.overrides, self.tracker)
+        config = with_categories(model.config, dataset)
+        config = configuration.changed(config, self.overrides, self.tracker)
         return dataset, model, config, dataset.truth()
 
     def selection(self, dataset: Dataset) -> Selection:
@@ -103,13 +103,12 @@ def run(
 ) -> Manifest:
     """Evaluate a checkpoint on a dataset; a killed run goes on where it was by the same call.
 
-    out:       gets detections/, tracks/, results.json, report.json, report.html
-    actors:    copies of the network; see detect.run
-    gpu:       whether they run on GPUs; see detect.run
-    overwrite: replace another run's output
-    log_to:    folder of the MLflow file; default: out
-    log:       False: no MLflow run: its file has one writer, and this is another process
-    returns:   the manifest; its extra holds the metrics
+    out:         gets detections/, tracks/, results.json, report.json, report.html
+    actors, gpu: see detect.run
+    overwrite:   replace another run's output
+    log_to:      folder of the MLflow file; None: out
+    log:         False: no MLflow run: its file has one writer, and this is another process
+    returns:     the manifest; its extra holds the metrics
     Raises:
         ValueError: as Request.read.
         PipelineError: as Request.read and the stages.
@@ -127,7 +126,8 @@ def run(
     for name in (RESULTS, SUBMISSION):
         write_whole(out / name, (out / TRACKS / name).read_bytes())
     found = None if truth is None else stored_metrics.measure(truth, source, config.tracker)
-    rejects = tables.read_rejects(source.path)
+    faults = tables.read_rejects(source.path)
+    rejects = [fault._asdict() for fault in faults]
     report = summarise(found, dataset, source, config, rejects, request.selection(dataset))
     report.write(out)
     page.write(
@@ -147,16 +147,11 @@ def run(
         with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as opened:
             opened.metrics(report.flat())
             opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
-    return output.finish(rows=tracked.rows, rejects=rejects, extra={"metrics": report.metrics})
+    return output.finish(rows=tracked.rows, rejects=faults, extra={"metrics": report.metrics})
 
 
 def check_truth(annotation_file: str | Path) -> None:
-    """Find out whether there is something to score against.
-
-    Raises:
-        ValueError: there is not.
-        DatasetError: the file cannot be read.
-    """
+    """Raise ValueError where there is nothing to score against, DatasetError for a bad file."""
     if annotation_files.read(annotation_file).truth() is None:
         raise ValueError(f"{annotation_file} holds no truth: there is nothing to score against")
 
@@ -177,7 +172,7 @@ def _detect_and_track(
     total = sum(len(video.frames) for video in dataset.videos)
     together = total > track.FEW_FRAMES and not (detections / manifest.MANIFEST).exists()
     with cluster.session() if together else contextlib.nullcontext():
-        early: TrackAhead | None = None
+        early = None
         if together:
             shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
             early = TrackAhead(shards, detections, config, ahead)
@@ -196,24 +191,10 @@ def _detect_and_track(
         return track.run(detections, out / TRACKS, config.tracker, overwrite=overwrite, ahead=ahead)
 
 
-def configuration(
-    model: IDOL, dataset: Dataset, overrides: Iterable[str], tracker: str | Path | None
-) -> Config:
-    """The checkpoint's configuration with what the caller changes, checked against the dataset.
-
-    Raises:
-        ValueError: the dataset has other categories than the checkpoint, or an override would
-            change the network.
-        PipelineError: a threshold is below the score floor.
-    """
-    return configurations.changed(with_categories(model.config, dataset), overrides, tracker)
-
-
 def with_categories(config: Config, dataset: Dataset) -> Config:
     """The configuration with the dataset's categories, which must be those it was trained on.
 
-    A released checkpoint names no categories; its labels are the dataset's category ids in
-    ascending order, as in the released code.
+    A released checkpoint names none; its labels are the category ids in ascending order.
 
     Raises: ValueError: they disagree.
     """
@@ -227,11 +208,9 @@ def with_categories(config: Config, dataset: Dataset) -> Config:
         return replace(config, categories=names, category_ids=ids)
     trained = dict(zip(config.category_ids, config.categories, strict=True))
     given = dict(zip(ids, names, strict=True))
-    if trained != given:
-        differing = sorted(
-            i for i in trained.keys() | given.keys() if trained.get(i) != given.get(i)
-        )
-        first = differing[0]
+    differing = {i for i, _ in trained.items() ^ given.items()}
+    if differing:
+        first = min(differing)
         raise ValueError(
             f"the checkpoint was trained on other categories than the dataset has: category_id "
             f"{first} is {trained.get(first, 'absent')!r} in the checkpoint and "
@@ -253,7 +232,6 @@ def summarise(
     """What report.json holds; found is None where there is no truth."""
     names = {video.video_id: video.name for video in dataset.videos}
     categories = dict(zip(config.category_ids, config.categories, strict=True))
-    per_class = {} if found is None else found.metrics.per_class
     return EvaluationReport(
         videos=len(source.videos),
         frames=sum(video.length for video in source.videos),
@@ -265,7 +243,7 @@ def summarise(
         true_identities={} if found is None else found.true_identities.stats,
         per_category=[
             CategoryMetrics(category_id=i, name=categories.get(i, str(i)), stats=stats)
-            for i, stats in per_class.items()
+            for i, stats in ({} if found is None else found.metrics.per_class).items()
         ],
         per_video=[
             replace(row, name=names.get(row.video_id, ""))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from idol.detection.detector import Detector, Prepared
 from pipelines.errors import VideoError
 from pipelines.sources import frames
 from pipelines.stages.shard_plan import Piece, Shard
-
-if TYPE_CHECKING:  # torch takes seconds to import, and the driver's --help never needs it
-    from idol.detection.detector import Detector, Prepared
 
 _DECODE_THREADS = 2  # decoding releases the GIL; two keep ahead of the network
 
@@ -37,61 +35,49 @@ def read_ahead(pieces: Shard, detector: Detector, depth: int) -> Iterator[Frame 
 
     depth: frames decoded before they are asked for
     """
-    reader = _Reader(detector)
     queue: deque[Future[Frame | VideoError]] = deque()
     faulty: set[int] = set()
+    reader: frames.VideoReader | None = None
 
-    def take() -> Iterator[Frame | VideoError]:
-        found = queue.popleft().result()
-        if isinstance(found, VideoError):
-            if found.video_id in faulty:
-                return
-            faulty.add(found.video_id)
-        yield found
-
-    # A video file is open once, and read forwards by one thread at a time.
-    from_files = any(frames.split(piece.frames[0])[1] is not None for piece in pieces)
-    with ThreadPoolExecutor(1 if from_files else _DECODE_THREADS) as pool:
-        for piece in pieces:
-            for offset in range(len(piece.frames)):
-                if piece.video_id in faulty:
-                    break
-                queue.append(pool.submit(reader.load, piece, offset))
-                if len(queue) >= depth:
-                    yield from take()
-        while queue:
-            yield from take()
-    reader.close()
-
-
-class _Reader:
-    """Reads and prepares frames; a video file stays open, because reopening it for each frame
-    would decode it from the start."""
-
-    def __init__(self, detector: Detector) -> None:
-        self._detector = detector
-        self._open: frames.VideoReader | None = None
-
-    def load(self, piece: Piece, offset: int) -> Frame | VideoError:
-        """One frame. A fault is returned: it must not stop the frames that are read beside it."""
+    def load(piece: Piece, offset: int) -> Frame | VideoError:
+        # A fault is returned: it must not stop the frames that are read beside it.
+        nonlocal reader
         reference = piece.frames[offset]
         path, number = frames.split(reference)
         try:
             if number is None:
                 image = frames.read(reference, video_id=piece.video_id, size=piece.size)
             else:
-                if self._open is None or self._open.path != path:
-                    self.close()
-                    self._open = frames.VideoReader(path, video_id=piece.video_id)
-                image = self._open.read(number)
+                # Left open: reopened for each frame, the file would be decoded from its start.
+                if reader is None or reader.path != path:
+                    reader = None
+                    opened.close()
+                    reader = opened.enter_context(frames.VideoReader(path, video_id=piece.video_id))
+                image = reader.read(number)
                 frames.check_size(image, piece.size, video_id=piece.video_id, path=reference)
         except VideoError as fault:
             # Named after this piece: two videos of a dataset may be cut from one file.
             return VideoError(piece.video_id, fault.path, fault.reason)
-        return Frame(piece, offset, self._detector.prepare(image))
+        return Frame(piece, offset, detector.prepare(image))
 
-    def close(self) -> None:
-        """Give the open file back."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+    def take() -> Iterator[Frame | VideoError]:
+        found = queue.popleft().result()
+        if not isinstance(found, VideoError):
+            yield found
+        elif found.video_id not in faulty:
+            faulty.add(found.video_id)
+            yield found
+
+    # A video file is open once, and read forwards by one thread at a time.
+    from_files = any(frames.split(piece.frames[0])[1] is not None for piece in pieces)
+    threads = 1 if from_files else _DECODE_THREADS
+    with contextlib.ExitStack() as opened, ThreadPoolExecutor(threads) as pool:
+        for piece in pieces:
+            for offset in range(len(piece.frames)):
+                if piece.video_id in faulty:
+                    break
+                queue.append(pool.submit(load, piece, offset))
+                if len(queue) >= depth:
+                    yield from take()
+        while queue:
+            yield from take()

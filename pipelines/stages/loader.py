@@ -31,16 +31,12 @@ from pipelines.storage import manifest, tables
 _BATCHES_AHEAD = 3
 """Batches decoded before they are asked for."""
 
-
 Identities = Mapping[tuple[int, int], int]
 """(video_id, instance_id) → the instance's number among all of the training set."""
 
 
 def number_instances(directory: str | Path) -> dict[tuple[int, int], int]:
-    """Number the instances of a finished prepare output 0..M-1, by video_id and instance_id.
-
-    These are the classes of the identity head (Targets.identities).
-    """
+    """The identity head's classes: instances of a prepare output, numbered 0..M-1 in order."""
     found: set[tuple[int, int]] = set()
     for path in manifest.shard_paths(directory, "prepare"):
         # Only these two leaves are read: a shard is nearly all pixels and masks.
@@ -55,10 +51,9 @@ def number_instances(directory: str | Path) -> dict[tuple[int, int], int]:
 
 
 def pair_of_row(row: Mapping[str, Any], identities: Identities | None = None) -> Pair:
-    """A PAIRS row as pixels (door 2).
+    """A PAIRS row as pixels (door 2); the mask of an absent instance is empty.
 
-    identities: numbers for Pair.identities; instances that are not in it get -1. None: no numbers
-    returns:    Pair; the mask of an instance that is absent from a frame is empty there
+    identities: numbers for Pair.identities, -1 for instances that are not in it; None: no numbers
     Raises: VideoError: a stored frame cannot be decoded.
     """
     size = (int(row["height"]), int(row["width"]))
@@ -101,13 +96,9 @@ class PairLoader:
     out, so that all have equally many. Every epoch reads the shards in another order, and gives
     out the rows through a shuffle buffer of config.train.shuffle_rows.
 
-    directory:  a finished prepare output
-    config:     transforms and the size of the shuffle buffer
-    rank:       this worker, 0..world_size-1
     batch_size: pairs per batch of this worker
     seed:       of order and augmentation
     threads:    decode and augment this many pairs at a time
-    identities: see pair_of_row
     Raises:
         ManifestError: the directory is unfinished or has too few rows.
         ValueError: a rank, batch size or thread count that cannot be.
@@ -151,10 +142,7 @@ class PairLoader:
         self._order_cache: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
     def batches(self, start_step: int = 0) -> Iterator[PairBatch]:
-        """Batches without end, as an uninterrupted run has them from this step on.
-
-        Close the generator to stop the threads.
-        """
+        """Batches without end, as an uninterrupted run has them from this step on; close it."""
         return self._generate(start_step)
 
     def rows_of(self, step: int) -> list[str]:
@@ -281,9 +269,8 @@ class PairLoader:
 
 
 def shuffled(length: int, buffer: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """The order in which a shuffle buffer gives out what streams through it.
+    """The order in which a shuffle buffer gives out `length` items that stream through it.
 
-    length:  items
     buffer:  slots; a random one is emptied for every item that comes in
     returns: (length,) a permutation; no item comes more than `buffer` places early
     """

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from idol.config import PairConfig
+from idol.ytvis.videos import Reject
 from pipelines.errors import VideoError
 from pipelines.sources import frames
 from pipelines.sources.annotations import VideoRecord
@@ -29,13 +29,7 @@ PLAN = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedPair:
-    """A pair before its frames are read: a PLAN row.
-
-    video_id, key_index, reference_index: whose
-    height, width:              of both frames, in pixels
-    key_frame, reference_frame: frame references
-    instances:                  as in PAIRS, at this size
-    """
+    """A pair before its frames are read: a PLAN row, with instances as in PAIRS, at full size."""
 
     video_id: int
     key_index: int
@@ -82,14 +76,14 @@ def planned(video: VideoRecord, key: int, reference: int, labels: Mapping[int, i
 
 def fill(
     plan: Sequence[PlannedPair], config: PairConfig
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[dict[str, Any]], list[Reject]]:
     """PAIRS rows of the pairs whose frames can be read, and the rejects of the others.
 
     Every frame is read once, video files forwards.
     """
     wanted = {name: pair for pair in plan for name in (pair.key_frame, pair.reference_frame)}
     encoded: dict[str, bytes] = {}
-    faults: dict[str, dict[str, Any]] = {}
+    faults: dict[str, Reject] = {}
     for path, group in frames.grouped(list(wanted)):
         with contextlib.ExitStack() as opened:
             reader: frames.VideoReader | None = None
@@ -109,7 +103,7 @@ def fill(
                         reader=reader,
                     )
                 except VideoError as error:
-                    faults[reference] = error.reject()
+                    faults[reference] = Reject(*error.args)
     stored = [
         _row(pair, encoded, config.max_side)
         for pair in plan
@@ -157,14 +151,12 @@ def _resize_mask(
     """A mask at the stored size, nearest pixel; None where nothing of it is left."""
     if counts is None:
         return None
-    from idol.masks import resize
+    from idol.masks import resize  # torch, which most tasks never need
 
-    mask = resize.decode([counts], size)[0]
-    small = mask[np.ix_(_centres(size[0], stored[0]), _centres(size[1], stored[1]))]
+    rows, columns = (
+        # The source pixel under the centre of each target pixel.
+        np.minimum((np.arange(target) + 0.5) * source / target, source - 1).astype(np.intp)
+        for source, target in zip(size, stored, strict=True)
+    )
+    small = resize.decode([counts], size)[0][np.ix_(rows, columns)]
     return resize.encode(small[None])[0] if small.any() else None
-
-
-def _centres(source: int, target: int) -> npt.NDArray[np.intp]:
-    """The source pixel under the centre of each target pixel."""
-    middle = (np.arange(target) + 0.5) * source / target
-    return np.minimum(middle, source - 1).astype(np.intp)

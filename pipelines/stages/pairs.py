@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from idol.config import PairConfig, to_dict
+from idol.ytvis.videos import Reject
 from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources.annotations import Dataset, VideoRecord
@@ -38,23 +39,20 @@ _log = logging.getLogger(__name__)
 def draw(video: VideoRecord, config: PairConfig) -> list[tuple[int, int]]:
     """(key, reference) frame indices of one video, seeded by the video and not by the worker.
 
-    One frame after the other, in a random order, gets a partner drawn uniformly from the
-    max_gap frames before and after it. With config.pseudo every frame is its own partner, and
-    frames without an object are left out.
+    Each frame, in a random order, gets a partner drawn uniformly from the max_gap frames before
+    and after it. With config.pseudo every frame with an object is its own partner.
 
     Raises: VideoError: the video has one frame, so no pair.
     """
     length = len(video.frames)
     if config.pseudo:
-        seen = [any(i.segmentations[t] for i in video.instances if not i.iscrowd)
-                for t in range(length)]  # fmt: skip
-        return [(t, t) for t in range(length) if seen[t]]
+        objects = [i.segmentations for i in video.instances if not i.iscrowd]
+        return [(t, t) for t in range(length) if any(masks[t] for masks in objects)]
     if length < 2:
-        raise VideoError(
-            video.video_id,
-            video.frames[0],
-            f"a pair needs 2 frames, the video has {length}; still images want pairs.pseudo=true",
+        fault = (
+            f"a pair needs 2 frames, the video has {length}; still images want pairs.pseudo=true"
         )
+        raise VideoError(video.video_id, video.frames[0], fault)
     rng = np.random.default_rng([config.seed % 2**64, video.video_id % 2**64])
     count = config.pairs_per_video or length
     anchors = np.concatenate([rng.permutation(length) for _ in range(-(-count // length))])[:count]
@@ -63,10 +61,9 @@ def draw(video: VideoRecord, config: PairConfig) -> list[tuple[int, int]]:
         low, high = max(0, anchor - config.max_gap), min(length - 1, anchor + config.max_gap)
         partner = int(rng.integers(low, high))
         partner += partner >= anchor  # the anchor itself is left out
-        if config.order == "released":
-            drawn.append((min(anchor, partner), max(anchor, partner)))
-        else:
-            drawn.append((anchor, partner))
+        drawn.append((anchor, partner))
+    if config.order == "released":
+        return [(min(pair), max(pair)) for pair in drawn]
     return drawn
 
 
@@ -81,7 +78,7 @@ def pairs_of_video(
     for key, reference in draw(video, config):
         stored, faults = pair_rows.fill([pair_rows.planned(video, key, reference, labels)], config)
         if faults:
-            raise VideoError(**faults[0])
+            raise VideoError(*faults[0])
         yield from stored
 
 
@@ -96,15 +93,13 @@ def run(
     """Write the pairs of all videos to out, then the manifest that says they are complete.
 
     Ray must be running (pipelines.cluster.session). Rows are in a seeded random order over all
-    videos. A frame that cannot be read rejects the pairs that need it.
+    videos. A frame that cannot be read rejects the pairs that need it. A later call completes
+    what an interrupted one left.
 
-    out:       a new directory, or one left by the same call, which is then completed
-    overwrite: delete an earlier output first
-    num_cpus:  logical CPUs of one task; reading and decoding share their time
-    returns:   the manifest; extra has the categories and the counts of videos
+    num_cpus: logical CPUs of one task; reading and decoding share their time
     Raises:
-        PipelineError: no pair can be drawn, or more than max_reject_fraction of the videos have
-            a fault.
+        PipelineError: there is no pair, or more than max_reject_fraction of the videos have a
+            fault.
         ManifestError: out holds something else.
     """
     plan, faults = _draw_all(dataset, config)
@@ -120,9 +115,8 @@ def run(
     faults += output.rejects(total)
     rejected = _check_rejects(dataset, faults, config)
     if not any(tables.count_rows(output.shard(number)) for number in range(total)):
-        raise PipelineError(
-            f"no pair could be read. The first fault: {faults[0]['path']}: {faults[0]['reason']}"
-        )
+        _, path, reason = faults[0]
+        raise PipelineError(f"no pair could be read. The first fault: {path}: {reason}")
     return output.finish(
         total_shards=total,
         rejects=faults,
@@ -137,9 +131,7 @@ def run(
     )
 
 
-def _check_rejects(
-    dataset: Dataset, rejects: Iterable[Mapping[str, Any]], config: PairConfig
-) -> set[int]:
+def _check_rejects(dataset: Dataset, rejects: Iterable[Reject], config: PairConfig) -> set[int]:
     return check_rejects(dataset, rejects, config.max_reject_fraction, "pairs.max_reject_fraction")
 
 
@@ -155,12 +147,8 @@ def write_shard(item: Mapping[str, Any], config: PairConfig) -> dict[str, int]:
     with pa.ipc.open_stream(item["plan"]) as stream:
         plan = [PlannedPair(**row) for row in stream.read_all().to_pylist()]
     stored, faults = pair_rows.fill(plan, config)
-    tables.commit(
-        schemas.table(stored, schemas.PAIRS),
-        Path(str(item["path"])),
-        rejects=faults,
-        row_group_size=_ROWS_PER_GROUP,
-    )
+    table, path = schemas.table(stored, schemas.PAIRS), Path(item["path"])
+    tables.commit(table, path, rejects=faults, row_group_size=_ROWS_PER_GROUP)
     return {"shard": int(item["shard"]), "rows": len(stored), "rejects": len(faults)}
 
 
@@ -168,14 +156,11 @@ _Plan = list[tuple[int, int, int]]
 """(position of the video, key, reference) of every pair, in the order of the rows."""
 
 
-def _draw_all(dataset: Dataset, config: PairConfig) -> tuple[_Plan, list[dict[str, Any]]]:
-    """All pairs, shuffled over the videos, and the rejects so far.
-
-    Raises: PipelineError: there is no pair, or too many videos have a fault.
-    """
+def _draw_all(dataset: Dataset, config: PairConfig) -> tuple[_Plan, list[Reject]]:
+    """All pairs, shuffled over the videos, and the rejects so far."""
     _check_rejects(dataset, dataset.rejects, config)
     sources = ", ".join(dataset.sources)
-    if not any(not i.iscrowd for video in dataset.videos for i in video.instances):
+    if all(i.iscrowd for video in dataset.videos for i in video.instances):
         raise PipelineError(
             f"{sources}: no usable video has an annotated object, so there is nothing to learn "
             "from. Use the training set's annotations."
@@ -186,7 +171,7 @@ def _draw_all(dataset: Dataset, config: PairConfig) -> tuple[_Plan, list[dict[st
         try:
             pairs += [(position, key, reference) for key, reference in draw(video, config)]
         except VideoError as error:
-            faults.append(error.reject())
+            faults.append(Reject(*error.args))
     _check_rejects(dataset, faults, config)
     if not pairs:
         raise PipelineError(
@@ -215,10 +200,10 @@ def _write_shards(
     labels = dataset.labels
 
     def item(shard: int) -> dict[str, Any]:
-        cut = plan[shard * config.rows_per_shard : (shard + 1) * config.rows_per_shard]
+        start = shard * config.rows_per_shard
         rows = [
             asdict(pair_rows.planned(dataset.videos[position], key, reference, labels))
-            for position, key, reference in cut
+            for position, key, reference in plan[start : start + config.rows_per_shard]
         ]
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, pair_rows.PLAN) as stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from pipelines.sources.annotations import VideoRecord
 from pipelines.storage.stored import StoredVideo
@@ -14,11 +14,10 @@ from pipelines.storage.stored import StoredVideo
 class Piece:
     """Consecutive frames of one video, and its truth there.
 
-    video_id: whose
-    size:     (height, width) of every frame
-    start:    index of the first frame in the video
-    frames:   frame references
-    truth:    for each of the G true instances, one compressed RLE or None per frame
+    size:   (height, width) of every frame
+    start:  index of the first frame in the video
+    frames: frame references
+    truth:  for each of the G true instances, one compressed RLE or None per frame
     """
 
     video_id: int
@@ -35,9 +34,7 @@ def plan(videos: Iterable[VideoRecord], frames_per_shard: int) -> list[list[Piec
     """Deal videos into shards, in order of size and video_id; a long video is cut into several.
 
     Videos of one size lie together because only frames of one shape share a batch, and because an
-    actor on a GPU keeps the graphs of few shapes.
-    Depends on the dataset alone, so that a restarted run, or one on more machines, makes the same
-    shards. A shard holds at most frames_per_shard frames, and at least one piece.
+    actor on a GPU keeps the graphs of few shapes. A shard holds 1..frames_per_shard frames.
     """
     shards: list[list[Piece]] = []
     free = 0
@@ -61,25 +58,25 @@ def plan(videos: Iterable[VideoRecord], frames_per_shard: int) -> list[list[Piec
 
 def stored_videos(shards: Sequence[Shard]) -> dict[int, StoredVideo]:
     """Where the frames of each video are, so that a reader opens only those files; by video_id."""
-    videos: dict[int, StoredVideo] = {}
+    parts: dict[int, list[tuple[int, Piece]]] = {}
     for number, pieces in enumerate(shards):
         for piece in pieces:
-            before = videos.get(piece.video_id) or StoredVideo(
-                video_id=piece.video_id, size=piece.size, length=0, shards=()
-            )
-            videos[piece.video_id] = replace(
-                before,
-                length=before.length + len(piece.frames),
-                shards=tuple(dict.fromkeys([*before.shards, number])),
-            )
-    return {video_id: videos[video_id] for video_id in sorted(videos)}
+            parts.setdefault(piece.video_id, []).append((number, piece))
+    return {
+        video_id: StoredVideo(
+            video_id=video_id,
+            size=found[0][1].size,
+            length=sum(len(piece.frames) for _, piece in found),
+            shards=tuple(dict.fromkeys(number for number, _ in found)),
+        )
+        for video_id, found in sorted(parts.items())
+    }
 
 
 def longest_first(shards: Sequence[Shard], todo: Collection[int]) -> list[int]:
     """The numbers of todo in the order to compute them: shards of long videos first, together.
 
-    Tracking a video begins when its last shard is there; a long video that comes last would keep
-    every machine waiting for one task.
+    A long video that is detected last would keep every machine waiting for its tracking.
     """
     videos = stored_videos(shards)
 
@@ -97,16 +94,12 @@ def to_json(pieces: Shard) -> str:
 
 def from_json(text: str) -> list[Piece]:
     """The inverse of to_json."""
-    return [
-        Piece(
-            video_id=values["video_id"],
-            size=(values["size"][0], values["size"][1]),
-            start=values["start"],
-            frames=tuple(values["frames"]),
-            truth=tuple(
-                tuple(None if counts is None else counts.encode("ascii") for counts in instance)
-                for instance in values["truth"]
-            ),
+    pieces = []
+    for values in json.loads(text):
+        truth = tuple(
+            tuple(None if counts is None else counts.encode() for counts in instance)
+            for instance in values["truth"]
         )
-        for values in json.loads(text)
-    ]
+        size, frames = tuple(values["size"]), tuple(values["frames"])
+        pieces.append(Piece(**{**values, "size": size, "frames": frames, "truth": truth}))
+    return pieces

@@ -25,8 +25,8 @@ class StoredMetrics:
 
     metrics:         of the whole dataset
     per_video:       of each video with true instances, without its name
-    true_identities: as metrics, for a tracker that knows every true identity: what detection
-                     leaves to be had. The difference is what association loses.
+    true_identities: as metrics, for a tracker that knows every true identity; the difference is
+                     what association loses
     """
 
     metrics: Metrics
@@ -36,10 +36,7 @@ class StoredMetrics:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredVideo:
-    """What one video adds to StoredMetrics; small, so that a task can return it.
-
-    row: of per_video; None where the video has no instance
-    """
+    """What one video adds to StoredMetrics; row is None where it has no instance."""
 
     matches: VideoMatches
     true_identities: VideoMatches
@@ -47,18 +44,14 @@ class MeasuredVideo:
 
 
 def measure(
-    truth: Truth,
-    source: StoredDetections,
-    tracker: TrackerConfig,
-    few_frames: int | None = None,
+    truth: Truth, source: StoredDetections, tracker: TrackerConfig, few_frames: int | None = None
 ) -> StoredMetrics:
     """Metrics of what the tracker makes of stored detections, and of what true identities would.
 
     No mask is opened: the OVERLAP table says how detections lie on the truth.
 
-    few_frames: up to this many the driver works by itself, without Ray; default: track.FEW_FRAMES
+    few_frames: up to this many the driver works by itself, without Ray; None: track.FEW_FRAMES
     """
-    few = track.FEW_FRAMES if few_frames is None else few_frames
     stored = {video.video_id: video for video in source.videos}
     parts: dict[int, MeasuredVideo] = {}
     work: list[tuple[StoredVideo, VideoTruth]] = []
@@ -69,6 +62,7 @@ def measure(
             missed = average_precision.match_video([], known)
             parts[video_id] = MeasuredVideo(missed, missed, None)
     work.sort(key=lambda pair: (-pair[0].length, pair[0].video_id))
+    few = track.FEW_FRAMES if few_frames is None else few_frames
     here = sum(video.length for video, _ in work) <= few
     for item, part in cluster.videos(_measure_one, (source, tracker), work, "score", here):
         parts[item[0].video_id] = part
@@ -83,10 +77,7 @@ def measure(
 def measure_video(
     source: StoredDetections, video: StoredVideo, truth: VideoTruth, tracker: TrackerConfig
 ) -> MeasuredVideo:
-    """Measure one video.
-
-    truth: of this video; its masks are not needed
-    """
+    """Measure one video; the masks of its truth are not needed."""
     overlaps = list(source.overlaps(video))
     known = VideoOverlaps.read(overlaps, truth)
     frames: list[FrameDetections] = []
@@ -96,14 +87,9 @@ def measure_video(
         """The frames one by one; what stays of a long video is a few numbers of each."""
         for frame in source.frames(video):
             count = len(frame)
-            frames.append(
-                replace(
-                    frame,
-                    embeddings=frame.embeddings.new_zeros(count, 0),
-                    overlaps=frame.overlaps.new_zeros(1).expand(count, count),
-                    masks=(),
-                )
-            )
+            nothing = frame.embeddings.new_zeros(count, 0)
+            zeros = frame.overlaps.new_zeros(1).expand(count, count)
+            frames.append(replace(frame, embeddings=nothing, overlaps=zeros, masks=()))
             # The tracker that knows every identity gets the detections that the real one gets.
             rows.append(admitted(frame, tracker).tolist())
             yield frame

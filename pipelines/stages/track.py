@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from idol.config import TrackerConfig, to_dict
-from idol.files import write_whole
+from idol.files import whole_file
 from idol.tracker.online import track_video
 from idol.ytvis import results
 from pipelines import cluster
@@ -82,11 +80,12 @@ def run(
 ) -> Manifest:
     """Track every stored video; write RESULTS, results.json and the servers' results.zip to out.
 
+    Equal runs give equal bytes; an interrupted run is continued.
+
     detections: a finished detect directory
-    few_frames: up to this many the driver tracks by itself, without Ray; default: FEW_FRAMES
-    ahead:      a folder of videos that TrackAhead has tracked already, with the same configuration
-                on the same detections; they are moved from there
-    returns:    the manifest. Equal runs give equal bytes; an interrupted run is continued
+    few_frames: up to this many the driver tracks by itself, without Ray; None: FEW_FRAMES
+    ahead:      a folder of what TrackAhead has tracked already with the same configuration on the
+                same detections; it is moved from there
     Raises:
         ManifestError: the detections are unfinished, or out holds another output.
         PipelineError: the score_threshold is below what was stored.
@@ -99,11 +98,22 @@ def run(
     if output.finished is not None:
         return output.finished
     if ahead is not None:
-        _take(ahead, source, output)
+        for position in output.missing(len(source.videos)):
+            path = ahead_path(ahead, source.videos[position].video_id)
+            if path.exists():
+                path.replace(output.shard(position))
+        shutil.rmtree(ahead, ignore_errors=True)
     _track(source, output, config, FEW_FRAMES if few_frames is None else few_frames)
-    entries = list(read_entries(out, source))
+    entries = [
+        to_entry(result, video.size, source.category_ids)
+        for position, video in enumerate(source.videos)
+        for result in stored.read_results(out, position)
+    ]
     results.write(out / RESULTS, entries)
-    write_whole(out / SUBMISSION, _zipped((out / RESULTS).read_bytes()))
+    with whole_file(out / SUBMISSION) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        # With the date that ZipInfo has by default: the time of day would make equal runs differ.
+        data = (out / RESULTS).read_bytes()
+        archive.writestr(zipfile.ZipInfo(RESULTS), data, zipfile.ZIP_DEFLATED)
     return output.finish(
         total_shards=len(source.videos),
         rejects=tables.read_rejects(source.path),
@@ -111,18 +121,8 @@ def run(
     )
 
 
-def read_entries(out: Path, source: StoredDetections) -> Iterator[dict[str, Any]]:
-    """All results as entries of a YouTube-VIS results file, in the order of the videos."""
-    for position, video in enumerate(source.videos):
-        for result in stored.read_results(out, position):
-            yield to_entry(result, video.size, source.category_ids)
-
-
 def check_floor(source: StoredDetections, config: TrackerConfig) -> None:
-    """Refuse a score threshold below that of the stored detections.
-
-    Raises: PipelineError: it does.
-    """
+    """Raise PipelineError where the score threshold is below that of the stored detections."""
     if config.score_threshold < source.score_floor:
         raise PipelineError(
             f"tracker.score_threshold is {config.score_threshold:g}, but {source.path} holds only "
@@ -141,15 +141,6 @@ def _track(
     here = sum(source.videos[i].length for i in missing) <= few_frames
     for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
         pass
-
-
-def _take(ahead: Path, source: StoredDetections, output: claims.Output) -> None:
-    """Move what was tracked ahead to its place among the shards."""
-    for position in output.missing(len(source.videos)):
-        path = ahead_path(ahead, source.videos[position].video_id)
-        if path.exists():
-            path.replace(output.shard(position))
-    shutil.rmtree(ahead, ignore_errors=True)
 
 
 def ahead_path(folder: Path, video_id: int) -> Path:
@@ -172,14 +163,3 @@ def write_video(
     torch.set_num_threads(1)
     rows = [schemas.result_to_row(result) for result in results_of_video(source, video, config)]
     tables.commit(schemas.table(rows, schemas.RESULTS), path)
-
-
-def _zipped(data: bytes) -> bytes:
-    """results.json in the archive that the evaluation servers take; equal data, equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        # The time of day would make equal runs differ.
-        archive.writestr(
-            zipfile.ZipInfo(RESULTS, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED
-        )
-    return buffer.getvalue()

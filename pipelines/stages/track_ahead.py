@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from idol.config import Config, TrackerConfig
+from idol.config import Config
 from pipelines import cluster
 from pipelines.stages import detect, shard_plan, track
 from pipelines.stages.shard_plan import Shard
@@ -27,7 +27,6 @@ class TrackAhead:
 
     shards:     shard_plan.plan of the dataset
     detections: where detect.run writes
-    config:     that detect.run is given; its tracker is used here
     folder:     gets a file per video, for the `ahead` of track.run
     """
 
@@ -36,7 +35,7 @@ class TrackAhead:
     ) -> None:
         import ray
 
-        self._folder = folder
+        self._folder = folder.resolve()
         self._tracker = config.tracker
         self._source = _unfinished(detections, config)
         self._shards = shards
@@ -44,20 +43,17 @@ class TrackAhead:
         self._missing = {video_id: set(v.shards) for video_id, v in self._videos.items()}
         self._ready: list[tuple[int, int]] = []  # (-frames, video_id), the longest first
         self._running: list[Any] = []
-        self._task = ray.remote(num_cpus=1, max_retries=3)(_track)
+        self._task = ray.remote(num_cpus=1, max_retries=3)(track.write_video)
 
     def shard(self, number: int) -> None:
         """Take note that a shard is written: the on_shard of detect.run."""
         for video_id in {piece.video_id for piece in self._shards[number]}:
             missing = self._missing[video_id]
-            if number not in missing:
-                continue
-            missing.remove(number)
-            if not missing:
+            if missing == {number} and not track.ahead_path(self._folder, video_id).exists():
                 video = self._videos[video_id]
-                path = track.ahead_path(self._folder, video_id)
-                if not path.exists() and not self._rejected(video):
+                if not self._rejected(video):
                     heapq.heappush(self._ready, (-video.length, video_id))
+            missing.discard(number)
         self._start()
 
     def finish(self) -> None:
@@ -80,24 +76,16 @@ class TrackAhead:
         # Detect's actors hold CPUs too, so that some of these tasks wait for a free one.
         while self._ready and len(self._running) < cluster.cpus():
             video = self._videos[heapq.heappop(self._ready)[1]]
-            self._running.append(
-                self._task.remote(self._source, video, self._tracker, str(self._folder.resolve()))
-            )
+            path = track.ahead_path(self._folder, video.video_id)
+            self._running.append(self._task.remote(self._source, video, self._tracker, path))
 
     def _rejected(self, video: StoredVideo) -> bool:
         """Whether a frame of it could not be read: then it has no rows."""
         return any(
-            int(row["video_id"]) == video.video_id
+            reject.video_id == video.video_id
             for number in video.shards
-            for row in tables.shard_rejects(layout.shard_path(self._source.path, number))
+            for reject in tables.shard_rejects(layout.shard_path(self._source.path, number))
         )
-
-
-def _track(
-    source: StoredDetections, video: StoredVideo, config: TrackerConfig, folder: str
-) -> None:
-    """The task."""
-    track.write_video(source, video, config, track.ahead_path(Path(folder), video.video_id))
 
 
 def _unfinished(detections: Path, config: Config) -> StoredDetections:

@@ -10,14 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from idol.config import Config, to_dict
 from idol.files import whole_file
-from idol.learning.training import PairLoss, Trainer
+from idol.learning.training import Trainer
 from idol.network.model import IDOL
 from idol.weights import checkpoint
 from pipelines import cluster
@@ -42,13 +44,7 @@ _START = "_start.safetensors"  # the weights that all workers start from
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """The settings of a worker.
-
-    config: of the training
-    pairs:  output of the prepare stage, absolute
-    out:    where checkpoints are, absolute
-    stop:   step after which to end
-    """
+    """The settings of a worker: absolute paths, and the step after which to end."""
 
     config: Config
     pairs: Path
@@ -71,16 +67,14 @@ def run(
 ) -> Manifest:
     """Train on the pairs of a finished prepare directory; a killed run goes on where it was.
 
-    The weights to start from are read here and put into out, where the workers find them.
-
-    pairs:            output of pairs.run; its categories decide the class heads, its
-                      instances the identity head where config.losses.identity asks for one
-    out:              gets checkpoint.safetensors, losses.json and the manifest. With workers on
-                      several machines it must be storage that all of them see.
+    pairs:     output of pairs.run; its categories decide the class heads, its instances the
+               identity head where config.losses.identity asks for one
+    out:       gets checkpoint.safetensors, losses.json and the manifest. With workers on several
+               machines it must be storage that all of them see.
     weights, backbone_weights, reset_classes: see Start
-    workers:          data-parallel processes, one core or GPU each; 0: inside this process
-    gpus:             one GPU per worker, NCCL instead of gloo
-    on_report:        called with step and mean losses while training goes on
+    workers:   data-parallel processes, one core or GPU each; 0: inside this process
+    gpus:      one GPU per worker, NCCL instead of gloo
+    on_report: called with step and mean losses while training goes on
     Raises:
         ManifestError: the pairs are unfinished.
         ValueError: a batch does not divide by the workers, or both kinds of weights are given.
@@ -117,26 +111,16 @@ def advance(
     workers: int = 2,
     gpus: bool = False,
 ) -> Path:
-    """Train up to a step and stop there; the path of the weights so far.
+    """Train up to a step, in the schedule of all config.train.steps; the weights so far.
 
-    The schedule is that of all config.train.steps; a later call with more steps, or run, goes on
-    from here.
+    A later call with more steps, or run, goes on from here. Arguments as of run.
 
-    steps:  at most config.train.steps, which finishes the run
-    others: as of run
+    steps: config.train.steps or more finish the run
     """
+    start = Start(weights=weights, reset_classes=reset_classes)
     if steps >= config.train.steps:
-        run(
-            pairs,
-            out,
-            config,
-            weights=weights,
-            reset_classes=reset_classes,
-            workers=workers,
-            gpus=gpus,
-        )
+        run(pairs, out, config, **asdict(start), workers=workers, gpus=gpus)
         return out / WEIGHTS
-    start = Start(weights=weights, backbone_weights=None, reset_classes=reset_classes)
     output, loop = _begin(pairs, out, config, start, workers, overwrite=False)
     if output.finished is not None:
         return out / WEIGHTS
@@ -197,8 +181,7 @@ def with_categories(config: Config, names: Sequence[str], category_ids: Sequence
 
 def with_identities(config: Config, pairs: Path) -> Config:
     """The configuration for a training set's instances: M for the identity head, or no head."""
-    wanted = config.losses.identity > 0
-    count = len(loader.number_instances(pairs)) if wanted else 0
+    count = len(loader.number_instances(pairs)) if config.losses.identity > 0 else 0
     return replace(config, model=replace(config.model, num_identities=count))
 
 
@@ -278,11 +261,7 @@ def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Pa
 
 
 def _worker(settings: dict[str, Any]) -> None:
-    """One worker's training, from the newest checkpoint or the beginning.
-
-    settings: {"loop": Loop, "mailbox": the driver's}
-    """
-    import torch
+    """One worker's training. settings: {"loop": Loop, "mailbox": the driver's}"""
     from ray import train
     from ray.train.torch import get_device
 
@@ -325,7 +304,6 @@ def _worker(settings: dict[str, Any]) -> None:
 
 def _trainer(loop: Loop, rank: int) -> tuple[Trainer, list[Report]]:
     """The training as far as it is, and its reports so far."""
-    import torch
     from ray.train.torch import get_device, prepare_model
 
     device = get_device()
@@ -334,30 +312,19 @@ def _trainer(loop: Loop, rank: int) -> tuple[Trainer, list[Report]]:
     if not previous:
         model.load_state_dict(checkpoint.read(loop.out / _START)[1])
     model.to(device)
-
-    def wrap(pair_loss: PairLoss) -> torch.nn.Module:
-        wrapped: torch.nn.Module = prepare_model(
-            pair_loss, parallel_strategy_kwargs={"gradient_as_bucket_view": True}
-        )
-        return wrapped
-
+    wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
     trainer = Trainer(model, loop.config, seed=loop.config.train.seed * 1000 + rank, wrap=wrap)
     if not previous:
         return trainer, []
-    trainer.load_state_dict(
-        torch.load(previous[-1] / _STATE, map_location=device, weights_only=True)
-    )
+    state = torch.load(previous[-1] / _STATE, map_location=device, weights_only=True)
+    trainer.load_state_dict(state)
     return trainer, json.loads((previous[-1] / LOSSES).read_text())
 
 
 def _commit(trainer: Trainer, curve: list[Report], out: Path) -> None:
-    """Write a checkpoint folder under a temporary name, rename it, drop older ones.
-
-    Not Ray Train's checkpoints: those are registered at the controller's next look, so a killed
-    run loses the newest, and they are resumed from unasked by any run of the same name.
-    """
-    import torch
-
+    """Write a checkpoint folder under a temporary name, rename it, drop older ones."""
+    # Not Ray Train's checkpoints: those are registered at the controller's next look, so a killed
+    # run loses the newest, and they are resumed from unasked by any run of the same name.
     folder = out / f"{_STEP}{trainer.step_number:08d}"
     older = [path for path in _checkpoints(out) if path != folder]
     temporary = out / f".{folder.name}.{os.getpid()}.part"

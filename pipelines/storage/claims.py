@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from idol.ytvis.videos import Reject
 from pipelines.errors import ManifestError
 from pipelines.storage import manifest, schemas, tables
 from pipelines.storage.layout import shard_path
@@ -48,7 +49,7 @@ _log = logging.getLogger(__name__)
 class Output:
     """A directory being written by one stage; made by prepare_output.
 
-    `finished` is the manifest of an equal, completed run, or None: a stage returns it at once.
+    finished: the manifest of an equal, completed run: a stage returns it at once
     """
 
     path: Path
@@ -67,7 +68,7 @@ class Output:
         """Indices of the shards 0..total-1 that are not committed yet."""
         return [index for index in range(total) if not self.shard(index).exists()]
 
-    def rejects(self, total: int) -> list[dict[str, Any]]:
+    def rejects(self, total: int) -> list[Reject]:
         """The rejects stored in the shards 0..total-1, all of which are committed."""
         return [row for index in range(total) for row in tables.shard_rejects(self.shard(index))]
 
@@ -75,15 +76,15 @@ class Output:
         self,
         *,
         total_shards: int = 0,
-        rejects: Iterable[Mapping[str, Any]] = (),
+        rejects: Iterable[Reject] = (),
         rows: int | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Write rejects.parquet, then the manifest: from here on the directory is finished.
 
         total_shards: all of them must be committed
-        rejects:      {video_id, path, reason} beside those stored in the shards; repeats merge
-        rows:         default: counted from the shards
+        rejects:      beside those stored in the shards; repeats merge
+        rows:         None: counted from the shards
         Raises: ManifestError: a shard is missing.
         """
         missing = self.missing(total_shards)
@@ -93,11 +94,9 @@ class Output:
                 f"misses {len(missing)} of {total_shards} shards, the first is number {missing[0]}",
                 "Run the same command again: only these are redone.",
             )
-        names = schemas.REJECTS.names
-        found = [*rejects, *self.rejects(total_shards)]
-        faults = sorted({tuple(row[name] for name in names) for row in found})
-        table = [dict(zip(names, row, strict=True)) for row in faults]
-        tables.commit(schemas.table(table, schemas.REJECTS), self.path / tables.REJECTS)
+        faults = sorted({*rejects, *self.rejects(total_shards)})
+        table = schemas.table([reject._asdict() for reject in faults], schemas.REJECTS)
+        tables.commit(table, self.path / tables.REJECTS)
         if rows is None:
             rows = sum(tables.count_rows(self.shard(index)) for index in range(total_shards))
         self.finished = Manifest(
@@ -128,13 +127,10 @@ def prepare_output(
 ) -> Output:
     """Claim a directory for one run of a stage, or find what an equal run left there.
 
-    out:        a new or empty directory; or one left unfinished, or finished, by the same stage
-                with the same configuration and input
-    config:     the stage's configuration as a mapping of plain JSON types
-    input_hash: names what is read
-    overwrite:  delete an earlier output of this project first (never a foreign directory)
-    Raises:
-        ManifestError: the directory holds anything else.
+    out:       new or empty, or left by the same stage with the same configuration and input
+    config:    of the stage, in plain JSON types
+    overwrite: delete an earlier output of this project first (never a foreign directory)
+    Raises: ManifestError: the directory holds anything else.
     """
     path = Path(out)
     output = Output(path, stage, _plain(config), input_hash, code_version())
@@ -176,11 +172,7 @@ def prepare_output(
 
 @functools.cache
 def code_version() -> str:
-    """The version, and a hash of the sources of the four rooms.
-
-    A hash of the files, not of a commit: a job's working directory carries no repository, and a
-    commit says nothing about edits after it.
-    """
+    """The version, and a hash of the sources: a job's working directory carries no repository."""
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for room in ("idol", "jobs", "ops", "pipelines"):
@@ -196,7 +188,7 @@ def code_version() -> str:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back: tuples become lists, as in the stored claim it is compared with."""
+    """As JSON gives it back: tuples become lists."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(values)))
     return plain
 
@@ -205,18 +197,17 @@ def _check_claim(
     path: Path, previous: Mapping[str, Any], claim: dict[str, Any], state: str
 ) -> None:
     """Refuse a directory that belongs to another stage, configuration or input."""
-    if previous.get("stage") != claim["stage"]:
-        difference = f"it is of stage {previous.get('stage')!r}, not {claim['stage']!r}"
-    elif previous.get("schema_version") != claim["schema_version"]:
-        difference = f"its schema version is {previous.get('schema_version')}"
-    elif previous.get("config") != claim["config"]:
-        difference = "its configuration differs: " + "; ".join(
-            _differences(previous.get("config"), claim["config"])[:4]
-        )
-    elif previous.get("input_hash") != claim["input_hash"]:
-        difference = "its input had other content"
-    else:
+    differing = [name for name, value in claim.items() if previous.get(name) != value]
+    if not differing:
         return
+    name = differing[0]
+    old, new = previous.get(name), claim[name]
+    difference = {
+        "stage": f"it is of stage {old!r}, not {new!r}",
+        "schema_version": f"its schema version is {old}",
+        "config": "its configuration differs: " + "; ".join(_differences(old, new)[:4]),
+        "input_hash": "its input had other content",
+    }[name]
     raise ManifestError(
         str(path),
         f"holds the {state} output of another run: {difference}",

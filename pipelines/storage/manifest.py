@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +55,14 @@ class Manifest:
     @property
     def hash(self) -> str:
         """Names the content: everything but how long it took. The next stage's input_hash."""
-        values = dataclasses.asdict(self)
-        del values["seconds"]
-        return hash_value(values)
+        return hash_value({k: v for k, v in asdict(self).items() if k != "seconds"})
 
 
 def read(path: str | Path, stage: str | None = None) -> Manifest:
     """The manifest of a finished directory.
 
     stage: what the directory must hold; None: anything
-    Raises:
-        ManifestError: it is absent, unfinished, another stage's, or another version's.
+    Raises: ManifestError: it is absent, unfinished, another stage's, or another version's.
     """
     path = Path(path)
     wanted = f"'{stage}' output" if stage else "output"
@@ -81,8 +77,7 @@ def read(path: str | Path, stage: str | None = None) -> Manifest:
             todo = "Run the command that started it again: it goes on where it stopped."
         raise ManifestError(str(path), reason, todo)
     values = load_json(path / MANIFEST)
-    known = {f.name for f in dataclasses.fields(Manifest)}
-    if "stage" not in values or not set(values) <= known:
+    if "stage" not in values or not set(values) <= {f.name for f in fields(Manifest)}:
         raise ManifestError(
             str(path), f"holds a {MANIFEST} with unknown or missing fields", "Make it anew."
         )
@@ -102,9 +97,8 @@ def read(path: str | Path, stage: str | None = None) -> Manifest:
 def shard_paths(path: str | Path, stage: str | None = None, prefix: str = "shard") -> list[Path]:
     """The parquet files of a finished directory, in order.
 
-    prefix: of the table's files; see layout.shard_path
-    Raises:
-        ManifestError: as in read, or a file of it has gone since.
+    prefix: see layout.shard_path
+    Raises: ManifestError: as in read, or a file of it has gone since.
     """
     path = Path(path)
     paths = [shard_path(path, index, prefix) for index in range(read(path, stage).shards)]
@@ -127,15 +121,14 @@ def load_json(path: Path) -> dict[str, Any]:
     """A mapping that commit_json wrote. Raises: ManifestError: it is none."""
     try:
         values = json.loads(path.read_bytes())
+        fault = "" if isinstance(values, dict) else "a mapping"
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(
-            str(path.parent), f"holds a {path.name} that is not JSON ({error})", "Make it anew."
-        ) from error
-    if not isinstance(values, dict):
-        raise ManifestError(
-            str(path.parent), f"holds a {path.name} that is not a mapping", "Make it anew."
-        )
-    return values
+        fault = f"JSON ({error})"
+    if fault:
+        reason = f"holds a {path.name} that is not {fault}"
+        raise ManifestError(str(path.parent), reason, "Make it anew.")
+    found: dict[str, Any] = values
+    return found
 
 
 def hash_value(value: Any) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipelines.storage import layout, manifest
 
@@ -59,7 +59,6 @@ class EvaluationReport:
     videos: int
     """Videos with results."""
     frames: int
-    """Frames of these videos."""
     sources: Sequence[str]
     """Annotation files."""
     rejects: Sequence[Mapping[str, Any]]
@@ -78,25 +77,15 @@ class EvaluationReport:
 
     @classmethod
     def read(cls, folder: Path) -> EvaluationReport:
-        """The report of a finished evaluation.
-
-        Raises:
-            ManifestError: the folder does not hold a finished evaluation.
-        """
+        """The report of a folder. Raises: ManifestError: it holds no finished evaluation."""
         manifest.read(folder, layout.EVALUATE)
         values = manifest.load_json(folder / layout.REPORT)
         return cls(
             **{name: values[name] for name in _ALWAYS},
             selection=Selection(**values["selection"]),
             true_identities=values.get("true_identities", {}),
-            per_category=[
-                CategoryMetrics(**_nested(row, ("category_id", "name")))
-                for row in values.get("per_category", [])
-            ],
-            per_video=[
-                VideoMetrics(**_nested(row, ("video_id", "name", "tracks", "truth", "switches")))
-                for row in values.get("per_video", [])
-            ],
+            per_category=_nested(CategoryMetrics, values.get("per_category", [])),
+            per_video=_nested(VideoMetrics, values.get("per_video", [])),
             missing_videos=values.get("missing_videos", []),
         )
 
@@ -130,16 +119,21 @@ class EvaluationReport:
         }
 
 
+_Row = TypeVar("_Row", CategoryMetrics, VideoMetrics)
 _ALWAYS = ("videos", "frames", "sources", "rejects", "config", "metrics")
 """Fields that report.json has as they are, with truth or without."""
 
 
-def _nested(row: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
-    """A JSON row with whatever is not one of these fields under stats."""
-    return {
-        **{name: row[name] for name in fields},
-        "stats": {name: value for name, value in row.items() if name not in fields},
-    }
+def _nested(kind: type[_Row], rows: Iterable[dict[str, Any]]) -> list[_Row]:
+    """JSON rows as objects: whatever is no field of theirs stands under stats."""
+    names = {field.name for field in fields(kind)}
+    return [
+        kind(
+            **{name: value for name, value in row.items() if name in names},
+            stats={name: value for name, value in row.items() if name not in names},
+        )
+        for row in rows
+    ]
 
 
 def _flat(row: CategoryMetrics | VideoMetrics) -> dict[str, Any]:

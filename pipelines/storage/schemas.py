@@ -7,7 +7,7 @@ schema's names; `rows` reads tables fast, with float lists as numpy arrays.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ VERSION = 1
 
 _FLOATS = pa.list_(pa.float32())
 _ARRAYS = ("scores", "class_scores", "embeddings", "overlaps", "boxes")  # of a DETECTIONS row
+_COUNTS = ("intersection", "area", "truth_area")  # of an OVERLAP row
 
 
 def _required(**columns: pa.DataType) -> pa.Schema:
@@ -68,9 +69,7 @@ overlaps is the (N, N) mask IoU."""
 OVERLAP = _required(
     video_id=pa.int64(),
     frame_index=pa.int32(),
-    intersection=_FLOATS,
-    area=_FLOATS,
-    truth_area=_FLOATS,
+    **dict.fromkeys(_COUNTS, _FLOATS),
 )
 """Pixels shared by the N detections and G true instances of one frame."""
 
@@ -91,7 +90,6 @@ REJECTS = _required(video_id=pa.int64(), path=pa.string(), reason=pa.string())
 class FrameOverlap:
     """How the detections of one frame lie on its truth, in pixels of the original frame.
 
-    video_id, frame_index: whose
     intersection: (N, G) float32
     area:         (N,)   float32, of each detection's mask
     truth_area:   (G,)   float32, of each true instance, 0 where absent
@@ -111,13 +109,7 @@ class FrameOverlap:
 
 @dataclass(frozen=True, slots=True)
 class ResultTrack:
-    """One row of RESULTS.
-
-    video_id, track_id: whose
-    label:         0..K-1
-    score:         in [0, 1]
-    segmentations: compressed RLE counts, or None, for every frame of the video
-    """
+    """One row of RESULTS: compressed RLE counts, or None, for every frame of the video."""
 
     video_id: int
     track_id: int
@@ -151,13 +143,12 @@ def rows(source: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """
     batches = source.to_batches() if isinstance(source, pa.Table) else [source]
     for batch in batches:
-        columns: dict[str, Iterable[Any]] = {}
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            columns[name] = (
-                _float_lists(column) if column.type.equals(_FLOATS) else column.to_pylist()
-            )
-        for values in zip(*columns.values(), strict=True):
-            yield dict(zip(columns, values, strict=True))
+        columns = [
+            _float_lists(column) if column.type.equals(_FLOATS) else column.to_pylist()
+            for column in batch.columns
+        ]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(batch.schema.names, values, strict=True))
 
 
 def _float_lists(column: pa.ListArray) -> list[npt.NDArray[np.float32]]:
@@ -169,16 +160,13 @@ def _float_lists(column: pa.ListArray) -> list[npt.NDArray[np.float32]]:
 def detections_to_row(
     frame: FrameDetections, video_id: int, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """A DETECTIONS row.
-
-    size: (height, width) of the original frame, which boxes and masks refer to
-    """
+    """A DETECTIONS row; size: (height, width) of the original frame, as of boxes and masks."""
     if len(frame.masks) != len(frame):
         raise ValueError(f"a stored frame needs {len(frame)} masks, got {len(frame.masks)}")
 
     def flat(name: str) -> npt.NDArray[np.float32]:
-        array = getattr(frame, name).detach().float().cpu().numpy()
-        return np.ascontiguousarray(array, dtype=np.float32).ravel()
+        values: npt.NDArray[np.float32] = getattr(frame, name).detach().float().cpu().numpy()
+        return values.ravel()
 
     return {
         "video_id": video_id,
@@ -195,8 +183,8 @@ def detections_from_row(
 ) -> FrameDetections:
     """The inverse of detections_to_row; without the column `masks`, a frame without masks.
 
-    num_classes, embedding_size: K and C, needed only to shape the empty tensors of a frame
-        without detections; where there are detections they must agree, or be 0
+    num_classes, embedding_size: K and C shape the empty tensors of a frame without detections;
+        where there are detections they must agree, or be 0
     """
     import torch
 
@@ -235,24 +223,15 @@ def overlap_to_row(overlap: FrameOverlap) -> dict[str, Any]:
     return {
         "video_id": int(overlap.video_id),
         "frame_index": int(overlap.frame_index),
-        "intersection": np.ascontiguousarray(overlap.intersection, dtype=np.float32).ravel(),
-        "area": np.asarray(overlap.area, dtype=np.float32),
-        "truth_area": np.asarray(overlap.truth_area, dtype=np.float32),
+        **{name: np.asarray(getattr(overlap, name), np.float32).ravel() for name in _COUNTS},
     }
 
 
 def overlap_from_row(row: Mapping[str, Any]) -> FrameOverlap:
     """The inverse of overlap_to_row."""
-    area = np.asarray(row["area"], dtype=np.float32)
-    truth_area = np.asarray(row["truth_area"], dtype=np.float32)
-    intersection = np.asarray(row["intersection"], dtype=np.float32)
-    return FrameOverlap(
-        video_id=int(row["video_id"]),
-        frame_index=int(row["frame_index"]),
-        intersection=intersection.reshape(len(area), len(truth_area)),
-        area=area,
-        truth_area=truth_area,
-    )
+    flat, area, truth_area = (np.asarray(row[name], np.float32) for name in _COUNTS)
+    intersection = flat.reshape(len(area), len(truth_area))
+    return FrameOverlap(row["video_id"], row["frame_index"], intersection, area, truth_area)
 
 
 def result_to_row(result: ResultTrack) -> dict[str, Any]:

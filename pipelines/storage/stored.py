@@ -24,10 +24,9 @@ _WITHOUT_MASKS = [name for name in schemas.DETECTIONS.names if name != "masks"]
 class StoredVideo:
     """Where the frames of one video are.
 
-    video_id: of the dataset
-    size:     (height, width) of its frames
-    length:   its frames
-    shards:   numbers of the shards that hold them, in order
+    size:   (height, width) of its frames
+    length: its frames
+    shards: numbers of the shards that hold them, in order
     """
 
     video_id: int
@@ -48,21 +47,15 @@ class StoredVideo:
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> StoredVideo:
         """The inverse of to_json."""
-        return cls(
-            video_id=entry["video_id"],
-            size=(entry["height"], entry["width"]),
-            length=entry["length"],
-            shards=tuple(entry["shards"]),
-        )
+        size, shards = (entry["height"], entry["width"]), tuple(entry["shards"])
+        return cls(video_id=entry["video_id"], size=size, length=entry["length"], shards=shards)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredDetections:
-    """A finished detect directory. Small: it holds where things are, not the things.
+    """A finished detect directory: where things are, not the things.
 
-    path:     the directory
-    manifest: its manifest
-    videos:   its readable videos by ascending video_id; rejected ones are not among them
+    videos: the readable ones by ascending video_id
     """
 
     path: Path
@@ -128,8 +121,7 @@ class StoredDetections:
 def read(path: str | Path) -> StoredDetections:
     """Open a finished detect directory.
 
-    Raises:
-        ManifestError: it is none, unfinished, or has lost a file.
+    Raises: ManifestError: it is none, unfinished, or has lost a file.
     """
     # Absolute, for it is opened in workers too, whose working directory is another.
     path = Path(path).resolve()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idol.files import whole_file
+from idol.ytvis.videos import Reject
 
 REJECTS = "rejects.parquet"
-
 _REJECTS_KEY = b"idol.rejects"
 
 
@@ -21,26 +20,24 @@ def commit(
     table: pa.Table,
     path: Path,
     *,
-    rejects: Sequence[Mapping[str, Any]] = (),
+    rejects: Sequence[Reject] = (),
     row_group_size: int | None = None,
 ) -> None:
     """Write a parquet file that is either whole or absent.
 
-    rejects: {video_id, path, reason} found while making this shard. They travel in the file
-             itself, so that a resumed stage knows them without redoing the shard.
+    rejects: found while making this shard; in the file itself, so that a resumed stage knows them
     """
     if rejects:
-        metadata = {**(table.schema.metadata or {}), _REJECTS_KEY: json.dumps(list(rejects))}
-        table = table.replace_schema_metadata(metadata)
+        text = json.dumps([reject._asdict() for reject in rejects])
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _REJECTS_KEY: text})
     with whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_size)
 
 
-def shard_rejects(path: Path) -> list[dict[str, Any]]:
+def shard_rejects(path: Path) -> list[Reject]:
     """The rejects that commit stored with a shard."""
     metadata = pq.read_schema(path).metadata or {}
-    found: list[dict[str, Any]] = json.loads(metadata.get(_REJECTS_KEY, b"[]"))
-    return found
+    return [Reject(**row) for row in json.loads(metadata.get(_REJECTS_KEY, b"[]"))]
 
 
 def count_rows(path: Path) -> int:
@@ -48,7 +45,6 @@ def count_rows(path: Path) -> int:
     return int(pq.read_metadata(path).num_rows)
 
 
-def read_rejects(path: str | Path) -> list[dict[str, Any]]:
-    """The rejects of a finished directory: {video_id, path, reason}, sorted."""
-    rows: list[dict[str, Any]] = pq.read_table(Path(path) / REJECTS).to_pylist()
-    return rows
+def read_rejects(path: str | Path) -> list[Reject]:
+    """The rejects of a finished directory, sorted."""
+    return [Reject(**row) for row in pq.read_table(Path(path) / REJECTS).to_pylist()]

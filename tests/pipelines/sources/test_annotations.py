@@ -20,8 +20,8 @@ def one_reject(videos):
     assert [v.video_id for v in dataset.videos] == [2]
     assert dataset.rejected_videos == {1}
     (reject,) = dataset.rejects
-    assert reject["video_id"] == 1
-    return reject
+    assert reject.video_id == 1
+    return reject._asdict()
 
 
 def test_a_dataset_is_read_whole(make_videos):

@@ -96,8 +96,8 @@ def test_a_broken_frame_rejects_its_video_and_no_other(
     rows = detect.detect_pieces(Detector(model, tiny_config()), pieces, tiny_config(), truth=True)
     assert {r["video_id"] for r in rows.detections} == {1} == {r["video_id"] for r in rows.overlaps}
     (reject,) = rows.rejects
-    assert reject["video_id"] == 2
-    assert reject["path"].endswith("001.jpg")
+    assert reject.video_id == 2
+    assert reject.path.endswith("001.jpg")
 
 
 def test_frames_of_a_video_file_are_read_like_any_others(tmp_path: Path, model: idol.IDOL) -> None:
@@ -150,7 +150,7 @@ def test_the_poisoned_video_is_a_reject_and_the_others_are_whole(
     assert [v.video_id for v in source.videos] == [1, 2, 4]
     assert found.rejects == 1
     (reject,) = tables.read_rejects(out)
-    assert reject["video_id"] == 3
+    assert reject.video_id == 3
     for position, entry in zip((0, 1, 3), source.videos, strict=True):
         record = dataset.videos[position]
         stored_frames = list(source.frames(entry))

@@ -12,6 +12,7 @@ import pytest
 import idol
 from idol.config import Config, override
 from idol.structures import Track
+from pipelines import configuration
 from pipelines.errors import PipelineError
 from pipelines.report import experiment_log
 from pipelines.sources import annotations
@@ -140,15 +141,13 @@ def test_other_categories_than_those_trained_on_are_refused(
 
 def test_the_network_cannot_be_changed_nor_the_floor_be_undercut(tmp_path: Path) -> None:
     preset = override(idol.presets.tiny(), ["model.num_classes=2"])
-    model, dataset = idol.IDOL(preset), categories(person=3, car=7)
-    changed: Config = evaluate.configuration(
-        model, dataset, ["transforms.test_short_side=360"], None
-    )
+    config = evaluate.with_categories(preset, categories(person=3, car=7))
+    changed: Config = configuration.changed(config, ["transforms.test_short_side=360"], None)
     assert changed.transforms.test_short_side == 360
     with pytest.raises(ValueError, match="trained network"):
-        evaluate.configuration(model, dataset, ["model.num_queries=10"], None)
+        configuration.changed(config, ["model.num_queries=10"], None)
     with pytest.raises(PipelineError, match=r"detect\.score_floor=0\.01"):
-        evaluate.configuration(model, dataset, ["tracker.score_threshold=0.01"], None)
+        configuration.changed(config, ["tracker.score_threshold=0.01"], None)
 
 
 def test_an_identity_switch_is_counted_when_another_track_takes_over() -> None:

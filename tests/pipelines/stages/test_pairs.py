@@ -228,13 +228,13 @@ def test_faults_are_recorded_and_the_rest_goes_on(ray_local, make_videos, tmp_pa
     config = PairConfig(rows_per_shard=5)
     written = pairs.run(dataset, tmp_path / "out", config)
     rejects = tables.read_rejects(tmp_path / "out")
-    assert [(r["video_id"], r["path"]) for r in rejects] == [
+    assert [(r.video_id, r.path) for r in rejects] == [
         (1, str(corrupt)),
         (2, "../../etc/passwd"),
         (3, str(videos.frame(3, 0))),
     ]
-    assert "cut short" in rejects[0]["reason"]
-    assert "a pair needs 2 frames" in rejects[2]["reason"]
+    assert "cut short" in rejects[0].reason
+    assert "a pair needs 2 frames" in rejects[2].reason
     assert (written.rejects, written.extra["rejected_videos"]) == (3, 3)
     rows = read_rows(tmp_path / "out")
     assert {row["video_id"] for row in rows} <= {1, 4, 5, 6, 7, 8}

@@ -2,23 +2,24 @@
 
 import pytest
 
-from pipelines.errors import PipelineError, VideoError
+from idol.ytvis.videos import Reject
+from pipelines.errors import PipelineError
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages.reject_limit import check_rejects
 
 READABLE = tuple(VideoRecord(i, (8, 8), ("a.jpg",), ()) for i in (1, 2, 3))
-BROKEN = VideoError(4, "b.jpg", "is gone").reject()
+BROKEN = Reject(4, "b.jpg", "is gone")
 DATASET = Dataset(READABLE, {}, (BROKEN,), "hash")
 
 
 def test_videos_with_a_fault_are_named_once_each() -> None:
-    again = VideoError(4, "c.jpg", "is gone too").reject()
+    again = Reject(4, "c.jpg", "is gone too")
     assert check_rejects(DATASET, [BROKEN, again], 0.25, "detect.reject_limit") == {4}
     assert check_rejects(DATASET, [], 0.0, "detect.reject_limit") == set()
 
 
 def test_more_than_the_limit_is_an_error_that_names_the_first_and_the_field() -> None:
-    late = VideoError(2, "d.jpg", "cannot be decoded").reject()
+    late = Reject(2, "d.jpg", "cannot be decoded")
     with pytest.raises(PipelineError) as caught:
         check_rejects(DATASET, [BROKEN, late], 0.25, "detect.reject_limit")
     assert str(caught.value) == (

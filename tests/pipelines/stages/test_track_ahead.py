@@ -26,9 +26,8 @@ def test_videos_are_tracked_as_soon_as_their_shards_are_there_with_the_same_byte
     file = make_videos([6, 3, 5, 9]).write()
     dataset = annotations.read(file)
     model = idol.load(perfect.weights(tmp_path / "w.safetensors"))
-    config = override(
-        evaluate.configuration(model, dataset, [], None), ["detect.frames_per_shard=4"]
-    )
+    config = evaluate.with_categories(model.config, dataset)
+    config = override(config, ["detect.frames_per_shard=4"])
     detections = tmp_path / "detections"
     perfect.run(dataset, model, detections, config)
     whole, early = tmp_path / "whole", tmp_path / "early"

@@ -5,11 +5,12 @@ import os
 import pyarrow as pa
 import pytest
 
+from idol.ytvis.videos import Reject
 from pipelines.errors import ManifestError
 from pipelines.storage import claims, manifest, schemas, tables
 
 CONFIG = {"max_gap": 5, "sizes": (1, 2)}
-REJECT = {"video_id": 4, "path": "a.jpg", "reason": "the frame does not exist"}
+REJECT = Reject(4, "a.jpg", "the frame does not exist")
 
 
 def shard(video_id: int) -> pa.Table:
