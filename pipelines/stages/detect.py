@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,10 +223,10 @@ class DetectActor:
         self.detector = Detector(model, config, batch=config.detect.batch_frames, compiled=gpu)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Detect one row: {shard: its number, pieces: JSON} -> {shard, frames}."""
+        """Detect one row: {shard: its number, pieces: pickled} -> {shard, frames}."""
         counts = []
-        for number, text in zip(batch["shard"].tolist(), batch["pieces"], strict=True):
-            pieces = shard_plan.from_json(text)
+        for number, pickled in zip(batch["shard"].tolist(), batch["pieces"], strict=True):
+            pieces: Shard = pickle.loads(pickled)
             rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
             if self.truth:
                 # First, for a shard counts as done once its detections are there.
@@ -262,7 +263,7 @@ def _detect(
         DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         rows = [
-            {"shard": number, "pieces": shard_plan.to_json(shards[number])}
+            {"shard": number, "pieces": pickle.dumps(shards[number])}
             for number in shard_plan.longest_first(shards, todo)
         ]
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(

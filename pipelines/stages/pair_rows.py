@@ -8,28 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from idol.config import PairConfig
 from idol.ytvis.videos import Reject
 from pipelines.errors import VideoError
 from pipelines.sources import frames
 from pipelines.sources.annotations import VideoRecord
-from pipelines.storage import schemas
-
-PLAN = pa.schema(
-    [
-        *(field for field in schemas.PAIRS if not field.name.endswith("_jpeg")),
-        pa.field("key_frame", pa.string(), nullable=False),
-        pa.field("reference_frame", pa.string(), nullable=False),
-    ]
-)
-"""PAIRS with frame references in place of the bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedPair:
-    """A pair before its frames are read: a PLAN row, with instances as in PAIRS, at full size."""
+    """A pair before its frames are read; instances as in PAIRS, at full size."""
 
     video_id: int
     key_index: int

@@ -7,16 +7,14 @@ parquet file. The bytes depend on the data and the configuration, never on who w
 
 from __future__ import annotations
 
-import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+import pickle
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from idol.config import PairConfig, to_dict
 from idol.ytvis.videos import Reject
@@ -24,7 +22,6 @@ from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import pair_rows
-from pipelines.stages.pair_rows import PlannedPair
 from pipelines.stages.reject_limit import check_rejects
 from pipelines.storage import claims, schemas, tables
 from pipelines.storage.layout import PREPARE as STAGE
@@ -65,21 +62,6 @@ def draw(video: VideoRecord, config: PairConfig) -> list[tuple[int, int]]:
     if config.order == "released":
         return [(min(pair), max(pair)) for pair in drawn]
     return drawn
-
-
-def pairs_of_video(
-    video: VideoRecord, config: PairConfig, labels: Mapping[int, int]
-) -> Iterator[dict[str, Any]]:
-    """Yield the PAIRS rows of one video, in the order drawn.
-
-    labels: category_id → label
-    Raises: VideoError: the video has one frame, or a frame cannot be read.
-    """
-    for key, reference in draw(video, config):
-        stored, faults = pair_rows.fill([pair_rows.planned(video, key, reference, labels)], config)
-        if faults:
-            raise VideoError(*faults[0])
-        yield from stored
 
 
 def run(
@@ -138,15 +120,13 @@ def _check_rejects(dataset: Dataset, rejects: Iterable[Reject], config: PairConf
 def write_shard(item: Mapping[str, Any], config: PairConfig) -> dict[str, int]:
     """Read the frames of one shard's pairs and commit its file: the work of one task.
 
-    item:    {"shard": number, "path": where, "plan": an Arrow IPC stream of PLAN rows}
+    item:    {"shard": number, "path": where, "plan": pickled list of PlannedPair}
     returns: {"shard", "rows", "rejects"}
     """
     import cv2
 
     cv2.setNumThreads(1)  # one task per core is faster than threads that fight for them
-    with pa.ipc.open_stream(item["plan"]) as stream:
-        plan = [PlannedPair(**row) for row in stream.read_all().to_pylist()]
-    stored, faults = pair_rows.fill(plan, config)
+    stored, faults = pair_rows.fill(pickle.loads(item["plan"]), config)
     table, path = schemas.table(stored, schemas.PAIRS), Path(item["path"])
     tables.commit(table, path, rejects=faults, row_group_size=_ROWS_PER_GROUP)
     return {"shard": int(item["shard"]), "rows": len(stored), "rejects": len(faults)}
@@ -201,15 +181,12 @@ def _write_shards(
 
     def item(shard: int) -> dict[str, Any]:
         start = shard * config.rows_per_shard
-        rows = [
-            asdict(pair_rows.planned(dataset.videos[position], key, reference, labels))
+        pairs = [
+            pair_rows.planned(dataset.videos[position], key, reference, labels)
             for position, key, reference in plan[start : start + config.rows_per_shard]
         ]
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, pair_rows.PLAN) as stream:
-            stream.write_table(schemas.table(rows, pair_rows.PLAN))
         path = str(output.shard(shard).resolve())
-        return {"shard": shard, "path": path, "plan": sink.getvalue()}
+        return {"shard": shard, "path": path, "plan": pickle.dumps(pairs)}
 
     # Ours counts shards; Ray's would draw over it, and its log tells of every execution.
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipelines.sources.annotations import VideoRecord
 from pipelines.storage.stored import StoredVideo
@@ -85,21 +84,3 @@ def longest_first(shards: Sequence[Shard], todo: Collection[int]) -> list[int]:
         return -length, -video_id, number
 
     return sorted(todo, key=rank)
-
-
-def to_json(pieces: Shard) -> str:
-    """A shard as text, for a column of Ray Data; RLE counts are ASCII."""
-    return json.dumps([asdict(piece) for piece in pieces], default=lambda counts: counts.decode())
-
-
-def from_json(text: str) -> list[Piece]:
-    """The inverse of to_json."""
-    pieces = []
-    for values in json.loads(text):
-        truth = tuple(
-            tuple(None if counts is None else counts.encode() for counts in instance)
-            for instance in values["truth"]
-        )
-        size, frames = tuple(values["size"]), tuple(values["frames"])
-        pieces.append(Piece(**{**values, "size": size, "frames": frames, "truth": truth}))
-    return pieces

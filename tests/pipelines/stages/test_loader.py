@@ -14,8 +14,9 @@ from idol import presets
 from idol.config import PairConfig, override
 from pipelines.errors import ManifestError, VideoError
 from pipelines.sources import annotations
-from pipelines.stages import loader, pairs
+from pipelines.stages import loader
 from pipelines.storage import claims, layout, manifest, schemas, tables
+from tests.pipelines.drawn_pairs import pairs_of_video
 
 CONFIG = override(
     presets.tiny(),
@@ -29,9 +30,7 @@ def prepared(make_videos, tmp_path):
     dataset = annotations.read(make_videos([5, 4, 8]).write())
     config = PairConfig()
     rows = [
-        row
-        for video in dataset.videos
-        for row in pairs.pairs_of_video(video, config, dataset.labels)
+        row for video in dataset.videos for row in pairs_of_video(video, config, dataset.labels)
     ]
     output = claims.prepare_output(tmp_path / "pairs", layout.PREPARE, {}, "h")
     for shard, start in enumerate(range(0, len(rows), 5)):
@@ -61,7 +60,7 @@ def same(a, b) -> bool:
 def test_decoding_gives_pixels_and_masks_of_the_same_instances(make_videos):
     videos = make_videos([3])
     dataset = annotations.read(videos.write())
-    for row in pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels):
+    for row in pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels):
         pair = loader.pair_of_row(row)
         assert pair.key_image.shape == (24, 36, 3)
         assert pair.key_image.dtype == np.uint8
@@ -75,14 +74,14 @@ def test_decoding_gives_pixels_and_masks_of_the_same_instances(make_videos):
 
 def test_a_pair_without_instances_decodes(make_videos):
     dataset = annotations.read(make_videos([2]).write())
-    row = next(pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
+    row = next(pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
     pair = loader.pair_of_row({**row, "instances": []})
     assert pair.key_masks.shape == (0, 24, 36)
 
 
 def test_a_stored_frame_that_is_broken_names_its_video_and_frame(make_videos):
     dataset = annotations.read(make_videos([2]).write())
-    row = next(pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
+    row = next(pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
     with pytest.raises(VideoError, match="video 1: key frame 0"):
         loader.pair_of_row({**row, "key_jpeg": row["key_jpeg"][:100]})
 
@@ -155,7 +154,7 @@ def test_numbers_of_instances_do_not_depend_on_the_shards(make_videos, tmp_path)
     rows = [
         row
         for video in dataset.videos
-        for row in pairs.pairs_of_video(video, PairConfig(), dataset.labels)
+        for row in pairs_of_video(video, PairConfig(), dataset.labels)
     ]
     found = []
     for size in (1, 2, 5):

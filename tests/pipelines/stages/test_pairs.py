@@ -21,6 +21,7 @@ from pipelines.sources import annotations
 from pipelines.sources.annotations import InstanceRecord, VideoRecord
 from pipelines.stages import loader, pairs
 from pipelines.storage import claims, layout, manifest, tables
+from tests.pipelines.drawn_pairs import pairs_of_video
 
 
 def video(length: int, video_id: int = 1) -> VideoRecord:
@@ -91,7 +92,7 @@ def test_a_video_of_one_frame_has_no_pair():
 def test_a_row_holds_both_frames_and_the_same_instances_in_both(make_videos):
     videos = make_videos([4])
     dataset = annotations.read(videos.write())
-    rows = list(pairs.pairs_of_video(dataset.videos[0], PairConfig(order="any"), dataset.labels))
+    rows = list(pairs_of_video(dataset.videos[0], PairConfig(order="any"), dataset.labels))
     assert len(rows) == 4
     for row in rows:
         key, reference = row["key_index"], row["reference_index"]
@@ -109,7 +110,7 @@ def test_crowds_and_objects_seen_in_neither_frame_are_left_out(make_videos):
     hidden = dict(videos.content["annotations"][0], id=99, segmentations=[None] * 4)
     videos.content["annotations"].append(hidden)
     dataset = annotations.read(videos.write())
-    for row in pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels):
+    for row in pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels):
         assert [i["instance_id"] for i in row["instances"]] == [11]
 
 
@@ -117,7 +118,7 @@ def test_a_maximum_side_shrinks_frames_and_masks_alike(make_videos):
     videos = make_videos([3])
     dataset = annotations.read(videos.write())
     config = PairConfig(max_side=18)
-    for row in pairs.pairs_of_video(dataset.videos[0], config, dataset.labels):
+    for row in pairs_of_video(dataset.videos[0], config, dataset.labels):
         assert (row["height"], row["width"]) == (12, 18)
         image = cv2.imdecode(np.frombuffer(row["key_jpeg"], np.uint8), cv2.IMREAD_COLOR)
         assert image.shape == (12, 18, 3)
@@ -131,7 +132,7 @@ def test_a_maximum_side_shrinks_frames_and_masks_alike(make_videos):
 def test_a_side_within_the_maximum_keeps_the_bytes(make_videos):
     videos = make_videos([2])
     dataset = annotations.read(videos.write())
-    for row in pairs.pairs_of_video(dataset.videos[0], PairConfig(max_side=36), dataset.labels):
+    for row in pairs_of_video(dataset.videos[0], PairConfig(max_side=36), dataset.labels):
         assert row["key_jpeg"] == videos.frame(1, 0).read_bytes()
 
 
@@ -141,7 +142,7 @@ def test_an_object_that_shrinks_to_nothing_in_both_frames_is_gone(make_videos):
         item["segmentations"] = [[[0, 0, 1, 0, 1, 1, 0, 1]]] * 2
     dataset = annotations.read(videos.write())
     config = PairConfig(max_side=4)
-    rows = list(pairs.pairs_of_video(dataset.videos[0], config, dataset.labels))
+    rows = list(pairs_of_video(dataset.videos[0], config, dataset.labels))
     assert [row["instances"] for row in rows] == [[], []]
 
 
@@ -151,7 +152,7 @@ def test_a_corrupt_frame_is_a_video_error(make_videos):
     path = videos.frame(1, 1)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(VideoError, match="JPEG is cut short"):
-        list(pairs.pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
+        list(pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
 
 
 def test_frames_of_a_video_file_become_pairs(tmp_path):
@@ -163,7 +164,7 @@ def test_frames_of_a_video_file_become_pairs(tmp_path):
     names = tuple(f"{path}#{i}" for i in range(6))
     instance = InstanceRecord(1, 5, False, (None,) * 6)
     record = VideoRecord(1, (32, 48), names, (instance,))
-    for row in pairs.pairs_of_video(record, PairConfig(), {5: 0}):
+    for row in pairs_of_video(record, PairConfig(), {5: 0}):
         for name in ("key", "reference"):
             data = np.frombuffer(row[f"{name}_jpeg"], np.uint8)
             level = cv2.imdecode(data, cv2.IMREAD_COLOR).mean()
@@ -182,7 +183,7 @@ def test_the_stage_writes_every_drawn_pair_once_and_shuffled(ray_local, make_vid
     expected = {
         identity(row): row
         for v in dataset.videos
-        for row in pairs.pairs_of_video(v, config, dataset.labels)
+        for row in pairs_of_video(v, config, dataset.labels)
     }
     drawn = [(v.video_id, *p) for v in dataset.videos for p in pairs.draw(v, config)]
     assert Counter(map(identity, rows)) == Counter(drawn)
@@ -304,7 +305,7 @@ def test_a_still_image_is_paired_with_itself_and_stored_once(make_images):
     images = make_images([2])
     dataset = annotations.read(images.write())
     config = PairConfig(pseudo=True)
-    rows = [r for v in dataset.videos for r in pairs.pairs_of_video(v, config, dataset.labels)]
+    rows = [r for v in dataset.videos for r in pairs_of_video(v, config, dataset.labels)]
     assert [(r["key_index"], r["reference_index"]) for r in rows] == [(0, 0), (0, 0)]
     for row in rows:
         assert row["reference_jpeg"] == b""

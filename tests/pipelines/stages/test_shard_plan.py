@@ -34,14 +34,6 @@ def test_a_plan_deals_out_every_frame_once_and_fills_no_shard_beyond_its_size(
     assert all(0 < sum(len(p.frames) for p in shard) <= size for shard in shards)
 
 
-def test_a_piece_survives_its_way_to_the_worker() -> None:
-    piece = shard_plan.Piece(
-        video_id=3, size=(4, 5), start=7, frames=("a.jpg", "b.mp4#3"), truth=((b"04d", None),)
-    )
-
-    assert shard_plan.from_json(shard_plan.to_json([piece])) == [piece]
-
-
 def test_stored_videos_say_in_which_shards_their_frames_are() -> None:
     shards = shard_plan.plan([video(1, 3), video(2, 6), video(3, 1)], 4)
     assert [[(p.video_id, len(p.frames)) for p in shard] for shard in shards] == [
