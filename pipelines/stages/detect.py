@@ -33,7 +33,6 @@ from pipelines.stages.frame_reader import Frame, read_ahead
 from pipelines.stages.reject_limit import check_rejects
 from pipelines.stages.shard_plan import Shard
 from pipelines.storage import claims, layout, schemas, tables
-from pipelines.storage.layout import DETECT as STAGE
 from pipelines.storage.manifest import Manifest
 
 _NETWORK = "_network.safetensors"
@@ -170,7 +169,7 @@ def run(
     shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
     truth = any(video.instances for video in dataset.videos)
     output = claims.prepare_output(
-        out, STAGE, claim(config), input_hash(dataset, model), overwrite=overwrite
+        out, layout.DETECT, claim(config), input_hash(dataset, model), overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished

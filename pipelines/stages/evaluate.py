@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +23,7 @@ from pipelines.stages import detect, shard_plan, stored_metrics, track
 from pipelines.stages.stored_metrics import StoredMetrics
 from pipelines.stages.track_ahead import TrackAhead
 from pipelines.storage import claims, manifest, stored, tables
-from pipelines.storage.layout import DETECTIONS, PAGE, REPORT, RESULTS, SUBMISSION, TRACKS
-from pipelines.storage.layout import EVALUATE as STAGE
+from pipelines.storage.layout import DETECTIONS, EVALUATE, PAGE, REPORT, RESULTS, SUBMISSION, TRACKS
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.reports import CategoryMetrics, EvaluationReport, Selection
 from pipelines.storage.stored import StoredDetections
@@ -40,8 +38,6 @@ FILES = {
 """What a finished directory holds, by the name that the job prints it under."""
 
 _AHEAD = "ahead"  # what was tracked before detection had ended, until it is taken over
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,15 +105,13 @@ def run(
     log_to:      folder of the MLflow file; None: out
     log:         False: no MLflow run: its file has one writer, and this is another process
     returns:     the manifest; its extra holds the metrics
-    Raises:
-        ValueError: as Request.read.
-        PipelineError: as Request.read and the stages.
+    Raises: ValueError, PipelineError: as Request.read and the stages.
     """
     # The truth is read before anything is computed, so that its faults are found at once.
     dataset, model, config, truth = request.read()
     claimed = {**detect.claim(config), "tracker": to_dict(config.tracker)}
     output = claims.prepare_output(
-        out, STAGE, claimed, detect.input_hash(dataset, model), overwrite=overwrite
+        out, EVALUATE, claimed, detect.input_hash(dataset, model), overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished

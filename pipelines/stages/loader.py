@@ -1,7 +1,7 @@
 """Pair rows → PairBatch: streams a prepared directory to a training worker, resumable at a step.
 
-Plain pyarrow and threads, without Ray. The order of the rows is arithmetic on row numbers, so a
-restarted worker goes on with the batch that it would have had.
+Without Ray. The order of the rows is arithmetic on row numbers, so a restarted worker goes on with
+the batch that it would have had.
 """
 
 from __future__ import annotations

@@ -23,16 +23,10 @@ class PlannedPair:
     video_id: int
     key_index: int
     reference_index: int
-    height: int
-    width: int
+    size: tuple[int, int]
     key_frame: str
     reference_frame: str
     instances: list[dict[str, Any]]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of both frames."""
-        return self.height, self.width
 
 
 def planned(video: VideoRecord, key: int, reference: int, labels: Mapping[int, int]) -> PlannedPair:
@@ -55,8 +49,7 @@ def planned(video: VideoRecord, key: int, reference: int, labels: Mapping[int, i
         video_id=video.video_id,
         key_index=key,
         reference_index=reference,
-        height=video.size[0],
-        width=video.size[1],
+        size=video.size,
         key_frame=video.frames[key],
         reference_frame=video.frames[reference],
         instances=instances,

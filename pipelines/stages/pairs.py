@@ -24,7 +24,7 @@ from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import pair_rows
 from pipelines.stages.reject_limit import check_rejects
 from pipelines.storage import claims, schemas, tables
-from pipelines.storage.layout import PREPARE as STAGE
+from pipelines.storage.layout import PREPARE
 from pipelines.storage.manifest import Manifest
 
 # Rows are read by a few training workers at once: small groups keep their memory small.
@@ -88,12 +88,10 @@ def run(
     recorded = to_dict(config)
     # No row depends on the limit: whoever raises it keeps the shards that are done.
     del recorded["max_reject_fraction"]
-    output = claims.prepare_output(out, STAGE, recorded, dataset.input_hash, overwrite=overwrite)
+    output = claims.prepare_output(out, PREPARE, recorded, dataset.input_hash, overwrite=overwrite)
     if output.finished is not None:
         return output.finished
-    total = -(-len(plan) // config.rows_per_shard)
-    _write_shards(dataset, plan, output, total, config, num_cpus)
-
+    total = _write_shards(dataset, plan, output, config, num_cpus)
     faults += output.rejects(total)
     rejected = _check_rejects(dataset, faults, config)
     if not any(tables.count_rows(output.shard(number)) for number in range(total)):
@@ -163,17 +161,13 @@ def _draw_all(dataset: Dataset, config: PairConfig) -> tuple[_Plan, list[Reject]
 
 
 def _write_shards(
-    dataset: Dataset,
-    plan: _Plan,
-    output: claims.Output,
-    total: int,
-    config: PairConfig,
-    num_cpus: float,
-) -> None:
-    """Hand every missing shard to a Ray Data task."""
+    dataset: Dataset, plan: _Plan, output: claims.Output, config: PairConfig, num_cpus: float
+) -> int:
+    """Hand every missing shard to a Ray Data task; the number of shards."""
+    total = -(-len(plan) // config.rows_per_shard)
     missing = output.missing(total)
     if not missing:
-        return
+        return total
     cluster.require(1, num_cpus)
     import ray.data
 
@@ -198,3 +192,4 @@ def _write_shards(
         for row in done.iter_rows():
             _log.info("shard %d: %d rows, %d rejects", row["shard"], row["rows"], row["rejects"])
             bar.update()
+    return total

@@ -15,8 +15,7 @@ def check_rejects(
     """Refuse a dataset of which too many videos have a fault.
 
     rejects: several for one video count once
-    limit:   share of the videos that may have a fault
-    field:   of the configuration, which holds the limit
+    limit:   share of the videos that may have a fault, of this field of the configuration
     returns: video_ids of those that have one
     Raises: PipelineError: more than limit of the videos have one.
     """

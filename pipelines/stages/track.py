@@ -14,8 +14,7 @@ from idol.ytvis import results
 from pipelines import cluster
 from pipelines.errors import PipelineError
 from pipelines.storage import claims, layout, schemas, stored, tables
-from pipelines.storage.layout import RESULTS, SUBMISSION
-from pipelines.storage.layout import TRACK as STAGE
+from pipelines.storage.layout import RESULTS, SUBMISSION, TRACK
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.schemas import ResultTrack
 from pipelines.storage.stored import StoredDetections, StoredVideo
@@ -93,7 +92,7 @@ def run(
     source = stored.read(detections)
     check_floor(source, config)
     output = claims.prepare_output(
-        out, STAGE, to_dict(config), source.manifest.hash, overwrite=overwrite
+        out, TRACK, to_dict(config), source.manifest.hash, overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished

@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 class TrackAhead:
     """Tracks each video on a free CPU as soon as all shards with its frames are written.
 
-    track.run then has only the videos of the last shards left, and those that failed here. Use it
-    inside the cluster.session that detect.run uses.
+    Use it inside the cluster.session of detect.run. track.run then does the videos of the last
+    shards, and those that failed here.
 
     shards:     shard_plan.plan of the dataset
     detections: where detect.run writes

@@ -26,8 +26,7 @@ from pipelines import cluster
 from pipelines.stages import loader
 from pipelines.stages.initial_model import Start, initial_model
 from pipelines.storage import claims, manifest
-from pipelines.storage.layout import LOSSES
-from pipelines.storage.layout import TRAIN as STAGE
+from pipelines.storage.layout import LOSSES, TRAIN
 from pipelines.storage.manifest import Manifest
 
 WEIGHTS = "checkpoint.safetensors"
@@ -152,7 +151,7 @@ def _begin(
     # What does not fit must fail before a directory is made; what is done needs no weights.
     model = None if known else initial_model(config, start)
     claim = {"config": to_dict(config), **asdict(start), "workers": max(workers, 1)}
-    output = claims.prepare_output(out, STAGE, claim, source.hash, overwrite=overwrite)
+    output = claims.prepare_output(out, TRAIN, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
         return output, loop
     if overwrite:

@@ -19,11 +19,8 @@ STARTED = "_started.json"
 _JOBS = {
     "prepare": "python -m jobs.prepare --annotations ANNOTATIONS.json --out {path}",
     "train": "python -m jobs.train",
-    "detect": "python -m jobs.evaluate",
-    "track": "python -m jobs.evaluate",
-    "evaluate": "python -m jobs.evaluate",
-    "sweep": "python -m jobs.sweep",
-    "train-sweep": "python -m jobs.sweep",
+    **dict.fromkeys(("detect", "track", "evaluate"), "python -m jobs.evaluate"),
+    **dict.fromkeys(("sweep", "train-sweep"), "python -m jobs.sweep"),
 }
 
 
