@@ -48,8 +48,6 @@ def measure(
 ) -> StoredMetrics:
     """Metrics of what the tracker makes of stored detections, and of what true identities would.
 
-    No mask is opened: the OVERLAP table says how detections lie on the truth.
-
     few_frames: up to this many the driver works by itself, without Ray; None: track.FEW_FRAMES
     """
     stored = {video.video_id: video for video in source.videos}
@@ -110,10 +108,7 @@ def measure_video(
 
 
 def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap]) -> int:
-    """How often a true instance is shown by another track than the last that showed it.
-
-    Which track shows which instance in a frame: see average_precision.shown_instances.
-    """
+    """How often a true instance is shown by another track than the last that showed it."""
     of_frame: dict[int, list[tuple[int, int]]] = {}  # frame_index -> (track_id, row)
     for found in tracks:
         for frame_index, row in found.detections.items():

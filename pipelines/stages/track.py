@@ -27,11 +27,8 @@ import torch for ten seconds and more before they begin (2 cores)."""
 def results_of_video(
     detections: StoredDetections, video: StoredVideo, config: TrackerConfig
 ) -> list[ResultTrack]:
-    """Track one video: its rows of RESULTS, in the order of results.submissions.
-
-    Reads twice, arrays first and masks afterwards, so that memory holds the masks of tracks and
-    one shard, not those of all detections.
-    """
+    """Track one video: its rows of RESULTS, in the order of results.submissions."""
+    # Reads twice, arrays first: memory holds the masks of tracks and of one shard, not all.
     tracks = track_video(detections.frames(video), config)
     users: dict[int, list[tuple[int, int]]] = {}  # frame_index -> (track position, row)
     for position, track in enumerate(tracks):
@@ -102,7 +99,14 @@ def run(
             if path.exists():
                 path.replace(output.shard(position))
         shutil.rmtree(ahead, ignore_errors=True)
-    _track(source, output, config, FEW_FRAMES if few_frames is None else few_frames)
+    missing = output.missing(len(source.videos))
+    # A long one at the end would run alone.
+    longest_first = sorted(missing, key=lambda i: (-source.videos[i].length, i))
+    few = FEW_FRAMES if few_frames is None else few_frames
+    here = sum(source.videos[i].length for i in missing) <= few
+    shared = (source, config, str(out.resolve()))
+    for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
+        pass
     entries = [
         to_entry(result, video.size, source.category_ids)
         for position, video in enumerate(source.videos)
@@ -128,18 +132,6 @@ def check_floor(source: StoredDetections, config: TrackerConfig) -> None:
             f"detections above {source.score_floor:g}. Ask for at least that, or detect again with "
             f"--set detect.score_floor={config.score_threshold:g}."
         )
-
-
-def _track(
-    source: StoredDetections, output: claims.Output, config: TrackerConfig, few_frames: int
-) -> None:
-    """One Ray task per missing video, the longest first: a long one at the end would run alone."""
-    missing = output.missing(len(source.videos))
-    shared = (source, config, str(output.path.resolve()))
-    longest_first = sorted(missing, key=lambda i: (-source.videos[i].length, i))
-    here = sum(source.videos[i].length for i in missing) <= few_frames
-    for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
-        pass
 
 
 def ahead_path(folder: Path, video_id: int) -> Path:

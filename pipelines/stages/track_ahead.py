@@ -37,7 +37,13 @@ class TrackAhead:
 
         self._folder = folder.resolve()
         self._tracker = config.tracker
-        self._source = _unfinished(detections, config)
+        # The directory as readers of single videos need it, before its manifest exists.
+        model = config.model
+        sizes = {"num_classes": model.num_classes, "embedding_size": model.embedding_size}
+        known = Manifest(
+            stage=layout.DETECT, config=detect.claim(config), extra={**sizes, "truth": False}
+        )
+        self._source = StoredDetections(detections.resolve(), known, ())
         self._shards = shards
         self._videos = shard_plan.stored_videos(shards)
         self._missing = {video_id: set(v.shards) for video_id, v in self._videos.items()}
@@ -86,14 +92,3 @@ class TrackAhead:
             for number in video.shards
             for reject in tables.shard_rejects(layout.shard_path(self._source.path, number))
         )
-
-
-def _unfinished(detections: Path, config: Config) -> StoredDetections:
-    """The directory as readers of single videos need it, before its manifest exists."""
-    sizes = {
-        "num_classes": config.model.num_classes,
-        "embedding_size": config.model.embedding_size,
-        "truth": False,
-    }
-    known = Manifest(stage=layout.DETECT, config=detect.claim(config), extra=sizes)
-    return StoredDetections(detections.resolve(), known, ())

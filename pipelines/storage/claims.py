@@ -61,7 +61,7 @@ class Output:
     started_at: float = field(default_factory=time.monotonic)
 
     def shard(self, index: int) -> Path:
-        """Where shard `index` lies once it is committed."""
+        """Where a shard lies once it is committed."""
         return shard_path(self.path, index)
 
     def missing(self, total: int) -> list[int]:
@@ -87,8 +87,7 @@ class Output:
         rows:         None: counted from the shards
         Raises: ManifestError: a shard is missing.
         """
-        missing = self.missing(total_shards)
-        if missing:
+        if missing := self.missing(total_shards):
             raise ManifestError(
                 str(self.path),
                 f"misses {len(missing)} of {total_shards} shards, the first is number {missing[0]}",

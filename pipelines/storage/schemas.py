@@ -120,20 +120,18 @@ class ResultTrack:
 
 def table(items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as an Arrow table. Raises: ValueError: a field is missing, unknown or null."""
-    for item in items[:1]:
-        if set(item) != set(schema.names):
+    if items and set(items[0]) != set(schema.names):
+        raise ValueError(
+            f"a row must have the fields {schema.names}, got {sorted(items[0])}. "
+            "Rows are made by the to_row functions of pipelines/storage/schemas.py."
+        )
+    made = pa.Table.from_pylist(items, schema=schema)
+    for field, column in zip(schema, made.columns, strict=True):
+        if column.null_count and not field.nullable:
             raise ValueError(
-                f"a row must have the fields {schema.names}, got {sorted(item)}. "
-                "Rows are made by the to_row functions of pipelines/storage/schemas.py."
+                f"column {field.name!r} must not be null, but {column.null_count} rows are"
             )
-    columns = [
-        pa.array([item[name] for item in items], type=schema.field(name).type)
-        for name in schema.names
-    ]
-    for name, column in zip(schema.names, columns, strict=True):
-        if column.null_count and not schema.field(name).nullable:
-            raise ValueError(f"column {name!r} must not be null, but {column.null_count} rows are")
-    return pa.Table.from_arrays(columns, schema=schema)
+    return made
 
 
 def rows(source: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
