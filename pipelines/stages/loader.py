@@ -36,7 +36,7 @@ Identities = Mapping[tuple[int, int], int]
 
 
 def number_instances(directory: str | Path) -> dict[tuple[int, int], int]:
-    """The identity head's classes: instances of a prepare output, numbered 0..M-1 in order."""
+    """Classes of the identity head: a prepare output's instances, 0..M-1 by video_id and id."""
     found: set[tuple[int, int]] = set()
     for path in manifest.shard_paths(directory, "prepare"):
         # Only these two leaves are read: a shard is nearly all pixels and masks.
