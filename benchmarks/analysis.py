@@ -15,24 +15,37 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+from markupsafe import Markup
 
 from benchmarks import machine
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED
 from benchmarks.tiny_weights import TRACKERS, job
 from idol.analysis import clips, oracles, results_file, score_files
+from idol.analysis.oracles import OracleExperiments
 from idol.analysis.score_files import Analyses
 from idol.config import AnalysisConfig
 from idol.evaluation import average_precision, matching
 from idol.images.synthetic_dataset import write_dataset
 from idol.ytvis import truth
-from pipelines.report import charts, score_page
+from pipelines.report import score_page
 
 DOCS = Path("docs")
 OVERLAP = 1
 """Frames that neighbouring clips share when tracks are cut and joined again."""
+
+_STYLE: Final = """
+text{font:11px sans-serif;fill:#5f6b76}.grid{stroke:#dde3e8}polyline{fill:none;stroke-width:1.8}
+.dashed{stroke-dasharray:6 4}.dotted{stroke-dasharray:1.5 4}
+.c0{stroke:#0072b2}.c1{stroke:#c65102}.c2{stroke:#00875f}.c3{stroke:#b0558f}.c4{stroke:#a87400}
+.c5{stroke:#5a6ac4}circle{fill:#fff;stroke-width:1.8}
+@media(prefers-color-scheme:dark){text{fill:#9aa6b2}.grid{stroke:#323b44}circle{fill:#14181c}
+.c0{stroke:#4db8ff}.c1{stroke:#ff9350}.c2{stroke:#3ecf9f}.c3{stroke:#e29bc8}.c4{stroke:#e6b84d}
+.c5{stroke:#9aa8f0}}
+""".replace("\n", "")
 
 
 class Evaluation(NamedTuple):
@@ -98,7 +111,7 @@ def report(name: str, rows: Sequence[Evaluation], lengths: tuple[int, ...], inst
     )
     experiments = {m.name: m.oracles for m in found.files if m.oracles is not None}
     print(f"## {name}: {len(known.videos)} videos\n")
-    print(oracles.to_markdown(experiments) + "\n")
+    print(oracle_table(experiments) + "\n")
     joined = [n for n in lengths if n > OVERLAP]
     print(f"| cut into clips, {OVERLAP} frame in common, joined by masks |", end="")
     print("".join(f" {n} frames |" for n in joined))
@@ -126,8 +139,29 @@ def report(name: str, rows: Sequence[Evaluation], lengths: tuple[int, ...], inst
     if install:
         chart = score_page.oracle_chart(experiments, legend=True)
         path = DOCS / f"oracles-{name}.svg"
-        path.write_text(charts.standalone(chart))
+        path.write_text(standalone(chart))
         print(f"Wrote {path}.\n")
+
+
+def oracle_table(methods: Mapping[str, OracleExperiments]) -> str:
+    """The paper's Tables 1 and 2 in one, in percent, for several methods side by side."""
+    lengths = sorted({n for done in methods.values() for n in done.clips})
+    head = ["method", "predicted", *[f"clips of {n}" for n in lengths], "frame oracle", "lost"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, done in methods.items():
+        cells = [done.predicted.stats["AP"]]
+        cells += [done.clips[n].stats["AP"] if n in done.clips else -1.0 for n in lengths]
+        cells += [done.frame.stats["AP"], done.lost]
+        known = [done.frame.stats["AP"] >= 0 and (c >= 0 or c is cells[-1]) for c in cells]
+        shown = [f"{100 * c:.1f}" if k else "–" for c, k in zip(cells, known, strict=True)]
+        lines.append(f"| {' | '.join([name, *shown])} |")
+    return "\n".join(lines)
+
+
+def standalone(chart: Markup) -> str:
+    """A chart of `lines` as the content of an SVG file, with colours of its own."""
+    head, body = str(chart).split(">", 1)
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{_STYLE}</style>{body}\n'
 
 
 def rejoined(known: truth.Truth, row: Evaluation, length: int, config: AnalysisConfig) -> float:

@@ -72,8 +72,7 @@ class Instance:
     joined_iou:    IoU of the masks that show it, joined from all tracks: what true identities give
     tracks:        tracks that show it
     switches:      how often the track that shows it changes
-    frames:        frames in which it is present
-    shown:         frames in which it is shown
+    frames, shown: frames in which it is present, and those in which it is shown
     worst_frame:   the frame in which that entry overlaps it least, among those of its presence
     lost:          share of the IoU thresholds at which it is not found
     cause:         why, at most of these thresholds; "" where it is found at all
@@ -100,17 +99,14 @@ class Instance:
 class VideoErrors:
     """Causes of one video, E entries and G instances.
 
-    categories:     category_id of every class of the data set
     category_ids:   (E,) of the entries, at most 100 of a class, each class by descending score
-    right:          (10, E) bool, finds an instance
-    wrong:          (10, E) bool, finds none; neither: ignored
+    right, wrong:   (10, E) bool, finds an instance, or none; neither: ignored
     cause:          (10, E) int8, position in CAUSES of what is wrong, or -1
     target:         (10, E) position of the instance that a wrong entry tries, or -1
-    counted:        (G,) bool, instances that are to be found (no crowds)
-    found:          (10, G) bool
+    counted, found: (G,) bool, instances that are to be found (no crowds); (10, G) bool
     truth_cause:    (10, G) int8, as cause, of instances that nothing finds or tries
     hidden_scores:  (G,) mean score of the masks that show an instance; NaN where none does
-    instances:      one for each that is counted
+    instances:      those that are counted
     """
 
     video_id: int

@@ -108,9 +108,8 @@ def tracks_of(
         # The same masks under the same class again are another track: a duplicate.
         while (*key, copy) in tracks and category_id in tracks[*key, copy].class_scores:
             copy += 1
-        track = tracks.setdefault(
-            (*key, copy), ClipTrack(span, shown, {t: int(areas[n, t]) for t in shown}, {}, {})
-        )
+        new = ClipTrack(span, shown, {t: int(areas[n, t]) for t in shown}, {}, {})
+        track = tracks.setdefault((*key, copy), new)
         track.class_scores[category_id] = score
         track.positions[category_id] = index
     return list(tracks.values())
@@ -164,15 +163,13 @@ def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> Ints:
         joined = {here[b]: int(a) for a, b in zip(rows, columns, strict=True) if score[a, b] > 0.0}
         for n in here:
             out[n] = joined.get(n, len(members))
-            if n in joined:
-                members[joined[n]].append(n)
-            else:
-                members.append([n])
+            if n not in joined:
+                members.append([])
+            members[out[n]].append(n)
         covered |= set(clip.frames)
     if apart:
-        _log.warning(
-            "%d of %d clips share no frame with earlier ones: not joined", apart, len(clips)
-        )
+        message = "%d of %d clips share no frame with earlier ones: not joined"
+        _log.warning(message, apart, len(clips))
     return out
 
 
@@ -182,10 +179,8 @@ def _soft_iou(
     tracks: Sequence[ClipTrack],
     frames: set[int],
 ) -> Floats:
-    """(joined so far, tracks here) soft IoU over these frames.
-
-    Linear in each mask, so exact areas and intersections of the binary masks are all it needs.
-    """
+    """(joined so far, tracks here) soft IoU over these frames."""
+    # Linear in each mask, so exact areas and intersections of the binary masks are all it needs.
     shared = np.zeros((len(members), len(here)))
     soft = np.zeros(len(members))
     hard = np.array([sum(tracks[n].areas.get(t, 0) for t in frames) for n in here], np.float64)
@@ -199,11 +194,8 @@ def _soft_iou(
             areas = np.array([tracks[n].areas[t] for n in seen])
             soft[a] += areas.sum() / len(covering)
             if columns:
-                part = intersections(
-                    [tracks[n].masks[t] for n in seen],
-                    areas,
-                    [tracks[here[b]].masks[t] for b in columns],
-                )
+                own = [tracks[n].masks[t] for n in seen]
+                part = intersections(own, areas, [tracks[here[b]].masks[t] for b in columns])
                 shared[a, columns] += part.sum(axis=0) / len(covering)
     return ratio(shared, soft[:, None] + hard - shared)
 

@@ -40,9 +40,8 @@ class Interval:
 class Difference:
     """One method minus another, on the same draws.
 
-    value:    on the videos as they are
-    interval: of the difference over the draws
-    better:   share of the draws in which the first is better, equal ones counted by half
+    value:  on the videos as they are
+    better: share of the draws in which the first is better, equal ones counted by half
     """
 
     value: float
@@ -67,8 +66,7 @@ def scores_of_draws(
     weights: (B, V) how often a draw has each video, in the order of ascending video ids
     only:    the scores that are needed; others may be left out
     returns: AP, AP50, AP75, AR1, AR10, AR100, and AP by range (APs, ..., AP_ho) -> (B,); NaN where
-             a draw has no instance to find. Copies of one video stand side by side among equal
-             scores; the official order of such ties would have copy after copy
+             a draw has no instance to find. Copies of a video stand side by side among equal scores
     """
     videos = sorted(matches, key=lambda m: m.video_id)
     if not videos or weights.shape[1] != len(videos):
@@ -212,10 +210,8 @@ def interval(
     """Percentiles of the draws' scores, moved so that the median is the score itself.
 
     A draw has fewer different videos than the data set, and AP, which takes the best precision at
-    any higher recall, is the higher for it: with many classes and few videos of each nearly every
-    draw may beat the score. How widely draws differ is what they tell; where their middle is, is
-    not. (Percentiles chosen by the share of draws below the score, Efron 1987, shrink to a point
-    there, and leave the score outside.)
+    any higher recall, is the higher for it: only how widely draws differ tells something.
+    (Percentiles chosen by the share of draws below the score, Efron 1987, leave the score outside.)
 
     values: (B,) scores of the draws, NaN where a draw has none; None if all of them are
     value:  the score on the videos as they are, in [lowest, 1]

@@ -269,18 +269,3 @@ def summarise(videos: Sequence[VideoOracles]) -> OracleExperiments:
         average_precision.summarise(v.frame for v in videos),
         {n: average_precision.summarise(v.clips[n] for v in videos) for n in videos[0].clips},
     )
-
-
-def to_markdown(methods: Mapping[str, OracleExperiments]) -> str:
-    """The paper's Tables 1 and 2 in one, in percent, for several methods side by side."""
-    lengths = sorted({n for done in methods.values() for n in done.clips})
-    head = ["method", "predicted", *[f"clips of {n}" for n in lengths], "frame oracle", "lost"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, done in methods.items():
-        cells = [done.predicted.stats["AP"]]
-        cells += [done.clips[n].stats["AP"] if n in done.clips else -1.0 for n in lengths]
-        cells += [done.frame.stats["AP"], done.lost]
-        known = [done.frame.stats["AP"] >= 0 and (c >= 0 or c is cells[-1]) for c in cells]
-        shown = [f"{100 * c:.1f}" if k else "–" for c, k in zip(cells, known, strict=True)]
-        lines.append(f"| {' | '.join([name, *shown])} |")
-    return "\n".join(lines)

@@ -199,14 +199,10 @@ def _score(
     matches = [part.matches for part in parts]
     metrics = average_precision.summarise(matches)
     if metrics.missing_videos:
-        _log.warning(
-            "%d of %d videos have no results in %s and are scored as empty: %s%s",
-            len(metrics.missing_videos),
-            metrics.num_videos,
-            path,
-            ", ".join(map(str, metrics.missing_videos[:10])),
-            ", ..." if len(metrics.missing_videos) > 10 else "",
-        )
+        missing = metrics.missing_videos
+        shown = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        message = "%d of %d videos have no results in %s and are scored as empty: %s"
+        _log.warning(message, len(missing), metrics.num_videos, path, shown)
     found, draws = intervals.intervals(matches, analyses.config)
     experiments = [part.oracles for part in parts if part.oracles is not None]
     causes = [part.causes for part in parts if part.causes is not None]
@@ -301,8 +297,7 @@ def _parts(results: ResultsFile, analyses: Analyses, workers: int) -> Iterator[_
         pool.shutdown(cancel_futures=True)
 
 
-_work: list[Callable[[int], _Part]] = []
-"""What a worker process does with a video; set when it starts."""
+_work: list[Callable[[int], _Part]] = []  # what a worker process does with a video
 
 
 def _begin(results: ResultsFile, analyses: Analyses) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -16,14 +16,18 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 30
 _MOST_POINTS: Final = 240  # points a line is thinned to: more than the pixels would show
 
 
-class Trial(NamedTuple):
-    """One trial of a sweep, seen along one of its fields."""
+class Run(NamedTuple):
+    """One configuration of a sweep: field -> value, what is maximised, and what it is."""
 
-    value: Any
+    values: Mapping[str, Any]
     score: float
-    best: bool
-    default: bool
-    title: str
+    best: bool = False
+    default: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Its class in the page's style."""
+        return "best" if self.best else "default" if self.default else "trial"
 
 
 class Line(NamedTuple):
@@ -38,15 +42,6 @@ class Line(NamedTuple):
 
 PALETTE: Final = 6
 """Colours of lines: classes c0, c1, ... in the page's style."""
-_STYLE: Final = """
-text{font:11px sans-serif;fill:#5f6b76}.grid{stroke:#dde3e8}polyline{fill:none;stroke-width:1.8}
-.dashed{stroke-dasharray:6 4}.dotted{stroke-dasharray:1.5 4}
-.c0{stroke:#0072b2}.c1{stroke:#c65102}.c2{stroke:#00875f}.c3{stroke:#b0558f}.c4{stroke:#a87400}
-.c5{stroke:#5a6ac4}circle{fill:#fff;stroke-width:1.8}
-@media(prefers-color-scheme:dark){text{fill:#9aa6b2}.grid{stroke:#323b44}circle{fill:#14181c}
-.c0{stroke:#4db8ff}.c1{stroke:#ff9350}.c2{stroke:#3ecf9f}.c3{stroke:#e29bc8}.c4{stroke:#e6b84d}
-.c5{stroke:#9aa8f0}}
-""".replace("\n", "")
 
 
 class _Axes(NamedTuple):
@@ -87,17 +82,19 @@ def curve(points: Sequence[tuple[float, float]], name: str) -> Markup:
     return _frame(axes, x_ticks, "step", label, body)
 
 
-def sweep(trials: Sequence[Trial], name: str, metric: str = "AP") -> Markup:
-    """The metric of all trials over one field; a line joins the best of each value.
+def sweep(runs: Sequence[Run], field: str, metric: str = "AP") -> Markup:
+    """The metric of all runs over one field; a line joins the best of each value.
 
     Numbers stand on a scale; words, and numbers mixed with words, side by side.
     """
-    values = list(dict.fromkeys(trial.value for trial in trials))
-    numeric = all(map(is_number, values))
-    values = sorted(values) if numeric else sorted(values, key=str)
+    best: dict[Any, float] = {}
+    for run in runs:
+        best[run.values[field]] = max(run.score, best.get(run.values[field], -math.inf))
+    numeric = all(map(is_number, best))
+    values = sorted(best) if numeric else sorted(best, key=str)
     # Side by side also where numbers are few: 1, 3, 10, 30 would crowd at the left of a scale.
     place = {value: float(i) for i, value in enumerate(values)}
-    heights = _span(np.array([trial.score for trial in trials]), 0.12)
+    heights = _span(np.array([run.score for run in runs]), 0.12)
     if numeric and len(values) > 8:
         place = {value: float(value) for value in values}
         axes = _Axes(_span(np.array(values, np.float64), 0.04), heights)
@@ -105,21 +102,20 @@ def sweep(trials: Sequence[Trial], name: str, metric: str = "AP") -> Markup:
     else:
         axes = _Axes((-0.5, len(values) - 0.5), heights)
         x_ticks = [(place[v], _short(v) if numeric else str(v)) for v in values]
-    best = {v: max(t.score for t in trials if t.value == v) for v in values}
     line = np.array([(place[v], best[v]) for v in values])
-    # Where few trials share a value, as with random ones, the line would be noise.
-    joined = numeric and (len(values) <= 8 or 4 * len(values) <= len(trials))
+    # Where few runs share a value, as with random ones, the line would be noise.
+    joined = numeric and (len(values) <= 8 or 4 * len(values) <= len(runs))
     body = [_line(axes, line, "mean")] if joined else []
     # The marked ones last, on top of the others.
-    for trial in sorted(trials, key=lambda t: (t.best, t.default)):
-        kind = "best" if trial.best else "default" if trial.default else "trial"
-        title = f"{metric} {trial.score:.1f}: {trial.title}"
-        x, y = axes.across(place[trial.value]), axes.up(trial.score)
-        body.append(_dot(x, y, kind, title))
-        if trial.best and trial.default:
+    for run in sorted(runs, key=lambda run: (run.best, run.default)):
+        words = ", ".join(f"{name} {cell(value)}" for name, value in run.values.items())
+        title = f"{metric} {run.score:.1f}: {words}"
+        x, y = axes.across(place[run.values[field]]), axes.up(run.score)
+        body.append(_dot(x, y, run.kind, title))
+        if run.best and run.default:
             body.append(_dot(x, y, "default", title))
-    top = max(trials, key=lambda t: t.score)
-    label = f"{metric} over {name}: best {top.score:.1f} at {_short(top.value)}"
+    top = max(runs, key=lambda run: run.score)
+    label = f"{metric} over {field}: best {top.score:.1f} at {_short(top.values[field])}"
     return _frame(axes, x_ticks, "", label, body)
 
 
@@ -168,12 +164,6 @@ def lines(
             body.append(Markup(mark).format(kind, _LEFT, y - 3.5, _LEFT + 28, y - 3.5))
             body.append(text(_LEFT + 36, y, line.name, "start"))
     return _frame(axes, x_ticks, x_label, name, body, below=15 * rows)
-
-
-def standalone(chart: Markup) -> str:
-    """A chart of `lines` as the content of an SVG file, with colours of its own."""
-    head, body = str(chart).split(">", 1)
-    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{_STYLE}</style>{body}\n'
 
 
 def _frame(
@@ -274,6 +264,13 @@ def _short(value: Any) -> str:
     if not is_number(value):
         return str(value)
     return f"{value / 1000:.4g}k" if abs(value) >= 10_000 else f"{value + 0.0:.4g}"
+
+
+def cell(value: Any) -> str:
+    """A table's cell: None is a dash, a number is short."""
+    if value is None or value == "":
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def is_number(value: Any) -> bool:

@@ -16,15 +16,14 @@ _CODEC = "mp4v"  # the one that every build of OpenCV can write
 
 
 class Film:
-    """Frames in, a video file out, under its name when finish is called.
+    """Frames in, a file ending in .mp4 out, under its name when finish is called.
 
-    path: of the file, ending in .mp4
-    rate: frames a second
     Raises:
         PipelineError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
+        """rate: frames a second."""
         self.path = path
         self._rate = rate
         self._writer: Any = None
@@ -47,11 +46,9 @@ class Film:
         """
         if self._writer is None:
             self._temporary = self._whole.enter_context(whole_file(self.path))
-            fourcc = cv2.VideoWriter.fourcc(*_CODEC)
             height, width = image.shape[:2]
-            self._writer = cv2.VideoWriter(
-                str(self._temporary), fourcc, self._rate, (width, height)
-            )
+            codec, size = cv2.VideoWriter.fourcc(*_CODEC), (width, height)
+            self._writer = cv2.VideoWriter(str(self._temporary), codec, self._rate, size)
             if not self._writer.isOpened():
                 raise PipelineError(
                     f"{self.path} cannot be written: this OpenCV has no encoder for {width} x "

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from idol.files import write_whole
 from pipelines.report import charts, sweep_charts
+from pipelines.report.charts import Run
 from pipelines.report.strips import Strip
 
 HEADLINE: Final = ("AP", "AP50", "AP75", "AR1", "AR10", "AP_so", "AP_mo", "AP_ho")
@@ -84,7 +85,6 @@ class VideoRow:
     """How one video went.
 
     ap:       of this video alone, in [0, 1]; None or -1 where it has no truth
-    tracks:   found
     truth:    true instances
     switches: times a true instance changed its predicted identity
     """
@@ -103,15 +103,13 @@ class Report:
 
     title: str
     created: str = ""
-    """When, as text."""
     command: str = ""
-    """The command that made it."""
     summary: str = ""
     """A sentence or two below the heading."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Short facts of the run in order, e.g. {"training": "3.1 min"}."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The whole configuration (plain JSON types), folded away."""
+    """Plain JSON types, folded away."""
     metrics: Sequence[MetricSet] = ()
     curves: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     """Name -> (step, value) in order of steps."""
@@ -119,13 +117,11 @@ class Report:
     sweep_name: str = ""
     """What was swept on which set."""
     sweep_metric: str = "AP"
-    """What the sweep maximised."""
     sweep_note: str = ""
     """A sentence below the best."""
     videos: Sequence[VideoRow] = ()
     strips: Sequence[Strip] = ()
     rejects: Sequence[Mapping[str, Any]] = ()
-    """{video_id, path, reason} each."""
     commands: Mapping[str, str] = field(default_factory=dict)
     """How to run it again: what it does -> command."""
 
@@ -147,13 +143,12 @@ def render(report: Report) -> str:
     sweep = sorted(
         report.sweep,
         key=lambda row: (
-            row.stopped is None,
-            -math.inf if math.isnan(row.score) else row.score,
+            row.stopped is not None,
+            math.inf if math.isnan(row.score) else -row.score,
         ),
-        reverse=True,
     )
     runs = [
-        sweep_charts.Run(row.params, 100 * row.score, best=row is sweep[0], default=row.default)
+        Run(row.params, 100 * row.score, best=row is sweep[0], default=row.default)
         for row in sweep
         if row.stopped is None
     ]
@@ -167,7 +162,7 @@ def render(report: Report) -> str:
         sweep=sweep,
         sweep_default=next((row for row in sweep if row.default), None),
         sweep_params=list(dict.fromkeys(key for row in sweep for key in row.params)),
-        sweep_charts=_sweep_charts(sweep, report.sweep_metric),
+        sweep_charts=_sweep_charts(runs, report.sweep_metric),
         sweep_parallel=sweep_charts.parallel(runs, report.sweep_metric),
         sweep_importance=sweep_charts.bars(sweep_charts.importance(runs)),
         videos=sorted(report.videos, key=_badness),
@@ -179,23 +174,13 @@ def render(report: Report) -> str:
     return text.strip() + "\n"
 
 
-def _sweep_charts(sweep: Sequence[SweepRow], metric: str) -> list[tuple[str, Markup]]:
-    """One chart for each swept field that takes more than one value; sweep is best first."""
+def _sweep_charts(runs: Sequence[Run], metric: str) -> list[tuple[str, Markup]]:
+    """One chart for each swept field that takes more than one value."""
     drawn = []
-    for name in dict.fromkeys(key for row in sweep for key in row.params):
-        trials = [
-            charts.Trial(
-                value=row.params[name],
-                score=100 * row.score,
-                best=row is sweep[0],
-                default=row.default,
-                title=", ".join(f"{k} {_value(v)}" for k, v in row.params.items()),
-            )
-            for row in sweep
-            if name in row.params and row.stopped is None and math.isfinite(row.score)
-        ]
-        if len({str(trial.value) for trial in trials}) > 1:
-            drawn.append((name, charts.sweep(trials, name, metric)))
+    for name in dict.fromkeys(key for run in runs for key in run.values):
+        shown = [run for run in runs if name in run.values and math.isfinite(run.score)]
+        if len({str(run.values[name]) for run in shown}) > 1:
+            drawn.append((name, charts.sweep(shown, name, metric)))
     return drawn
 
 
@@ -225,13 +210,6 @@ def as_points(value: float | None) -> str:
     return "–" if known is None else f"{100 * known:.1f}"
 
 
-def _value(value: Any) -> str:
-    """A table's cell: None is a dash, a number is short."""
-    if value is None or value == "":
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 @functools.cache
 def template(name: str, **filters: Callable[..., str]) -> jinja2.Template:
     """A page of templates/, with filters of its own beside those that all pages share."""
@@ -242,5 +220,5 @@ def template(name: str, **filters: Callable[..., str]) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"points": as_points, "value": _value, "known": _known, **filters}
+    environment.filters |= {"points": as_points, "value": charts.cell, "known": _known, **filters}
     return environment.get_template(name)

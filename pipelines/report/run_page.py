@@ -27,11 +27,9 @@ def write(
     swept: Path | None = None,
     commands: Mapping[str, str] | None = None,
 ) -> Path:
-    """One self-contained page about a training run, evaluations and a sweep.
+    """One self-contained page about outputs of train.run, evaluate.run and sweep.run.
 
-    training:    finished output of train.run
-    evaluations: name of the set -> finished output of evaluate.run
-    swept:       finished output of sweep.run
+    evaluations: name of the set -> output of evaluate.run
     Raises:
         ManifestError: one of them is not finished.
     """

@@ -85,9 +85,8 @@ def write(
 ) -> None:
     """Write the page; where frames can be read, with pictures of the worst instances.
 
-    paths:      name -> results file
-    truth_path: the JSON, beside which frames are looked for
-    frames:     folder of the frames. None: JPEGImages beside the truth, or the truth's folder
+    paths:  name -> results file
+    frames: folder of the frames. None: JPEGImages beside the truth, or the truth's folder
     Raises:
         OSError: the page cannot be written.
     """
@@ -107,11 +106,9 @@ def write(
     )
     beside = truth_path.parent / "JPEGImages"
     root = frames or (beside if beside.is_dir() else truth_path.parent)
-    pictures = [
-        picture
-        for place, found in enumerate(scores.files)
-        for picture in _pictures(place, found, scores, paths[found.name], page, root)
-    ]
+    pictures: list[Picture] = []
+    for place, found in enumerate(scores.files):
+        pictures += _pictures(place, found, scores, paths[found.name], page, root)
     if frames is not None and not pictures and any(found.errors for found in scores.files):
         _log.warning("no frame that the truth names could be read in %s: no pictures", frames)
     write_whole(out, render(replace(page, pictures=pictures)).encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,23 +11,13 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipelines.report.charts import is_number, svg, text
+from pipelines.report.charts import Run, is_number, svg, text
 
 _WIDTH, _HEIGHT = 760, 250
 _SIDE, _TOP, _BOTTOM = 54, 34, 26
 _LINES: Final = 300  # of the best and the worst alike; more would be one grey field
 _BINS: Final = 6  # of a field of numbers
 _BAR: Final = 22  # height of one bar with its gap
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One configuration: field -> value, what is maximised, and what it is."""
-
-    values: Mapping[str, Any]
-    score: float
-    best: bool = False
-    default: bool = False
 
 
 def parallel(runs: Sequence[Run], metric: str) -> Markup:
@@ -55,12 +45,11 @@ def parallel(runs: Sequence[Run], metric: str) -> Markup:
         row = [run.values.get(field) for field in fields] + [run.score]
         heights = [axis.up(value) for axis, value in zip(axes, row, strict=True)]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, heights, strict=True))
-        kind = "best" if run.best else "default" if run.default else "trial"
         title = f"{metric} {_short(run.score)}: " + ", ".join(
             f"{field} {_short(run.values.get(field))}" for field in fields
         )
         line = '<polyline class="run {}" style="--share: {:.0f}%" points="{}"><title>{}</title>'
-        parts.append(Markup(line + "</polyline>").format(kind, 100 * share, points, title))
+        parts.append(Markup(line + "</polyline>").format(run.kind, 100 * share, points, title))
     for n, (x, axis) in enumerate(zip(across, axes, strict=True)):
         line = Markup('<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>')
         parts.append(line.format(_TOP, _HEIGHT - _BOTTOM, x=x))

@@ -9,11 +9,11 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from idol.analysis import clips, oracles
+from idol.analysis import oracles
 from idol.config import AnalysisConfig, TrackerConfig
 from idol.evaluation import average_precision
 from idol.structures import FrameDetections
-from idol.ytvis import results, truth
+from idol.ytvis import results
 from idol.ytvis.truth import VideoTruth
 from tests.idol.analysis.test_clips import cut, entry, moving, strip, video
 
@@ -247,7 +247,6 @@ def test_truth_without_instances_has_no_score() -> None:
     known = video(3)
     done = experiments([entry(0.9, moving(3, 0))], known)
     assert (done.frame.stats["AP"], done.lost) == (-1.0, -1.0)
-    assert "| – |" in oracles.to_markdown({"ours": done})
 
 
 def test_a_track_without_any_mask_is_kept() -> None:
@@ -261,30 +260,3 @@ def test_a_clip_has_at_least_one_frame() -> None:
         made([], known, 0)
     with pytest.raises(ValueError, match="there is no video to analyse"):
         oracles.summarise([])
-
-
-def test_the_table_is_in_percent_with_one_row_per_method() -> None:
-    known = video(3, moving(3, 0))
-    done = experiments([entry(0.9, moving(3, 0))], known, (1, 3))
-    table = oracles.to_markdown({"ours": done, "theirs": done}).splitlines()
-    assert table[0] == "| method | predicted | clips of 1 | clips of 3 | frame oracle | lost |"
-    assert table[2:] == [
-        f"| {name} | 100.0 | 100.0 | 100.0 | 100.0 | 0.0 |" for name in ("ours", "theirs")
-    ]
-
-
-def test_the_stored_cases_can_be_analysed(shared: Any) -> None:
-    case = shared / "reference" / "eval_cases" / "case01_basic"
-    known = truth.read(case / "gt.json")
-    entries = results.read(case / "results.json")
-    videos = []
-    for video_id, of_video in known.videos.items():
-        rows = [i for i, e in enumerate(entries) if e["video_id"] == video_id]
-        videos.append(
-            oracles.match_oracles([entries[i] for i in rows], rows, of_video, (5,), CONFIG)
-        )
-    assert (
-        oracles.summarise(videos).predicted.stats
-        == average_precision.evaluate(known, entries).stats
-    )
-    assert not clips.are_clips(entries)

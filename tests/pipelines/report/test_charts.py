@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.report import charts
-from pipelines.report.charts import Trial
+from pipelines.report.charts import Run
 
 finite = st.floats(-1e12, 1e12)
 
@@ -19,8 +19,8 @@ def parsed(svg: str) -> ET.Element:
     return ET.fromstring(str(svg).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1))
 
 
-def trial(value: object, score: float, **marks: bool) -> Trial:
-    return Trial(value, score, marks.get("best", False), marks.get("default", False), f"{value}")
+def trial(value: object, score: float, **marks: bool) -> Run:
+    return Run({"tau": value}, score, marks.get("best", False), marks.get("default", False))
 
 
 @settings(deadline=None)
@@ -61,7 +61,7 @@ def test_long_curves_are_thinned() -> None:
     )
 )
 def test_a_sweep_over_any_kind_of_value_can_be_drawn(rows: list[tuple[object, float]]) -> None:
-    svg = charts.sweep([trial(value, score) for value, score in rows], "field")
+    svg = charts.sweep([trial(value, score) for value, score in rows], "tau")
     # Control characters of a hostile name are not XML, whatever one does; HTML reads over them.
     root = parsed(re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "", svg))
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == len(rows)
@@ -81,7 +81,7 @@ def test_the_line_joins_the_best_trial_of_each_number() -> None:
     (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in line.attrib["points"].split())
     assert x0 < x1  # 0.1 left of 0.5
     assert y1 < y0  # 30 above 20: y points down
-    assert "<polyline" not in charts.sweep([trial("paper", 1), trial("released", 2)], "weighting")
+    assert "<polyline" not in charts.sweep([trial("paper", 1), trial("released", 2)], "tau")
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 3), (22.1, 28.9), (0, 1e9), (1e-7, 2e-7)])
@@ -138,10 +138,3 @@ def test_a_span_that_was_asked_for_is_kept() -> None:
     assert line is not None
     first = float(line[1].split()[0].split(",")[1])
     assert first == pytest.approx((190 - 30 + 12) / 2, abs=0.1)  # half of the frame's height
-
-
-def test_a_chart_can_stand_alone() -> None:
-    chart = charts.lines([charts.Line("p", [(0, 1.0), (1, 2.0)])], "p", x_label="r")
-    root = ET.fromstring(charts.standalone(chart))
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert ".c0{stroke:" in charts.standalone(chart)

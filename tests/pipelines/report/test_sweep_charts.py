@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 
 from pipelines.report import sweep_charts
-from pipelines.report.sweep_charts import Run
+from pipelines.report.charts import Run
 
 
 def runs(count: int) -> list[Run]:
