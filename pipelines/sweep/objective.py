@@ -11,7 +11,7 @@ import numpy as np
 
 from idol.analysis import intervals
 from idol.arrays import Floats, Ints
-from idol.evaluation import average_precision, tracking_draws, tracking_metrics
+from idol.evaluation import average_precision, tracking_metrics
 from idol.evaluation.matching import OCCLUSION_RANGES, VideoMatches
 from idol.evaluation.tracking_metrics import VideoTracking
 
@@ -55,7 +55,7 @@ class Objective:
         """
         scores = intervals.scores_of_draws(matches, weights, only=self.weights)
         if self.tracking:
-            scores |= tracking_draws.tracking_of_draws(counts, weights)
+            scores |= tracking_metrics.tracking_of_draws(counts, weights)
         total: Floats = np.sum([w * scores[name] for name, w in self.weights.items()], axis=0)
         return total
 

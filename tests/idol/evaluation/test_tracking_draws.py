@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from idol.config import TrackerConfig
-from idol.evaluation import tracking_draws, tracking_metrics
+from idol.evaluation import tracking_metrics
 from idol.evaluation.tracking_metrics import VideoTracking
 from tests.idol.evaluation.test_matching import Scene
 
@@ -21,18 +21,18 @@ def counts() -> list[VideoTracking]:
 
 def test_a_draw_is_the_summary_of_its_videos(counts: list[VideoTracking]) -> None:
     weights = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1]])
-    drawn = tracking_draws.tracking_of_draws(counts[::-1], weights)
+    drawn = tracking_metrics.tracking_of_draws(counts[::-1], weights)
     for row, chosen in enumerate(weights):
         whole = tracking_metrics.summarise_tracking(
             [c for c, weight in zip(counts, chosen, strict=True) if weight]
         ).present_averaged.values
-        for name in tracking_draws.NAMES:
+        for name in tracking_metrics.DRAWN:
             assert drawn[name][row] == pytest.approx(whole[name]), name
     assert drawn["HOTA"][0] > 0
 
 
 def test_a_draw_without_truth_has_no_score(counts: list[VideoTracking]) -> None:
-    drawn = tracking_draws.tracking_of_draws(counts, np.zeros((1, 4), np.int64))
+    drawn = tracking_metrics.tracking_of_draws(counts, np.zeros((1, 4), np.int64))
     assert np.isnan(drawn["HOTA"]).all()
     with pytest.raises(ValueError, match="one column for each of 4 videos"):
-        tracking_draws.tracking_of_draws(counts, np.ones((1, 3), np.int64))
+        tracking_metrics.tracking_of_draws(counts, np.ones((1, 3), np.int64))
