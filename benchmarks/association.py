@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import machine
-from idol.masks import resize
+from idol.masks import iou
 from idol.structures import FrameDetections
 from idol.tracker.online import Tracker, TrackerConfig
 
@@ -52,7 +52,7 @@ def make_video(count: int, length: int, seed: int = 0) -> list[tuple[FrameDetect
             scores=scores,
             class_scores=scores[:, None],
             embeddings=torch.from_numpy(vectors).float(),
-            overlaps=resize.overlaps(shapes),
+            overlaps=iou.mask_iou(shapes),
             boxes=torch.zeros(count, 4),
         )
         video.append((frame, shapes))
@@ -133,7 +133,7 @@ def timed(
     tracker, counted, updated, ids = Tracker(config), [], [], []
     for frame, shapes in video:
         start = time.perf_counter()
-        resize.overlaps(shapes)
+        iou.mask_iou(shapes)
         between = time.perf_counter()
         given = tracker.update(frame)
         end = time.perf_counter()

@@ -29,7 +29,7 @@ from benchmarks.simulated_detections import NoiseConfig, simulate
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED
 from idol.config import TrackerConfig
 from idol.images.synthetic import SyntheticConfig, make_video
-from idol.masks import resize
+from idol.masks import rle
 from idol.weights import checkpoint
 from idol.ytvis import truth
 
@@ -115,7 +115,7 @@ def real(path: Path) -> list[Video]:
             for t, mask in enumerate(track):
                 if mask is not None:
                     counts = mask["counts"]
-                    whole = resize.decode([counts], video.size)[0]
+                    whole = rle.decode_masks([counts], video.size)[0]
                     bits[t, g] = cv2.resize(whole, size, interpolation=cv2.INTER_AREA) > 0
         labels = [ids.index(int(c)) for c in video.category_ids]
         videos.append((bits, labels, len(ids)))

@@ -12,13 +12,14 @@ from scipy import stats
 
 from idol.config import TrackerConfig
 from idol.detection.postprocess import detections
-from idol.evaluation.average_precision import summarise, true_identity_tracks
-from idol.evaluation.overlaps import FrameOverlap, TrackOverlaps, frame_overlap
+from idol.evaluation.average_precision import summarise
+from idol.evaluation.identities import true_identity_tracks
+from idol.evaluation.overlaps import FrameOverlap, TrackOverlaps, frame_overlap, truth_of_frame
 from idol.evaluation.stored_overlaps import match_video_from_overlaps
 from idol.evaluation.tracking_metrics import count_overlaps, summarise_tracking
 from idol.images.synthetic import SyntheticVideo
 from idol.images.transforms import collate_images, normalise
-from idol.masks import resize
+from idol.masks import rle
 from idol.network.model import IDOL
 from idol.structures import FrameDetections, Track
 from idol.tracker.online import admitted, track_video
@@ -51,7 +52,7 @@ def video_truth(
 ) -> VideoTruth:
     """Truth from masks (T, G, H, W) bool and labels (G,); category_id is label + 1."""
     length, count, height, width = bits.shape
-    coded = [resize.encode(bits[:, g]) for g in range(count)]
+    coded = [rle.encode_masks(bits[:, g]) for g in range(count)]
     return truth.from_masks(
         video_id, (height, width), length, range(1, num_classes + 1),
         instance_ids=range(1, count + 1),
@@ -79,7 +80,7 @@ def detect(model: IDOL, video: SyntheticVideo, video_id: int, every: int = 1) ->
         size = (image.shape[1], image.shape[2])
         found = detections(model(images, padding), model, 0, t, size, known.size, settings.detect)
         frames.append(found)
-        overlaps.append(frame_overlap(found.masks, known, t))
+        overlaps.append(frame_overlap(found.masks, truth_of_frame(known, t), known.size, t))
     return Clip(tuple(frames), tuple(overlaps), known.without_masks())
 
 

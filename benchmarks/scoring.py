@@ -135,12 +135,10 @@ def score(truth_file: Path, results: Path, workers: int) -> dict[str, float]:
     logging.disable(logging.WARNING)
     from idol.analysis import score_files
     from idol.config import AnalysisConfig
-    from idol.evaluation.average_precision import LARGE
+    from idol.masks import rle
     from idol.ytvis import truth
-    from idol.ytvis.index import compile_reader
 
-    if results.stat().st_size >= LARGE:
-        compile_reader()
+    rle.compile_kernel()
     before = _peak()
     started = time.perf_counter()
     found = score_files.run(

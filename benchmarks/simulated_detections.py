@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.replay import Clip, video_truth
 from idol.arrays import Bools, Floats
-from idol.evaluation.overlaps import frame_overlap
-from idol.masks import resize
+from idol.evaluation.overlaps import frame_overlap, truth_of_frame
+from idol.masks import iou, rle
 from idol.structures import FrameDetections
 
 _CLEAR = 0.5  # visible share of its usual size from which an instance counts as in full view
@@ -81,7 +81,10 @@ def simulate(
     known = video_truth(video_id, bits, labels, num_classes)
     world = _World(bits, list(labels), num_classes, config, np.random.default_rng(seed))
     frames = [world.frame(t) for t in range(len(bits))]
-    overlaps = [frame_overlap(frame.masks, known, t) for t, frame in enumerate(frames)]
+    overlaps = [
+        frame_overlap(frame.masks, truth_of_frame(known, t), known.size, t)
+        for t, frame in enumerate(frames)
+    ]
     return Clip(tuple(frames), tuple(overlaps), known.without_masks())
 
 
@@ -211,9 +214,9 @@ class _World:
             scores=torch.from_numpy(best[order]),
             class_scores=torch.from_numpy(class_scores[order]).float(),
             embeddings=torch.from_numpy(embeddings).float(),
-            overlaps=resize.overlaps(shapes),
+            overlaps=iou.mask_iou(shapes),
             boxes=torch.from_numpy(boxes).float(),
-            masks=tuple(resize.encode(shapes)),
+            masks=tuple(rle.encode_masks(shapes)),
         )
 
     def _look(self, g: int) -> Floats:

@@ -26,7 +26,7 @@ from idol.evaluation.average_precision import Metrics, evaluate
 from idol.images.synthetic import SyntheticConfig, SyntheticVideo, make_video
 from idol.images.transforms import Pair, augment, collate
 from idol.learning.training import Trainer
-from idol.masks import resize
+from idol.masks import rle
 from idol.network.model import IDOL
 from idol.structures import PairBatch
 from idol.tracker.online import track_video
@@ -72,7 +72,7 @@ def truth_of(videos: Sequence[SyntheticVideo], classes: int) -> dict[str, Any]:
                     "category_id": int(label) + 1, "areas": [a or None for a in areas],
                     "segmentations": [
                         {"size": [height, width], "counts": counts.decode()} if area else None
-                        for counts, area in zip(resize.encode(shown), areas, strict=True)
+                        for counts, area in zip(rle.encode_masks(shown), areas, strict=True)
                     ],
                 }
             )  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from idol.config import Config, Speed, TrackerConfig
 from idol.detection.detector import Detector
-from idol.masks import resize
+from idol.masks import rle
 from idol.network.model import IDOL
 from idol.structures import FrameDetections
 from idol.tracker.online import Tracker
@@ -62,7 +62,7 @@ class Instances:
     @property
     def masks(self) -> NDArray[np.bool_]:
         """(n, H, W) bool, at the size of the frame; decoded at every reading."""
-        return resize.decode(self.counts, self.size).astype(np.bool_)
+        return rle.decode_masks(self.counts, self.size).astype(np.bool_)
 
 
 class OnlineSegmenter:
@@ -168,21 +168,17 @@ class OnlineSegmenter:
         tracks = self.finish()
         classes = self.settings.model.num_classes
         ids = self.settings.category_ids or tuple(range(1, classes + 1))
-        entries: list[results.Entry] = []
-        for chosen in results.submissions([one.track for one in tracks], self.config):
-            segmentations: list[dict[str, Any] | None] = [None] * self._frames
-            for index, counts in tracks[chosen.track].masks.items():
-                assert self._size is not None, "a mask has come from a frame"
-                segmentations[index] = {"size": [*self._size], "counts": counts.decode("ascii")}
-            entries.append(
-                {
-                    "video_id": video_id,
-                    "category_id": ids[chosen.label],
-                    "score": chosen.score,
-                    "segmentations": segmentations,
-                }
+        assert self._size is not None or not tracks, "a mask has come from a frame"
+        return [
+            results.entry(
+                video_id,
+                ids[chosen.label],
+                chosen.score,
+                [tracks[chosen.track].masks.get(index) for index in range(self._frames)],
+                self._size or (0, 0),
             )
-        return entries
+            for chosen in results.class_entries([one.track for one in tracks], self.config)
+        ]
 
     def _instances(
         self, found: FrameDetections, rows: Sequence[int], ids: list[int], size: tuple[int, int]

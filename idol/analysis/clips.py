@@ -262,12 +262,12 @@ def _majority(found: Sequence[Rle], voters: int) -> Rle | None:
     """Pixels that at least half of the voters have; None if there are none."""
     if len(found) == voters == 1:
         return found[0]
-    from idol.masks import resize  # with torch, which whole tracks do not need
+    from idol.masks import rle  # with torch, which whole tracks do not need
 
     size: list[int] = list(found[0]["size"])
-    votes = resize.decode([mask["counts"] for mask in found], (size[0], size[1]))
+    votes = rle.decode_masks([mask["counts"] for mask in found], (size[0], size[1]))
     pixels = 2 * votes.sum(axis=0, dtype=np.int64) >= voters
-    return {"size": size, "counts": resize.encode(pixels[None])[0]} if pixels.any() else None
+    return {"size": size, "counts": rle.encode_masks(pixels[None])[0]} if pixels.any() else None
 
 
 def whole_tracks(tracks: Sequence[ClipTrack], identities: Ints, truth: VideoTruth) -> list[Entry]:

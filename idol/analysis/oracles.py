@@ -43,7 +43,7 @@ from idol.config import AnalysisConfig
 from idol.evaluation import average_precision, matching
 from idol.evaluation.average_precision import Metrics
 from idol.evaluation.matching import VideoMatches
-from idol.evaluation.overlaps import frame_overlap, ratio
+from idol.evaluation.overlaps import frame_overlap, ratio, truth_of_frame
 from idol.ytvis.results import Entry
 from idol.ytvis.truth import VideoTruth
 
@@ -73,7 +73,9 @@ def overlaps(tracks: Sequence[ClipTrack], truth: VideoTruth) -> MaskOverlaps:
     for t, n in places:
         by_frame.setdefault(t, []).append(n)
     parts = [
-        frame_overlap([tracks[n].masks[t]["counts"] for n in rows], truth, t)
+        frame_overlap(
+            [tracks[n].masks[t]["counts"] for n in rows], truth_of_frame(truth, t), truth.size, t
+        )
         for t, rows in by_frame.items()
     ]
     return MaskOverlaps(

@@ -30,14 +30,15 @@ from idol.evaluation.average_precision import Metrics
 from idol.evaluation.cores import usable_cores
 from idol.evaluation.matching import VideoMatches
 from idol.evaluation.tracking_metrics import TrackingMetrics, TrackingOptions, VideoTracking
-from idol.ytvis.index import ResultsIndex, compile_reader
-from idol.ytvis.truth import Truth, VideoTruth
+from idol.masks import rle
+from idol.ytvis.truth import Truth
 
 TRACKING_SHOWN = ("HOTA", "DetA", "AssA", "LocA", "IDF1", "MOTSA", "sMOTSA", "IDSW", "Frag")
 """Tracking metrics in the table and the page, averaged over the classes that have truth."""
 WORST_IN_JSON = 20
 """Worst videos and instances in the JSON object."""
 _PROCESS_BYTES = 8 << 20  # of a results file; for less, starting processes takes longer
+_COMPILE_BYTES = 6 << 20  # of a results file; for less, loading compiled code takes longer
 _ANALYSIS_COST = 24  # of oracles and error shares: 13 s of one core for a MiB of results
 
 _log = logging.getLogger(__name__)
@@ -57,12 +58,6 @@ class Analyses:
     """Score malformed input as the official evaluator does."""
     config: AnalysisConfig = field(default_factory=AnalysisConfig)
     """Numbers of the analyses."""
-
-    @property
-    def is_light(self) -> bool:
-        """Whether overlaps are enough for all that is asked for, so that no mask must be kept."""
-        one_class = self.tracking is not None and self.tracking.one_class
-        return not (self.oracle or self.errors or self.compat or one_class)
 
     def __post_init__(self) -> None:
         if any(length < 1 for length in self.oracle):
@@ -229,10 +224,6 @@ class _Part(NamedTuple):
 
 def _part(results: ResultsFile, analyses: Analyses, video_id: int) -> _Part:
     known, config, tracking = results.truth.videos[video_id], analyses.config, analyses.tracking
-    if results.index is not None and analyses.is_light:
-        part = _light_part(results.index, known, tracking)
-        if part is not None:
-            return part
     tracks, where = results.tracks(video_id, config)
     matches = matching.match_video(tracks, known, where, compat=analyses.compat)
     experiments = causes = counts = None
@@ -246,41 +237,18 @@ def _part(results: ResultsFile, analyses: Analyses, video_id: int) -> _Part:
     return _Part(matches, experiments, causes, counts)
 
 
-def _light_part(
-    index: ResultsIndex, truth: VideoTruth, tracking: TrackingOptions | None
-) -> _Part | None:
-    """As `_part`, by compiled code; None where an entry has a form that it does not know."""
-    columns = index.columns(truth)
-    if columns is None:
-        return None
-    measured = matching.measure_columns(columns, truth, per_frame=tracking is not None)
-    if measured is None:
-        return None
-    counts = None
-    if tracking is not None:
-        counts = tracking_metrics.count_overlaps(
-            truth.video_id,
-            truth.categories,
-            measured,
-            truth_categories=truth.category_ids,
-            track_categories=columns.category_ids,
-            kept=columns.scores >= tracking.min_score,
-            empty_masks=tracking.empty_masks,
-        )
-    return _Part(matching.match_columns(columns, measured, truth), tracking=counts)
-
-
 def _parts(results: ResultsFile, analyses: Analyses, workers: int) -> Iterator[_Part]:
     """Every video's part, in order of the truth; with several workers from all of them."""
     videos = list(results.truth.videos)
     workers = min(workers, len(videos))
     size = results.path.stat().st_size
     part = partial(_part, results, analyses)
-    overlaps_only = analyses.is_light and analyses.tracking is None
+    overlaps_only = not (analyses.oracle or analyses.errors or analyses.tracking)
+    if size > _COMPILE_BYTES:
+        rle.compile_kernel()
     weight = _ANALYSIS_COST if analyses.oracle or analyses.errors else 1
     if workers < 2 or overlaps_only or weight * size <= _PROCESS_BYTES:
-        compiled = size >= average_precision.LARGE and compile_reader()
-        if workers > 1 and overlaps_only and compiled:
+        if workers > 1 and overlaps_only and size > _COMPILE_BYTES:
             # Compiled code lets threads run side by side, and they start at once.
             with ThreadPoolExecutor(workers) as threads:
                 yield from threads.map(part, videos)
@@ -304,8 +272,8 @@ def _begin(results: ResultsFile, analyses: Analyses) -> None:
     """Prepare a worker process."""
     # Ctrl-C reaches every process; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if results.path.stat().st_size >= average_precision.LARGE:
-        compile_reader()
+    if results.path.stat().st_size > _COMPILE_BYTES:
+        rle.compile_kernel()
     _work.append(partial(_part, results, analyses))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from idol.masks import resize
+from idol.masks import iou, resize
 from ops import mask_bits
 
 Size = tuple[int, int]
@@ -34,7 +34,7 @@ def from_logits(
     if not logits.is_cuda or mask_bits.missing(logits.device.index) is not None or not len(logits):
         parts = torch.split(logits, list(counts))
         return (
-            [resize.overlaps(part > 0).cpu() for part in parts],
+            [iou.mask_iou(part > 0).cpu() for part in parts],
             [
                 resize.resize_and_encode(part, *size, method)
                 for part, size in zip(parts, sizes, strict=True)
@@ -68,21 +68,10 @@ def _by_bits(
         strings += bit_rle.encode(part.numpy().view(np.uint32), height)
     overlaps, encoded, start = [], [], 0
     for count in counts:
-        overlaps.append(iou_of_counts(shared[start : start + count, :count]))
+        overlaps.append(iou.iou_of_shared(shared[start : start + count, :count]))
         encoded.append(strings[start : start + count])
         start += count
     return overlaps, encoded
-
-
-def iou_of_counts(shared: Tensor) -> Tensor:
-    """Mask IoU as masks.overlaps has it.
-
-    shared:  (N, N) pixels that masks share, their areas on the diagonal
-    returns: (N, N) float32
-    """
-    areas = shared.diagonal()
-    union = areas[:, None] + areas[None] - shared
-    return (shared.float() + 1e-6) / (union.float() + 1e-6)
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from idol.arrays import Floats32, Ints
 from idol.config import DetectConfig
-from idol.masks import resize
+from idol.masks import iou, resize
 from idol.masks.boxes import cxcywh_to_xyxy, nms
 from idol.structures import FrameDetections, Outputs
 
@@ -122,7 +122,7 @@ def detections(
         logits[rows].sigmoid(),
         boxes[rows],
         outputs.embeddings[image, queries],
-        resize.overlaps(masks > 0).cpu(),
+        iou.mask_iou(masks > 0).cpu(),
         resize.resize_and_encode(masks, input_size, size, config.mask_resize),
         size,
     )

@@ -11,66 +11,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from idol.arrays import Floats, Ints
-from idol.evaluation.cores import usable_cores
-from idol.evaluation.matching import (
-    IOU_THRESHOLDS,
-    MAX_DETECTIONS,
-    VideoMatches,
-    match_columns,
-    match_video,
-    measure_columns,
-)
-from idol.evaluation.overlaps import FrameOverlap, Overlap, frame_overlap, ratio
-from idol.evaluation.stored_overlaps import match_video_from_overlaps
+from idol.evaluation.matching import IOU_THRESHOLDS, MAX_DETECTIONS, VideoMatches, match_video
 from idol.ytvis import results as results_file
 from idol.ytvis import truth as truth_file
-from idol.ytvis.index import ResultsIndex, compile_reader
-from idol.ytvis.truth import Truth, VideoTruth
-
-if TYPE_CHECKING:  # with torch, which scoring a file does not need
-    from idol.structures import FrameDetections, Track
-
-__all__ = [
-    "FrameOverlap",
-    "Metrics",
-    "Overlap",
-    "Truth",
-    "VideoMatches",
-    "VideoTruth",
-    "evaluate",
-    "frame_overlap",
-    "match_indexed",
-    "match_video",
-    "match_video_from_overlaps",
-    "shown_instances",
-    "summarise",
-    "true_identity_tracks",
-]
+from idol.ytvis.truth import Truth
 
 _log = logging.getLogger(__name__)
 
 RECALL_POINTS = np.linspace(0.0, 1.0, 101)
 """(101,) recalls at which precision is averaged."""
-LARGE = 6 << 20
-"""Bytes of a results file from which the start of the compiled code pays, about a second."""
-IDENTITY_IOU = 0.5
-"""Mask IoU in one frame from which a detection is taken to show a true instance."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metrics:
-    """Scores of a whole data set; -1 where there is no truth to score against.
+    """Metrics of a whole data set; -1 where there is no truth to score against.
 
     stats:          AP, AP50, AP75, APs, APm, APl, [AP_so, AP_mo, AP_ho,] AR1, AR10, AR100, ARs,
                     ARm, ARl, [AR_so, AR_mo, AR_ho] in [0, 1]; bracketed: truth with occlusion only
@@ -114,15 +76,24 @@ def evaluate(
     truth:   YouTube-VIS or OVIS annotations: path, parsed JSON or `truth.read`'s
     results: path or list of {"video_id", "category_id", "score", "segmentations"}
     compat:  score malformed input as the official evaluator does instead of refusing it
-    Errors: ValueError naming the first malformed entry by its index. In compat mode IndexError for
-    empty results, which score 0 otherwise.
+    Raises:
+        ValueError: names the first malformed entry by its index.
+        IndexError: in compat mode for empty results, which score 0 otherwise.
     """
     known = truth_file.read(truth, compat=compat)
-    metrics = None
-    if isinstance(results, str | Path) and not compat:
-        metrics = _evaluate_large(known, Path(results))
-    if metrics is None:
-        metrics = _evaluate_whole(known, results, compat)
+    entries = results_file.read(results)
+    if compat and not entries:
+        raise IndexError("list index out of range: the official evaluator refuses empty results")
+    grouped: dict[int, list[int]] = {video_id: [] for video_id in known.videos}
+    for index, entry in enumerate(entries):
+        if known.leaves_out(entry):
+            continue
+        results_file.check_ids(entry, index, known.videos, known.categories, compat=compat)
+        grouped[entry["video_id"]].append(index)
+    metrics = summarise(
+        match_video([entries[i] for i in rows], known.videos[video_id], rows, compat=compat)
+        for video_id, rows in grouped.items()
+    )
     missing = metrics.missing_videos
     if missing:
         _log.warning(
@@ -134,131 +105,10 @@ def evaluate(
     return metrics
 
 
-def _evaluate_whole(truth: Truth, results: list[Any] | str | Path, compat: bool) -> Metrics:
-    entries = results_file.read(results)
-    if compat and not entries:
-        raise IndexError("list index out of range: the official evaluator refuses empty results")
-    grouped: dict[int, list[int]] = {video_id: [] for video_id in truth.videos}
-    for index, entry in enumerate(entries):
-        if truth.leaves_out(entry):
-            continue
-        results_file.check_ids(entry, index, truth.videos, truth.categories, compat=compat)
-        grouped[entry["video_id"]].append(index)
-    return summarise(
-        match_video([entries[i] for i in rows], truth.videos[video_id], rows, compat=compat)
-        for video_id, rows in grouped.items()
-    )
-
-
-def _evaluate_large(truth: Truth, path: Path) -> Metrics | None:
-    """Score a large file video by video with compiled code, on all cores.
-
-    returns: None for a small file, and where anything is wrong or unusual: reading the file as a
-             whole tells what
-    """
-    if not path.is_file() or path.stat().st_size < LARGE or not compile_reader():
-        return None
-    try:
-        index = ResultsIndex(path)
-        index.check_videos([*truth.videos, *truth.left_out], truth.categories)
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            return summarise(pool.map(partial(match_indexed, index), truth.videos.values()))
-    except ValueError as error:
-        _log.debug("%s is read as a whole: %s", path, error)
-        return None
-
-
-def match_indexed(index: ResultsIndex, truth: VideoTruth) -> VideoMatches:
-    """Match one video of a results file.
-
-    index: of the file
-    truth: of the video, with masks
-    Errors: UnusualLayout, and as of match_video
-    """
-    columns = index.columns(truth)
-    measured = None if columns is None else measure_columns(columns, truth)
-    if columns is not None and measured is not None:
-        return match_columns(columns, measured, truth)
-    entries, rows = index.of(truth.video_id)
-    return match_video(entries, truth, rows)
-
-
-def shown_instances(overlap: Overlap, rows: Sequence[int] | Ints) -> list[tuple[int, int]]:
-    """Which detections of a frame show which true instance: one to one, the best mask IoU first,
-    down to IDENTITY_IOU.
-
-    rows:    the detections to use
-    returns: (position in rows, position of the instance), best first
-    """
-    shared = np.asarray(overlap.intersection[rows], np.float64)
-    iou = ratio(shared, overlap.area[rows][:, None] + overlap.truth_area - shared)
-    found = []
-    while iou.size and iou.max() >= IDENTITY_IOU:
-        n, g = (int(i) for i in np.unravel_index(iou.argmax(), iou.shape))
-        iou[n, :] = iou[:, g] = -1.0
-        found.append((n, g))
-    return found
-
-
-def true_identity_tracks(
-    frames: Sequence[FrameDetections],
-    overlaps: Sequence[Overlap],
-    *,
-    rows: Sequence[Sequence[int]] | None = None,
-    keep_unmatched: bool = False,
-) -> list[Track]:
-    """Tracks as a tracker would make them that knows every true identity (frame oracle, Sec. 4.3).
-
-    In every frame detections go to true instances one to one, best mask IoU first, down to
-    IDENTITY_IOU. The gap between this AP and AP is what association loses; what this AP still
-    lacks, detection and segmentation lose.
-
-    frames:         FrameDetections of one video; masks and embeddings are not looked at
-    overlaps:       overlaps of the same frames, in the same order
-    rows:           per frame the detections to use (as `tracker.select` chose); None: all
-    keep_unmatched: what becomes of detections that show no instance, or show one that a better
-                    detection has. False: dropped, as nothing can be associated with them. True:
-                    each a track of its own, so that false positives of the detector stay
-    returns:        tracks with track_id = position of the instance in VideoTruth (from G on:
-                    unmatched detections), ascending; class scores are the mean over its frames
-    """
-    import torch
-
-    from idol.structures import Track
-
-    detections: dict[int, dict[int, int]] = {}
-    scores: dict[int, list[torch.Tensor]] = {}
-    unmatched: list[tuple[FrameDetections, int]] = []
-    num_truth = 0
-    for position, (frame, overlap) in enumerate(zip(frames, overlaps, strict=True)):
-        if frame.frame_index != overlap.frame_index or len(frame) != len(overlap.area):
-            raise ValueError(
-                f"frame {frame.frame_index} has {len(frame)} detections, but the overlap in its "
-                f"place is of frame {overlap.frame_index} with {len(overlap.area)}"
-            )
-        num_truth = len(overlap.truth_area)
-        used = np.arange(len(frame)) if rows is None else np.array(rows[position], np.int64)
-        free = set(range(len(used)))
-        for n, g in shown_instances(overlap, used):
-            free.remove(n)
-            detections.setdefault(g, {})[frame.frame_index] = int(used[n])
-            scores.setdefault(g, []).append(frame.class_scores[int(used[n])])
-        unmatched += [(frame, int(used[n])) for n in sorted(free)]
-    tracks = [
-        Track(g, detections[g], torch.stack(scores[g]).mean(dim=0)) for g in sorted(detections)
-    ]
-    if keep_unmatched:
-        tracks += [
-            Track(num_truth + k, {frame.frame_index: row}, frame.class_scores[row])
-            for k, (frame, row) in enumerate(unmatched)
-        ]
-    return tracks
-
-
 def summarise(matches: Iterable[VideoMatches]) -> Metrics:
-    """Reduce the matches of all videos, in any order, to the data set's scores.
+    """Reduce the matches of all videos, in any order, to the data set's metrics.
 
-    Errors: ValueError for no video, one video twice, or videos of different data sets.
+    Raises: ValueError: for no video, one video twice, or videos of different data sets.
     """
     videos = sorted(matches, key=lambda m: m.video_id)
     if not videos:
@@ -307,7 +157,7 @@ def summarise(matches: Iterable[VideoMatches]) -> Metrics:
 
 
 def _accumulate(
-    videos: Sequence[VideoMatches], category_id: int, num_truth: NDArray[np.int64], limit: int
+    videos: Sequence[VideoMatches], category_id: int, num_truth: Ints, limit: int
 ) -> tuple[Floats, Floats]:
     """Precision (10, 101, S) and recall (10, S) of one class with `limit` tracks per video."""
     num_ranges = len(num_truth)

@@ -10,18 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from idol.arrays import Bools, Floats
+from idol.arrays import Bools, Floats, Ints
 from idol.evaluation.overlaps import (
-    TrackOverlaps,
     checked_masks,
-    mask_iou,
-    overlap_of_columns,
-    track_iou,
+    spatio_temporal_iou,
 )
 from idol.ytvis import truth as truth_file
-from idol.ytvis.index import Columns
 from idol.ytvis.results import MAX_TRACKS
 from idol.ytvis.truth import VideoTruth
 
@@ -64,7 +59,7 @@ class VideoMatches:
     scores: dict[int, Floats]
     matched: dict[int, Bools]
     ignored: dict[int, Bools]
-    num_truth: dict[int, NDArray[np.int64]]
+    num_truth: dict[int, Ints]
 
 
 def match_video(
@@ -80,53 +75,18 @@ def match_video(
     truth:   of this video, with masks
     indices: (N,) positions in the whole file, for messages; None: positions in `results`
     compat:  as in `evaluate`
-    Errors: ValueError with the index of the first malformed entry.
+    Raises: ValueError: names the index of the first malformed entry.
     """
     masks, areas = checked_masks(results, truth, indices, compat=compat)
     category_ids = np.array([entry["category_id"] for entry in results], np.int64)
     scores = np.array([entry["score"] for entry in results], np.float64)
-    iou = mask_iou(masks, areas, truth, _wanted(category_ids, scores, truth))
+    iou = spatio_temporal_iou(masks, areas, truth, _wanted(category_ids, scores, truth))
     return match_entries(
         truth, category_ids, scores, truth_file.average_area(areas), iou, len(results) > 0, compat
     )
 
 
-def match_columns(entries: Columns, measured: TrackOverlaps, truth: VideoTruth) -> VideoMatches:
-    """Match one video's entries as `match_video` does, from what `measure_columns` found.
-
-    entries:  N entries of this video, in the order of the file
-    measured: their overlaps with the truth, of all frames or summed
-    truth:    of this video
-    """
-    shared = measured.intersection.sum(axis=0)
-    return match_entries(
-        truth,
-        entries.category_ids,
-        entries.scores,
-        truth_file.average_area(measured.area),
-        track_iou(shared, measured.area, truth),
-        len(entries.scores) > 0,
-        compat=False,
-    )
-
-
-def measure_columns(
-    entries: Columns, truth: VideoTruth, *, per_frame: bool = False
-) -> TrackOverlaps | None:
-    """Measure one video's entries against its truth with compiled code alone.
-
-    entries:   N entries of this video
-    truth:     of this video, with masks
-    per_frame: overlaps of all pairs in every frame. False: summed over the frames, and only where
-               `match_columns` looks at them
-    returns:   as `track_overlaps`, with one frame of intersections where they are summed. None
-               without compiled code, and where something is wrong, which `match_video` tells
-    """
-    wanted = _wanted(entries.category_ids, entries.scores, truth)
-    return overlap_of_columns(entries, truth, None if per_frame else wanted)
-
-
-def _wanted(category_ids: NDArray[np.int64], scores: Floats, truth: VideoTruth) -> Bools:
+def _wanted(category_ids: Ints, scores: Floats, truth: VideoTruth) -> Bools:
     """(N, G) where IoUs are needed: between tracks and truth of one category, of the best 100."""
     same: Bools = category_ids[:, None] == truth.category_ids
     for category_id in np.unique(category_ids[same.any(axis=1)]):
@@ -141,15 +101,15 @@ def _wanted(category_ids: NDArray[np.int64], scores: Floats, truth: VideoTruth) 
 # ---- matching -----------------------------------------------------------------------------------
 
 
-def _best_first(scores: Floats) -> NDArray[np.int64]:
+def _best_first(scores: Floats) -> Ints:
     """Positions of the best 100 scores, descending; equal scores in the order given."""
-    order: NDArray[np.int64] = np.argsort(-scores, kind="stable")[: MAX_DETECTIONS[-1]]
+    order: Ints = np.argsort(-scores, kind="stable")[: MAX_DETECTIONS[-1]]
     return order
 
 
 def match_entries(
     truth: VideoTruth,
-    category_ids: NDArray[np.int64],
+    category_ids: Ints,
     scores: Floats,
     average_areas: Floats,
     iou: Floats,

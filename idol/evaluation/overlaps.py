@@ -2,48 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from idol.arrays import Bools, Floats
-from idol.masks import packed, rle
+from idol.arrays import Bools, Floats, Ints
+from idol.masks import rle
 from idol.ytvis import results as results_file
-from idol.ytvis.index import Columns
 from idol.ytvis.truth import VideoTruth
 from idol.ytvis.videos import Rle
 
 
-class Overlap(Protocol):
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameOverlap:
     """What scoring needs of one frame instead of its masks: a row of the OVERLAP table.
 
     frame_index:  position in the video
-    intersection: (N, G) pixels that detection and true instance share
+    intersection: (N, G) pixels that detection and true instance share; whole numbers, float64 as
+                  `frame_overlap` measures them, float32 from the table
     area:         (N,)   pixels of every detection
-    truth_area:   (G,)   pixels of every true instance, in the order of VideoTruth
+    truth_area:   (G,)   pixels of every true instance, in the order of VideoTruth; 0 where absent
     """
 
-    @property
-    def frame_index(self) -> int: ...
-    @property
-    def intersection(self) -> NDArray[Any]: ...
-    @property
-    def area(self) -> NDArray[Any]: ...
-    @property
-    def truth_area(self) -> NDArray[Any]: ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FrameOverlap:
-    """An Overlap in exact numbers, as `frame_overlap` measures it."""
-
     frame_index: int
-    intersection: Floats
-    area: Floats
-    truth_area: Floats
+    intersection: NDArray[Any]
+    area: NDArray[Any]
+    truth_area: NDArray[Any]
 
     def __post_init__(self) -> None:
         want = (len(self.area), len(self.truth_area))
@@ -66,8 +53,8 @@ class TrackOverlaps:
     """
 
     intersection: Floats
-    area: NDArray[np.int64]
-    truth_area: NDArray[np.int64]
+    area: Ints
+    truth_area: Ints
     present: Bools
     truth_present: Bools
 
@@ -80,17 +67,11 @@ def track_overlaps(
     """Measure one video's result entries against its truth, frame by frame.
 
     results, truth, indices: as in `match_video`
-    Errors: ValueError with the index of the first malformed entry.
+    Raises: ValueError: names the index of the first malformed entry.
     """
     masks, areas = checked_masks(results, truth, indices, compat=False)
     everything = np.ones((len(results), len(truth)), bool)
-    found = _packed_overlap(masks, truth, everything, per_frame=True)
-    if found is not None:
-        intersection = found.astype(np.float64)
-    else:
-        intersection = np.zeros((truth.length, len(results), len(truth)))
-        for frame, rows, columns, part in _frame_intersections(masks, areas, truth):
-            intersection[frame, np.array(rows)[:, None], columns] = part
+    intersection = _shared_pixels(masks, areas, truth, everything, per_frame=True)
     shape = (-1, truth.length)
     return TrackOverlaps(
         intersection,
@@ -101,67 +82,43 @@ def track_overlaps(
     )
 
 
-def overlap_of_columns(
-    entries: Columns, truth: VideoTruth, wanted: Bools | None
-) -> TrackOverlaps | None:
-    """Measure one video's entries against its truth with compiled code alone.
-
-    entries: N entries of this video
-    truth:   of this video, with masks
-    wanted:  (N, G) pairs to be measured, summed over the frames. None: all pairs in every frame
-    returns: as `track_overlaps`, with one frame of intersections where they are summed. None
-             without compiled code, and where something is wrong, which `checked_masks` tells
-    """
-    kernel = rle.kernel()
-    true_masks = packed.pack(truth.masks, truth.size, truth.length)
-    if kernel is None or true_masks is None or len(truth.masks) != len(truth):
-        return None
-    everything = np.ones((len(entries.scores), len(truth)), bool)
-    found = kernel.overlap(
-        entries.masks,
-        true_masks,
-        everything if wanted is None else wanted,
-        truth.size[0] * truth.size[1],
-        per_frame=wanted is None,
-    )
-    if found is None:
-        return None
-    intersection, area = found
-    return TrackOverlaps(
-        intersection.astype(np.float64),
-        area,
-        truth.areas,
-        entries.masks.lengths >= 0,
-        true_masks.lengths >= 0,
-    )
-
-
-def frame_overlap(masks: Sequence[bytes], truth: VideoTruth, frame_index: int) -> FrameOverlap:
+def frame_overlap(
+    masks: Sequence[bytes],
+    truth: Sequence[bytes | None],
+    size: tuple[int, int],
+    frame_index: int,
+) -> FrameOverlap:
     """Measure one frame's detections against the truth, once, for any number of scorings.
 
-    masks:       N compressed RLE counts of the original size (FrameDetections.masks)
-    truth:       of the video, with masks
+    masks:       N compressed RLE counts of this size (FrameDetections.masks)
+    truth:       of this frame, G compressed RLE counts or None (`truth_of_frame`)
+    size:        (height, width) of the original frame
     frame_index: position in the video
+    Raises: ValueError: a mask is no readable RLE of this size.
     """
-    detected: list[Rle] = [{"size": list(truth.size), "counts": counts} for counts in masks]
-    area, wrong = rle.check(detected)
-    if wrong is not None:
-        raise ValueError(
-            f"mask {wrong} of frame {frame_index} of video {truth.video_id} is no readable RLE of "
-            f"size {list(truth.size)} (height, width)"
-        )
-    true_masks = [track[frame_index] for track in truth.masks]
-    columns = [g for g, mask in enumerate(true_masks) if mask is not None]
-    intersection = np.zeros((len(masks), len(truth)))
-    if len(masks) and columns:
-        present = [mask for mask in true_masks if mask is not None]
-        intersection[:, columns] = intersections(detected, area, present)
-    return FrameOverlap(
-        frame_index,
-        intersection,
-        area.astype(np.float64),
-        truth.areas[:, frame_index].astype(np.float64),
+    detected, present = (
+        [{"size": list(size), "counts": counts} for counts in side if counts is not None]
+        for side in (masks, truth)
     )
+    columns = [g for g, counts in enumerate(truth) if counts is not None]
+    (area, wrong), (true_area, wrong_truth) = rle.check(detected), rle.check(present)
+    if wrong is not None or wrong_truth is not None:
+        what = f"mask {wrong}" if wrong is not None else f"true mask {columns[wrong_truth or 0]}"
+        raise ValueError(
+            f"{what} of frame {frame_index} is no readable RLE of size {list(size)} (height, width)"
+        )
+    truth_area = np.zeros(len(truth))
+    truth_area[columns] = true_area
+    intersection = np.zeros((len(masks), len(truth)))
+    if detected and present:
+        intersection[:, columns] = intersections(detected, area, present)
+    return FrameOverlap(frame_index, intersection, area.astype(np.float64), truth_area)
+
+
+def truth_of_frame(truth: VideoTruth, frame: int) -> list[bytes | None]:
+    """The true masks of one frame as compressed RLE counts, None where absent."""
+    masks = (track[frame] for track in truth.masks)
+    return [None if mask is None else mask["counts"] for mask in masks]
 
 
 def checked_masks(
@@ -170,7 +127,7 @@ def checked_masks(
     indices: Sequence[int] | None,
     *,
     compat: bool,
-) -> tuple[list[list[Rle | None]], NDArray[np.int64]]:
+) -> tuple[list[list[Rle | None]], Ints]:
     """The masks of every entry and frame, and their areas (N, T); see `match_video`."""
     rows = list(range(len(results))) if indices is None else list(indices)
     if len(truth.masks) != len(truth):
@@ -191,109 +148,83 @@ def ratio(numerator: Floats, denominator: Floats) -> Floats:
 
 def intersections(detected: list[Rle], areas: NDArray[Any], truth: list[Rle]) -> Floats:
     """(N, G) shared pixels of N masks, whose areas are known, and G masks of one size."""
-    if (kernel := rle.kernel()) and detected and truth:
-        height, width = size = truth[0]["size"]
-        one = packed.pack([[mask] for mask in detected], size, 1)
-        other = packed.pack([[mask] for mask in truth], size, 1)
-        if one is not None and other is not None:
-            everything = np.ones((len(detected), len(truth)), np.bool_)
-            found = kernel.overlap(one, other, everything, height * width, per_frame=False)
-            if found is not None:
-                shared: Floats = found[0][0].astype(np.float64)
-                return shared
+    if compiled := rle.kernel():
+        one, other = ([[mask] for mask in side] for side in (detected, truth))
+        everything = np.ones((len(detected), len(truth)), np.bool_)
+        pixels = truth[0]["size"][0] * truth[0]["size"][1]
+        shared = compiled.overlap(one, other, everything, pixels, 1, per_frame=False)
+        return np.asarray(shared[0], np.float64)
     from pycocotools import mask as coco_mask
 
     # With every truth called a crowd, pycocotools returns intersection / detection area. Rounding
     # gives back the exact count, as both are far below 2^53.
     share = coco_mask.iou(detected, truth, [1] * len(truth))
-    shared = np.rint(np.asarray(share) * areas[:, None])
-    return shared
+    return np.asarray(np.rint(np.asarray(share) * areas[:, None]))
 
 
-def mask_iou(
-    masks: list[list[Rle | None]], areas: NDArray[np.int64], truth: VideoTruth, wanted: Bools
+def spatio_temporal_iou(
+    masks: list[list[Rle | None]], areas: Ints, truth: VideoTruth, wanted: Bools
 ) -> Floats:
     """(N, G) spatio-temporal IoU of N tracks with the truth, where wanted (N, G).
 
     Per frame rather than on one picture H x (W*T): its runs would leave 32 bits on long videos.
     """
-    shared = np.zeros(wanted.shape)
-    kept = np.flatnonzero(wanted.any(axis=1))
-    if not len(kept):
-        return shared
-    tracks = [masks[n] for n in kept]
-    regular = all(len(track) == truth.length for track in (*tracks, *truth.masks)) and all(
+    if not wanted.any():
+        return np.zeros(wanted.shape)
+    regular = all(len(track) == truth.length for track in (*masks, *truth.masks)) and all(
         tuple(mask["size"]) == truth.size
-        for track in (*tracks, *truth.masks)
+        for track in (*masks, *truth.masks)
         for mask in track
         if mask is not None
     )
     if not regular:
-        shared[kept] = _irregular_iou(tracks, truth)
-        return shared
-    found = _packed_overlap(tracks, truth, wanted[kept], per_frame=False)
-    if found is not None:
-        shared[kept] = found[0]
-    else:
-        for _, rows, columns, part in _frame_intersections(tracks, areas[kept], truth):
-            shared[kept[rows][:, None], columns] += part
-    return track_iou(shared, areas, truth)
-
-
-def _packed_overlap(
-    masks: Sequence[Sequence[Rle | None]], truth: VideoTruth, wanted: Bools, *, per_frame: bool
-) -> NDArray[np.int64] | None:
-    """(T, N, G) shared pixels, or (1, N, G) summed, by compiled code if it is there."""
-    characters = sum(len(m["counts"]) for track in masks for m in track if m is not None)
-    if (kernel := rle.kernel(characters)) is None:
-        return None
-    found = packed.pack(masks, truth.size, truth.length)
-    true_masks = packed.pack(truth.masks, truth.size, truth.length)
-    if found is None or true_masks is None:
-        return None
-    pixels = truth.size[0] * truth.size[1]
-    measured = kernel.overlap(found, true_masks, wanted, pixels, per_frame=per_frame)
-    return None if measured is None else measured[0]
-
-
-def track_iou(shared: Floats, areas: NDArray[np.int64], truth: VideoTruth) -> Floats:
-    """Spatio-temporal IoU of N tracks with the truth.
-
-    shared:  (N, G) pixels shared, summed over the frames
-    areas:   (N, T) pixels of every mask
-    returns: (N, G)
-    """
+        return _irregular_iou(masks, truth)
+    shared = _shared_pixels(masks, areas, truth, wanted, per_frame=False)[0]
     return ratio(shared, areas.sum(axis=1)[:, None] + truth.areas.sum(axis=1) - shared)
 
 
-def _frame_intersections(
-    masks: list[list[Rle | None]], areas: NDArray[np.int64], truth: VideoTruth
-) -> Iterator[tuple[int, list[int], list[int], Floats]]:
-    """Per frame with masks on both sides: frame, rows, columns, and their (r, c) shared pixels.
+def _shared_pixels(
+    masks: Sequence[Sequence[Rle | None]],
+    areas: Ints,
+    truth: VideoTruth,
+    wanted: Bools,
+    *,
+    per_frame: bool,
+) -> Floats:
+    """(T, N, G) pixels that N tracks share with the truth, at least where wanted (N, G).
 
-    A mask that several entries share (one track under several classes) is opened once.
+    per_frame: False: summed over the frames, (1, N, G)
     """
-    for frame in range(truth.length):
-        columns = [g for g in range(len(truth)) if truth.masks[g][frame] is not None]
-        rows = [n for n in range(len(masks)) if masks[n][frame] is not None]
-        if not rows or not columns:
-            continue
-        unique: dict[bytes, int] = {}
-        opened: list[int] = []
-        position: list[int] = []
-        for n in rows:
-            mask = masks[n][frame]
-            assert mask is not None
-            if mask["counts"] not in unique:
-                unique[mask["counts"]] = len(opened)
-                opened.append(n)
-            position.append(unique[mask["counts"]])
-        part = intersections(
-            [m for n in opened if (m := masks[n][frame]) is not None],
-            areas[opened, frame],
-            [m for g in columns if (m := truth.masks[g][frame]) is not None],
+    # One track is often written under many classes; its masks are read once.
+    places: dict[tuple[bytes | None, ...], int] = {}
+    place = np.array(
+        [
+            places.setdefault(tuple(None if m is None else m["counts"] for m in track), len(places))
+            for track in masks
+        ],
+        np.int64,
+    )
+    first = np.unique(place, return_index=True)[1]
+    tracks = [masks[n] for n in first]
+    needed = np.zeros((len(first), len(truth)), np.bool_)
+    np.logical_or.at(needed, place, wanted)
+    if compiled := rle.kernel():
+        pixels = truth.size[0] * truth.size[1]
+        found = compiled.overlap(
+            tracks, truth.masks, needed, pixels, truth.length, per_frame=per_frame
         )
-        yield frame, rows, columns, part[position]
+        return np.asarray(found[:, place], np.float64)
+    shared = np.zeros((truth.length if per_frame else 1, *needed.shape))
+    for t in range(truth.length):
+        rows = [n for n, track in enumerate(tracks) if track[t] is not None and needed[n].any()]
+        columns = [g for g, track in enumerate(truth.masks) if track[t] is not None]
+        if rows and columns:
+            shared[t if per_frame else 0, np.array(rows)[:, None], columns] += intersections(
+                [mask for n in rows if (mask := tracks[n][t]) is not None],
+                areas[first[rows], t],
+                [mask for g in columns if (mask := truth.masks[g][t]) is not None],
+            )
+    return shared[:, place]
 
 
 def _irregular_iou(masks: list[list[Rle | None]], truth: VideoTruth) -> Floats:

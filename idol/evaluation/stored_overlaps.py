@@ -11,22 +11,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from idol.arrays import Floats
+from idol.arrays import Floats, Ints
 from idol.config import TrackerConfig
 from idol.evaluation.matching import VideoMatches, match_entries
-from idol.evaluation.overlaps import Overlap, TrackOverlaps, ratio
+from idol.evaluation.overlaps import FrameOverlap, TrackOverlaps, ratio
 from idol.evaluation.tracking_metrics import VideoTracking, count_overlaps
 from idol.ytvis import results as results_file
 from idol.ytvis import truth as truth_file
-from idol.ytvis.results import Submission
+from idol.ytvis.results import ClassEntry
 from idol.ytvis.truth import VideoTruth
 
 if TYPE_CHECKING:  # with torch, which scoring a file does not need
     from idol.structures import Track
-
-__all__ = ["VideoOverlaps", "match_video_from_overlaps"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,17 +40,17 @@ class VideoOverlaps:
     """
 
     truth: VideoTruth
-    first: NDArray[np.int64]
+    first: Ints
     area: Floats
     intersection: Floats
     truth_area: Floats
 
     @classmethod
-    def read(cls, overlaps: Iterable[Overlap], truth: VideoTruth) -> VideoOverlaps:
+    def read(cls, overlaps: Iterable[FrameOverlap], truth: VideoTruth) -> VideoOverlaps:
         """Check the overlaps of a video against its truth.
 
         overlaps: one for every frame of the video, in any order
-        Errors: ValueError where a frame is missing, or they are of another truth.
+        Raises: ValueError: a frame is missing, or they are of another truth.
         """
         frames = {overlap.frame_index: overlap for overlap in overlaps}
         if sorted(frames) != list(range(truth.length)):
@@ -101,7 +98,7 @@ class VideoOverlaps:
             total[n] = self.area[rows].sum()
             average[n] = truth_file.average_area(self.area[rows][None])[0]
         iou = ratio(shared, total[:, None] + self.truth_area.sum(axis=1) - shared)
-        chosen = results_file.submissions(tracks, config)
+        chosen = results_file.class_entries(tracks, config)
         of_track = np.array([s.track for s in chosen], np.int64)
         return match_entries(
             self.truth,
@@ -122,7 +119,7 @@ class VideoOverlaps:
 
         tracks, category_ids, config: as of matches
         """
-        chosen = results_file.submissions(tracks, config)
+        chosen = results_file.class_entries(tracks, config)
         length = self.truth.length
         of_track = np.zeros((length, len(tracks), len(self.truth)))
         area = np.zeros((len(tracks), length), np.int64)
@@ -147,7 +144,7 @@ class VideoOverlaps:
             track_categories=_category_ids(chosen, category_ids),
         )
 
-    def _rows(self, track: Track) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _rows(self, track: Track) -> tuple[Ints, Ints]:
         """Frames of a track in order, and the rows of its detections there."""
         found = np.array(sorted(track.detections.items()), np.int64).reshape(-1, 2)
         rows = self.first[found[:, 0]] + found[:, 1]
@@ -161,7 +158,7 @@ class VideoOverlaps:
 
 def match_video_from_overlaps(
     tracks: Sequence[Track],
-    overlaps: Iterable[Overlap],
+    overlaps: Iterable[FrameOverlap],
     truth: VideoTruth,
     *,
     category_ids: Sequence[int],
@@ -171,10 +168,10 @@ def match_video_from_overlaps(
 
     tracks, category_ids, config: as of VideoOverlaps.matches
     overlaps, truth:              as of VideoOverlaps.read
-    Errors: ValueError where a frame is missing or the truth has another number of instances.
+    Raises: ValueError: a frame is missing, or the truth has another number of instances.
     """
     return VideoOverlaps.read(overlaps, truth).matches(tracks, category_ids, config)
 
 
-def _category_ids(chosen: Sequence[Submission], known: Sequence[int]) -> NDArray[np.int64]:
+def _category_ids(chosen: Sequence[ClassEntry], known: Sequence[int]) -> Ints:
     return np.array([known[s.label] for s in chosen], np.int64)

@@ -1,6 +1,6 @@
 """Run-length strings straight from masks as bits, as they come from a GPU; compiled by numba.
 
-Import this only where it is wanted: that alone takes half a second.
+Importing this takes half a second, so do it inside the function that needs it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from typing import Any
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from idol.arrays import Ints
+from idol.masks.kernels import compiled
 
 _WORD = 32
 _MAX_CHARACTERS = 7  # of a number: 35 bits
@@ -36,9 +39,8 @@ def _lowest(word: Any) -> int:
     return place
 
 
-def _encode(
-    bits: NDArray[np.uint32], height: int, runs: NDArray[np.int64], text: NDArray[np.uint8]
-) -> int:
+@compiled
+def _encode(bits: NDArray[np.uint32], height: int, runs: Ints, text: NDArray[np.uint8]) -> int:
     """One mask (W, words) into text; returns its length. runs has a place for every change."""
     full, one = np.uint32(0xFFFFFFFF), np.uint32(1)
     number, run = 0, 0
@@ -91,16 +93,6 @@ def _encode(
     return length
 
 
-def _compiled() -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(_encode)
-    except RuntimeError:  # nowhere to keep the compiled code, as where this package is read-only
-        return numba.njit(nogil=True)(_encode)
-
-
-_fast = _compiled()
-
-
 def encode(bits: NDArray[np.uint32], height: int) -> list[bytes]:
     """Compressed COCO counts of masks given as bits.
 
@@ -117,4 +109,4 @@ def encode(bits: NDArray[np.uint32], height: int) -> list[bytes]:
     # Never written places of these cost nothing: the system hands out pages when they are touched.
     runs = np.empty(width * height + 1, np.int64)
     text = np.empty(len(runs) * _MAX_CHARACTERS, np.uint8)
-    return [text[: _fast(bits[k], height, runs, text)].tobytes() for k in range(masks)]
+    return [text[: _encode(bits[k], height, runs, text)].tobytes() for k in range(masks)]

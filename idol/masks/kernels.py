@@ -9,6 +9,7 @@ Import this only where numba is known to be wanted: that alone takes half a seco
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -17,7 +18,9 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from idol.masks.packed import PackedMasks
+from idol.arrays import Bools, Ints
+
+Tracks = Sequence[Sequence[dict[str, Any] | None]]
 
 _NOT_A_DIGIT = ~np.int64(63)
 _ONE = np.uint64(1)
@@ -146,43 +149,6 @@ def _measure(characters: Any, limits: Any, pixels: Any, areas: Any) -> None:
 
 
 @compiled
-def _repeats(characters: Any, starts: Any, lengths: Any) -> Any:
-    """(N,) the first track with the same masks: one track is often submitted as many classes."""
-    number, frames = starts.shape
-    first = np.arange(number)
-    for n in range(number):
-        for m in range(n):
-            if first[m] != m:
-                continue
-            same = True
-            for t in range(frames):
-                if lengths[n, t] != lengths[m, t]:
-                    same = False
-                    break
-            t = 0
-            while same and t < frames:
-                a, b = starts[n, t], starts[m, t]
-                for k in range(lengths[n, t]):
-                    if characters[a + k] != characters[b + k]:
-                        same = False
-                        break
-                t += 1
-            if same:
-                first[n] = m
-                break
-    return first
-
-
-@compiled
-def _longest(lengths: Any) -> int:
-    longest = 0
-    for row in lengths:
-        for length in row:
-            longest = max(longest, length)
-    return longest
-
-
-@compiled
 def _overlap(
     characters: Any,
     starts: Any,
@@ -192,35 +158,22 @@ def _overlap(
     true_lengths: Any,
     wanted: Any,
     pixels: int,
+    longest: int,
     shared: Any,
-    areas: Any,
 ) -> bool:
+    """Add shared pixels to `shared`, one row per frame or one for all; False if unreadable."""
     number, frames = starts.shape
     num_truth = len(true_starts)
-    repeats = _repeats(characters, starts, lengths)
-    needed = wanted.copy()
-    for n in range(number):
-        for g in range(num_truth):
-            needed[repeats[n], g] |= wanted[n, g]
-    tried = np.zeros(num_truth, np.bool_)
-    rows_needed = np.zeros(number, np.bool_)
-    for n in range(number):
-        for g in range(num_truth):
-            if needed[n, g]:
-                tried[g] = True
-                rows_needed[n] = True
-    size = (pixels >> 6) + 1
-    runs = np.zeros(1 + max(_longest(lengths), _longest(true_lengths)), np.int64)
-    words = np.zeros(size, np.uint64)
-    true_words = np.zeros((num_truth, size), np.uint64)
+    runs = np.zeros(1 + longest, np.int64)
+    words = np.zeros((pixels >> 6) + 1, np.uint64)
+    true_words = np.zeros((num_truth, len(words)), np.uint64)
     low = np.zeros(num_truth, np.int64)
     high = np.zeros(num_truth, np.int64)
     step = 1 if len(shared) == frames else 0
     for t in range(frames):
-        any_truth = False
         for g in range(num_truth):
             low[g], high[g] = 1, 0
-            if tried[g] and true_lengths[g, t] >= 0:
+            if true_lengths[g, t] >= 0 and wanted[:, g].any():
                 a = true_starts[g, t]
                 total, _, low[g], high[g] = _read(
                     true_characters, a, a + true_lengths[g, t], pixels, runs, true_words[g], True
@@ -228,37 +181,29 @@ def _overlap(
                 if total != pixels:
                     return False
                 _fill(true_words[g][low[g] : high[g] + 1])
-                any_truth |= low[g] <= high[g]
         for n in range(number):
-            if lengths[n, t] < 0 or repeats[n] != n:
+            if lengths[n, t] < 0 or not (wanted[n] & (low <= high)).any():
                 continue
             a = starts[n, t]
-            mark = any_truth and rows_needed[n]
-            total, areas[n, t], first, last = _read(
-                characters, a, a + lengths[n, t], pixels, runs, words, mark
+            total, _, first, last = _read(
+                characters, a, a + lengths[n, t], pixels, runs, words, True
             )
             if total != pixels:
                 return False
-            if not mark or first > last:
+            if first > last:
                 continue
             _fill(words[first : last + 1])
             for g in range(num_truth):
                 a, b = max(first, low[g]), min(last, high[g]) + 1
-                if needed[n, g] and a < b:
+                if wanted[n, g] and a < b:
                     shared[t * step, n, g] += _common(words[a:b], true_words[g][a:b])
             words[first : last + 1] = _NONE
         for g in range(num_truth):
             true_words[g, low[g] : high[g] + 1] = _NONE
-    for n in range(number):
-        if repeats[n] != n:
-            areas[n] = areas[repeats[n]]
-            shared[:, n] = shared[:, repeats[n]]
     return True
 
 
-def measure(
-    counts: bytes, lengths: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def measure(counts: bytes, lengths: Ints) -> tuple[Ints, Ints]:
     """As `rle.measure`, of strings laid end to end.
 
     counts:  all characters
@@ -271,39 +216,41 @@ def measure(
 
 
 def overlap(
-    found: PackedMasks,
-    truth: PackedMasks,
-    wanted: NDArray[np.bool_],
-    pixels: int,
-    *,
-    per_frame: bool,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-    """Pixels that N tracks share with G others in T frames, and areas of the tracks.
+    found: Tracks, truth: Tracks, wanted: Bools, pixels: int, length: int, *, per_frame: bool
+) -> Ints:
+    """Pixels that N tracks share with G others in T frames.
 
-    found:     masks of the tracks; truth: masks of the others
+    found:     N sequences of T masks {"size": [h, w], "counts": bytes}, None where absent
+    truth:     G sequences likewise
     wanted:    (N, G) pairs to be measured; 0 for others
     pixels:    height * width of every mask
-    per_frame: sum over the frames or not
-    returns:   shared (T, N, G), or (1, N, G) summed, and areas (N, T), 0 where absent; None where
-               a mask is unreadable or does not fill the pixels
+    length:    T
+    per_frame: one result for every frame; False: summed over the frames
+    returns:   (T, N, G), or (1, N, G)
+    Raises: ValueError: a mask is unreadable or does not fill the pixels.
     """
-    number, frames = found[1].shape
-    shared = np.zeros((frames if per_frame else 1, *wanted.shape), np.int64)
-    areas = np.zeros((number, frames), np.int64)
-    fine = _overlap(*_frozen(found), *_frozen(truth), wanted, pixels, shared, areas)
-    return (shared, areas) if fine else None
+    shared = np.zeros((length if per_frame else 1, *wanted.shape), np.int64)
+    one, other = _packed(found, length), _packed(truth, length)
+    longest = max(one[2].max(initial=0), other[2].max(initial=0))
+    if not _overlap(*one, *other, wanted, pixels, longest, shared):
+        raise ValueError(f"a mask is no readable RLE of {pixels} pixels")
+    return shared
 
 
-def _frozen(masks: PackedMasks) -> PackedMasks:
-    """Read-only characters always: to numba others are of another type, to be compiled again."""
-    characters = masks.characters.view()
-    characters.flags.writeable = False
-    return masks._replace(characters=characters)
+def _packed(tracks: Tracks, length: int) -> tuple[NDArray[np.uint8], Ints, Ints]:
+    """All characters in one place; (N, T) where those of a mask begin, and how many (-1: none)."""
+    counts = [b"" if mask is None else mask["counts"] for track in tracks for mask in track]
+    shape = (len(tracks), length)
+    lengths = np.fromiter(map(len, counts), np.int64, len(counts)).reshape(shape)
+    starts = np.cumsum(lengths).reshape(shape) - lengths
+    absent = np.array([mask is None for track in tracks for mask in track], np.bool_)
+    lengths[absent.reshape(shape)] = -1
+    # bytes make a read-only array; numba would compile anew for a writeable one.
+    return np.frombuffer(b"".join(counts), np.uint8), starts, lengths
 
 
 def prepare() -> None:
-    """Compile everything, or load it, before threads or forked processes want it."""
+    """Compile everything, or load it, before processes are forked."""
     measure(b"0", np.ones(1, np.int64))
-    one = np.zeros((1, 1), np.int64)
-    masks = PackedMasks(np.frombuffer(b"1", np.uint8), one, one + 1)
-    overlap(masks, masks, np.ones((1, 1), np.bool_), 1, per_frame=False)
+    masks = [[{"size": [1, 1], "counts": b"1"}]]
+    overlap(masks, masks, np.ones((1, 1), np.bool_), 1, 1, per_frame=False)

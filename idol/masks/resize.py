@@ -1,9 +1,9 @@
-"""Masks: run-length encoding, pairwise overlaps, and logits brought to the original size."""
+"""Mask logits to masks at the original size, pixel for pixel as the released code."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -12,121 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from idol.masks import rle
+
 STRIDE = 4
 """The network predicts mask logits at 1/4 of the padded input."""
 
 # cv2.resize and torch interpolate add the same four products in another order. Above this
 # fraction of the largest logit their difference (a few units of 2^-24) cannot change a sign.
 _ROUNDING = 2.0**-20
-
-
-def encode(masks: Tensor | npt.NDArray[np.bool_]) -> list[bytes]:
-    """Run-length encode masks.
-
-    masks:   (N, H, W) bool, or uint8 of 0 and 1
-    returns: N compressed COCO counts
-    errors:  ValueError unless masks has three axes and pixels
-    """
-    array = masks.cpu().numpy() if isinstance(masks, Tensor) else np.asarray(masks)
-    if array.ndim != 3 or 0 in array.shape[1:]:
-        raise ValueError(
-            f"masks must have shape (N, H, W) with H, W > 0, got {array.shape}. "
-            "Add the first axis with masks[None]."
-        )
-    return _encode_columns(_columns(mask) for mask in array.astype(np.uint8, copy=False))
-
-
-def decode(counts: Sequence[bytes | str], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """The inverse of encode.
-
-    counts:  N compressed COCO counts, bytes or str
-    size:    (H, W)
-    returns: (N, H, W) uint8, 0 or 1
-    errors:  ValueError naming the entry whose runs do not fill the size
-    """
-    height, width = size
-    masks = np.empty((len(counts), height, width), np.uint8)
-    for i, text in enumerate(counts):
-        lengths = _runs(text.encode() if isinstance(text, str) else text)
-        if lengths is None or lengths.sum() != height * width:
-            filled = (
-                "is no compressed run-length encoding"
-                if lengths is None
-                else (f"has runs of {lengths.sum()} pixels")
-            )
-            raise ValueError(
-                f"counts[{i}] {filled}, but must encode a mask of height {height} and width "
-                f"{width}. Is the size (height, width), and the counts compressed?"
-            )
-        values = np.zeros(len(lengths), np.uint8)
-        values[1::2] = 1  # runs alternate, beginning with background
-        masks[i] = _columns(np.repeat(values, lengths).reshape(width, height))
-    return masks
-
-
-def _runs(data: bytes) -> npt.NDArray[np.int64] | None:
-    """Run lengths of a compressed COCO string; None if it is malformed.
-
-    Each number is groups of 5 bits, lowest first, as characters from "0" on; 32 marks that another
-    group follows, 16 of the last group the sign. From the third on a number is the difference to
-    the one two before. Done here because pycocotools reads past the end of malformed strings.
-    """
-    groups = np.frombuffer(data, np.uint8).astype(np.int64) - 48
-    ends = np.flatnonzero(groups < 32)
-    if len(ends) == 0 or ends[-1] != len(groups) - 1 or groups.min() < 0 or groups.max() > 63:
-        return None
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    widths = ends - starts + 1
-    if widths.max() > 8:  # 40 bits: more than any picture has pixels
-        return None
-    shifts = 5 * (np.arange(len(groups)) - np.repeat(starts, widths))
-    numbers = np.add.reduceat((groups & 31) << shifts, starts)
-    numbers -= np.where(groups[ends] & 16, 1 << (5 * widths), 0)
-    numbers[1::2] = numbers[1::2].cumsum()
-    numbers[2::2] = numbers[2::2].cumsum()
-    return None if numbers.min() < 0 else numbers
-
-
-def overlaps(masks: Tensor) -> Tensor:
-    """Mask IoU of every pair, as the released tracker computes it (specification 4.3).
-
-    (intersection + 1e-6) / (union + 1e-6) in float32: small masks hit a threshold exactly, and the
-    rounding of float32 decides on which side they fall. Two empty masks have IoU 1.
-
-    masks:   (N, h, w) bool
-    returns: (N, N) float32 on the device of masks, symmetric
-    """
-    if masks.ndim != 3:
-        raise ValueError(f"masks must have shape (N, h, w), got {tuple(masks.shape)}")
-    flat = masks.flatten(1).bool()
-    if flat.is_cuda:
-        # Products of 0 and 1 are exact in any precision; float32 sums are, up to 2^24 pixels.
-        exact = torch.float32 if flat.shape[1] < 2**24 else torch.float64
-        counts = flat.to(exact) @ flat.to(exact).T
-        intersection, areas = counts, counts.diagonal()
-        union = areas[:, None] + areas[None] - intersection
-        return (intersection.float() + 1e-6) / (union.float() + 1e-6)
-    count = len(flat)
-    bits = np.packbits(flat.numpy(), axis=1)
-    padded = np.zeros((count, -(-bits.shape[1] // 8) * 8), np.uint8)
-    padded[:, : bits.shape[1]] = bits
-    words = padded.view(np.uint64)  # 64 pixels a word: an intersection is AND and popcount
-    inter = np.zeros((count, count), np.int64)
-    if words.shape[1]:
-        used = words != 0
-        # From its first pixel to its last a mask covers some rows of the picture: less to count.
-        first = used.argmax(axis=1).tolist()
-        behind = (words.shape[1] - used[:, ::-1].argmax(axis=1)).tolist()
-        for i in range(count):
-            part = words[i:, first[i] : behind[i]]
-            inter[i, i:] = np.bitwise_count(part & part[0]).sum(axis=1, dtype=np.int64)
-            inter[i:, i] = inter[i, i:]
-    area = inter.diagonal()
-    whole = area[:, None] + area[None] - inter
-    epsilon = np.float32(1e-6)
-    return torch.from_numpy(
-        (inter.astype(np.float32) + epsilon) / (whole.astype(np.float32) + epsilon)
-    )
 
 
 Method = Literal["released", "smooth"]
@@ -151,9 +44,11 @@ def resize(
     method:     smooth interpolates to the original size in one step instead
     returns:    (n, height, width) bool on the CPU
     """
+    import cv2
+
     masks = np.empty((len(logits), *size), np.uint8)
     for i, columns in enumerate(_resized_columns(logits, input_size, size, method)):
-        masks[i] = _columns(columns)
+        masks[i] = cv2.transpose(columns)
     return torch.from_numpy(masks.view(np.bool_))
 
 
@@ -163,7 +58,7 @@ def resize_and_encode(
     size: tuple[int, int],
     method: Method = "released",
 ) -> list[bytes]:
-    """encode(resize(...)), without a stack of masks at original size in between.
+    """rle.encode_masks(resize(...)), without a stack of masks at original size in between.
 
     logits:     (n, h/4, w/4) over the padded input
     input_size: (height, width) of the network input without padding
@@ -171,23 +66,7 @@ def resize_and_encode(
     method:     as in resize
     returns:    n compressed COCO counts
     """
-    return _encode_columns(_resized_columns(logits, input_size, size, method))
-
-
-def _columns(mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(A, B) → (B, A), copied; OpenCV does it in tiles, several times faster than numpy."""
-    import cv2
-
-    swapped: npt.NDArray[np.uint8] = cv2.transpose(mask)
-    return swapped
-
-
-def _encode_columns(masks: Iterable[npt.NDArray[np.uint8]]) -> list[bytes]:
-    """Encode masks given as (W, H). Runs go down the columns, so H must be the fastest axis."""
-    import pycocotools.mask
-
-    # One by one: a stack of full-size masks would cost more in fresh memory than it saves in calls.
-    return [bytes(pycocotools.mask.encode(columns.T[:, :, None])[0]["counts"]) for columns in masks]
+    return rle.encode_columns(_resized_columns(logits, input_size, size, method))
 
 
 def _resized_columns(

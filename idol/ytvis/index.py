@@ -8,19 +8,16 @@ import mmap
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from idol.arrays import Ints
 from idol.files import check_file
-from idol.masks import rle
-from idol.masks.packed import PackedMasks
 from idol.ytvis.results import Entry, check_ids
-from idol.ytvis.truth import VideoTruth
 
-# Between two entries: the next object does not begin like a mask. What looks like a border and is
-# none leaves pieces that are no JSON objects, which reading notices.
+# Between two entries: the next object does not begin like a mask. A wrong border leaves pieces
+# that are no JSON objects, which reading notices.
 _BORDER = re.compile(rb'\}\s*,\s*\{(?=\s*"(?!size"|counts"))')
 _VIDEO = re.compile(rb'"video_id"\s*:\s*(-?[0-9]{1,18})\s*[,}]')
 _WINDOW = 32 << 20  # bytes after which what was looked at is given back to the system
@@ -29,32 +26,6 @@ _EDGE = b" \t\r\n"
 
 class UnusualLayout(ValueError):
     """The file is written in a way that this reader does not know; read it as a whole."""
-
-
-def compile_reader() -> bool:
-    """Compile what `ResultsIndex.columns` needs, or load it: about a second, or seconds once.
-
-    Before threads or forked processes want it. returns: whether it is there, as without numba not
-    """
-    if rle.compile_kernel() is None:
-        return False
-    from idol.ytvis import entry_kernel
-
-    entry_kernel.prepare()
-    return True
-
-
-class Columns(NamedTuple):
-    """N entries of one video, field by field (`ResultsIndex.columns`).
-
-    category_ids: (N,)
-    scores:       (N,) finite
-    masks:        of N tracks and all frames, not yet looked into
-    """
-
-    category_ids: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    masks: PackedMasks
 
 
 class ResultsIndex:
@@ -68,7 +39,11 @@ class ResultsIndex:
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Errors: FileNotFoundError, IsADirectoryError; UnusualLayout."""
+        """Raises:
+        FileNotFoundError: there is no such file.
+        IsADirectoryError: it is a folder.
+        UnusualLayout: the file must be read as a whole.
+        """
         self.path = Path(path)
         check_file(self.path, "results")
         self._starts, self._stops, self.video_ids = self._scan()
@@ -86,7 +61,10 @@ class ResultsIndex:
         return [] if rows is None else rows.tolist()
 
     def of(self, video_id: int) -> tuple[list[Entry], list[int]]:
-        """A video's entries, as in the file, and their positions. Errors: UnusualLayout."""
+        """A video's entries, as in the file, and their positions.
+
+        Raises: UnusualLayout: the file must be read as a whole.
+        """
         rows = self.rows(video_id)
         entries = []
         for row, text in zip(rows, self._texts(rows), strict=True):
@@ -98,36 +76,6 @@ class ResultsIndex:
             entries.append(entry)
         return entries, rows
 
-    def columns(self, truth: VideoTruth) -> Columns | None:
-        """A video's entries, read by compiled code: what `of` reads, twenty times as fast.
-
-        truth:   of the video
-        returns: None without compiled code (`compile_reader`), and where an entry is wrong or
-                 written in an unusual way; `of` and the checks of its entries tell which
-        """
-        if rle.kernel() is None:
-            return None
-        from idol.ytvis import entry_kernel
-
-        rows = self._rows.get(truth.video_id, np.empty(0, np.int64))
-        starts, stops = self._starts[rows], self._stops[rows]
-        if len(rows) and rows[-1] - rows[0] == len(rows) - 1:  # beside one another, as is usual
-            text = self._between(int(starts[0]), int(stops[-1])) + entry_kernel.PADDING
-            begins, ends = starts - starts[0], stops - starts[0]
-        else:
-            ends = np.cumsum(stops - starts)
-            begins = ends - (stops - starts)
-            text = b"".join((*self._texts(rows.tolist()), entry_kernel.PADDING))
-        found = entry_kernel.scan(text, begins, ends, truth.size, truth.length)
-        if found is None:
-            return None
-        ids, scores, masks = found
-        if (ids[:, 0] != truth.video_id).any() or not np.isfinite(scores).all():
-            return None
-        if not set(ids[:, 1].tolist()).issubset(truth.categories):
-            return None
-        return Columns(ids[:, 1], scores, masks)
-
     def _texts(self, rows: list[int]) -> list[bytes]:
         """The JSON of entries, by their positions."""
         return [self._between(int(self._starts[row]), int(self._stops[row])) for row in rows]
@@ -136,7 +84,7 @@ class ResultsIndex:
         with self.path.open("rb", buffering=0) as file:
             file.seek(start)
             text = file.read(stop - start)
-        if len(text) != stop - start:  # compiled code believes these places
+        if len(text) != stop - start:
             raise UnusualLayout(f"bytes {start} to {stop} cannot be read at once")
         return text
 
@@ -152,7 +100,7 @@ class ResultsIndex:
             entry = self.of(int(self.video_ids[row]))[0][0]
             check_ids(entry, row, known.tolist(), categories, compat=False)
 
-    def _scan(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    def _scan(self) -> tuple[Ints, Ints, Ints]:
         none = np.empty(0, np.int64)
         if not self.path.stat().st_size:
             raise UnusualLayout("the file is empty")

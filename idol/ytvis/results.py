@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from idol.arrays import Ints
 from idol.config import TrackerConfig
-from idol.files import load_json
+from idol.files import load_json, whole_file
 from idol.masks import rle
 from idol.ytvis.truth import VideoTruth
 from idol.ytvis.videos import Rle
@@ -30,16 +26,16 @@ MAX_TRACKS = 100
 """Entries of a video and category that count, those of the highest scores: the servers' rule."""
 
 
-class Submission(NamedTuple):
-    """One line of results to be: track (position in the list), label, mean score."""
+class ClassEntry(NamedTuple):
+    """A track under one class, which becomes one entry: track (position), label, mean score."""
 
     track: int
     label: int
     score: float
 
 
-def submissions(tracks: Sequence[Track], config: TrackerConfig) -> list[Submission]:
-    """Which classes every track is submitted under, and in which order.
+def class_entries(tracks: Sequence[Track], config: TrackerConfig) -> list[ClassEntry]:
+    """Which classes every track is written under, and in which order.
 
     With config.multi_class: each class whose mean score exceeds class_score_threshold (released:
     APPLY_CLS_THRES); otherwise the best class, whatever its score. Order: tracks as given, then
@@ -52,10 +48,71 @@ def submissions(tracks: Sequence[Track], config: TrackerConfig) -> list[Submissi
         else:
             labels = track.class_scores.argmax().reshape(1)
         chosen += [
-            Submission(position, label, float(track.class_scores[label]))
+            ClassEntry(position, label, float(track.class_scores[label]))
             for label in labels.tolist()
         ]
     return chosen
+
+
+def entry(
+    video_id: int,
+    category_id: int,
+    score: float,
+    masks: Iterable[bytes | None],
+    size: tuple[int, int],
+) -> Entry:
+    """One entry: masks are compressed RLE counts of this (height, width), None where absent."""
+    return {
+        "video_id": int(video_id),
+        "category_id": int(category_id),
+        "score": score,
+        "segmentations": [
+            None if counts is None else {"size": list(size), "counts": counts.decode("ascii")}
+            for counts in masks
+        ],
+    }
+
+
+def masks_of_tracks(
+    tracks: Sequence[Track],
+    frames: Iterable[tuple[int, Sequence[bytes]]],
+    *,
+    video_id: int,
+    length: int,
+) -> list[list[bytes | None]]:
+    """The masks of one video's tracks, collected frame by frame so that few are held at once.
+
+    frames:  (frame index, masks of its detections); frames that no track uses may be missing
+    length:  frames in the video
+    returns: for every track `length` masks, None where it is absent (the released code writes an
+             all-zero mask; both score the same)
+    Raises: ValueError: a track is on a frame, or on a detection of one, that is not there.
+    """
+    wanted: dict[int, list[tuple[int, int]]] = {}  # frame index -> (position of the track, row)
+    for position, track in enumerate(tracks):
+        for frame_index, row in track.detections.items():
+            if not 0 <= frame_index < length:
+                raise ValueError(
+                    f"track {track.track_id} of video {video_id} is on frame {frame_index}, but "
+                    f"that video has {length} frames"
+                )
+            wanted.setdefault(frame_index, []).append((position, row))
+    collected: list[list[bytes | None]] = [[None] * length for _ in tracks]
+
+    def missing(frame_index: int, position: int, row: int, held: str) -> ValueError:
+        return ValueError(
+            f"track {tracks[position].track_id} of video {video_id} needs the mask of detection "
+            f"{row} on frame {frame_index}, but that frame {held}"
+        )
+
+    for frame_index, masks in frames:
+        for position, row in wanted.pop(frame_index, ()):
+            if not 0 <= row < len(masks):
+                raise missing(frame_index, position, row, f"carries {len(masks)} masks")
+            collected[position][frame_index] = masks[row]
+    for frame_index, ((position, row), *_) in wanted.items():
+        raise missing(frame_index, position, row, "is not given")
+    return collected
 
 
 def to_ytvis(
@@ -77,42 +134,20 @@ def to_ytvis(
     length:       frames in the video
     category_ids: (K,) the data set's category_id of every label
     config:       multi_class and class_score_threshold
-    returns:      entries in the order of `submissions`. A frame without the track is None (the
-                  released code writes an all-zero mask; both score the same)
-    Errors: ValueError where tracks, frames, length and classes do not fit together.
+    returns:      entries in the order of `class_entries`
+    Raises: ValueError: tracks, frames, length and classes do not fit together.
     """
-    by_index = {frame.frame_index: frame for frame in frames}
-    segmentations: list[list[dict[str, Any] | None]] = []
     for track in tracks:
         if len(track.class_scores) != len(category_ids):
             raise ValueError(
                 f"track {track.track_id} of video {video_id} has {len(track.class_scores)} class "
                 f"scores, but there are {len(category_ids)} category_ids"
             )
-        masks: list[dict[str, Any] | None] = [None] * length
-        for frame_index, row in track.detections.items():
-            if not 0 <= frame_index < length:
-                raise ValueError(
-                    f"track {track.track_id} of video {video_id} is on frame {frame_index}, but "
-                    f"that video has {length} frames"
-                )
-            frame = by_index.get(frame_index)
-            if frame is None or not 0 <= row < len(frame.masks):
-                held = "is not given" if frame is None else f"carries {len(frame.masks)} masks"
-                raise ValueError(
-                    f"track {track.track_id} of video {video_id} needs the mask of detection {row} "
-                    f"on frame {frame_index}, but that frame {held}"
-                )
-            masks[frame_index] = {"size": list(size), "counts": frame.masks[row].decode("ascii")}
-        segmentations.append(masks)
+    given = ((frame.frame_index, frame.masks) for frame in frames)
+    masks = masks_of_tracks(tracks, given, video_id=video_id, length=length)
     return [
-        {
-            "video_id": int(video_id),
-            "category_id": int(category_ids[label]),
-            "score": score,
-            "segmentations": segmentations[track],
-        }
-        for track, label, score in submissions(tracks, config)
+        entry(video_id, category_ids[chosen.label], chosen.score, masks[chosen.track], size)
+        for chosen in class_entries(tracks, config)
     ]
 
 
@@ -121,55 +156,43 @@ def write(path: str | Path, entries: Iterable[Mapping[str, Any]]) -> None:
 
     Entries are sorted by video, category and descending score. Equal scores keep their order, as
     it decides ties when scoring; entries of one video must therefore come in a fixed order.
-    Errors: ValueError for a score that is not finite, or a mask that is no compressed RLE.
+    Raises: ValueError: a score is not finite, or a mask is no compressed RLE.
     """
-    path = Path(path)
     plain = [_plain(entry, index) for index, entry in enumerate(entries)]
     plain.sort(key=lambda e: (e["video_id"], e["category_id"], -e["score"]))
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            # One entry per line: as valid as any JSON, and lines of two runs can be compared.
-            file.write("[")
-            for index, entry in enumerate(plain):
-                file.write(",\n" if index else "\n")
-                file.write(json.dumps(entry, sort_keys=True, separators=(",", ":")))
-            file.write("\n]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a result is as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    # One entry per line: as valid as any JSON, and lines of two runs can be compared.
+    with whole_file(path) as temporary, temporary.open("w", encoding="ascii") as file:
+        file.write("[")
+        for index, written in enumerate(plain):
+            file.write(",\n" if index else "\n")
+            file.write(json.dumps(written, sort_keys=True, separators=(",", ":")))
+        file.write("\n]\n")
 
 
-def _plain(entry: Mapping[str, Any], index: int) -> Entry:
+def _plain(given: Mapping[str, Any], index: int) -> Entry:
     """The four fields of an entry, as plain JSON types."""
-    _check_fields(entry, index, compat=False)
-    masks: list[dict[str, Any] | None] = []
-    for frame, mask in enumerate(entry["segmentations"]):
-        readable = _mask(mask, f"results[{index}].segmentations[{frame}]")
-        masks.append(
-            None
-            if readable is None
-            else {"size": readable["size"], "counts": readable["counts"].decode("ascii")}
-        )
+    _check_fields(given, index, compat=False)
+    masks = [
+        _mask(mask, f"results[{index}].segmentations[{frame}]")
+        for frame, mask in enumerate(given["segmentations"])
+    ]
     return {
-        "video_id": int(entry["video_id"]),
-        "category_id": int(entry["category_id"]),
-        "score": float(entry["score"]),
-        "segmentations": masks,
+        "video_id": int(given["video_id"]),
+        "category_id": int(given["category_id"]),
+        "score": float(given["score"]),
+        "segmentations": [
+            None if mask is None else {**mask, "counts": mask["counts"].decode("ascii")}
+            for mask in masks
+        ],
     }
 
 
 def read(source: str | Path | list[Any]) -> list[Entry]:
     """Load a results file, or take the parsed list; `check_video` looks at the entries.
 
-    Errors: FileNotFoundError; ValueError if it is not JSON or not a list.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not JSON, or not a list.
     """
     entries = load_json(Path(source), "results") if isinstance(source, str | Path) else source
     if not isinstance(entries, list):
@@ -242,7 +265,7 @@ def check_video(
     truth: VideoTruth,
     *,
     compat: bool = False,
-) -> tuple[list[list[Rle | None]], NDArray[np.int64]]:
+) -> tuple[list[list[Rle | None]], Ints]:
     """Check one video's N entries against the video; return their masks and areas.
 
     entries: with fields checked (`check_ids`)
@@ -250,7 +273,7 @@ def check_video(
     compat:  accept lists that are too short or too long, and masks of another size
     returns: N lists of T masks or None; (N, T) their areas in pixels, 0 where absent. In compat
              mode a list is as long as the entry's, and areas has room for the longest
-    Errors: ValueError with the entry's index and frame.
+    Raises: ValueError: names the entry's index and frame.
     """
     masks: list[list[Rle | None]] = []
     size = list(truth.size)
@@ -267,7 +290,7 @@ def check_video(
                 track.append(None)
                 continue
             if segmentation.__class__ is dict and segmentation.get("size") == size:
-                # As nearly all are, and there are hundreds of thousands.
+                # The short way for the usual mask: there are hundreds of thousands.
                 counts = segmentation.get("counts")
                 if counts.__class__ is str and counts.isascii():
                     track.append({"size": size, "counts": counts.encode("ascii")})

@@ -1,10 +1,8 @@
-"""A results file as evaluation servers take it: looked through entry by entry, then zipped."""
+"""A results file as evaluation servers take it: checked entry by entry, then zipped."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idol.files import load_json
+from idol.files import load_json, whole_file
 from idol.ytvis import annotations as annotation_files
 from idol.ytvis import results as results_file
 from idol.ytvis import truth as truth_file
@@ -66,7 +64,9 @@ class InvalidResults(ValueError):
 def read_videos(path: str | Path) -> VideoList:
     """The videos of a YouTube-VIS or OVIS JSON, with truth or without.
 
-    Errors: FileNotFoundError; ValueError where it lists no readable videos or categories.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it lists no readable videos or categories.
     """
     data = load_json(Path(path), "truth")
     if isinstance(data, Mapping):
@@ -188,36 +188,34 @@ def _empty(video_id: int, size: tuple[int, int], length: int) -> VideoTruth:
     )
 
 
+def zip_results(results: Path, out: Path) -> None:
+    """Write the archive that servers take: equal files give equal bytes, whole or not at all."""
+    with whole_file(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        # The time of day would make equal files differ.
+        member = zipfile.ZipInfo(MEMBER, (1980, 1, 1, 0, 0, 0))
+        member.compress_type = zipfile.ZIP_DEFLATED
+        member.file_size = results.stat().st_size
+        with results.open("rb") as reader, archive.open(member, "w") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+
+
 def write(results: str | Path, out: str | Path, videos: VideoList | None = None) -> Submission:
     """Check a results file and zip it; the file's bytes are kept, and equal files give equal zips.
 
     results: path of the results file
     out:     path of the zip; written whole or not at all
     videos:  see problems
-    Errors:  InvalidResults with every problem; FileNotFoundError; ValueError if it is no JSON list
+    Raises:
+        InvalidResults: with every problem.
+        FileNotFoundError: there is no results file.
+        ValueError: it is no JSON list.
     """
     source, target = Path(results), Path(out)
     entries = results_file.read(source)
     found = problems(entries, videos)
     if found:
         raise InvalidResults(found)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            # The time of day would make equal files differ.
-            member = zipfile.ZipInfo(MEMBER, (1980, 1, 1, 0, 0, 0))
-            member.compress_type = zipfile.ZIP_DEFLATED
-            member.file_size = source.stat().st_size
-            with source.open("rb") as reader, archive.open(member, "w") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
-        # mkstemp makes private files; a submission is as readable as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    zip_results(source, target)
     having = {entry["video_id"] for entry in entries}
     counts = Counter((entry["video_id"], entry["category_id"]) for entry in entries)
     return Submission(

@@ -68,14 +68,16 @@ def draw(
     size:   (H, W)
     tracks: (identity, text, RLE counts of every frame of the video)
     """
-    from idol.masks import resize  # with torch, which scoring does not need
+    from idol.masks import rle  # with torch, which scoring does not need
 
     pictures = []
     for image, frame in zip(images, frames, strict=True):
-        here = [track for track in tracks if track[2][frame] is not None]
-        masks = resize.decode(
-            [counts for _, _, rle in here if (counts := rle[frame]) is not None], size
-        )
+        here = [
+            (identity, text, counts)
+            for identity, text, segmentations in tracks
+            if (counts := segmentations[frame]) is not None
+        ]
+        masks = rle.decode_masks([counts for _, _, counts in here], size)
         identities, texts = [n for n, _, _ in here], [text for _, text, _ in here]
         pictures.append(visualize.overlay(image, masks, identities, texts))
     return pictures

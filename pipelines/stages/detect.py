@@ -16,11 +16,9 @@ import numpy.typing as npt
 import torch
 
 import idol
-from idol.arrays import Floats32
 from idol.config import Config, to_dict
 from idol.detection.detector import Detector
-from idol.evaluation.overlaps import intersections
-from idol.masks import rle
+from idol.evaluation.overlaps import frame_overlap
 from idol.network.model import IDOL
 from idol.structures import FrameDetections
 from idol.weights import checkpoint
@@ -70,9 +68,8 @@ def detect_pieces(detector: Detector, pieces: Shard, config: Config, *, truth: b
         detections.append(schemas.detections_to_row(found, piece.video_id, piece.size))
         if truth:
             instances = [instance[frame.offset] for instance in piece.truth]
-            measured = frame_overlap(found.masks, instances, piece.size)
-            overlap = schemas.FrameOverlap(piece.video_id, frame.index, *measured)
-            overlaps.append(schemas.overlap_to_row(overlap))
+            overlap = frame_overlap(found.masks, instances, piece.size, frame.index)
+            overlaps.append(schemas.overlap_to_row(overlap, piece.video_id))
 
     def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         rows = [row for row in rows if row["video_id"] not in rejects]
@@ -110,31 +107,6 @@ def _detections(
         yield from zip(before[0], before[1](), strict=True)
         before = (batch, result)
     yield from zip(before[0], before[1](), strict=True)
-
-
-def frame_overlap(
-    masks: Sequence[bytes], truth: Sequence[bytes | None], size: tuple[int, int]
-) -> tuple[Floats32, Floats32, Floats32]:
-    """Shared pixels of the detections and true instances of one frame, without unpacking a mask.
-
-    masks:   N compressed RLEs
-    truth:   G compressed RLEs or None
-    size:    (height, width) of all of them
-    returns: intersection (N, G), area (N,), truth_area (G,), in pixels
-    """
-    present = {g: counts for g, counts in enumerate(truth) if counts is not None}
-    area = rle.measure(masks)[1]
-    truth_area = np.zeros(len(truth), np.float32)
-    intersection = np.zeros((len(masks), len(truth)), np.float32)
-    if present:
-        truth_area[list(present)] = rle.measure(list(present.values()))[1]
-    if present and len(masks):
-        found, there = (
-            [{"size": list(size), "counts": counts} for counts in side]
-            for side in (masks, present.values())
-        )
-        intersection[:, list(present)] = intersections(found, area, there)
-    return intersection, area.astype(np.float32), truth_area
 
 
 def run(

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from idol.config import Config
 from idol.images import transforms
 from idol.images.transforms import Example, Pair
-from idol.masks.resize import decode as decode_masks
+from idol.masks.rle import decode_masks
 from idol.structures import PairBatch
 from pipelines.errors import ManifestError
 from pipelines.sources import frames

@@ -133,12 +133,12 @@ def _resize_mask(
     """A mask at the stored size, nearest pixel; None where nothing of it is left."""
     if counts is None:
         return None
-    from idol.masks import resize  # torch, which most tasks never need
+    from idol.masks import rle
 
     rows, columns = (
         # The source pixel under the centre of each target pixel.
         np.minimum((np.arange(target) + 0.5) * source / target, source - 1).astype(np.intp)
         for source, target in zip(size, stored, strict=True)
     )
-    small = resize.decode([counts], size)[0][np.ix_(rows, columns)]
-    return resize.encode(small[None])[0] if small.any() else None
+    small = rle.decode_masks([counts], size)[0][np.ix_(rows, columns)]
+    return rle.encode_masks(small[None])[0] if small.any() else None

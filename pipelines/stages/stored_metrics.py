@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from idol.config import TrackerConfig
-from idol.evaluation import average_precision
-from idol.evaluation.average_precision import Metrics, VideoMatches
+from idol.evaluation import average_precision, identities, matching
+from idol.evaluation.average_precision import Metrics
+from idol.evaluation.matching import VideoMatches
 from idol.evaluation.stored_overlaps import VideoOverlaps
-from idol.structures import FrameDetections, Track
+from idol.structures import FrameDetections
 from idol.tracker.online import admitted, track_video
 from idol.ytvis.truth import Truth, VideoTruth
 from pipelines import cluster
 from pipelines.stages import track
 from pipelines.storage.reports import VideoMetrics
-from pipelines.storage.schemas import FrameOverlap
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
 
@@ -57,7 +57,7 @@ def measure(
         if video_id in stored:
             work.append((stored[video_id], known.without_masks()))
         else:
-            missed = average_precision.match_video([], known)
+            missed = matching.match_video([], known)
             parts[video_id] = MeasuredVideo(missed, missed, None)
     work.sort(key=lambda pair: (-pair[0].length, pair[0].video_id))
     few = track.FEW_FRAMES if few_frames is None else few_frames
@@ -94,7 +94,7 @@ def measure_video(
 
     tracks = track_video(passing(), tracker)
     matches = known.matches(tracks, source.category_ids, tracker)
-    perfect = average_precision.true_identity_tracks(frames, overlaps, rows=rows)
+    perfect = identities.true_identity_tracks(frames, overlaps, rows=rows)
     row = None
     if matches.num_truth:
         row = VideoMetrics(
@@ -102,26 +102,9 @@ def measure_video(
             stats=average_precision.summarise([matches]).stats,
             tracks=len(tracks),
             truth=len(truth),
-            switches=identity_switches(tracks, overlaps),
+            switches=identities.identity_switches(tracks, overlaps),
         )
     return MeasuredVideo(matches, known.matches(perfect, source.category_ids, tracker), row)
-
-
-def identity_switches(tracks: Sequence[Track], overlaps: Sequence[FrameOverlap]) -> int:
-    """How often a true instance is shown by another track than the last that showed it."""
-    of_frame: dict[int, list[tuple[int, int]]] = {}  # frame_index -> (track_id, row)
-    for found in tracks:
-        for frame_index, row in found.detections.items():
-            of_frame.setdefault(frame_index, []).append((found.track_id, row))
-    shown_by: dict[int, int] = {}
-    switches = 0
-    for overlap in overlaps:
-        here = of_frame.get(overlap.frame_index, [])
-        for n, g in average_precision.shown_instances(overlap, [row for _, row in here]):
-            track_id = here[n][0]
-            switches += shown_by.get(g, track_id) != track_id
-            shown_by[g] = track_id
-    return switches
 
 
 def _measure_one(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
 from pathlib import Path
-from typing import Any
 
 from idol.config import TrackerConfig, to_dict
-from idol.files import whole_file
 from idol.tracker.online import track_video
-from idol.ytvis import results
+from idol.ytvis import results, submission
 from pipelines import cluster
 from pipelines.errors import PipelineError
 from pipelines.storage import claims, layout, schemas, stored, tables
@@ -27,42 +24,22 @@ import torch for ten seconds and more before they begin (2 cores)."""
 def results_of_video(
     detections: StoredDetections, video: StoredVideo, config: TrackerConfig
 ) -> list[ResultTrack]:
-    """Track one video: its rows of RESULTS, in the order of results.submissions."""
+    """Track one video: its rows of RESULTS, in the order of results.class_entries."""
     # Reads twice, arrays first: memory holds the masks of tracks and of one shard, not all.
     tracks = track_video(detections.frames(video), config)
-    users: dict[int, list[tuple[int, int]]] = {}  # frame_index -> (track position, row)
-    for position, track in enumerate(tracks):
-        for frame_index, row in track.detections.items():
-            users.setdefault(frame_index, []).append((position, row))
-    segmentations: list[list[bytes | None]] = [[None] * video.length for _ in tracks]
-    for frame_index, masks in detections.masks(video):
-        for position, row in users.get(frame_index, ()):
-            segmentations[position][frame_index] = masks[row]
+    masks = results.masks_of_tracks(
+        tracks, detections.masks(video), video_id=video.video_id, length=video.length
+    )
     return [
         ResultTrack(
             video_id=video.video_id,
             track_id=tracks[chosen.track].track_id,
             label=chosen.label,
             score=chosen.score,
-            segmentations=tuple(segmentations[chosen.track]),
+            segmentations=tuple(masks[chosen.track]),
         )
-        for chosen in results.submissions(tracks, config)
+        for chosen in results.class_entries(tracks, config)
     ]
-
-
-def to_entry(
-    result: ResultTrack, size: tuple[int, int], category_ids: tuple[int, ...]
-) -> dict[str, Any]:
-    """A row of RESULTS as an entry of a YouTube-VIS results file."""
-    return {
-        "video_id": result.video_id,
-        "category_id": category_ids[result.label],
-        "score": result.score,
-        "segmentations": [
-            None if counts is None else {"size": list(size), "counts": counts.decode("ascii")}
-            for counts in result.segmentations
-        ],
-    }
 
 
 def run(
@@ -108,15 +85,14 @@ def run(
     for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
         pass
     entries = [
-        to_entry(result, video.size, source.category_ids)
+        results.entry(
+            row.video_id, source.category_ids[row.label], row.score, row.segmentations, video.size
+        )
         for position, video in enumerate(source.videos)
-        for result in stored.read_results(out, position)
+        for row in stored.read_results(out, position)
     ]
     results.write(out / RESULTS, entries)
-    with whole_file(out / SUBMISSION) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        # With the date that ZipInfo has by default: the time of day would make equal runs differ.
-        data = (out / RESULTS).read_bytes()
-        archive.writestr(zipfile.ZipInfo(RESULTS), data, zipfile.ZIP_DEFLATED)
+    submission.zip_results(out / RESULTS, out / SUBMISSION)
     return output.finish(
         total_shards=len(source.videos),
         rejects=tables.read_rejects(source.path),

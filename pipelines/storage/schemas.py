@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from idol.evaluation.overlaps import FrameOverlap
+
 if TYPE_CHECKING:  # torch takes seconds to import, and workers that only move bytes never need it
     from idol.structures import FrameDetections
 
@@ -84,27 +86,6 @@ RESULTS = _required(
 
 REJECTS = _required(video_id=pa.int64(), path=pa.string(), reason=pa.string())
 """What was left out, and why. Beside every table."""
-
-
-@dataclass(frozen=True, slots=True)
-class FrameOverlap:
-    """How the detections of one frame lie on its truth, in pixels of the original frame.
-
-    intersection: (N, G) float32
-    area:         (N,)   float32, of each detection's mask
-    truth_area:   (G,)   float32, of each true instance, 0 where absent
-    """
-
-    video_id: int
-    frame_index: int
-    intersection: npt.NDArray[np.float32]
-    area: npt.NDArray[np.float32]
-    truth_area: npt.NDArray[np.float32]
-
-    def __post_init__(self) -> None:
-        wanted = (len(self.area), len(self.truth_area))
-        if self.intersection.shape != wanted:
-            raise ValueError(f"intersection must be {wanted}, got {self.intersection.shape}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +197,10 @@ def detections_from_row(
     )
 
 
-def overlap_to_row(overlap: FrameOverlap) -> dict[str, Any]:
+def overlap_to_row(overlap: FrameOverlap, video_id: int) -> dict[str, Any]:
     """An OVERLAP row."""
     return {
-        "video_id": int(overlap.video_id),
+        "video_id": int(video_id),
         "frame_index": int(overlap.frame_index),
         **{name: np.asarray(getattr(overlap, name), np.float32).ravel() for name in _COUNTS},
     }
@@ -227,9 +208,10 @@ def overlap_to_row(overlap: FrameOverlap) -> dict[str, Any]:
 
 def overlap_from_row(row: Mapping[str, Any]) -> FrameOverlap:
     """The inverse of overlap_to_row."""
-    flat, area, truth_area = (np.asarray(row[name], np.float32) for name in _COUNTS)
-    intersection = flat.reshape(len(area), len(truth_area))
-    return FrameOverlap(row["video_id"], row["frame_index"], intersection, area, truth_area)
+    intersection, area, truth_area = (np.asarray(row[name], np.float32) for name in _COUNTS)
+    return FrameOverlap(
+        row["frame_index"], intersection.reshape(len(area), len(truth_area)), area, truth_area
+    )
 
 
 def result_to_row(result: ResultTrack) -> dict[str, Any]:

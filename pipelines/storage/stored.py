@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from idol.evaluation.overlaps import FrameOverlap
 from pipelines.errors import ManifestError
 from pipelines.storage import layout, manifest, schemas
 from pipelines.storage.manifest import Manifest
-from pipelines.storage.schemas import FrameOverlap, ResultTrack
+from pipelines.storage.schemas import ResultTrack
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from idol.structures import FrameDetections

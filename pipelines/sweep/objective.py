@@ -15,7 +15,7 @@ from idol.evaluation import average_precision, tracking_metrics
 from idol.evaluation.matching import OCCLUSION_RANGES, VideoMatches
 from idol.evaluation.tracking_metrics import VideoTracking
 
-TRACKING: Final = tracking_draws.NAMES
+TRACKING: Final = tracking_metrics.DRAWN
 """Tracking metrics, each the mean over the classes with truth, as AP is."""
 MIXES: Final = {"balanced": {"AP": 0.5, "HOTA": 0.5}}
 """Mixes by name. balanced: AP for detection and classes, HOTA for identities."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from idol.detection import gpu_masks
-from idol.masks import resize
+from idol.masks import rle
 from ops import mask_bits, nvrtc
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -130,7 +130,7 @@ def test_masks_that_come_as_bits_are_those_of_the_processor(emulated, method):
         assert torch.equal(a, b)
     for a, b, (_, size) in zip(strings, right, sizes, strict=True):
         # At a tie the rounding of the last bit decides.
-        assert (resize.decode(a, size) != resize.decode(b, size)).mean() < 1e-3
+        assert (rle.decode_masks(a, size) != rle.decode_masks(b, size)).mean() < 1e-3
 
 
 def test_no_masks_ask_for_no_kernel():

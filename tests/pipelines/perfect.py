@@ -11,6 +11,7 @@ from pycocotools import mask as coco
 
 import idol
 from idol.config import Config, TrackerConfig
+from idol.evaluation.overlaps import frame_overlap
 from idol.network.model import IDOL
 from idol.structures import FrameDetections
 from idol.weights import checkpoint
@@ -61,12 +62,8 @@ def run(
                     piece.start + offset, truth, labels[piece.video_id], piece.size, config
                 )
                 found.append(schemas.detections_to_row(frame, piece.video_id, piece.size))
-                measured = detect.frame_overlap(frame.masks, truth, piece.size)
-                overlaps.append(
-                    schemas.overlap_to_row(
-                        schemas.FrameOverlap(piece.video_id, frame.frame_index, *measured)
-                    )
-                )
+                measured = frame_overlap(frame.masks, truth, piece.size, frame.frame_index)
+                overlaps.append(schemas.overlap_to_row(measured, piece.video_id))
         tables.commit(
             schemas.table(overlaps, schemas.OVERLAP), layout.shard_path(out, number, "overlap")
         )

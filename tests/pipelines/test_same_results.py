@@ -8,7 +8,7 @@ import pytest
 
 import idol
 from idol.images import synthetic, synthetic_dataset
-from idol.masks import resize
+from idol.masks import rle
 from pipelines import cluster, configuration
 from pipelines.sources import annotations
 from pipelines.stages import detect, track
@@ -53,7 +53,7 @@ def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of
             for a, b in zip(ours.segmentations, theirs.segmentations, strict=True):
                 if a is None or b is None:
                     continue
-                pair = resize.decode([a, b], size)
+                pair = rle.decode_masks([a, b], size)
                 differing += int((pair[0] != pair[1]).sum())
                 total += int(pair[0].sum())
             assert differing <= 1e-3 * total

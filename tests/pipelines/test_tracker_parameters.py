@@ -114,7 +114,7 @@ def outcome(frames: list[list[FrameDetections]], config: TrackerConfig) -> list[
     seen: list[Any] = []
     for video in frames:
         tracks = track_video(video, config)
-        chosen = results.submissions(tracks, config)
+        chosen = results.class_entries(tracks, config)
         seen.append(
             [(sorted(tracks[s.track].detections.items()), s.label, s.score) for s in chosen]
         )

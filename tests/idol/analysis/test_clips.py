@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 from idol.analysis import clips
 from idol.analysis.clips import Part
 from idol.config import AnalysisConfig
-from idol.evaluation import average_precision
-from idol.masks.resize import decode
+from idol.evaluation import average_precision, matching
+from idol.masks.rle import decode_masks
 from idol.ytvis import results, truth
 from idol.ytvis.truth import VideoTruth
 
@@ -30,7 +30,7 @@ def strip(first: int, last: int) -> dict[str, Any]:
 
 
 def pixels(mask: dict[str, Any] | None) -> list[int]:
-    return [] if mask is None else np.flatnonzero(decode([mask["counts"]], SIZE)).tolist()
+    return [] if mask is None else np.flatnonzero(decode_masks([mask["counts"]], SIZE)).tolist()
 
 
 def video(length: int, *instances: list[dict[str, Any] | None], categories: int = 2) -> VideoTruth:
@@ -150,7 +150,7 @@ def test_overlapping_clips_of_perfect_tracks_are_joined_to_them(
     assert [[pixels(m) for m in e["segmentations"]] for e in joined] == [
         [pixels(m) for m in masks] for masks in instances
     ]
-    assert average_precision.summarise([average_precision.match_video(joined, known)]).stats[
+    assert average_precision.summarise([matching.match_video(joined, known)]).stats[
         "AP"
     ] == pytest.approx(1)
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from idol.analysis import oracles
 from idol.config import AnalysisConfig, TrackerConfig
-from idol.evaluation import average_precision
+from idol.evaluation import average_precision, identities, matching
+from idol.evaluation.overlaps import frame_overlap, truth_of_frame
+from idol.evaluation.stored_overlaps import match_video_from_overlaps
 from idol.structures import FrameDetections
 from idol.ytvis import results
 from idol.ytvis.truth import VideoTruth
@@ -22,7 +24,7 @@ LENGTHS = (1, 2, 3, 50)
 
 
 def ap(entries: list[dict[str, Any]], known: VideoTruth) -> float:
-    return average_precision.summarise([average_precision.match_video(entries, known)]).stats["AP"]
+    return average_precision.summarise([matching.match_video(entries, known)]).stats["AP"]
 
 
 def experiments(
@@ -78,7 +80,7 @@ def test_one_clip_over_the_whole_video_is_the_prediction_itself(case: Any) -> No
     assert done.clips[50].stats == done.predicted.stats
     assert (
         done.predicted.stats
-        == average_precision.summarise([average_precision.match_video(rows, known)]).stats
+        == average_precision.summarise([matching.match_video(rows, known)]).stats
     )
     assert done.clips[1].stats == done.frame.stats
 
@@ -194,10 +196,10 @@ def test_without_false_positives_the_frame_oracle_is_that_of_stored_detections(s
                 masks=tuple(here),
             )
         )
-        overlap.append(average_precision.frame_overlap(here, known, t))
+        overlap.append(frame_overlap(here, truth_of_frame(known, t), known.size, t))
     tracker = TrackerConfig.released()
-    expected = average_precision.match_video_from_overlaps(
-        average_precision.true_identity_tracks(frames, overlap),
+    expected = match_video_from_overlaps(
+        identities.true_identity_tracks(frames, overlap),
         overlap,
         known,
         category_ids=[1],

@@ -193,10 +193,9 @@ def test_processes_and_ways_of_reading_change_nothing(
     plain = found(usual, Analyses(), 1)
     assert found(usual, Analyses(), 2) == plain
     # Large files are read by compiled code, in threads or, with tracking, in processes.
-    pytest.importorskip("numba")
     tracking = Analyses(tracking=TrackingOptions(min_score=0.3))
     counted = found(usual, tracking, 1)
-    monkeypatch.setattr(average_precision, "LARGE", 0)
+    monkeypatch.setattr(score_files, "_COMPILE_BYTES", 0)
     assert found(usual, tracking, 2) == counted
     for path in (usual, unusual):
         assert found(path, tracking, 1) == counted

@@ -8,10 +8,10 @@ import torch
 
 import idol
 from idol.detection.detector import Detector, on_device
-from idol.detection.gpu_masks import from_logits, iou_of_counts, reads
+from idol.detection.gpu_masks import from_logits, reads
 from idol.detection.postprocess import detections
 from idol.images.transforms import collate_images, normalise
-from idol.masks import resize
+from idol.masks import iou, resize, rle
 from idol.network import fast as fast_network
 from idol.network.fast import FastNetwork
 
@@ -180,7 +180,7 @@ def test_overlaps_and_strings_of_several_frames_are_those_of_each():
     sizes = [((60, 90), (120, 180)), ((60, 90), (120, 180)), ((64, 96), (33, 47))]
     overlaps, strings = from_logits(logits, [2, 0, 3], sizes, "released")
     assert [len(s) for s in strings] == [2, 0, 3]
-    assert torch.equal(overlaps[2], resize.overlaps(logits[2:] > 0))
+    assert torch.equal(overlaps[2], iou.mask_iou(logits[2:] > 0))
     assert strings[0] == resize.resize_and_encode(logits[:2], *sizes[0])
     assert from_logits(logits[:0], [0, 0], sizes[:2], "smooth")[1] == [[], []]
 
@@ -190,7 +190,7 @@ def test_overlaps_from_counted_pixels_are_those_from_masks():
     chosen = torch.randn(6, 12, 20) > 0.3
     chosen[2] = False
     flat = chosen.flatten(1).long()
-    assert torch.equal(iou_of_counts((flat @ flat.T).int()), resize.overlaps(chosen))
+    assert torch.equal(iou.iou_of_shared((flat @ flat.T).int()), iou.mask_iou(chosen))
 
 
 @pytest.mark.parametrize("method", ["released", "smooth"])
@@ -234,7 +234,7 @@ def test_fast_on_a_device_finds_what_the_processor_finds(model, batch, compiled)
     for a, b in zip(got, right, strict=True):
         assert a.frame_index == b.frame_index
         assert abs(float(a.scores[0] - b.scores[0])) < 0.1
-        x, y = resize.decode(a.masks[:1], SIZE), resize.decode(b.masks[:1], SIZE)
+        x, y = rle.decode_masks(a.masks[:1], SIZE), rle.decode_masks(b.masks[:1], SIZE)
         assert (x & y).sum() > 0.8 * (x | y).sum()
 
 
@@ -249,5 +249,5 @@ def test_masks_made_on_a_device_are_those_of_the_processor(method):
     for a, b in zip(overlaps, right_overlaps, strict=True):
         assert torch.equal(a, b)
     for a, b, (_, size) in zip(strings, right, sizes, strict=True):
-        differ = resize.decode(a, size) != resize.decode(b, size)
+        differ = rle.decode_masks(a, size) != rle.decode_masks(b, size)
         assert differ.mean() < 1e-4

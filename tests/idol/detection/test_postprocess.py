@@ -16,7 +16,7 @@ from torch import Tensor
 import idol
 from idol.config import DetectConfig
 from idol.detection.postprocess import detections, select_queries
-from idol.masks import resize
+from idol.masks import iou, resize, rle
 from idol.network.model import IDOL
 from idol.structures import FrameDetections, Track
 from idol.tracker.online import Tracker, TrackerConfig, admitted, track_video
@@ -122,7 +122,7 @@ def test_selection_tracks_scores_and_masks_equal_the_released_ones(
         pixels = np.zeros((*stored.shape, *SIZE), np.uint8)
         for i, index in enumerate(used):
             for t, row in tracks[index].detections.items():
-                pixels[i, t] = resize.decode([frames[t].masks[row]], SIZE)[0]
+                pixels[i, t] = rle.decode_masks([frames[t].masks[row]], SIZE)[0]
         packed = oracle[f"{case}/masks"]
         assert np.array_equal(np.packbits(pixels), packed), case
 
@@ -153,7 +153,7 @@ def test_a_whole_video_through_the_network_equals_the_released_one(shared: Path)
         assert sorted(one.detections) == np.flatnonzero(stored["inst_present"][index]).tolist()
         for t, row in one.detections.items():
             expected = np.unpackbits(stored["inst_masks_packed"][index, t])[: size[0] * size[1]]
-            mask = resize.decode([frames[t].masks[row]], size)[0]
+            mask = rle.decode_masks([frames[t].masks[row]], size)[0]
             # Other hardware may round a pixel on an outline to the other side.
             assert (mask.ravel() != expected).sum() <= 1e-4 * expected.sum()
 
@@ -254,9 +254,9 @@ def test_an_image_of_a_batch_becomes_detections_in_original_pixels() -> None:
     clipped = [min(max(v, 0), limit) for v, limit in zip(expected, limits, strict=True)]
     assert frame.boxes[0].tolist() == pytest.approx(clipped, abs=1e-4)
     logits = model.logits[1, queries]
-    assert torch.equal(frame.overlaps, resize.overlaps(logits > 0))
+    assert torch.equal(frame.overlaps, iou.mask_iou(logits > 0))
     whole = resize.resize(logits, (60, 90), (120, 180))
-    assert np.array_equal(resize.decode(frame.masks, (120, 180)), whole.numpy())
+    assert np.array_equal(rle.decode_masks(frame.masks, (120, 180)), whole.numpy())
 
 
 def test_a_batch_gives_every_image_what_it_gets_alone() -> None:

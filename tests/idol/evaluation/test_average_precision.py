@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from idol.config import TrackerConfig
-from idol.evaluation import average_precision
+from idol.evaluation import average_precision, identities, matching
 from idol.evaluation.average_precision import evaluate
+from idol.evaluation.overlaps import frame_overlap, truth_of_frame
+from idol.evaluation.stored_overlaps import match_video_from_overlaps
+from idol.masks import rle
 from idol.structures import FrameDetections
 from idol.ytvis import truth
 
@@ -155,7 +158,7 @@ def test_an_annotation_of_id_0_is_found_unless_compat_is_asked_for(shared: Path)
 
 
 def test_videos_whose_truth_cannot_be_read_are_left_out_with_their_results(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     seen = [{"segmentations": [strip(0, 9), None], "video_id": v} for v in (1, 2)]
     data = dataset(seen, videos=2)
@@ -168,42 +171,20 @@ def test_videos_whose_truth_cannot_be_read_are_left_out_with_their_results(
         assert (metrics.stats["AP"], metrics.num_videos) == (pytest.approx(1.0), 1)
     assert "1 of 2 videos are not scored" in caplog.text
     assert "video 2 (annotation 2 has 1 segmentations for 2 frames)" in caplog.text
-    monkeypatch.setattr(average_precision, "LARGE", 0)
-    assert evaluate(data, file).stats["AP"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="video 2: annotation 2 has 1 segmentations"):
         evaluate(dict(data, videos=data["videos"][1:]), [])
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_large_files_are_scored_the_same(
-    shared: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    pytest.importorskip("numba")
+@pytest.mark.parametrize("name", [name for name in CASES if name not in REFUSED])
+def test_compiled_code_scores_the_same(shared: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     case = shared / "reference" / "eval_cases" / name
     files = case / "gt.json", case / "results.json"
-    if name in REFUSED:
-        monkeypatch.setattr(average_precision, "LARGE", 0)
-        with pytest.raises(ValueError, match=REFUSED[name]):
-            evaluate(*files)
-        return
+    loaded = rle.compile_kernel()
+    monkeypatch.setattr(rle, "_COMPILE_FROM", 1 << 60)
+    monkeypatch.setattr(rle._Read, "kernel", None)
     expected = evaluate(*files)
-    monkeypatch.setattr(average_precision, "LARGE", 0)
-    caplog.set_level("DEBUG", logger="idol.evaluation")
+    monkeypatch.setattr(rle._Read, "kernel", loaded)
     same(evaluate(*files), expected)
-    assert "read as a whole" not in caplog.text
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.booleans())
-def test_a_large_file_read_by_compiled_code_scores_the_same(tmp_path_factory, seed, occlusion):
-    pytest.importorskip("numba")
-    data, entries = random_case(seed, occlusion=occlusion)
-    path = tmp_path_factory.mktemp("large") / "results.json"
-    path.write_text(json.dumps(entries))
-    with pytest.MonkeyPatch.context() as patch:
-        expected = evaluate(data, entries)
-        patch.setattr(average_precision, "LARGE", 0)
-        same(evaluate(data, path), expected)
 
 
 # ---- by hand -------------------------------------------------------------------------------------
@@ -318,7 +299,7 @@ def test_splitting_videos_over_workers_changes_nothing(seed, random):
     data, entries = random_case(seed, videos=5)
     known = truth.read(data)
     matches = [
-        average_precision.match_video([e for e in entries if e["video_id"] == v], video)
+        matching.match_video([e for e in entries if e["video_id"] == v], video)
         for v, video in known.videos.items()
     ]
     random.shuffle(matches)
@@ -388,9 +369,9 @@ def test_summarise_refuses_what_does_not_belong_together():
     with pytest.raises(ValueError, match="no video to score"):
         average_precision.summarise([])
     with pytest.raises(ValueError, match="video 1 was matched twice"):
-        average_precision.summarise([average_precision.match_video([], one[1])] * 2)
+        average_precision.summarise([matching.match_video([], one[1])] * 2)
     with pytest.raises(ValueError, match="different categories or occlusion"):
-        average_precision.summarise(average_precision.match_video([], v) for v in (one[1], two[2]))
+        average_precision.summarise(matching.match_video([], v) for v in (one[1], two[2]))
 
 
 # ---- true identities -----------------------------------------------------------------------------
@@ -420,13 +401,16 @@ def crossing():
         detected(0, (0, 9), (21, 29), (2, 9), (30, 39)),
         detected(1, (1, 9), (20, 29)),
     ]
-    overlaps = [average_precision.frame_overlap(f.masks, video, f.frame_index) for f in frames]
+    overlaps = [
+        frame_overlap(f.masks, truth_of_frame(video, f.frame_index), video.size, f.frame_index)
+        for f in frames
+    ]
     return video, frames, overlaps
 
 
 def test_true_identity_tracks_follow_the_instance_that_each_detection_shows():
     _, frames, overlaps = crossing()
-    tracks = average_precision.true_identity_tracks(frames, overlaps)
+    tracks = identities.true_identity_tracks(frames, overlaps)
     assert [(t.track_id, t.detections) for t in tracks] == [(0, {0: 0, 1: 1}), (1, {0: 1, 1: 0})]
     # Rows 0 and 1: (0.9 + 0.79) / 2.
     torch.testing.assert_close(tracks[0].class_scores, torch.tensor([0.845, 0.0]))
@@ -434,23 +418,26 @@ def test_true_identity_tracks_follow_the_instance_that_each_detection_shows():
 
 def test_unmatched_detections_are_dropped_or_tracks_of_their_own():
     _, frames, overlaps = crossing()
-    tracks = average_precision.true_identity_tracks(frames, overlaps, keep_unmatched=True)
+    tracks = identities.true_identity_tracks(frames, overlaps, keep_unmatched=True)
     assert [(t.track_id, t.detections) for t in tracks[2:]] == [(2, {0: 2}), (3, {0: 3})]
 
 
 def test_only_the_given_rows_are_used():
     _, frames, overlaps = crossing()
-    tracks = average_precision.true_identity_tracks(frames, overlaps, rows=[[2, 1], []])
+    tracks = identities.true_identity_tracks(frames, overlaps, rows=[[2, 1], []])
     assert [(t.track_id, t.detections) for t in tracks] == [(0, {0: 2}), (1, {0: 1})]
-    assert average_precision.true_identity_tracks(frames, overlaps, rows=[[], []]) == []
+    assert identities.true_identity_tracks(frames, overlaps, rows=[[], []]) == []
 
 
 def test_true_identities_of_exact_detections_score_one():
     video, frames, _ = crossing()
     frames = [detected(0, (0, 9), (20, 29)), detected(1, (0, 9), (20, 29))]
-    overlaps = [average_precision.frame_overlap(f.masks, video, f.frame_index) for f in frames]
-    matches = average_precision.match_video_from_overlaps(
-        average_precision.true_identity_tracks(frames, overlaps),
+    overlaps = [
+        frame_overlap(f.masks, truth_of_frame(video, f.frame_index), video.size, f.frame_index)
+        for f in frames
+    ]
+    matches = match_video_from_overlaps(
+        identities.true_identity_tracks(frames, overlaps),
         overlaps,
         video,
         category_ids=[1, 2],
@@ -462,4 +449,4 @@ def test_true_identities_of_exact_detections_score_one():
 def test_overlaps_of_other_frames_are_refused():
     _, frames, overlaps = crossing()
     with pytest.raises(ValueError, match="frame 0 has 4 detections, but the overlap"):
-        average_precision.true_identity_tracks(frames, overlaps[::-1])
+        identities.true_identity_tracks(frames, overlaps[::-1])

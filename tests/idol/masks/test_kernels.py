@@ -6,9 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from idol.masks import packed, rle
-
-rle_kernel = pytest.importorskip("idol.masks.kernels")
+from idol.masks import kernels, rle
 
 
 def tracks(rng, number, length, size):
@@ -52,20 +50,15 @@ def tracks(rng, number, length, size):
 def test_overlaps_are_the_pixels_that_both_have(seed, number, num_truth, length, size):
     rng = np.random.default_rng(seed)
     pixels, counts = tracks(rng, number, length, size)
-    if number > 2:  # one track under two classes
-        pixels[2], counts[2] = pixels[0], counts[0]
     true_pixels, true_counts = tracks(rng, num_truth, length, size)
     wanted = rng.random((number, num_truth)) < 0.7
-    found = packed.pack(counts, size, length)
-    truth = packed.pack(true_counts, size, length)
     expected = np.einsum("nthw,gthw->tng", pixels.astype(int), true_pixels.astype(int)) * wanted
     for per_frame in (True, False):
-        shared, areas = rle_kernel.overlap(
-            found, truth, wanted, size[0] * size[1], per_frame=per_frame
+        shared = kernels.overlap(
+            counts, true_counts, wanted, size[0] * size[1], length, per_frame=per_frame
         )
-        np.testing.assert_array_equal(areas, pixels.sum(axis=(2, 3)))
         want = expected if per_frame else expected.sum(axis=0, keepdims=True)
-        np.testing.assert_array_equal(np.where(wanted, shared, 0), want)
+        np.testing.assert_array_equal(shared, want)
 
 
 @settings(deadline=None, max_examples=300)
@@ -79,22 +72,13 @@ def test_overlaps_are_the_pixels_that_both_have(seed, number, num_truth, length,
 )
 def test_a_string_that_does_not_fill_the_picture_is_noticed(strings, pixels):
     whole = coco_mask.encode(np.ones((pixels, 1), np.uint8, order="F"))["counts"]
-    truth = packed.pack([[{"size": [pixels, 1], "counts": whole}]], (pixels, 1), 1)
-    found = packed.pack([[{"size": [pixels, 1], "counts": s}] for s in strings], (pixels, 1), 1)
-    sums, areas = rle._measure(strings, np.fromiter(map(len, strings), np.int64, len(strings)))
-    measured = rle_kernel.overlap(
-        found, truth, np.ones((len(strings), 1), bool), pixels, per_frame=False
-    )
-    if (sums != pixels).any():
-        assert measured is None
+    truth, found = ([[{"size": [pixels, 1], "counts": c}] for c in s] for s in ([whole], strings))
+    read = [rle.runs(s) for s in strings]
+    wanted = np.ones((len(strings), 1), bool)
+    if any(runs is None or runs.sum() != pixels for runs in read):
+        with pytest.raises(ValueError, match=f"no readable RLE of {pixels} pixels"):
+            kernels.overlap(found, truth, wanted, pixels, 1, per_frame=False)
     else:
         # All of the picture is true, so what is shared is the area.
-        np.testing.assert_array_equal(measured[0][0, :, 0], areas)
-        np.testing.assert_array_equal(measured[1][:, 0], areas)
-
-
-def test_tracks_of_another_size_or_length_are_not_packed():
-    mask = {"size": [2, 3], "counts": b"6"}
-    assert packed.pack([[mask, None]], (2, 3), 2) is not None
-    assert packed.pack([[mask, None]], (3, 2), 2) is None
-    assert packed.pack([[mask]], (2, 3), 2) is None
+        shared = kernels.overlap(found, truth, wanted, pixels, 1, per_frame=False)
+        assert shared[0, :, 0].tolist() == [runs[1::2].sum() for runs in read]

@@ -1,9 +1,8 @@
-"""Masks: encoding, overlaps in float32, and the released resizing, pixel for pixel."""
+"""Mask logits at the original size are the released ones, pixel for pixel."""
 
 from __future__ import annotations
 
 import numpy as np
-import pycocotools.mask
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from idol.masks import resize
+from idol.masks import resize, rle
 
 
 def blobs(seed: int, count: int, height: int, width: int) -> Tensor:
@@ -31,96 +30,6 @@ def blobs(seed: int, count: int, height: int, width: int) -> Tensor:
         elif kind == 1:
             maps[i] = np.minimum(maps[i], 0)
     return torch.from_numpy(maps)
-
-
-# --- run lengths ---------------------------------------------------------------------------------
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 2**16),
-    count=st.integers(0, 4),
-    height=st.integers(1, 40),
-    width=st.integers(1, 40),
-    share=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
-)
-def test_decode_inverts_encode(
-    seed: int, count: int, height: int, width: int, share: float
-) -> None:
-    bits = np.random.default_rng(seed).random((count, height, width)) < share
-    counts = resize.encode(torch.from_numpy(bits))
-    assert np.array_equal(resize.decode(counts, (height, width)), bits)
-    assert np.array_equal(resize.decode([c.decode() for c in counts], (height, width)), bits)
-    for mask, text in zip(bits, counts, strict=True):
-        alone = pycocotools.mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-        assert text == alone["counts"]
-
-
-def test_long_runs_are_decoded() -> None:
-    bits = np.zeros((1, 3000, 2000), np.bool_)
-    bits[0, 1500:, 1999] = True
-    assert np.array_equal(resize.decode(resize.encode(bits), (3000, 2000)), bits)
-
-
-@pytest.mark.parametrize("counts", [b"", b"\x00", b"o", b"~~~~~~~~~~~~~", b"0", b"ABC", b"\xff1"])
-def test_counts_that_do_not_fill_the_size_are_refused_by_position(counts: bytes) -> None:
-    good = resize.encode(np.ones((1, 5, 7), np.bool_))
-    with pytest.raises(ValueError, match=r"counts\[1\] .* height 5 and width 7"):
-        resize.decode([*good, counts], (5, 7))
-
-
-def test_encode_refuses_a_single_mask_without_its_axis() -> None:
-    with pytest.raises(ValueError, match=r"must have shape \(N, H, W\).*masks\[None\]"):
-        resize.encode(np.zeros((4, 5), np.bool_))
-
-
-# --- overlaps ------------------------------------------------------------------------------------
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**16),
-    count=st.integers(0, 6),
-    height=st.integers(1, 20),
-    width=st.integers(1, 20),
-)
-def test_overlaps_are_the_released_float32_ratio(
-    seed: int, count: int, height: int, width: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    bits = rng.random((count, height, width)) < rng.random((count, 1, 1)) ** 2
-    result = resize.overlaps(torch.from_numpy(bits))
-    assert result.shape == (count, count)
-    assert result.dtype == torch.float32
-    for i in range(count):
-        for j in range(count):
-            inter = torch.tensor(int((bits[i] & bits[j]).sum()), dtype=torch.float32)
-            union = torch.tensor(int((bits[i] | bits[j]).sum()), dtype=torch.float32)
-            assert result[i, j] == (inter + 1e-6) / (union + 1e-6)
-
-
-def test_two_empty_masks_overlap_fully() -> None:
-    assert resize.overlaps(torch.zeros(2, 3, 3, dtype=torch.bool)).tolist() == [[1, 1], [1, 1]]
-
-
-def test_half_overlap_is_rounded_in_float32() -> None:
-    # 1 of 2 pixels: (1 + 1e-6) / (2 + 1e-6) is above 0.5, in float32 by the rounding of 1e-6.
-    bits = torch.tensor([[[True, True]], [[True, False]]])
-    expected = (np.float32(1) + np.float32(1e-6)) / (np.float32(2) + np.float32(1e-6))
-    assert resize.overlaps(bits)[0, 1].item() == expected
-    # 100 of 200 pixels: 1e-6 disappears, and the ratio is 0.5 exactly, not above.
-    bits = torch.zeros(2, 20, 10, dtype=torch.bool)
-    bits[0], bits[1, :10] = True, True
-    assert resize.overlaps(bits)[0, 1].item() == 0.5
-
-
-@pytest.mark.gpu
-def test_overlaps_are_the_same_on_a_gpu() -> None:
-    bits = blobs(0, 8, 45, 80) > 0
-    assert torch.equal(resize.overlaps(bits.cuda()).cpu(), resize.overlaps(bits))
-
-
-# --- resizing ------------------------------------------------------------------------------------
 
 
 def released_resize(logits: Tensor, input_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
@@ -146,7 +55,7 @@ def test_resizing_gives_the_released_pixels(
     result = resize.resize(logits, (height, width), size)
     assert result.dtype == torch.bool
     assert torch.equal(result, released_resize(logits, (height, width), size))
-    assert resize.resize_and_encode(logits, (height, width), size) == resize.encode(result)
+    assert resize.resize_and_encode(logits, (height, width), size) == rle.encode_masks(result)
 
 
 def test_resizing_gives_the_released_pixels_at_real_sizes() -> None:

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from idol.masks import rle
+from idol.masks import kernels, rle
 
 
 def encode(mask: np.ndarray) -> bytes:
@@ -65,7 +66,6 @@ def test_what_is_measured_has_the_area_that_pycocotools_finds(runs, wrapped, pad
     steps = [n - (numbers[i - 2] if i > 2 else 0) for i, n in enumerate(numbers)]
     text = b"".join(map(written, steps, [*padding, 0]))
     if compiled:
-        kernels = pytest.importorskip("idol.masks.kernels")
         pixels, areas = kernels.measure(text, np.array([len(text)]))
     else:
         pixels, areas = rle.measure([text])
@@ -77,15 +77,6 @@ def test_a_number_that_pycocotools_reads_as_another_is_unreadable():
     # Was an area of 60 here and of 92 there: the second number has a seventh character.
     pixels, areas = rle.measure([b"TSP0bQP0XVP0hnooooO`^g0"])
     assert (pixels[0], areas[0]) == (-1, 0)
-
-
-def test_a_set_larger_than_one_pass_is_measured_the_same(monkeypatch):
-    pictures = [np.random.default_rng(n).random((9, 14)) < 0.4 for n in range(60)]
-    counts = [encode(m) for m in pictures]
-    monkeypatch.setattr(rle, "_AT_ONCE", 100)
-    pixels, areas = rle.measure(counts)
-    assert pixels.tolist() == [9 * 14] * 60
-    assert areas.tolist() == [m.sum() for m in pictures]
 
 
 def test_all_written_forms_are_the_same_mask():
@@ -134,23 +125,62 @@ def test_check_names_the_first_mask_that_does_not_fill_its_size():
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.binary(max_size=12) | st.text("0123?@ABOPQo`a", max_size=12), max_size=6))
 def test_the_compiled_reading_says_the_same_of_any_string(strings):
-    rle_kernel = pytest.importorskip("idol.masks.kernels")
     counts = [s if isinstance(s, bytes) else s.encode() for s in strings]
     lengths = np.fromiter(map(len, counts), np.int64, len(counts))
-    pixels, areas = rle._measure(counts, lengths)
-    compiled = rle_kernel.measure(b"".join(counts), lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rle._Read, "kernel", None)
+        patch.setattr(rle, "_COMPILE_FROM", 1 << 60)
+        pixels, areas = rle.measure(counts)
+    compiled = kernels.measure(b"".join(counts), lengths)
     np.testing.assert_array_equal(compiled[0], pixels)
     np.testing.assert_array_equal(compiled[1], areas)
 
 
 def test_a_large_set_is_read_by_compiled_code(monkeypatch):
-    pytest.importorskip("idol.masks.kernels")
     counts = [encode(m) for m in np.random.default_rng(0).random((20, 30, 40)) < 0.5]
     expected = rle.measure(counts)
-    monkeypatch.setattr(rle, "_COMPILE_FROM", 100)
+    monkeypatch.setattr(rle, "_COMPILE_FROM", 10)
     monkeypatch.setattr(rle, "_Read", type("_Read", (), dict(vars(rle._Read))))
-    rle._Read.asked, rle._Read.kernel = False, None
+    rle._Read.kernel = None
     found = rle.measure(counts)
     assert rle._Read.kernel is not None
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    count=st.integers(0, 4),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    share=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+)
+def test_decode_inverts_encode(
+    seed: int, count: int, height: int, width: int, share: float
+) -> None:
+    bits = np.random.default_rng(seed).random((count, height, width)) < share
+    counts = rle.encode_masks(torch.from_numpy(bits))
+    assert np.array_equal(rle.decode_masks(counts, (height, width)), bits)
+    assert np.array_equal(rle.decode_masks([c.decode() for c in counts], (height, width)), bits)
+    for mask, text in zip(bits, counts, strict=True):
+        alone = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert text == alone["counts"]
+
+
+def test_long_runs_are_decoded() -> None:
+    bits = np.zeros((1, 3000, 2000), np.bool_)
+    bits[0, 1500:, 1999] = True
+    assert np.array_equal(rle.decode_masks(rle.encode_masks(bits), (3000, 2000)), bits)
+
+
+@pytest.mark.parametrize("counts", [b"", b"\x00", b"o", b"~~~~~~~~~~~~~", b"0", b"ABC", b"\xff1"])
+def test_counts_that_do_not_fill_the_size_are_refused_by_position(counts: bytes) -> None:
+    good = rle.encode_masks(np.ones((1, 5, 7), np.bool_))
+    with pytest.raises(ValueError, match=r"counts\[1\] .* height 5 and width 7"):
+        rle.decode_masks([*good, counts], (5, 7))
+
+
+def test_encode_refuses_a_single_mask_without_its_axis() -> None:
+    with pytest.raises(ValueError, match=r"must have shape \(N, H, W\).*masks\[None\]"):
+        rle.encode_masks(np.zeros((4, 5), np.bool_))

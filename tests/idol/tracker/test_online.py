@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from idol.masks import resize
+from idol.masks import iou
 from idol.structures import FrameDetections, Track
 from idol.tracker.online import Tracker, TrackerConfig, admitted, track_video
 from tests.idol.some_rows import subset
@@ -116,7 +116,7 @@ def trace_frame(stored: Any, sequence: str, t: int) -> FrameDetections:
         t,
         stored[f"{prefix}/bbox"][:, 4],
         stored[f"{prefix}/emb"],
-        resize.overlaps(logits > 0),
+        iou.mask_iou(logits > 0),
         stored[f"{prefix}/label"],
         num_classes=100,
     )

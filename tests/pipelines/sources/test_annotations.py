@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from pycocotools import mask as coco
 
-from idol.masks.resize import decode
+from idol.masks.rle import decode_masks
 from idol.ytvis import truth as truth_file
 from pipelines.errors import DatasetError
 from pipelines.sources import annotations
@@ -37,7 +37,7 @@ def test_a_dataset_is_read_whole(make_videos):
     assert first.frames == tuple(str(videos.frame(1, i)) for i in range(3))
     assert [i.instance_id for i in first.instances] == [11, 12]
     assert [s is None for s in first.instances[0].segmentations] == [True, False, False]
-    mask = decode([first.instances[0].segmentations[1]], (24, 36))[0]
+    mask = decode_masks([first.instances[0].segmentations[1]], (24, 36))[0]
     assert mask.sum() == 6 * 8
     assert mask[4:12, 2:8].all()
 

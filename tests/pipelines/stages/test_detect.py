@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import idol
 from idol.config import Config, ModelConfig, TransformConfig, override
 from idol.detection.detector import Detector
-from idol.masks import resize
+from idol.evaluation.overlaps import frame_overlap
+from idol.masks import rle
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.sources import annotations
 from pipelines.sources.annotations import Dataset
@@ -56,13 +57,15 @@ def test_overlaps_are_the_pixel_counts_of_the_masks(n: int, g: int, seed: int, a
     found, true = rng.random((n, 9, 7)) < 0.4, rng.random((g, 9, 7)) < 0.4
     if n:
         found[0] = False  # a detection may have an empty mask
-    counts: list[bytes | None] = list(resize.encode(true))
+    counts: list[bytes | None] = list(rle.encode_masks(true))
     if g and absent:
         counts[-1], true[-1] = None, False
-    shared, area, truth_area = detect.frame_overlap(resize.encode(found), counts, (9, 7))
-    np.testing.assert_array_equal(shared, np.einsum("nhw,ghw->ng", found * 1, true * 1))
-    np.testing.assert_array_equal(area, found.sum((1, 2)))
-    np.testing.assert_array_equal(truth_area, true.sum((1, 2)))
+    overlap = frame_overlap(rle.encode_masks(found), counts, (9, 7), 5)
+    np.testing.assert_array_equal(
+        overlap.intersection, np.einsum("nhw,ghw->ng", found * 1, true * 1)
+    )
+    np.testing.assert_array_equal(overlap.area, found.sum((1, 2)))
+    np.testing.assert_array_equal(overlap.truth_area, true.sum((1, 2)))
 
 
 def test_frames_of_many_videos_share_a_batch_and_each_comes_back_as_if_alone(

@@ -11,15 +11,16 @@ import pytest
 
 import idol
 from idol.config import Config, override
+from idol.evaluation import identities
+from idol.evaluation.overlaps import FrameOverlap
 from idol.structures import Track
 from pipelines import configuration
 from pipelines.errors import PipelineError
 from pipelines.report import experiment_log
 from pipelines.sources import annotations
 from pipelines.sources.annotations import Dataset
-from pipelines.stages import detect, evaluate, stored_metrics
+from pipelines.stages import detect, evaluate
 from pipelines.storage import layout, manifest
-from pipelines.storage.schemas import FrameOverlap
 from tests.pipelines import perfect
 
 
@@ -157,7 +158,7 @@ def test_an_identity_switch_is_counted_when_another_track_takes_over() -> None:
         # Two true instances of 10 pixels; a row says how many of each a detection of 10 covers.
         shared = np.array(rows, np.float32).reshape(-1, 2)
         return FrameOverlap(
-            1, index, shared, np.full(len(rows), 10, np.float32), np.full(2, 10, np.float32)
+            index, shared, np.full(len(rows), 10, np.float32), np.full(2, 10, np.float32)
         )
 
     def track_of(track_id: int, **rows: int) -> Track:
@@ -171,4 +172,4 @@ def test_an_identity_switch_is_counted_when_another_track_takes_over() -> None:
         overlap(4, [(9, 0)]),  # by a new track: one switch
     ]
     tracks = [track_of(0, f0=0, f1=0, f2=0), track_of(1, f0=1, f1=1, f3=0), track_of(2, f4=0)]
-    assert stored_metrics.identity_switches(tracks, overlaps) == 3
+    assert identities.identity_switches(tracks, overlaps) == 3

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from idol.config import PairConfig
-from idol.masks.resize import decode
+from idol.masks.rle import decode_masks
 from pipelines.errors import ManifestError, PipelineError, VideoError
 from pipelines.sources import annotations
 from pipelines.sources.annotations import InstanceRecord, VideoRecord
@@ -125,7 +125,7 @@ def test_a_maximum_side_shrinks_frames_and_masks_alike(make_videos):
         left = row["key_index"] + 2
         whole = np.zeros((24, 36), bool)
         whole[4:12, left : left + 6] = True
-        mask = decode([row["instances"][1]["key_rle"]], (12, 18))[0]
+        mask = decode_masks([row["instances"][1]["key_rle"]], (12, 18))[0]
         np.testing.assert_array_equal(mask, whole[1::2, 1::2])
 
 

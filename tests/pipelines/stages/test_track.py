@@ -15,6 +15,7 @@ import idol
 from idol.config import TrackerConfig
 from idol.evaluation import average_precision
 from idol.tracker.online import track_video
+from idol.ytvis import results
 from idol.ytvis.results import to_ytvis
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.sources import annotations
@@ -69,7 +70,13 @@ def test_rows_are_those_of_to_ytvis(detections: Path, tmp_path: Path) -> None:
             config=TRACKER,
         )
         rows = track.results_of_video(source, video, TRACKER)
-        assert [track.to_entry(r, video.size, source.category_ids) for r in rows] == expected
+        entries = [
+            results.entry(
+                r.video_id, source.category_ids[r.label], r.score, r.segmentations, video.size
+            )
+            for r in rows
+        ]
+        assert entries == expected
 
 
 def test_results_are_valid_youtube_vis_json_and_the_archive_holds_them(
