@@ -192,16 +192,15 @@ def with_categories(config: Config, dataset: Dataset) -> Config:
 
     Raises: ValueError: they disagree.
     """
-    names, ids = dataset.category_names, dataset.category_ids
+    given = dataset.categories
     if not config.category_ids:
-        if len(ids) != config.model.num_classes:
+        if len(given) != config.model.num_classes:
             raise ValueError(
                 f"the checkpoint has {config.model.num_classes} classes, the dataset "
-                f"{len(ids)} categories. Was it trained on another dataset?"
+                f"{len(given)} categories. Was it trained on another dataset?"
             )
-        return replace(config, categories=names, category_ids=ids)
+        return replace(config, categories=tuple(given.values()), category_ids=tuple(given))
     trained = dict(zip(config.category_ids, config.categories, strict=True))
-    given = dict(zip(ids, names, strict=True))
     differing = {i for i, _ in trained.items() ^ given.items()}
     if differing:
         first = min(differing)
@@ -209,7 +208,7 @@ def with_categories(config: Config, dataset: Dataset) -> Config:
             f"the checkpoint was trained on other categories than the dataset has: category_id "
             f"{first} is {trained.get(first, 'absent')!r} in the checkpoint and "
             f"{given.get(first, 'absent')!r} in the dataset ({len(differing)} of "
-            f"{len(trained | given)} differ). Evaluate on the dataset it was trained for, or "
+            f"{len({**trained, **given})} differ). Evaluate on the dataset it was trained for, or "
             "train on this one from it with --reset-classes."
         )
     return config

@@ -101,7 +101,7 @@ class PairLoader:
     threads:    decode and augment this many pairs at a time
     Raises:
         ManifestError: the directory is unfinished or has too few rows.
-        ValueError: a rank, batch size or thread count that cannot be.
+        ValueError: an impossible rank, batch size or thread count.
     """
 
     def __init__(

@@ -34,7 +34,6 @@ WEIGHTS = "checkpoint.safetensors"
 Report = tuple[int, dict[str, float]]
 """Step, and the means of its losses since the report before."""
 OnReport = Callable[[int, dict[str, float]], None]
-"""Called with the parts of a Report."""
 _RAY = "ray"  # Ray Train's own files, inside out
 _STEP = "step-"  # checkpoint folders, inside out
 _STATE = "training.pt"  # optimiser, average and step, to go on from

@@ -88,11 +88,11 @@ class Output:
         Raises: ManifestError: a shard is missing.
         """
         if missing := self.missing(total_shards):
-            raise ManifestError(
-                str(self.path),
-                f"misses {len(missing)} of {total_shards} shards, the first is number {missing[0]}",
-                "Run the same command again: only these are redone.",
+            reason = (
+                f"misses {len(missing)} of {total_shards} shards, the first is number {missing[0]}"
             )
+            todo = "Run the same command again: only these are redone."
+            raise ManifestError(str(self.path), reason, todo)
         faults = sorted({*rejects, *self.rejects(total_shards)})
         table = schemas.table([reject._asdict() for reject in faults], schemas.REJECTS)
         tables.commit(table, self.path / tables.REJECTS)
@@ -207,11 +207,9 @@ def _check_claim(
         "config": "its configuration differs: " + "; ".join(_differences(old, new)[:4]),
         "input_hash": "its input had other content",
     }[name]
-    raise ManifestError(
-        str(path),
-        f"holds the {state} output of another run: {difference}",
-        "Choose another --out, or pass --overwrite to delete it.",
-    )
+    reason = f"holds the {state} output of another run: {difference}"
+    todo = "Choose another --out, or pass --overwrite to delete it."
+    raise ManifestError(str(path), reason, todo)
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -31,7 +31,6 @@ class Manifest:
     stage: str
     """The stage that wrote it: prepare, train, detect, ..."""
     schema_version: int = schemas.VERSION
-    """Version of the tables' schemas."""
     config: dict[str, Any] = field(default_factory=dict)
     """The whole configuration, as plain JSON types."""
     input_hash: str = ""
@@ -81,13 +80,10 @@ def read(path: str | Path, stage: str | None = None) -> Manifest:
     manifest = Manifest(**values)
     if stage is not None and manifest.stage != stage:
         raise ManifestError(str(path), f"holds '{manifest.stage}' output, not '{stage}'", todo)
-    if manifest.schema_version != schemas.VERSION:
-        raise ManifestError(
-            str(path),
-            f"holds tables of schema version {manifest.schema_version}, "
-            f"this code reads {schemas.VERSION}",
-            "Make it anew with --overwrite.",
-        )
+    version = manifest.schema_version
+    if version != schemas.VERSION:
+        reason = f"holds tables of schema version {version}, this code reads {schemas.VERSION}"
+        raise ManifestError(str(path), reason, "Make it anew with --overwrite.")
     return manifest
 
 
@@ -101,11 +97,8 @@ def shard_paths(path: str | Path, stage: str | None = None, prefix: str = "shard
     paths = [shard_path(path, index, prefix) for index in range(read(path, stage).shards)]
     missing = [shard.name for shard in paths if not shard.exists()]
     if missing:
-        raise ManifestError(
-            str(path),
-            f"lost {len(missing)} of its {len(paths)} shards, the first is {missing[0]}",
-            "Make it anew with --overwrite.",
-        )
+        reason = f"lost {len(missing)} of its {len(paths)} shards, the first is {missing[0]}"
+        raise ManifestError(str(path), reason, "Make it anew with --overwrite.")
     return paths
 
 

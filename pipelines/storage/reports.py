@@ -23,7 +23,7 @@ class Selection:
     stride: int
     """Every stride-th frame was used."""
     input_hash: str
-    """Hash of the data set as it was read."""
+    """Hash of the data set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,6 @@ class VideoMetrics:
     stats: Mapping[str, float]
     """AP, AP50, ... of this video alone."""
     tracks: int
-    """Tracks found."""
     truth: int
     """True instances."""
     switches: int

@@ -112,11 +112,8 @@ class StoredDetections:
             yield from schemas.rows(pq.read_table(path, columns=list(columns), filters=chosen))
 
     def _damaged(self, video: StoredVideo, what: str) -> ManifestError:
-        return ManifestError(
-            str(self.path),
-            f"is damaged: of video {video.video_id}, {what}",
-            "Make it anew with --overwrite.",
-        )
+        reason = f"is damaged: of video {video.video_id}, {what}"
+        return ManifestError(str(self.path), reason, "Make it anew with --overwrite.")
 
 
 def read(path: str | Path) -> StoredDetections:
