@@ -121,12 +121,11 @@ def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
     bars: dict[str, Any] = {}
 
     def progress(name: str, done: int, total: int) -> None:
-        bar = bars.get(name) or bars.setdefault(
-            name, tqdm(total=total, desc=name, unit="videos", disable=None, leave=False)
-        )
-        bar.update(done - bar.n)
+        if name not in bars:
+            bars[name] = tqdm(total=total, desc=name, unit="videos", disable=None, leave=False)
+        bars[name].update(done - bars[name].n)
         if done == total:
-            bar.close()
+            bars[name].close()
 
     found = score_files.run(known, paths, analyses, progress=progress)
     print(score_table.table(found), file=sys.stderr)
@@ -151,9 +150,8 @@ def _analyses(job: Score) -> Analyses:
 
     if not job.tracking and (job.min_score is not None or job.one_class):
         raise ValueError("--min-score and --one-class are of the tracking metrics; add --tracking")
-    options = TrackingOptions(
-        min_score=-math.inf if job.min_score is None else job.min_score, one_class=job.one_class
-    )
+    lowest = -math.inf if job.min_score is None else job.min_score
+    options = TrackingOptions(min_score=lowest, one_class=job.one_class)
     return Analyses(
         oracle=() if job.oracle == _ANY_LENGTHS else job.oracle or CLIP_LENGTHS,
         errors=job.errors,
@@ -202,9 +200,8 @@ def _submit(job: Score) -> dict[str, Any]:
 def _check_folder(path: Path | None) -> None:
     """What cannot be written should be found before an hour of work."""
     if path is not None and not path.resolve().parent.is_dir():
-        raise FileNotFoundError(
-            f"the folder {path.parent} does not exist; make it, or write elsewhere"
-        )
+        message = f"the folder {path.parent} does not exist; make it, or write elsewhere"
+        raise FileNotFoundError(message)
 
 
 if __name__ == "__main__":

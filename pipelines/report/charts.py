@@ -147,23 +147,21 @@ def lines(
     else:
         axes = _Axes((-0.25, len(x_names) - 0.75), y_axis)
         x_ticks = [(float(place), name) for place, name in enumerate(x_names)]
-    body = []
-    for line, points in zip(drawn, data, strict=True):
+    body, names = [], []
+    for n, (line, points) in enumerate(zip(drawn, data, strict=True)):
         color = f"c{line.color % PALETTE}"
         body.append(_line(axes, _thinned(points), f"{color} {line.style}"))
         if x_names is not None and line.style == "solid":
             for x, y in points.tolist():
                 title = f"{line.name}: {_short(y)}"
                 body.append(_dot(axes.across(x), axes.up(y), color, title))
-    rows = 0
-    if legend:
-        for rows, line in enumerate(drawn, start=1):
-            y = _HEIGHT + 15 * rows - 7
-            kind = f"c{line.color % PALETTE} {line.style}"
-            mark = '<polyline class="{}" points="{},{} {},{}"/>'
-            body.append(Markup(mark).format(kind, _LEFT, y - 3.5, _LEFT + 28, y - 3.5))
-            body.append(text(_LEFT + 36, y, line.name, "start"))
-    return _frame(axes, x_ticks, x_label, name, body, below=15 * rows)
+        y = _HEIGHT + 15 * n + 8
+        mark = Markup('<polyline class="{} {}" points="{},{y} {},{y}"/>')
+        names.append(mark.format(color, line.style, _LEFT, _LEFT + 28, y=y - 3.5))
+        names.append(text(_LEFT + 36, y, line.name, "start"))
+    if not legend:
+        return _frame(axes, x_ticks, x_label, name, body)
+    return _frame(axes, x_ticks, x_label, name, [*body, *names], below=15 * len(drawn))
 
 
 def _frame(

@@ -61,7 +61,8 @@ def _strip(
 ) -> Strip:
     indices = evenly(len(video), _FRAMES)
     paths = [video.frames[i] for i in indices]
-    images = list(frames.read_many(paths, video_id=video.video_id, size=video.size))
+    read = frames.read_many(paths, video_id=video.video_id, size=video.size)
+    images = dict(zip(indices, read, strict=True))
     names, labels = dataset.category_names, dataset.labels
     found = [
         (r.track_id, visualize.caption(names[r.label], r.track_id, r.score), r.segmentations)
@@ -73,8 +74,8 @@ def _strip(
     ]
     return Strip(
         title=f"video {video.video_id}" + (f", {video.name}" if video.name else ""),
-        predictions=draw(images, indices, video.size, found),
-        truth=draw(images, indices, video.size, true) if true else (),
+        predictions=draw(images, video.size, found),
+        truth=draw(images, video.size, true) if true else (),
         frame_labels=[f"frame {i}" for i in indices],
         caption=note,
     )

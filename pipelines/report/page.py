@@ -142,10 +142,7 @@ def render(report: Report) -> str:
     # What was stopped early was scored on fewer videos: it stands below all others.
     sweep = sorted(
         report.sweep,
-        key=lambda row: (
-            row.stopped is not None,
-            math.inf if math.isnan(row.score) else -row.score,
-        ),
+        key=lambda row: (row.stopped is not None, math.isnan(row.score), -row.score),
     )
     runs = [
         Run(row.params, 100 * row.score, best=row is sweep[0], default=row.default)

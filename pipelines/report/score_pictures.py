@@ -12,6 +12,7 @@ import numpy as np
 
 from idol.analysis import clips
 from idol.analysis.causes import Instance
+from idol.analysis.clips import ClipTrack
 from idol.analysis.shares import ErrorShares
 from idol.images import visualize
 from idol.ytvis.truth import VideoTruth
@@ -64,10 +65,10 @@ def draw(
     images = {t: image for t in chosen if (image := _read(files, t, truth.size)) is not None}
     if not images:
         return None
-    shown = list(images.values())
     name = categories.get(instance.category_id, str(instance.category_id))
     g = truth.instance_ids.tolist().index(instance.instance_id)
     true = [None if mask is None else mask["counts"] for mask in truth.masks[g]]
+    found = _tracks(instance, truth.length, clips.tracks_of(entries, indices, truth), categories)
     marks = {instance.worst_frame: ", the worst"}
     return Strip(
         title=f"{name} {instance.instance_id} of video {video_name or truth.video_id}",
@@ -75,37 +76,25 @@ def draw(
         f"{instance.joined_iou:.2f}; shown in {instance.shown} of {instance.frames} frames by "
         f"{instance.tracks} {'track' if instance.tracks == 1 else 'tracks'}",
         frame_labels=[f"frame {t}{marks.get(t, '')}" for t in images],
-        predictions=strips.draw(
-            shown, [*images], truth.size, _tracks(instance, truth, entries, indices, categories)
-        ),
-        truth=strips.draw(shown, [*images], truth.size, [(g, name, true)]),
+        predictions=strips.draw(images, truth.size, found),
+        truth=strips.draw(images, truth.size, [(g, name, true)]),
     )
 
 
 def _tracks(
-    instance: Instance,
-    truth: VideoTruth,
-    entries: Sequence[Mapping[str, Any]],
-    indices: Sequence[int],
-    categories: Mapping[int, str],
+    instance: Instance, length: int, tracks: Sequence[ClipTrack], categories: Mapping[int, str]
 ) -> list[tuple[int, str, list[bytes | None]]]:
     """The tracks of the best scores and the instance's own, as `strips.draw` takes them."""
-    tracks = clips.tracks_of(entries, indices, truth)
     best = [max(track.class_scores, key=track.class_scores.__getitem__) for track in tracks]
     scores = [track.class_scores[c] for track, c in zip(tracks, best, strict=True)]
     ranked = sorted(range(len(tracks)), key=lambda n: -scores[n])
     own = [n for n, track in enumerate(tracks) if instance.entry in track.positions.values()]
-    return [
-        (
-            n,
-            visualize.caption(categories.get(best[n], str(best[n])), n, scores[n]),
-            [
-                mask["counts"] if (mask := tracks[n].masks.get(t)) else None
-                for t in range(truth.length)
-            ],
-        )
-        for n in sorted({*ranked[:_DRAWN], *own})
-    ]
+    out = []
+    for n in sorted({*ranked[:_DRAWN], *own}):
+        words = visualize.caption(categories.get(best[n], str(best[n])), n, scores[n])
+        masks = [tracks[n].masks.get(t) for t in range(length)]
+        out.append((n, words, [mask["counts"] if mask else None for mask in masks]))
+    return out
 
 
 def _read(files: Sequence[Path], frame: int, size: tuple[int, int]) -> Image | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,22 +56,20 @@ class Strip:
 
 
 def draw(
-    images: Sequence[Image],
-    frames: Sequence[int],
+    images: Mapping[int, Image],
     size: tuple[int, int],
     tracks: Sequence[tuple[int, str, Sequence[bytes | None]]],
 ) -> list[Image]:
     """Each image with the masks that tracks have in its frame.
 
-    images: (H, W, 3) uint8 RGB each
-    frames: the frame of the video that each image is
+    images: frame of the video -> (H, W, 3) uint8 RGB
     size:   (H, W)
     tracks: (identity, text, RLE counts of every frame of the video)
     """
     from idol.masks import rle  # with torch, which scoring does not need
 
     pictures = []
-    for image, frame in zip(images, frames, strict=True):
+    for frame, image in images.items():
         here = [
             (identity, text, counts)
             for identity, text, segmentations in tracks
