@@ -1,7 +1,7 @@
 """Annotation JSON for every job: YouTube-VIS, OVIS, and COCO, whose images are videos of one frame.
 
-What is harmless is repaired and counted. What is not rejects its video, with the reason. Only a
-file that is no annotation file at all is an error. So what one job accepts, all accept.
+What is harmless is repaired and counted; what is not rejects its video, with the reason. Only a
+file that is no annotation file at all is an error.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ def read(source: Mapping[str, Any] | str | Path, *, compat: bool = False) -> Ann
 def parse(content: Any, origin: str, *, compat: bool = False) -> Annotations:
     """Check, repair and type parsed JSON; what was repaired is logged in one warning.
 
-    origin: the file's name, for messages
     compat: take what the official evaluator takes as it takes it: ids as they are, of a repeated
             one the last annotation; masks of another size or number than the video's. It leaves
             out annotations of unknown videos and categories. Repairs are not made
@@ -125,8 +124,10 @@ class _Reader:
         """All of the file."""
         rows, repeated = self.videos()
         self.names = self.categories()
-        listed = self.content.get("annotations")
-        rows_of = self.grouped([] if listed is None else self.objects("annotations"), rows)
+        listed = None
+        if self.content.get("annotations") is not None:
+            listed = self.objects("annotations")
+        rows_of = self.grouped(listed or (), rows)
         videos: dict[int, Video] = {}
         rejects = []
         for video_id in sorted(rows):
@@ -248,15 +249,9 @@ class _Reader:
         for unseen in itertools.compress(rows, (~seen).tolist()):
             self.repairs.add(repairs.UNSEEN, unseen.name)
         title = row.get("name")
-        return Video(
-            video_id=video_id,
-            size=size,
-            length=length,
-            file_names=names,
-            name=self.repairs.text(title, where) if isinstance(title, str) else "",
-            instances=tuple(itertools.compress(found, seen.tolist())),
-            areas=areas[seen],
-        )
+        title = self.repairs.text(title, where) if isinstance(title, str) else ""
+        instances = tuple(itertools.compress(found, seen.tolist()))
+        return Video(video_id, size, length, names, title, instances, areas[seen])
 
     def size(self, row: Mapping[str, Any], where: str) -> tuple[int, int]:
         """(height, width) in pixels."""
@@ -279,8 +274,8 @@ class _Reader:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("file_names must be a list of paths")
         clean = [self.repairs.text(name, where) for name in names]
-        if any("\\" in name for name in clean):
-            self.repairs.add(repairs.BACKSLASHES, where, sum("\\" in name for name in clean))
+        if count := sum("\\" in name for name in clean):
+            self.repairs.add(repairs.BACKSLASHES, where, count)
             clean = [name.replace("\\", "/") for name in clean]
         return tuple(clean)
 

@@ -78,12 +78,8 @@ class Repairs(dict[str, Repaired]):
     def areas(self, stated: Any, length: int, where: str) -> NDArray[np.float64] | None:
         """(length,) areas in pixels, 0 for null; None if they cannot be those of the masks."""
         values = as_areas(stated)
-        if (
-            values is not None
-            and len(values) == length
-            and values.min() >= 0  # which NaN is not
-            and 0 < values.max() <= _MAX_AREA
-        ):
+        fits = values is not None and len(values) == length and values.min() >= 0  # NaN is not
+        if values is not None and fits and 0 < values.max() <= _MAX_AREA:
             return values
         self.add(AREAS, where)
         return None
@@ -91,10 +87,9 @@ class Repairs(dict[str, Repaired]):
     def polygons(self, rings: list[Any], size: tuple[int, int], where: str) -> list[Any]:
         """One frame's polygons as lists x0, y0, x1, y1, ... of at least three points, or none.
 
-        rings: also without a list around one polygon, and with points as [x, y] pairs; what is
-               none of this stays as it is
-        Raises:
-            ValueError: a point is further off than 16 longer sides of the frame.
+        rings:  also without a list around one polygon, or with points as [x, y] pairs; what is
+                none of this stays as it is
+        Raises: ValueError: a point is further off than 16 longer sides of the frame.
         """
         if rings and _is_flat(rings):
             self.add(FLAT, where)

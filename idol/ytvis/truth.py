@@ -28,9 +28,7 @@ class VideoTruth:
     size:          (height, width) in pixels
     length:        T
     categories:    category_id of every class of the data set, ascending
-    instance_ids:  (G,)
-    category_ids:  (G,)
-    crowd:         (G,) iscrowd
+    instance_ids, category_ids, crowd: (G,)
     average_areas: (G,) mean of the file's `areas` over frames with any, as the official
                    evaluator has it; of the masks where the file states none
     occlusion:     (G,) OVIS occlusion score in [0, 1], or None where the data set has none
@@ -63,8 +61,8 @@ class VideoTruth:
 class Truth:
     """A data set's truth.
 
-    categories: category_id -> name, ascending by id
-    videos:     video_id -> VideoTruth, ascending by id
+    categories: category_id -> name, ascending
+    videos:     video_id -> VideoTruth, ascending
     left_out:   ids of videos whose truth cannot be read: neither they nor their results are scored
     names:      video_id -> what the file calls the video, or ""
     file_names: video_id -> relative paths of its frames; absent where the file names none
@@ -83,21 +81,19 @@ class Truth:
 
 
 def average_area(areas: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean over the frames in which there is any area, 0 where there never is.
+    """(N,) mean over the frames in which there is any area, 0 where there never is.
 
-    areas:   (N, T) pixels per frame
-    returns: (N,)
+    areas: (N, T) pixels per frame
     """
-    seen = (areas > 0).sum(axis=1)
-    mean: NDArray[np.float64] = areas.sum(axis=1) / np.maximum(seen, 1)
+    mean: NDArray[np.float64] = areas.sum(axis=1) / np.maximum((areas > 0).sum(axis=1), 1)
     return mean
 
 
 def read(source: Truth | Mapping[str, Any] | str | Path, *, compat: bool = False) -> Truth:
     """Read the truth of annotations; rules as of `annotations.parse`.
 
-    source:  path of the JSON, the parsed JSON, or a Truth (returned as it is)
-    compat:  score what the official evaluator scores, as it does
+    source: path of the JSON, the parsed JSON, or a Truth (returned as it is)
+    compat: score what the official evaluator scores, as it does
     Raises:
         FileNotFoundError, IsADirectoryError: the path names no file.
         ValueError: the file is no annotation file, holds no truth, or none that can be read.
@@ -106,9 +102,8 @@ def read(source: Truth | Mapping[str, Any] | str | Path, *, compat: bool = False
         return source
     found = annotation_files.read(source, compat=compat)
     # A part of a data set may have no annotations; a whole file without any withholds its truth.
-    if not compat and (
-        found.listed is None or (found.listed == 0 and isinstance(source, str | Path))
-    ):
+    withheld = found.listed is None or (not found.listed and isinstance(source, str | Path))
+    if withheld and not compat:
         raise ValueError(
             f"{found.origin} has no annotations: the truth of this split is not public. Submit the "
             "results to the benchmark's server, or score on a split that has truth."
@@ -127,18 +122,17 @@ def of_videos(
 ) -> Truth:
     """The truth of videos read from annotations.
 
-    categories: category_id -> name, ascending by id
+    categories: category_id -> name, ascending
     rejects:    videos whose truth cannot be read, which a warning names
     """
     listed = sorted(videos, key=lambda video: video.video_id)
-    left_out = {row.video_id: row.reason for row in rejects}
+    left_out = {row.video_id: f"video {row.video_id} ({row.reason})" for row in rejects}
     if left_out:
-        shown = [f"video {v} ({reason})" for v, reason in list(left_out.items())[:10]]
         _log.warning(
             "%d of %d videos are not scored, for their truth cannot be read: %s%s",
             len(left_out),
             len(left_out) + len(listed),
-            ", ".join(shown),
+            ", ".join(list(left_out.values())[:10]),
             ", ..." if len(left_out) > 10 else "",
         )
     occlusion = _occlusion(listed)
@@ -164,7 +158,6 @@ def from_masks(
 ) -> VideoTruth:
     """Truth of one video from masks at hand: selected frames, merged data sets, generated videos.
 
-    categories:    category_id of every class of the data set
     instance_ids, category_ids, crowd: (G,)
     segmentations: G lists of T compressed RLE counts of this size, or None
     returns:       average areas are those of the masks, and there is no occlusion

@@ -29,8 +29,6 @@ class Instance:
     """One annotation of a video of T frames.
 
     instance_id:  unique in the file and not 0; in compat mode the file's own
-    category_id:  one of the file's categories
-    crowd:        iscrowd
     masks:        (T,) RLE of the video's size, None where absent; in compat mode as many as given
     stated_areas: (T,) pixels that the file states, 0 where it says null; None: states none
     occlusion:    (T,) OVIS's words, None where absent; (): none
@@ -49,7 +47,6 @@ class Video:
     """One video of T frames with G instances, in the file's order.
 
     size:       (height, width) in pixels
-    length:     T
     file_names: (T,) relative paths of the frames; None: the file names none
     name:       what the file calls it, or ""
     areas:      (G, T) pixels of every mask, 0 where absent
@@ -69,34 +66,32 @@ class Video:
             return self
         areas = self.areas[:, ::stride]
         seen: list[bool] = (areas.sum(axis=1) > 0).tolist()
+        every = slice(None, None, stride)
         return dataclasses.replace(
             self,
             length=len(range(0, self.length, stride)),
-            file_names=None if self.file_names is None else self.file_names[::stride],
+            file_names=self.file_names and self.file_names[every],
             areas=areas[np.array(seen, bool)],
             instances=tuple(
                 dataclasses.replace(
-                    instance,
-                    masks=instance.masks[::stride],
-                    stated_areas=None
-                    if instance.stated_areas is None
-                    else instance.stated_areas[::stride],
-                    occlusion=instance.occlusion[::stride],
+                    one,
+                    masks=one.masks[every],
+                    stated_areas=None if one.stated_areas is None else one.stated_areas[every],
+                    occlusion=one.occlusion[every],
                 )
-                for instance in itertools.compress(self.instances, seen)
+                for one in itertools.compress(self.instances, seen)
             ),
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Annotations:
-    """What a file holds.
+    """What a file holds, everything ascending by id.
 
-    origin:     its name
-    categories: category_id -> name, both unique; ascending by id
-    videos:     video_id -> Video, ascending by id
-    rejects:    videos left out, ascending by id
-    repairs:    what was repaired
+    origin:     the file's name
+    categories: category_id -> name, both unique
+    videos:     video_id -> Video
+    rejects:    videos left out
     listed:     annotations in the file; None: it has no such list, as where truth is not public
     """
 

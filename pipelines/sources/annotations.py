@@ -1,7 +1,7 @@
 """Annotation JSON → VideoRecord (door 0): facts only, no pixels.
 
-`idol.ytvis.annotations` reads the file. Here frames are added: a video whose frame paths leave the
-frames root, or whose frames do not exist, is rejected with the reason.
+To what `idol.ytvis.annotations` reads, frames are added: a video whose frame paths leave the frames
+root, or whose frames do not exist, is rejected.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import hashlib
 import posixpath
 import re
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,10 +193,9 @@ def _parsed(source: str) -> tuple[bytes, Annotations]:
 def combine(datasets: Sequence[Dataset]) -> Dataset:
     """Several data sets as one.
 
-    Categories are united by category_id, which must mean the same name everywhere. The first
-    data set keeps its video_ids and instance_ids; where a later one shares an id with what came
-    before, all its ids are raised by the largest id so far, so that the result depends on the
-    order given and on nothing else.
+    Categories are united by category_id. The first data set keeps its video_ids and instance_ids;
+    where a later one shares an id with what came before, all its ids are raised by the largest
+    id so far, so that the result depends on the order given alone.
 
     Raises: ValueError: one category_id has two names, or nothing is given.
     """
@@ -208,6 +207,8 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
     videos: list[VideoRecord] = []
     annotated: list[Video] = []
     rejects: list[Reject] = []
+    taken: set[int] = set()
+    taken_instances: set[int] = set()
     for dataset in datasets:
         for category_id, name in dataset.categories.items():
             if names.setdefault(category_id, name) != name:
@@ -216,14 +217,12 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
                     f"{name!r} in {', '.join(dataset.sources)}. Data sets that are "
                     "combined must number their categories alike: renumber one of them."
                 )
-        raised = _offset(
-            [v.video_id for v in (*annotated, *rejects)],
-            [v.video_id for v in (*dataset.annotated, *dataset.rejects)],
-        )
-        raised_instances = _offset(
-            [i.instance_id for v in annotated for i in v.instances],
-            [i.instance_id for v in dataset.annotated for i in v.instances],
-        )
+        ids = {v.video_id for v in (*dataset.annotated, *dataset.rejects)}
+        raised = max(taken) if taken & ids else 0
+        taken |= {number + raised for number in ids}
+        ids = {i.instance_id for v in dataset.annotated for i in v.instances}
+        raised_instances = max(taken_instances) if taken_instances & ids else 0
+        taken_instances |= {number + raised_instances for number in ids}
         videos += [_raised(video, raised, raised_instances) for video in dataset.videos]
         annotated += [_raised(video, raised, raised_instances) for video in dataset.annotated]
         rejects += [r._replace(video_id=r.video_id + raised) for r in dataset.rejects]
@@ -235,11 +234,6 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         sources=tuple(source for dataset in datasets for source in dataset.sources),
         annotated=tuple(annotated),
     )
-
-
-def _offset(taken: Iterable[int], new: Iterable[int]) -> int:
-    used = set(taken)
-    return max(used) if used & set(new) else 0
 
 
 def _raised(video: Any, raised: int, raised_instances: int) -> Any:
@@ -273,31 +267,16 @@ def _record(
             or re.match("[A-Za-z]:/", name)
             or re.match(r"/|\.\.?(/|\Z)", inside)
         ):
-            raise VideoError(
-                video.video_id,
-                name,
-                "the frame path leaves the frames root: paths must be relative to it, "
-                "without '..' above it",
-            )
+            reason = "the frame path leaves the frames root: paths must be relative to it, "
+            raise VideoError(video.video_id, name, reason + "without '..' above it")
         references.append(frame_files.join(root, inside))
     for path in dict.fromkeys(frame_files.split(r)[0] for r in references):
         directory, _, name = path.rpartition("/")
         if name not in files_in(directory):
             raise VideoError(video.video_id, path, "the frame does not exist")
-    return VideoRecord(
-        video_id=video.video_id,
-        size=video.size,
-        frames=tuple(references),
-        instances=tuple(
-            InstanceRecord(
-                i.instance_id,
-                i.category_id,
-                i.crowd,
-                tuple(
-                    m["counts"] if m and a else None for m, a in zip(i.masks, areas, strict=True)
-                ),
-            )
-            for i, areas in zip(video.instances, video.areas.tolist(), strict=True)
-        ),
-        name=video.name or names[0].partition("/")[0],
-    )
+    instances = []
+    for i, areas in zip(video.instances, video.areas.tolist(), strict=True):
+        counts = (m["counts"] if m and a else None for m, a in zip(i.masks, areas, strict=True))
+        instances.append(InstanceRecord(i.instance_id, i.category_id, i.crowd, tuple(counts)))
+    name = video.name or names[0].partition("/")[0]
+    return VideoRecord(video.video_id, video.size, tuple(references), tuple(instances), name)

@@ -29,14 +29,17 @@ Image = npt.NDArray[np.uint8]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
+_JPEG = b"\xff\xd8\xff"
+
 # Seeking decodes from the last key frame anyway, so a short gap is cheaper to grab through.
 _SEEK_BEYOND = 64
 
 
 def split(reference: str) -> tuple[str, int | None]:
     """A frame reference as (path, frame number); the number is None for an image file."""
-    path, mark, number = reference.rpartition("#")
-    if mark and number.isascii() and number.isdigit() and _suffix(path) in VIDEO_SUFFIXES:
+    path, _, number = reference.rpartition("#")
+    is_video = Path(path).suffix.lower() in VIDEO_SUFFIXES
+    if is_video and number.isascii() and number.isdigit():
         return path, int(number)
     return reference, None
 
@@ -89,7 +92,7 @@ def decode(data: bytes, *, video_id: int, path: str) -> Image:
     Raises: VideoError: the bytes are no image, or a JPEG that stops before its end.
     """
     # OpenCV fills what is missing with grey and says nothing, so look for the end marker first.
-    if _is_jpeg(data) and b"\xff\xd9" not in data[-4096:]:
+    if data.startswith(_JPEG) and b"\xff\xd9" not in data[-4096:]:
         raise VideoError(
             video_id, path, f"the JPEG is cut short ({len(data)} bytes, no end marker)"
         )
@@ -165,7 +168,7 @@ def read_encoded(
     else:
         image = read(reference, video_id=video_id)
     check_size(image, size, video_id=video_id, path=reference)
-    if stored_size == size and _is_jpeg(data):
+    if stored_size == size and data.startswith(_JPEG):
         return data
     if stored_size != size:
         image = cv2.resize(image, stored_size[::-1], interpolation=cv2.INTER_AREA)
@@ -289,14 +292,6 @@ def _rgb(image: Any) -> Image:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _is_jpeg(data: bytes) -> bool:
-    return data[:3] == b"\xff\xd8\xff"
-
-
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
 @functools.lru_cache(maxsize=256)
 def _local_copy(path: str) -> str:
     """A local path with the content of path; OpenCV reads local files only."""
@@ -304,7 +299,7 @@ def _local_copy(path: str) -> str:
         return path
     folder = Path(tempfile.gettempdir()) / f"idol-videos-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / (hashlib.sha256(path.encode()).hexdigest()[:24] + _suffix(path))
+    target = folder / (hashlib.sha256(path.encode()).hexdigest()[:24] + Path(path).suffix.lower())
     if not target.exists():
         write_whole(target, read_bytes(path))
     return str(target)

@@ -21,6 +21,7 @@ from pipelines.sources.frames import Image
 CAMERA = "camera:"
 """Before the number of a camera, as in camera:0."""
 
+_TODO = "Give a video file, a folder of images, or camera:0."
 _OVERSTATED = 0.02
 """Share of the stated frames, or two, that a container may lack; with fewer it is cut short."""
 
@@ -102,12 +103,10 @@ def open_source(name: str, every: int = 1) -> Source:
             return Source(name, every, None, _rate(camera.get(cv2.CAP_PROP_FPS), every))
     path = Path(name)
     if not frames.is_remote(name) and path.is_dir():
-        images = images_of(path)
+        images = _images_of(path)
         return Source(name, every, -(-len(images) // every), None, images)
     if not frames.is_remote(name) and not path.exists():
-        raise PipelineError(
-            f"{name} does not exist. Give a video file, a folder of images, or camera:0."
-        )
+        raise PipelineError(f"{name} does not exist. {_TODO}")
     if path.suffix.lower() in frames.IMAGE_SUFFIXES:
         return Source(name, every, 1, None, (path,))
     with _open_video(name) as reader:
@@ -115,7 +114,7 @@ def open_source(name: str, every: int = 1) -> Source:
         return Source(name, every, stated or None, _rate(reader.rate, every))
 
 
-def images_of(folder: Path) -> tuple[Path, ...]:
+def _images_of(folder: Path) -> tuple[Path, ...]:
     """The images of a folder in natural order. Raises: PipelineError: there is none to read."""
     try:
         entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -132,7 +131,7 @@ def images_of(folder: Path) -> tuple[Path, ...]:
 
 
 def _natural(name: str) -> tuple[list[int | str], str]:
-    """frame2 before frame10; names that differ in zeros only keep a fixed order."""
+    """A key: frame2 before frame10; names that differ in zeros only keep a fixed order."""
     parts = re.split(r"([0-9]+)", name.lower())  # text and digits in turn, text first
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
@@ -141,9 +140,7 @@ def _open_video(name: str) -> frames.VideoReader:
     try:
         return frames.VideoReader(name, video_id=0)
     except VideoError as error:
-        raise PipelineError(
-            f"{name}: {error.reason}. Give a video file, a folder of images, or camera:0."
-        ) from error
+        raise PipelineError(f"{name}: {error.reason}. {_TODO}") from error
 
 
 def _cut_short(name: str, read: int, stated: int) -> bool:
