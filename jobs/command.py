@@ -74,12 +74,13 @@ def run(
     """
     job = tyro.cli(options, args=argv, prog=f"python -m jobs.{name}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    callers: tuple[type[Exception], ...] = (PipelineError, ValueError, OSError, *also)
     try:
         line = work(job)
     except KeyboardInterrupt as error:
         print("\n" + _with_notes("Interrupted.", error), file=sys.stderr)
         sys.exit(_INTERRUPTED)
-    except (PipelineError, ValueError, OSError, *also) as error:
+    except callers as error:
         sys.exit(_with_notes(f"{type(error).__name__}: {error}", error))
     if line is not None:
         print(json.dumps(line, sort_keys=True))

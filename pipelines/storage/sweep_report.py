@@ -25,10 +25,9 @@ class Configuration:
 class Trial(Configuration):
     """A configuration tried, with its outcome.
 
-    budget:  videos that it was scored on, or steps that it was trained for
-    value:   of the objective
-    metrics: name -> value on these videos
-    folds:   the objective on all videos but those of each fold; [] where there are no folds
+    budget: videos that it was scored on, or steps that it was trained for
+    value:  of the objective
+    folds:  the objective on all videos but those of each fold; [] where there are no folds
     """
 
     budget: int

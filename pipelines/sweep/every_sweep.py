@@ -65,17 +65,12 @@ class Sweep:
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    """What was asked for when the sweep in this directory was started.
-
-    Raises: ManifestError: the directory holds no sweep.
-    """
+    """What was asked for when the sweep here was started; ManifestError: there is none."""
     path = out / SETTINGS
     if not path.is_file():
-        raise ManifestError(
-            str(out),
-            f"holds no sweep to go on with ({SETTINGS} is missing)",
-            "Start one: leave out --resume, and give --evaluation or --pairs.",
-        )
+        reason = f"holds no sweep to go on with ({SETTINGS} is missing)"
+        todo = "Start one: leave out --resume, and give --evaluation or --pairs."
+        raise ManifestError(str(out), reason, todo)
     return manifest.load_json(path)
 
 

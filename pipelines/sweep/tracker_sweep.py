@@ -116,11 +116,9 @@ def workload(wanted: TrackerSweep, source: StoredDetections) -> TrackerTrials:
     chosen: dict[str, Any] = {"video_ids": selection.videos, "stride": selection.stride}
     dataset = annotation_files.read(path, selection.frames, **chosen)
     if dataset.input_hash != selection.input_hash:
-        raise ManifestError(
-            str(wanted.evaluated),
-            f"was made from other annotations than {path} holds now",
-            "Give the file it was made from with --annotations, or evaluate again.",
-        )
+        reason = f"was made from other annotations than {path} holds now"
+        todo = "Give the file it was made from with --annotations, or evaluate again."
+        raise ManifestError(str(wanted.evaluated), reason, todo)
     truth = dataset.truth()
     assert truth is not None, "detections with overlaps come from annotations with truth"
     there = {video.video_id for video in source.videos}

@@ -158,7 +158,8 @@ def run(
     with cluster.session(dashboard=True):
         best, report = every_sweep.search(wanted, trials, ledger, processes or _room(wanted))
     assignments = [f"{key}={json.dumps(value)}" for key, value in best.values.items()]
-    command = f"python -m jobs.train --pairs {wanted.pairs} --out RUN "
+    flags = " ".join(f"--set '{text}'" for text in assignments)
+    command = f"python -m jobs.train --pairs {wanted.pairs} --out RUN {flags}"
     return every_sweep.finish(
         output,
         report,
@@ -169,9 +170,7 @@ def run(
             "checkpoint": str(trials.folder(best) / "train" / train.WEIGHTS),
             "config": to_dict(trials.config(best.values)),
         },
-        commands={
-            "train with the best": command + " ".join(f"--set '{text}'" for text in assignments)
-        },
+        commands={"train with the best": command},
         log_to=log_to,
     )
 
