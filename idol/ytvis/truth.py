@@ -161,8 +161,10 @@ def from_masks(
     instance_ids, category_ids, crowd: (G,)
     segmentations: G lists of T compressed RLE counts of this size, or None
     returns:       average areas are those of the masks, and there is no occlusion
-    Raises:        ValueError: a mask cannot be read, or is of another size.
+    Raises:        ValueError: a mask cannot be read or is of another size, or lengths differ.
     """
+    if not len(instance_ids) == len(category_ids) == len(crowd) == len(segmentations):
+        raise ValueError("instance_ids, category_ids, crowd and segmentations differ in length")
     masks = tuple(
         tuple(None if c is None else {"size": list(size), "counts": c} for c in counts)
         for counts in segmentations
