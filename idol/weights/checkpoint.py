@@ -7,9 +7,9 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +26,10 @@ from idol.weights.report import CheckpointError, LoadReport, compare
 _log = logging.getLogger(__name__)
 
 _CLASS_HEADS = ("class_embed.", *TRAINING_HEADS)
-# Fields of ModelConfig and BackboneConfig that change neither a shape nor an output in eval mode.
-_TRAINING_FIELDS = frozenset(
-    {
-        "dropout", "dense_auxiliary", "num_identities", "checkpoint_activations",
-        "frozen_stages", "swin_drop_path",
-    }
+# Fields of ModelConfig and BackboneConfig that by themselves change nothing in eval mode.
+_TRAINING_FIELDS = (
+    "backbone", "dropout", "dense_auxiliary", "num_identities", "checkpoint_activations",
+    "frozen_stages", "swin_drop_path",
 )  # fmt: skip
 
 
@@ -44,11 +42,25 @@ def save(model: IDOL, path: Path | str, weights: Mapping[str, Tensor] | None = N
     Raises: CheckpointError: a file that `load` would refuse: the model is folded, or the weights
         are not this model's, or NaN or infinite. Nothing is written.
     """
-    path = Path(path)
-    _check_not_folded(model, f"saved to {path}")
-    state = dict(weights if weights is not None else model.state_dict())
-    check_state(model, state, f"what should be saved to {path}")
-    return safetensors_file.write(path, _portable(model), state)
+    state = _storable(model, f"saved to {path}", weights)
+    # Without references that another machine may not have.
+    backbone = model.backbone.portable(model.config.model.backbone)
+    config = replace(model.config, model=replace(model.config.model, backbone=backbone))
+    return safetensors_file.write(Path(path), config, state)
+
+
+def _storable(
+    model: IDOL, what: str, state: Mapping[str, Tensor] | None = None
+) -> Mapping[str, Tensor]:
+    """The state dict to write, once it is known that `load` would take it."""
+    if model.folded or model.backbone.folded:
+        raise CheckpointError(
+            f"a folded model cannot be {what}: its norms are part of its convolutions, which "
+            "cannot be undone. Save before fold(), or load the checkpoint again."
+        )
+    state = model.state_dict() if state is None else state
+    check_state(model, state, f"what should be {what}")
+    return state
 
 
 def load(
@@ -63,10 +75,8 @@ def load(
     source:        "shipped" (the tiny weights in this package), a .safetensors written by `save`,
                    a released .pth, or one of these by "hf://owner/repo/file" or "https://..."
                    (see idol.weights.hub.fetch)
-    preset:        the configuration of a file that carries none; released files need none, because
-                   their names tell it. For one of our own files it replaces everything but the
-                   network
-    device:        where the network goes
+    preset:        the configuration of a file that neither carries one nor tells it by a released
+                   name. For one of our own files it replaces everything but the network
     reset_classes: replace class heads of another size than the preset's by random ones
     Raises:
         CheckpointError: the file is damaged, does not fit (.report has every key), or `source`
@@ -99,10 +109,8 @@ def load(
 
 
 def build(preset: str, *, device: str | torch.device = "cpu") -> IDOL:
-    """A preset's network with random weights in eval mode, to be trained or to load weights into.
+    """A network of idol.presets with random weights, in eval mode.
 
-    preset: a name of idol.presets
-    device: where the network goes
     Raises: ValueError: the preset is unknown.
     """
     return IDOL(presets.by_name(preset)).to(device).eval()
@@ -113,10 +121,9 @@ from_pretrained = load
 
 
 def read(source: str | os.PathLike[str]) -> tuple[Config | None, dict[str, Tensor]]:
-    """Configuration and tensors, under our names, of a file that `load` takes.
+    """Configuration, None for a released .pth, and tensors of a file that `load` takes.
 
-    Nothing is checked against a network yet. What is stored in another floating-point precision
-    becomes float32. A released .pth carries no configuration: None.
+    The tensors have our names and are float32 or whole numbers. None is checked against a network.
     Raises: as `load`.
     """
     spelt = _spelt(source)
@@ -145,7 +152,7 @@ def read(source: str | os.PathLike[str]) -> tuple[Config | None, dict[str, Tenso
 
 
 def read_file(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
-    """Configuration, if it has one, and tensors as stored of a safetensors or torch file.
+    """Configuration, if it has one, and tensors as stored, of a safetensors or torch file.
 
     Raises: CheckpointError: the file is empty, damaged, of another kind, or would execute code.
     """
@@ -167,15 +174,12 @@ def shipped() -> Path:
 
 
 def export_released(model: IDOL, path: Path | str) -> Path:
-    """Write a .pth that the released code loads: {"model": ...}, its names and its order.
+    """Write a .pth that the released code loads, bit for bit the same, whole or not at all.
 
-    Reading it back gives the same weights bit for bit. Written whole or not at all.
     Raises: CheckpointError: the released code cannot express the network: another backbone,
         training heads, scaled mask coordinates, folded norms. Nothing is written.
     """
-    path = Path(path)
-    _check_not_folded(model, f"exported to {path}")
-    check_state(model, model.state_dict(), f"what should be exported to {path}")
+    state = _storable(model, f"exported to {path}")
     scale = model.config.model.mask_coordinate_scale
     if scale != 1.0:
         raise CheckpointError(
@@ -183,10 +187,10 @@ def export_released(model: IDOL, path: Path | str) -> Path:
             "pixels (1.0): it would draw other masks from these weights."
         )
     # Set apart first, so that the two names of a box head share one tensor in the file.
-    tensors = to_released(safetensors_file.apart(model.state_dict()))
+    tensors = to_released(safetensors_file.apart(state))
     with whole_file(path) as temporary:
         torch.save({"model": tensors}, temporary)
-    return path
+    return Path(path)
 
 
 def check_state(model: IDOL, state: Mapping[str, Tensor], origin: str) -> None:
@@ -194,19 +198,16 @@ def check_state(model: IDOL, state: Mapping[str, Tensor], origin: str) -> None:
     report = compare(model, state)
     if report.fits:
         return
-    lines = "\n  ".join(report.lines())
-    raise CheckpointError(
-        f"{origin} does not fit the {model.config.name!r} network, {report.count} "
-        f"{'problem' if report.count == 1 else 'problems'}:\n  {lines}\n{_advice(report, state)}",
-        report,
-    )
+    problems = "problem" if report.count == 1 else "problems"
+    message = f"{origin} does not fit the {model.config.name!r} network, {report.count} {problems}:"
+    lines = [message, *report.lines()]
+    raise CheckpointError("\n  ".join(lines) + f"\n{_advice(report, state)}", report)
 
 
 def adapt_classes(state: dict[str, Tensor], model: IDOL) -> list[str]:
     """Replace class heads of another size or kind by the model's own, which are random, in place.
 
-    For fine-tuning on other categories. Class heads are those of every decoder layer, the dense
-    head and the identity head.
+    Class heads are those of every decoder layer, the dense head and the identity head.
     returns: the keys replaced
     """
     own = model.state_dict()
@@ -218,10 +219,12 @@ def adapt_classes(state: dict[str, Tensor], model: IDOL) -> list[str]:
         and own[key].shape[1:] == value.shape[1:]
         and len(own[key]) != len(value)
     ]
-    if _head_kind(state) != _head_kind(own):
-        for key in [key for key in state if key.startswith("class_embed.")]:
+    theirs, ours = ([key for key in s if key.startswith("class_embed.")] for s in (state, own))
+    # Linear or of several layers.
+    if {".layers." in key for key in theirs} != {".layers." in key for key in ours}:
+        for key in theirs:
             del state[key]
-        heads += [key for key in own if key.startswith("class_embed.")]
+        heads += ours
     for key in heads:
         state[key] = own[key].clone()
     return heads
@@ -234,16 +237,16 @@ def adapt_training_heads(state: dict[str, Tensor], model: IDOL) -> tuple[list[st
     dropped and added.
     returns: the keys dropped, the keys added
     """
-    own = model.state_dict()
-
-    def fits(key: str) -> bool:
-        identities = key.startswith("identity_head.")
-        return key in own and not (identities and own[key].shape != state[key].shape)
-
-    dropped = [k for k in state if k.startswith(TRAINING_HEADS) and not fits(k)]
+    own = {k: v for k, v in model.state_dict().items() if k.startswith(TRAINING_HEADS)}
+    dropped = [
+        key
+        for key, value in state.items()
+        if key.startswith(TRAINING_HEADS)
+        and (key not in own or (key.startswith("identity_") and own[key].shape != value.shape))
+    ]
     for key in dropped:
         del state[key]
-    added = [k for k in own if k.startswith(TRAINING_HEADS) and k not in state]
+    added = [key for key in own if key not in state]
     for key in added:
         state[key] = own[key].clone()
     return dropped, added
@@ -260,17 +263,13 @@ def _configuration(
     """The configuration to load with: the preset asked for, the stored one, or the name's."""
     if preset is not None:
         config = presets.by_name(preset)
-        if stored is None:
+        if stored is None or stored.model.num_classes != config.model.num_classes:
             return config
-        if stored.model.num_classes == config.model.num_classes:
-            # A preset names no categories; the heads are those that the file was trained with.
-            config = replace(config, categories=stored.categories, category_ids=stored.category_ids)
-        return config
+        # A preset names no categories; the heads are those that the file was trained with.
+        return replace(config, categories=stored.categories, category_ids=stored.category_ids)
     if stored is not None:
         return stored
-    file = re.split(r"[/\\]", name.partition("#")[0])[-1]
-    told = provenance.named(file)
-    if told is not None:
+    if told := provenance.named(re.split(r"[/\\]", name)[-1]):
         _log.info("%s: preset %r, by the file's name", name, told)
         return presets.by_name(told)
     found = provenance.candidates(state)
@@ -283,14 +282,13 @@ def _configuration(
 
 def _propose(found: provenance.Candidates) -> str:
     if found.fitting:
-        fitting = ", ".join(map(repr, found.fitting))
-        return f"Its weights fit the network of {fitting}."
+        return f"Its weights fit the network of {', '.join(map(repr, found.fitting))}."
     if found.other_classes:
         return (
             "No preset has its number of classes, but with reset_classes=True its weights fit the "
             f"network of {', '.join(map(repr, found.other_classes))}."
         )
-    lines = "; ".join(line.strip() for line in found.report.lines(limit=2))
+    lines = "; ".join(map(str.strip, found.report.lines(limit=2)))
     return (
         f"Its weights fit no preset's network; the nearest is {found.nearest!r}, with "
         f"{found.report.count} differences ({lines})."
@@ -301,33 +299,19 @@ def _check_same_network(
     stored: Config, config: Config, name: str, preset: str, reset_classes: bool
 ) -> None:
     """Refuse a preset whose network has the same shapes but computes something else."""
-    ignored = _TRAINING_FIELDS | ({"num_classes", "class_head"} if reset_classes else set())
-    different = _differences(stored.model, config.model, "model.", ignored)
+    ignored = (*_TRAINING_FIELDS, *(("num_classes", "class_head") if reset_classes else ()))
+    different = []
+    for part in ("model", "model.backbone"):
+        one, other = map(attrgetter(part), (stored, config))
+        for key in [field.name for field in fields(one) if field.name not in ignored]:
+            a, b = getattr(one, key), getattr(other, key)
+            if a != b:
+                different.append(f"{part}.{key} is {a!r} in the file and {b!r} in the preset")
     if different:
         raise CheckpointError(
             f"{name} was trained as another network than preset {preset!r} describes: "
             f"{'; '.join(different)}. Leave preset= out to use the file's own configuration."
         )
-
-
-def _differences(one: Any, other: Any, path: str, ignored: frozenset[str] | set[str]) -> list[str]:
-    """Fields in which two configurations of one class differ, as "path: value, value"."""
-    found = []
-    for field in fields(one):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if field.name in ignored or a == b:
-            continue
-        if is_dataclass(a):
-            found += _differences(a, b, f"{path}{field.name}.", ignored)
-        else:
-            found.append(f"{path}{field.name} is {a!r} in the file and {b!r} in the preset")
-    return found
-
-
-def _head_kind(state: Mapping[str, Tensor]) -> str | None:
-    """linear or mlp, by the names of a state dict's class heads; None without any."""
-    keys = [key for key in state if key.startswith("class_embed.")]
-    return ("mlp" if any(".layers." in key for key in keys) else "linear") if keys else None
 
 
 def _advice(report: LoadReport, state: Mapping[str, Tensor]) -> str:
@@ -355,17 +339,3 @@ def _advice(report: LoadReport, state: Mapping[str, Tensor]) -> str:
 
 def _heads(keys: list[str]) -> str:
     return " and ".join(sorted({key.partition(".")[0] for key in keys}))
-
-
-def _check_not_folded(model: IDOL, what: str) -> None:
-    if getattr(model, "folded", False) or getattr(model.backbone, "folded", False):
-        raise CheckpointError(
-            f"a folded model cannot be {what}: its norms are part of its convolutions, which "
-            "cannot be undone. Save before fold(), or load the checkpoint again."
-        )
-
-
-def _portable(model: IDOL) -> Config:
-    """The model's configuration, without references that another machine may not have."""
-    backbone = model.backbone.portable(model.config.model.backbone)
-    return replace(model.config, model=replace(model.config.model, backbone=backbone))

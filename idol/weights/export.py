@@ -6,12 +6,10 @@ the caller (or to idol.tracker).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,13 +57,13 @@ class PerFrame(nn.Module):
         self.shapes = geometry.shapes
         self._tensors = [f.name for f in dataclasses.fields(geometry) if f.name != "shapes"]
         for name in self._tensors:
-            if (value := getattr(geometry, name)) is not None:
-                # A buffer belongs to the exported program.
-                self.register_buffer(f"_{name}", value.clone())
+            # A buffer belongs to the exported program.
+            value = getattr(geometry, name)
+            self.register_buffer(f"_{name}", None if value is None else value.clone())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """images: (B, 3, H, W) → as the class says."""
-        tensors: dict[str, Any] = {n: getattr(self, f"_{n}", None) for n in self._tensors}
+        tensors: dict[str, Any] = {n: getattr(self, f"_{n}") for n in self._tensors}
         outputs = self.model(images, geometry=Geometry(shapes=self.shapes, **tensors))
         logits = outputs.logits[-1]
         queries = logits.amax(-1).topk(self.masks, dim=1).indices
@@ -75,19 +73,6 @@ class PerFrame(nn.Module):
         maps = self.model.mask_logits(outputs, rows, last, queries.flatten())
         masks = maps.view(batch, self.masks, *maps.shape[1:])
         return logits, outputs.boxes[-1], outputs.embeddings, queries, masks
-
-
-@contextlib.contextmanager
-def _backend(name: str) -> Iterator[None]:
-    """Deformable attention by that backend inside the block."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = name
-    try:
-        yield
-    finally:
-        del os.environ[VARIABLE]
-        if before is not None:
-            os.environ[VARIABLE] = before
 
 
 def missing(form: Format) -> str | None:
@@ -106,12 +91,7 @@ def missing(form: Format) -> str | None:
 
 @torch.no_grad()
 def write(network: PerFrame, path: Path, form: Format) -> None:
-    """Export a network to a file that appears whole or not at all.
-
-    Raises: ValueError: the form cannot be written here.
-    """
-    if reason := missing(form):
-        raise ValueError(f"{form} cannot be written: {reason}.")
+    """Export a network to a file that appears whole or not at all, where `missing` is None."""
     with whole_file(path) as temporary, warnings.catch_warnings():
         # torch warns about its own parts, which no user can change.
         warnings.simplefilter("ignore")
@@ -128,21 +108,26 @@ def _write_onnx(network: PerFrame, path: Path) -> None:
     # They log operators that are not used, and constants that were not folded.
     for name in ("torch.onnx", "onnxscript"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    with _backend("torch"):
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = "torch"  # deformable attention as GridSample
+    try:
         program = torch.onnx.export(
             network, (network.example,), dynamo=True, opset_version=OPSET, input_names=["images"],
             output_names=list(OUTPUTS), verbose=False,
         )  # fmt: skip
+    finally:
+        del os.environ[VARIABLE]
+        if before is not None:
+            os.environ[VARIABLE] = before
     assert program is not None
     program.save(str(path), external_data=False)
 
 
 @torch.no_grad()
 def run(path: Path, form: Format, images: Tensor) -> list[Tensor]:
-    """The outputs of an exported network, computed by onnxruntime or by torch.
+    """What `PerFrame` returns, computed by onnxruntime or by torch from an exported network.
 
-    images:  (B, 3, H, W) of the size that it was exported for
-    returns: as PerFrame
+    images: (B, 3, H, W) of the size that it was exported for
     """
     if form == "onnx":
         import onnxruntime
@@ -157,19 +142,19 @@ def run(path: Path, form: Format, images: Tensor) -> list[Tensor]:
 def differences(answers: list[Tensor], right: list[Tensor]) -> dict[str, float]:
     """The largest difference of each output, relative to its largest value where that is above 1.
 
+    Masks are compared for the queries that both have at the same rank; for queries it is the share
+    that differs (equal scores may change places).
+
     answers, right: as PerFrame returns them
-    returns: by name; masks are compared for the queries that both have at the same rank; for
-             queries it is the share that differs (equal scores may change places)
     """
-    found: dict[str, float] = {}
+    found = dict.fromkeys(OUTPUTS, 0.0)
     same = answers[3].cpu() == right[3].cpu()
     for name, a, b in zip(OUTPUTS, answers, right, strict=True):
-        if name == "queries":
-            found[name] = 1 - float(same.float().mean())
-            continue
         x, y = a.double().cpu(), b.double().cpu()
         if name == "mask_logits":
             x, y = x[same], y[same]
-        size = max(1.0, float(y.abs().max())) if y.numel() else 1.0
-        found[name] = float((x - y).abs().max()) / size if y.numel() else 0.0
+        if name == "queries":
+            found[name] = 1 - float(same.float().mean())
+        elif y.numel():
+            found[name] = float((x - y).abs().max()) / max(1.0, float(y.abs().max()))
     return found

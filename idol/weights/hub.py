@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ATTEMPTS = 3
-_PAUSE = 1.0  # seconds before the second attempt, twice as long before the third
+_PAUSE = 1.0  # seconds before the second attempt; twice as long before the third
 _TIMEOUT = 30.0  # seconds without a byte
 _HUB_FORM = "hf://owner/repo/path/to/file or hf://owner/repo@revision/path/to/file"
 _FORMS = (
@@ -55,13 +55,12 @@ def fetch(source: str) -> Path:
     checked against the SHA-256 that the hub stores it under, any other remote file against the
     one in the source. Files from URLs are kept in IDOL_CACHE, or ~/.cache/idol-vis.
 
-    source: a path; hf://owner/repo/path/to/file, optionally with @revision after the repository
-            (hf://datasets/owner/repo/... for a data set's); https://...; the last two optionally
-            ending with #sha256=<64 hex digits>
+    source: a path; hf://owner/repo/path/to/file, also with @revision after the repository
+            (hf://datasets/owner/repo/... for a data set's); https://...; the last two also
+            with #sha256=<64 hex digits> at the end
     Raises:
         FileNotFoundError: there is no file at a path.
-        FetchError: unknown form, no network and not in the cache, not found, another SHA-256 than
-            expected; the message has what was tried and what to do.
+        FetchError: unknown form, not to be had, or another SHA-256 than expected.
     """
     if not is_remote(source):
         path = Path(source)
@@ -93,9 +92,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_digest(path: Path, expected: str, source: str) -> None:
-    found = sha256_of(path)
-    if found != expected:
+def _check_digest(path: Path, expected: str | None, source: str) -> None:
+    if expected is not None and (found := sha256_of(path)) != expected:
         raise FetchError(
             f"{shown(source)} has SHA-256 {found}, not {expected}: it is damaged, or another file "
             "than the one that was meant. Check the digest where the file is published."
@@ -118,8 +116,7 @@ def _from_hub(address: str, expected: str | None) -> Path:
         _log.warning("%s in the cache is damaged; downloading it again", path)
         path = _ask_hub(uri, force_download=True)
         _check_digest(path, path.resolve().name, address)
-    if expected is not None:
-        _check_digest(path, expected, address)
+    _check_digest(path, expected, address)
     return path
 
 
@@ -149,7 +146,7 @@ def _ask_hub(uri: HfUri, **options: Any) -> Path:
 
 
 def _text(error: BaseException) -> str:
-    """What an error of the hub's library says, in one line, without the queries of URLs."""
+    """An error's words in one line, without the queries of URLs."""
     return re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", " ".join(str(error).split()))
 
 
@@ -211,13 +208,9 @@ def _from_url(url: str, expected: str | None) -> Path:
 
 
 def _download(url: str, target: Path, expected: str | None) -> None:
-    """Write a URL's content to a file, whole and checked, in at most _ATTEMPTS attempts.
-
-    By requests, which Ray needs too (0.2 s to import): it notices a body shorter than announced.
-    torch.hub's downloader does not; pooch (1.0 s) is requests again, and logs whole URLs. Like
-    those two, this starts a broken download from zero. Errors are not chained and requests' own
-    messages not shown: they hold the query and the user of a URL, which may be secrets.
-    """
+    """Write a URL's content to a file, whole and checked, in at most _ATTEMPTS attempts."""
+    # Unlike torch.hub's downloader, requests notices a body shorter than announced; pooch (1.0 s
+    # to import instead of 0.2 s) is requests again, and logs whole URLs.
     import requests
 
     for attempt in range(_ATTEMPTS):
@@ -227,6 +220,7 @@ def _download(url: str, target: Path, expected: str | None) -> None:
             _transfer(url, target, expected)
             return
         except requests.RequestException as error:
+            # Its text holds the query and the user of a URL, which may be secrets.
             reason = type(error).__name__
             if error.response is not None:
                 reason = f"the server answered {error.response.status_code}"
@@ -247,11 +241,8 @@ def _transfer(url: str, target: Path, expected: str | None) -> None:
 
     # Compressed on the way, a file would be as long as announced only after it is unpacked.
     headers = {"User-Agent": "idol-vis", "Accept-Encoding": "identity"}
-    hooks = {"response": follow}
-    with (
-        requests.get(url, headers=headers, hooks=hooks, stream=True, timeout=_TIMEOUT) as answer,
-        whole_file(target) as part,
-    ):
+    options: dict[str, Any] = {"headers": headers, "hooks": {"response": follow}, "stream": True}
+    with requests.get(url, timeout=_TIMEOUT, **options) as answer, whole_file(target) as part:
         answer.raise_for_status()
         kind = answer.headers.get("Content-Type", "")
         if kind.startswith("text/html") and target.suffix not in (".html", ".htm"):
@@ -262,5 +253,4 @@ def _transfer(url: str, target: Path, expected: str | None) -> None:
         with part.open("wb") as file:
             for block in answer.iter_content(1 << 20):
                 file.write(block)
-        if expected is not None:
-            _check_digest(part, expected, url)
+        _check_digest(part, expected, url)

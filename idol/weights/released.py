@@ -40,8 +40,8 @@ _NO_PLACE = re.compile(
     r"backbone\.(?!stem\.|res\d\.|patch_embed\.|layers\.\d|norm\d)|dense_head\.|identity_head\."
     r"|class_embed\.\d+\.layers\."
 )
-# The parts of the released module in its order. Within a part our order is the released one, but
-# for the shortcut of a ResNet's block, which comes first there, and the layers of the mask branch.
+# The parts of the released module in its order. Within a part the order is ours, but for the
+# shortcut of a ResNet's block, which comes first there.
 _PARTS = (
     "detr.detr.transformer.level_embed",
     "detr.detr.transformer.encoder.",
@@ -57,7 +57,7 @@ _PARTS = (
     *(f"detr.mask_head.{layer}." for layer in ("lay1", "lay2", "lay3", "lay4", "dcn")),
     "detr.reid_embed_head.",
 )
-_BLOCK = re.compile(r".*\.res(\d)\.(\d+)\.(shortcut|conv\d)\.")
+_BLOCK = re.compile(r".*\.res(\d)\.(\d+)\.(?:shortcut|conv(\d))\.")
 
 
 def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,10 +136,7 @@ def _place(name: str) -> tuple[int, ...]:
     """What the released order sorts a key by; equal for keys that stay in our order."""
     part = next(i for i, prefix in enumerate(_PARTS) if name.startswith(prefix))
     block = _BLOCK.match(name)
-    if block is None:
-        return (part,)
-    stage, index, layer = block.groups()
-    return part, int(stage), int(index), 0 if layer == "shortcut" else int(layer[-1])
+    return (part, *(int(number or 0) for number in block.groups())) if block else (part,)
 
 
 def _unwrapped(key: str) -> str:

@@ -87,18 +87,12 @@ def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
 
 
 def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached, contiguous CPU tensors that share no memory, copied only where needed."""
-    tensors: dict[str, Tensor] = {}
-    taken: set[int] = set()
-    for key, tensor in state.items():
-        own = tensor.detach().cpu().contiguous()
-        storage = own.untyped_storage()
-        # Of a view the whole storage would be written; safetensors refuses two views of one.
-        if storage.nbytes() != own.nbytes or storage.data_ptr() in taken:
-            own = own.clone()
-        taken.add(own.untyped_storage().data_ptr())
-        tensors[key] = own
-    return tensors
+    """Contiguous copies on the CPU that share no memory, as both formats need them."""
+    layout = torch.contiguous_format
+    return {
+        key: tensor.detach().to("cpu", copy=True, memory_format=layout)
+        for key, tensor in state.items()
+    }
 
 
 def _checksum(config: Any, state: Mapping[str, Tensor]) -> int:

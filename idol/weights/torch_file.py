@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from idol.weights.report import CheckpointError
+from idol.weights.safetensors_file import apart
 
 # Keys under which trainers store the weights, beside optimiser, scheduler and counters.
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
@@ -28,7 +29,7 @@ _DAMAGE = (
 
 
 class _Inert:
-    """Takes the place of a value beside the weights; takes any arguments and keeps nothing."""
+    """Stands for a value beside the weights; takes any arguments and keeps nothing."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -85,8 +86,7 @@ def read(path: Path) -> dict[str, Tensor]:
             f"values): {odd[:4]}. Store plain tensors with torch.save."
         )
     # Views of one big or shared storage, or of the file itself, become tensors of their own.
-    contiguous = torch.contiguous_format
-    return {key: t.detach().clone(memory_format=contiguous) for key, t in state.items()}
+    return apart(state)
 
 
 def _refusal(error: pickle.UnpicklingError) -> str:
@@ -130,9 +130,9 @@ def _intact(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
         with archive.open(entry) as record:
             while record.read(1 << 22):
                 pass
+        return True
     except (zipfile.BadZipFile, zlib.error, EOFError):
         return False
-    return True
 
 
 def _weights(blob: Any, path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import re
+from dataclasses import asdict, dataclass
 
 from idol.config import Config
 from idol.network.model import IDOL
@@ -22,6 +24,19 @@ class Start:
     weights: str | None = None
     backbone_weights: str | None = None
     reset_classes: bool = False
+
+    def recorded(self) -> dict[str, str | bool | None]:
+        """The fields as settings of a run: of a URL's query, a secret perhaps, 16 bits of hash."""
+        return {k: _recorded(v) if isinstance(v, str) else v for k, v in asdict(self).items()}
+
+
+def _recorded(source: str) -> str:
+    name = shown(source)
+    if name == source:
+        return name
+    # The query may be all that tells two files apart; who logs in with it does not matter.
+    rest = "".join(re.split(r"([?#])", source, maxsplit=1)[1:])
+    return f"{name} ({hashlib.sha256(rest.encode()).hexdigest()[:4]})" if rest else name
 
 
 def initial_model(config: Config, start: Start) -> IDOL:

@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -224,3 +225,15 @@ def test_two_workers_take_the_steps_together(prepared, tmp_path):
     losses = [value for _, value in run_page.curves(tmp_path / "two")["loss"]]
     assert len(losses) == 2
     assert losses[1] < losses[0] * 1.5
+
+
+def test_settings_tell_two_sources_apart_without_what_may_be_a_secret():
+    first, second = (
+        Start(weights=f"https://me:word@host/x.pth?token=secret{i}").recorded()["weights"]
+        for i in range(2)
+    )
+    assert first != second
+    assert first.startswith("https://host/x.pth (")
+    assert not any(secret in first for secret in ("me", "word", "token", "secret"))
+    plain = Start(weights="a?b/x.pth", backbone_weights="hf://a/b@v1/c.pth", reset_classes=True)
+    assert plain.recorded() == asdict(plain)
