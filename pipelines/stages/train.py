@@ -149,7 +149,7 @@ def _begin(
     known = not overwrite and any((out / f).exists() for f in (manifest.STARTED, manifest.MANIFEST))
     # What does not fit must fail before a directory is made; what is done needs no weights.
     model = None if known else initial_model(config, start)
-    claim = {"config": to_dict(config), **asdict(start), "workers": max(workers, 1)}
+    claim = {"config": to_dict(config), **start.recorded(), "workers": max(workers, 1)}
     output = claims.prepare_output(out, TRAIN, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
         return output, loop
