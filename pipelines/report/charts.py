@@ -236,7 +236,8 @@ def _thinned(data: Floats) -> Floats:
     """At most _MOST_POINTS of the rows, evenly spread, the last one included."""
     if len(data) <= _MOST_POINTS:
         return data
-    return data[np.linspace(0, len(data) - 1, _MOST_POINTS).round().astype(int)]
+    kept: Floats = data[np.linspace(0, len(data) - 1, _MOST_POINTS).round().astype(int)]
+    return kept
 
 
 def _span(values: Floats, margin: float) -> tuple[float, float]:

@@ -217,7 +217,7 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
                     f"{name!r} in {', '.join(dataset.sources)}. Data sets that are "
                     "combined must number their categories alike: renumber one of them."
                 )
-        ids = {v.video_id for v in (*dataset.annotated, *dataset.rejects)}
+        ids = {v.video_id for v in dataset.annotated} | {r.video_id for r in dataset.rejects}
         raised = max(taken) if taken & ids else 0
         taken |= {number + raised for number in ids}
         ids = {i.instance_id for v in dataset.annotated for i in v.instances}
