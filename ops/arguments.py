@@ -80,23 +80,11 @@ def check_samples(
 
 
 def check_references(references: Tensor, offsets: Tensor) -> None:
-    """There is a reference for every query and level.
-
-    references: (N or 1, Q, L, 2 or 4), or one for every offset (N or 1, Q, M, L, P, 2)
-    offsets:    (N, Q, M, L, P, 2)
-    """
+    """references (N or 1, Q, L, 2 or 4) or (N or 1, Q, M, L, P, 2) fit offsets of all N images."""
     images, queries, _, levels, _, _ = offsets.shape
     shape = tuple(references.shape)
-    if references.dim() == 6:
-        fits = shape[0] in (1, images) and shape[1:] == tuple(offsets.shape[1:])
-    else:
-        fits = (
-            references.dim() == 4
-            and shape[0] in (1, images)
-            and shape[1:3] == (queries, levels)
-            and shape[3] in (2, 4)
-        )
-    if not fits:
+    layouts = ((queries, levels, 2), (queries, levels, 4), tuple(offsets.shape[1:]))
+    if shape[:1] not in ((1,), (images,)) or shape[1:] not in layouts:
         raise ValueError(
             f"references must be (N or 1, Q, L, 2) for points or (N or 1, Q, L, 4) for boxes with "
             f"N, Q, L = {images}, {queries}, {levels} as in offsets {tuple(offsets.shape)}, got "
@@ -105,11 +93,7 @@ def check_references(references: Tensor, offsets: Tensor) -> None:
 
 
 def check_padding(padding: Tensor, value: Tensor) -> None:
-    """Padding says of every pixel whether it counts.
-
-    padding: (N or 1, S) bool
-    value:   (N, S, M, C)
-    """
+    """padding (N or 1, S) bool says of every pixel of value (N, S, M, C) whether it counts."""
     images, pixels = value.shape[:2]
     if padding.dtype != torch.bool:
         raise TypeError(

@@ -16,7 +16,7 @@ import torch
 
 from ops import cpu, cuda, nvrtc
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 VARIABLE = "IDOL_MSDA_BACKEND"
 
@@ -27,18 +27,17 @@ Backend = Literal["cuda", "cpu", "torch"]
 def choose(
     device: str,
     index: int | None,
-    levels: int,
-    points: int,
-    channels: int,
-    dtypes: tuple[torch.dtype, ...],
+    sizes: tuple[int, int, int],
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype],
     reference: int,
 ) -> Backend:
     """The backend for tensors of these properties; a compiled graph keeps the answer.
 
     device, index: of the tensors, as torch.device has them
+    sizes:         levels, points and channels of a head
     dtypes:        of value, of offsets or locations, and of references
     reference:     numbers of a reference, 2 or 4; 0 where locations come in
-    raises:        ValueError for a forced backend that cannot be had
+    Raises: ValueError: a forced backend cannot be had.
     """
     asked = os.environ.get(VARIABLE, "")
     if asked not in ("", "cuda", "cpu", "torch"):
@@ -56,19 +55,9 @@ def choose(
     if device == "cuda":
         reason = nvrtc.missing()
         if reason is None and index is not None:
-            value, query, anchor = dtypes
-            reason = cuda.unusable(
-                cuda.Specialisation(
-                    levels=levels,
-                    points=points,
-                    channels=channels,
-                    value=value,
-                    query=query,
-                    anchor=anchor if reference else torch.float32,
-                    reference=reference,
-                ),
-                index,
-            )
+            anchor = dtypes[2] if reference else torch.float32
+            wanted = cuda.Specialisation(*sizes, *dtypes[:2], anchor, reference)
+            reason = cuda.unusable(wanted, index)
     elif device == "cpu":
         reason = cpu.missing()
     else:
@@ -86,4 +75,4 @@ def choose(
 @functools.cache
 def say_once(message: str) -> None:
     """Warn, but not in every layer of every frame."""
-    logger.warning(message)
+    _log.warning(message)

@@ -2,9 +2,9 @@
 
 The kernels (`ops.cpu_kernels`) are serial and release the lock of the interpreter; a few threads of
 our own take chunks of the work. That is for safety, not for speed: the OpenMP layer of numba aborts
-a forked child, and its workqueue aborts when two threads call at once. Measured against the OpenMP
-layer, on a busy machine of two cores: the same with one thread, the rule in Ray workers; with two,
-0.7 against 0.4 ms for the small decoder, and no difference larger than the noise for the encoders.
+a forked child, and its workqueue aborts when two threads call at once. Against the OpenMP layer it
+takes the same time with one thread, the rule in Ray workers; with two, 0.7 against 0.4 ms for the
+small decoder, and no more for the encoders.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Kernel = Callable[..., None]
 
@@ -38,9 +38,8 @@ _REALS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.f
 def missing() -> str | None:
     """Why the kernels cannot be used here, in one line; None when they can."""
     try:
-        with warnings.catch_warnings():
-            # What numba thinks of the versions around it is not the caller's concern.
-            warnings.simplefilter("ignore")
+        # What numba thinks of the versions around it is not the caller's concern.
+        with warnings.catch_warnings(action="ignore"):
             import numba
     except ImportError as error:  # absent, or at odds with the installed numpy
         return f"numba cannot be imported ({error})"
@@ -64,14 +63,7 @@ def forward(
     # Not zeroed: every place is written, and its memory is touched first by the threads.
     out = value.new_empty(size)
     tasks = images * queries
-    arguments = (
-        (None,) * channels,
-        _array(value).reshape(images, pixels, heads * channels),
-        np.array(shapes, dtype=np.int64).reshape(-1, 2),
-        _array(locations).reshape(tasks, heads, samples * 2),
-        _array(weights).reshape(tasks, heads, samples),
-        _array(out).reshape(tasks, heads * channels),
-    )
+    arguments = (*_inputs(value, shapes, locations, weights), _array(out, tasks, -1))
     cost = heads * samples * channels * 4
     _share_out(_compiled("forward", value.dtype, channels), arguments, tasks, tasks * cost)
     return out
@@ -97,17 +89,12 @@ def backward(
     # As in the forward: these are written throughout, while the value's is summed up.
     grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
     grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-    rows = images * queries
     arguments = (
-        (None,) * channels,
-        _array(value).reshape(images, pixels, heads * channels),
-        np.array(shapes, dtype=np.int64).reshape(-1, 2),
-        _array(locations).reshape(rows, heads, samples * 2),
-        _array(weights).reshape(rows, heads, samples),
-        _array(grad).reshape(rows, heads * channels),
-        _array(grad_value).reshape(images, pixels, heads * channels),
-        _array(grad_locations).reshape(rows, heads, samples * 2),
-        _array(grad_weights).reshape(rows, heads, samples),
+        *_inputs(value, shapes, locations, weights),
+        _array(grad, images * queries, -1),
+        _array(grad_value, images, pixels, -1),
+        _array(grad_locations, images * queries, heads, -1),
+        _array(grad_weights, images * queries, heads, -1),
     )
     # One task is one head of one image, see backward_kernel.
     cost = queries * samples * channels * 8
@@ -116,21 +103,28 @@ def backward(
     return grad_value, grad_locations, grad_weights
 
 
-def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+def _inputs(
+    value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> tuple[Any, ...]:
+    """What both kernels take, in their order and with their dimensions."""
+    images, pixels, heads, channels = value.shape
+    rows = images * weights.shape[1]
+    return (
+        (None,) * channels,
+        _array(value, images, pixels, -1),
+        np.array(shapes, dtype=np.int64).reshape(-1, 2),
+        _array(locations, rows, heads, -1),
+        _array(weights, rows, heads, -1),
+    )
+
+
+def _array(tensor: Tensor, *layout: int) -> np.ndarray[Any, Any]:
     """The tensor's own memory if it is contiguous and aligned, the one layout that is compiled."""
     tensor = tensor.detach().contiguous()
     if tensor.data_ptr() % tensor.element_size():
         tensor = tensor.clone()
-    array: np.ndarray[Any, Any] = tensor.numpy()
+    array: np.ndarray[Any, Any] = tensor.numpy().reshape(layout)
     return array
-
-
-# ---------------------------------------------------------------------------------------------
-# Threads
-
-
-_pool: ThreadPoolExecutor | None = None
-_lock = threading.Lock()
 
 
 def _share_out(kernel: Kernel, arguments: tuple[Any, ...], tasks: int, work: int) -> None:
@@ -156,19 +150,19 @@ def _share_out(kernel: Kernel, arguments: tuple[Any, ...], tasks: int, work: int
         helper.result()
 
 
+@functools.cache
 def _threads() -> ThreadPoolExecutor:
-    global _pool
-    with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ms_deform_attn")
-        return _pool
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ms_deform_attn")
+
+
+_compile_lock = threading.Lock()
+_ready: dict[tuple[str, torch.dtype, int], Kernel] = {}
 
 
 def _after_fork() -> None:
-    """A forked child inherits the objects but not the threads, nor who holds the locks."""
-    global _pool, _lock, _compile_lock
-    _pool = None
-    _lock = threading.Lock()
+    """A forked child inherits the objects but not the threads, nor who holds the lock."""
+    global _compile_lock
+    _threads.cache_clear()
     _compile_lock = threading.Lock()
 
 
@@ -176,57 +170,44 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-# ---------------------------------------------------------------------------------------------
-# Compilation
-
-
-_compile_lock = threading.Lock()
-_ready: dict[tuple[str, torch.dtype, int], Kernel] = {}
-
-
 def _compiled(name: str, dtype: torch.dtype, width: int) -> Kernel:
     """That kernel for heads of so many channels, compiled or read from numba's cache once."""
-    kernel = _ready.get((name, dtype, width))
-    if kernel is None:
+    key = (name, dtype, width)
+    if key not in _ready:
         with _compile_lock:
-            kernel = _ready.get((name, dtype, width)) or _compile(name, dtype, width)
-            _ready[name, dtype, width] = kernel
-    return kernel
+            if key not in _ready:
+                _ready[key] = _compile(name, dtype, width)
+    return _ready[key]
 
 
 def _compile(name: str, dtype: torch.dtype, width: int) -> Kernel:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         import numba
 
         from ops import cpu_kernels
-    source = cpu_kernels.forward_kernel if name == "forward" else cpu_kernels.backward_kernel
-    # numba files its cache under this name. One name for two precisions would let two processes
-    # that start together write each other's machine code.
-    function = types.FunctionType(source.__code__, source.__globals__, source.__name__)
-    function.__qualname__ = f"ms_deform_attn_{name}_{_REALS[dtype].__name__}_{width}"
-    function.__module__ = source.__module__
 
-    scalar = numba.from_dtype(np.dtype(_REALS[dtype]))
-    rank2, rank3 = scalar[:, ::1], scalar[:, :, ::1]
-    inputs = (rank3, numba.int64[:, ::1], rank3, rank3)
-    outputs = (rank2,) if name == "forward" else (rank2, rank3, rank3, rank3)
-    signature = numba.void(
-        numba.types.UniTuple(numba.types.none, width), *inputs, *outputs, numba.int64, numba.int64
-    )
+        source = cpu_kernels.forward_kernel if name == "forward" else cpu_kernels.backward_kernel
+        real = _REALS[dtype]
+        # numba files its cache under this name. One name for two precisions would let two
+        # processes that start together write each other's machine code.
+        function = types.FunctionType(source.__code__, source.__globals__, source.__name__)
+        function.__qualname__ = f"ms_deform_attn_{name}_{real.__name__}_{width}"
+        function.__module__ = source.__module__
+        scalar, number = numba.from_dtype(np.dtype(real)), numba.int64
+        rank2, rank3 = scalar[:, ::1], scalar[:, :, ::1]
+        outputs = (rank2,) if name == "forward" else (rank2, rank3, rank3, rank3)
+        nones = numba.types.UniTuple(numba.types.none, width)
+        signature = numba.void(nones, rank3, number[:, ::1], rank3, rank3, *outputs, number, number)
 
-    def build(cache: bool) -> Kernel:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            kernel: Kernel = numba.njit(
-                signature, cache=cache, nogil=True, fastmath=cpu_kernels.FLAGS
-            )(function)
-        return kernel
+        def build(cache: bool) -> Kernel:
+            jit = numba.njit(signature, cache=cache, nogil=True, fastmath=cpu_kernels.FLAGS)
+            kernel: Kernel = jit(function)
+            return kernel
 
-    try:
-        return build(cache=True)
-    except (OSError, RuntimeError, EOFError) as error:
-        # No writable folder beside the source, in NUMBA_CACHE_DIR or in the user's cache, or a
-        # full disk, or a damaged file there: a few seconds in every process, and nothing else.
-        logger.warning("deformable attention is compiled anew, numba has no cache: %s", error)
-        return build(cache=False)
+        try:
+            return build(cache=True)
+        except (OSError, RuntimeError, EOFError) as error:
+            # No writable folder beside the source, in NUMBA_CACHE_DIR or in the user's cache, a
+            # full disk or a damaged file there: a few seconds in every process, and nothing else.
+            _log.warning("deformable attention is compiled anew, numba has no cache: %s", error)
+            return build(cache=False)

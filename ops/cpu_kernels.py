@@ -6,9 +6,8 @@ stay in the first cache:
 1. *Corners*: pixel coordinates, the four corners' rows and weights. Free of branches, so that LLVM
    computes many samples at once.
 2. *Gather* (forward) or *scatter* (backward): for every sample four rows of one head's channels,
-   as vectors as wide as the head. LLVM cuts them to the machine's own width. Written as LLVM code
-   because numba cannot say that two arrays do not overlap: it would check that before every inner
-   loop, and keep the sum in memory instead of in registers.
+   as vectors as wide as the head. Written as LLVM code because numba cannot say that two arrays
+   do not overlap: it would check that before every inner loop, and keep the sum in memory.
 3. Backward only: *slopes*, the gradients of locations and weights from the four dot products.
 
 Import this only where numba is known to be there: `ops.cpu` does, at the first call.
@@ -16,12 +15,15 @@ Import this only where numba is known to be there: `ops.cpu` does, at the first 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 # Contraction and reordering make vector code. The flags that promise there is no NaN and no
@@ -36,15 +38,10 @@ _WIDEST_BYTES = 256
 # Queries that the backward takes together, so that the first and third pass have long loops.
 _TOGETHER = 8
 
-_INT32, _INT64 = ir.IntType(32), ir.IntType(64)
+_INT32, _INT64 = ir.IntType(32), ir.IntType(64)  # called with a number, a constant
 
-
-def _jit(function: Any) -> Any:
-    return numba.njit(nogil=True, fastmath=FLAGS)(function)
-
-
-def _inline(generator: Any) -> Any:
-    return intrinsic(generator)
+_jit: Callable[[Any], Any] = numba.njit(nogil=True, fastmath=FLAGS)
+_inline: Callable[[Any], Any] = intrinsic
 
 
 # ---------------------------------------------------------------------------------------------
@@ -55,34 +52,25 @@ def _inline(generator: Any) -> Any:
 class _Rows:
     """What gather and scatter share: the loop over samples, and the corners' rows in it."""
 
-    def __init__(self, builder: Any, real: Any, channels: range, offsets: Any, weights: Any):
+    def __init__(self, builder: Any, real: Any, channels: range, rows: Any, weights: Any):
+        number = ir.FloatType() if real == types.float32 else ir.DoubleType()
         self.b = builder
-        self.bits = ir.FloatType() if real == types.float32 else ir.DoubleType()
         self.size = real.bitwidth // 8
         self.count = len(channels)
-        self.skipped_bytes = _constant(channels.start * self.size)
-        self.vector = ir.VectorType(self.bits, self.count)
-        self.offsets = builder.inttoptr(offsets, _INT32.as_pointer())
-        self.weights = builder.inttoptr(weights, self.bits.as_pointer())
+        self.skipped_bytes = _INT64(channels.start * self.size)
+        self.vector, self.four = ir.VectorType(number, self.count), ir.VectorType(number, 4)
+        self.rows = builder.inttoptr(rows, _INT32.as_pointer())
+        self.weights = builder.inttoptr(weights, number.as_pointer())
 
-    def pointer(self, address: Any, kind: Any) -> Any:
-        return self.b.inttoptr(address, kind.as_pointer())
-
-    def load(self, address: Any) -> Any:
-        """The channels at that address, which need not be aligned to more than one number."""
-        return self.b.load(self.pointer(address, self.vector), align=self.size)
+    def load(self, address: Any, kind: Any) -> Any:
+        """The vector at that address, which need not be aligned to more than one number."""
+        return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=self.size)
 
     def store(self, vector: Any, address: Any) -> None:
-        self.b.store(vector, self.pointer(address, self.vector), align=self.size)
+        self.b.store(vector, self.b.inttoptr(address, vector.type.as_pointer()), align=self.size)
 
     def shuffle(self, a: Any, b: Any, order: list[int]) -> Any:
-        mask = ir.Constant(ir.VectorType(_INT32, len(order)), order)
-        return self.b.shuffle_vector(a, b, mask)
-
-    def repeated(self, number: Any) -> Any:
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.b.insert_element(undefined, number, ir.Constant(_INT32, 0))
-        return self.shuffle(first, undefined, [0] * self.count)
+        return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT32, len(order)), order))
 
     def add(self, a: Any, b: Any) -> Any:
         return self.b.fadd(a, b, flags=_VECTOR_FLAGS)
@@ -90,19 +78,28 @@ class _Rows:
     def multiply(self, a: Any, b: Any) -> Any:
         return self.b.fmul(a, b, flags=_VECTOR_FLAGS)
 
-    def corner(self, sample: Any, k: int, stride: Any) -> tuple[Any, Any]:
-        """(byte offset of a corner's channels, its weight repeated)."""
-        index = self.b.add(self.b.shl(sample, _constant(2)), _constant(k))
-        row = self.b.sext(self.b.load(self.b.gep(self.offsets, [index])), _INT64)
-        offset = self.b.add(self.b.mul(row, stride), self.skipped_bytes)
-        weight = self.b.load(self.b.gep(self.weights, [index]))
-        return offset, self.repeated(weight)
+    @contextmanager
+    def samples(self, count: Any, stride: Any) -> Iterator[tuple[Any, list[tuple[Any, Any]]]]:
+        """A loop over the samples that have corners: whose first row is not −1.
 
-    def outside(self, sample: Any) -> Any:
-        """Whether the sample has no corner: its first row is −1."""
-        index = self.b.shl(sample, _constant(2))
-        row = self.b.load(self.b.gep(self.offsets, [index]))
-        return self.b.icmp_signed("<", row, ir.Constant(_INT32, 0))
+        gives: the sample, and of each corner the byte offset of its channels and its weight in
+               every channel
+        """
+        with cgutils.for_range(self.b, count) as loop:
+            first = self.b.shl(loop.index, _INT64(2))
+            indices = [self.b.add(first, _INT64(k)) for k in range(4)]
+            rows = [self.b.gep(self.rows, [index]) for index in indices]
+            inside = self.b.icmp_signed(">=", self.b.load(rows[0]), _INT32(0))
+            with self.b.if_then(inside):
+                corners = []
+                for index, row in zip(indices, rows, strict=True):
+                    start = self.b.mul(self.b.sext(self.b.load(row), _INT64), stride)
+                    weight = self.b.load(self.b.gep(self.weights, [index]))
+                    undefined = ir.Constant(self.vector, ir.Undefined)
+                    one = self.b.insert_element(undefined, weight, _INT32(0))
+                    weights = self.shuffle(one, undefined, [0] * self.count)
+                    corners.append((self.b.add(start, self.skipped_bytes), weights))
+                yield loop.index, corners
 
     def sums(self, parts: list[Any]) -> Any:
         """The four vectors' sums, as one vector of four."""
@@ -118,17 +115,13 @@ class _Rows:
             ab = self.add(self.shuffle(a, b, even), self.shuffle(a, b, odd))
             cd = self.add(self.shuffle(c, d, even), self.shuffle(c, d, odd))
             return self.add(self.shuffle(ab, cd, [0, 1, 4, 5]), self.shuffle(ab, cd, [2, 3, 6, 7]))
-        four = ir.Constant(ir.VectorType(self.bits, 4), ir.Undefined)
+        four = ir.Constant(self.four, ir.Undefined)
         for k, part in enumerate(parts):
-            total = self.b.extract_element(part, ir.Constant(_INT32, 0))
+            total = self.b.extract_element(part, _INT32(0))
             for c in range(1, count):
-                total = self.add(total, self.b.extract_element(part, ir.Constant(_INT32, c)))
-            four = self.b.insert_element(four, total, ir.Constant(_INT32, k))
+                total = self.add(total, self.b.extract_element(part, _INT32(c)))
+            four = self.b.insert_element(four, total, _INT32(k))
         return four
-
-
-def _constant(number: int) -> Any:
-    return ir.Constant(_INT64, number)
 
 
 def _parts(width: int, size: int) -> list[range]:
@@ -138,109 +131,60 @@ def _parts(width: int, size: int) -> list[range]:
 
 
 @_inline
-def _gather(
-    typing: Any, like: Any, width: Any, out: Any, value: Any, stride: Any, rows: Any, w: Any, n: Any
-) -> Any:
-    """Set the head at address out to the sum over n samples and four corners of weight · row.
+def _gather(typing: Any, like: Any, width: Any, numbers: Any, n: Any) -> Any:
+    """Set the head at `out` to the sum over n samples and four corners of weight · row.
 
-    like: an array, for its precision; width: a tuple as long as a head has channels; value: the
-    address of row 0, stride: bytes from row to row; rows, w: addresses of 4·n int32 and weights
+    like: an array, for its precision; width: a tuple as long as a head has channels; numbers: the
+    addresses of out, of row 0 of value, bytes from row to row, addresses of 4·n int32 and weights
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, _, out, value, stride, offsets, weights, samples = arguments
+        _, _, numbers, count = arguments
+        out, value, stride, rows, weights = cgutils.unpack_tuple(builder, numbers)
         for channels in _parts(len(width), like.dtype.bitwidth // 8):
-            r = _Rows(builder, like.dtype, channels, offsets, weights)
-            zero = ir.Constant(r.vector, [0.0] * r.count)
-            before = builder.block
-            head, body, latch, done = (
-                builder.append_basic_block(name) for name in ("head", "body", "latch", "done")
-            )
-            builder.cbranch(builder.icmp_signed(">", samples, _constant(0)), head, done)
-            builder.position_at_end(head)
-            sample, sum_ = builder.phi(_INT64), builder.phi(r.vector)
-            builder.cbranch(r.outside(sample), latch, body)
-            builder.position_at_end(body)
-            total = sum_
-            for k in range(4):
-                offset, weight = r.corner(sample, k, stride)
-                total = r.add(total, r.multiply(r.load(builder.add(value, offset)), weight))
-            builder.branch(latch)
-            builder.position_at_end(latch)
-            after = builder.phi(r.vector)
-            after.add_incoming(sum_, head)
-            after.add_incoming(total, body)
-            following = builder.add(sample, _constant(1))
-            sample.add_incoming(_constant(0), before)
-            sample.add_incoming(following, latch)
-            sum_.add_incoming(zero, before)
-            sum_.add_incoming(after, latch)
-            builder.cbranch(builder.icmp_signed("<", following, samples), head, done)
-            builder.position_at_end(done)
-            result = builder.phi(r.vector)
-            result.add_incoming(zero, before)
-            result.add_incoming(after, latch)
-            r.store(result, builder.add(out, r.skipped_bytes))
+            r = _Rows(builder, like.dtype, channels, rows, weights)
+            # On the stack for the builder only: LLVM makes it a register.
+            total = cgutils.alloca_once_value(builder, ir.Constant(r.vector, [0.0] * r.count))
+            with r.samples(count, stride) as (_, corners):
+                sum_ = builder.load(total)
+                for offset, weight in corners:
+                    row = r.load(builder.add(value, offset), r.vector)
+                    sum_ = r.add(sum_, r.multiply(row, weight))
+                builder.store(sum_, total)
+            r.store(builder.load(total), builder.add(out, r.skipped_bytes))
         return context.get_dummy_value()
 
-    return types.void(like, width, *[types.uintp] * 5, types.intp), generate
+    return types.void(like, width, types.UniTuple(types.uintp, 5), types.intp), generate
 
 
 @_inline
-def _scatter(
-    typing: Any,
-    like: Any,
-    width: Any,
-    grad: Any,
-    value: Any,
-    grad_value: Any,
-    stride: Any,
-    rows: Any,
-    w: Any,
-    dots: Any,
-    n: Any,
-) -> Any:
+def _scatter(typing: Any, like: Any, width: Any, numbers: Any, n: Any) -> Any:
     """Add weight · grad to every corner's row of grad_value; dots (n, 4) are grad · row of value.
 
-    Arguments as in _gather; the rows of grad_value lie as those of value.
+    Arguments as in _gather, but numbers: of grad, value, grad_value, whose rows lie as those of
+    value, stride, rows, weights, dots.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, _, grad, value, grad_value, stride, offsets, weights, dots, samples = arguments
+        _, _, numbers, count = arguments
+        grad, value, grad_value, stride, rows, w, dots = cgutils.unpack_tuple(builder, numbers)
         for channels in _parts(len(width), like.dtype.bitwidth // 8):
-            r = _Rows(builder, like.dtype, channels, offsets, weights)
-            four = ir.VectorType(r.bits, 4)
-            g = r.load(builder.add(grad, r.skipped_bytes))
-            before = builder.block
-            head, body, latch, done = (
-                builder.append_basic_block(name) for name in ("head", "body", "latch", "done")
-            )
-            builder.cbranch(builder.icmp_signed(">", samples, _constant(0)), head, done)
-            builder.position_at_end(head)
-            sample = builder.phi(_INT64)
-            builder.cbranch(r.outside(sample), latch, body)
-            builder.position_at_end(body)
-            corners = [r.corner(sample, k, stride) for k in range(4)]
-            products = [r.multiply(g, r.load(builder.add(value, at))) for at, _ in corners]
-            # One corner after the other: two that are clamped may be the same row.
-            for offset, weight in corners:
-                address = builder.add(grad_value, offset)
-                r.store(r.add(r.load(address), r.multiply(g, weight)), address)
-            place = builder.add(dots, builder.mul(sample, _constant(4 * r.size)))
-            sums, pointer = r.sums(products), r.pointer(place, four)
-            if channels.start:
-                sums = r.add(sums, builder.load(pointer, align=r.size))
-            builder.store(sums, pointer, align=r.size)
-            builder.branch(latch)
-            builder.position_at_end(latch)
-            following = builder.add(sample, _constant(1))
-            sample.add_incoming(_constant(0), before)
-            sample.add_incoming(following, latch)
-            builder.cbranch(builder.icmp_signed("<", following, samples), head, done)
-            builder.position_at_end(done)
+            r = _Rows(builder, like.dtype, channels, rows, w)
+            g = r.load(builder.add(grad, r.skipped_bytes), r.vector)
+            with r.samples(count, stride) as (sample, corners):
+                values = [r.load(builder.add(value, at), r.vector) for at, _ in corners]
+                # One corner after the other: two that are clamped may be the same row.
+                for offset, weight in corners:
+                    address = builder.add(grad_value, offset)
+                    r.store(r.add(r.load(address, r.vector), r.multiply(g, weight)), address)
+                place = builder.add(dots, builder.mul(sample, _INT64(4 * r.size)))
+                sums = r.sums([r.multiply(g, x) for x in values])
+                if channels.start:
+                    sums = r.add(sums, r.load(place, r.four))
+                r.store(sums, place)
         return context.get_dummy_value()
 
-    return types.void(like, width, *[types.uintp] * 7, types.intp), generate
+    return types.void(like, width, types.UniTuple(types.uintp, 7), types.intp), generate
 
 
 # ---------------------------------------------------------------------------------------------
@@ -285,14 +229,13 @@ def _corners(
     """Four rows and weights for each sample; of samples outside the first row is −1.
 
     locations (2·s,), attention (s,); sizes, sides as of _levels; rows, w (4·s,) are written, and
-    seen (6·s,), if it is not None: the fractions x and y, and which of left, right, high, low are
-    inside. (None, and not an empty array: numba removes the branch, which no vector code survives.)
+    seen (6·s,): the fractions x and y, and which of left, right, high, low are inside. If it is
+    None, and only then, numba removes the branch, which no vector code survives.
     """
     real = locations.dtype.type
     zero, half, one, two, nan = real(0), real(0.5), real(1), real(2), real(np.nan)
     largest = real(np.finfo(locations.dtype).max)
     none, unit = np.int32(0), np.int32(1)
-    heights, widths, firsts = sizes[0], sizes[1], sizes[2]
     tall, wide = sides[0], sides[1]
     for s in range(attention.shape[0]):
         x = locations[2 * s] * wide[s] - half
@@ -309,7 +252,7 @@ def _corners(
         y0 -= np.int32(real(y0) > ny)
         x1, y1 = x0 + unit, y0 + unit
         right, low = nx - real(x0), ny - real(y0)
-        height, width = heights[s], widths[s]
+        height, width, start = sizes[0, s], sizes[1, s], sizes[2, s]
         in_left = one if (x0 >= none) & (x0 < width) else zero
         in_right = one if (x1 >= none) & (x1 < width) else zero
         in_high = one if (y0 >= none) & (y0 < height) else zero
@@ -320,12 +263,8 @@ def _corners(
         if seen is not None:
             seen[6 * s] = right if finite else nan
             seen[6 * s + 1] = low if finite else nan
-            seen[6 * s + 2], seen[6 * s + 3], seen[6 * s + 4], seen[6 * s + 5] = (
-                in_left,
-                in_right,
-                in_high,
-                in_low,
-            )
+            seen[6 * s + 2], seen[6 * s + 3] = in_left, in_right
+            seen[6 * s + 4], seen[6 * s + 5] = in_high, in_low
             inside = inside & finite
         else:
             # A broken location must be seen, as it is in plain PyTorch: NaN times any row.
@@ -338,7 +277,7 @@ def _corners(
         last_x, last_y = width - unit, height - unit
         x0, x1 = min(max(x0, none), last_x), min(max(x1, none), last_x)
         y0, y1 = min(max(y0, none), last_y), min(max(y1, none), last_y)
-        above, below = firsts[s] + y0 * width, firsts[s] + y1 * width
+        above, below = start + y0 * width, start + y1 * width
         rows[4 * s] = above + x0 if inside else -unit
         rows[4 * s + 1], rows[4 * s + 2], rows[4 * s + 3] = above + x1, below + x0, below + x1
         w[4 * s], w[4 * s + 1] = high * left, high * right
@@ -372,116 +311,90 @@ def _slopes(dots: Any, attention: Any, sides: Any, seen: Any, by_location: Any, 
 
 
 def forward_kernel(
-    width: Any,
-    value: Any,
-    shapes: Any,
-    locations: Any,
-    attention: Any,
-    out: Any,
-    first: int,
-    last: int,
+    width: Any, value: Any, shapes: Any, places: Any, weights: Any, out: Any, first: int, last: int
 ) -> None:
     """Queries first..last, counted through all images: out (N·Q, M·C) is set.
 
-    width: tuple of C times None; value (N, S, M·C), shapes (L, 2), locations (N·Q, M, L·P·2),
-    attention (N·Q, M, L·P)
+    width: tuple of C times None; value (N, S, M·C), shapes (L, 2), places (N·Q, M, L·P·2), weights
+    (N·Q, M, L·P)
     """
     images, pixels, _ = value.shape
-    heads, samples = attention.shape[1], attention.shape[2]
-    queries = attention.shape[0] // images
+    _, heads, samples = weights.shape
+    queries = weights.shape[0] // images
     size = value.itemsize
     wide = len(width) * size
     stride = heads * wide
     sizes, sides = _levels(shapes, samples // shapes.shape[0], heads, value)
     rows = np.empty(4 * heads * samples, np.int32)
-    weights = np.empty(4 * heads * samples, value.dtype)
+    mixed = np.empty(4 * heads * samples, value.dtype)
     for task in range(first, last):
-        places, strengths = locations[task].reshape(-1), attention[task].reshape(-1)
-        _corners(places, strengths, sizes, sides, rows, weights, None)
+        xy, strengths = places[task].reshape(-1), weights[task].reshape(-1)
+        _corners(xy, strengths, sizes, sides, rows, mixed, None)
         image = value.ctypes.data + (task // queries) * pixels * stride
         for m in range(heads):
-            _gather(
-                value,
-                width,
-                out.ctypes.data + (task * heads + m) * wide,
-                image + m * wide,
-                stride,
-                rows.ctypes.data + 16 * m * samples,
-                weights.ctypes.data + 4 * size * m * samples,
-                samples,
-            )
+            target, source = out.ctypes.data + task * stride + m * wide, image + m * wide
+            rows_at = rows.ctypes.data + 16 * m * samples
+            mixed_at = mixed.ctypes.data + 4 * size * m * samples
+            _gather(value, width, (target, source, stride, rows_at, mixed_at), samples)
 
 
 def backward_kernel(
     width: Any,
     value: Any,
     shapes: Any,
-    locations: Any,
-    attention: Any,
+    places: Any,
+    weights: Any,
     grad: Any,
     grad_value: Any,
-    grad_locations: Any,
-    grad_attention: Any,
+    grad_places: Any,
+    grad_weights: Any,
     first: int,
     last: int,
 ) -> None:
     """Heads first..last, counted through all images; grad (N·Q, M·C), the rest as forward_kernel.
 
-    A head of an image is one task: it alone adds to its part of the value gradient (which comes
-    in as zeros), in the order of the queries, so there are no races, no atomics and no dependence
-    on the threads.
+    A task alone adds to its head's part of grad_value (zeros at first), in the order of queries.
     """
     images, pixels, _ = value.shape
-    heads, samples = attention.shape[1], attention.shape[2]
-    queries = attention.shape[0] // images
-    size, channels = value.itemsize, len(width)
+    total, heads, samples = weights.shape
+    queries, size, channels = total // images, value.itemsize, len(width)
     wide = channels * size
     sizes, sides = _levels(shapes, samples // shapes.shape[0], _TOGETHER, value)
-    count = _TOGETHER * samples
-    places, weights = np.empty(2 * count, value.dtype), np.empty(count, value.dtype)
-    rows, mixed = np.empty(4 * count, np.int32), np.empty(4 * count, value.dtype)
-    seen, dots = np.empty(6 * count, value.dtype), np.empty(4 * count, value.dtype)
-    by_place, by_weight = np.empty(2 * count, value.dtype), np.empty(count, value.dtype)
+    xy = np.empty((_TOGETHER, 2 * samples), value.dtype)
+    strengths = np.empty((_TOGETHER, samples), value.dtype)
+    by_xy, by_strengths = np.empty_like(xy), np.empty_like(strengths)
+    rows, mixed = np.empty(2 * xy.size, np.int32), np.empty(2 * xy.size, value.dtype)
+    seen, dots = np.empty(3 * xy.size, value.dtype), np.empty(2 * xy.size, value.dtype)
     # With many queries the head is copied together. Where it lies, one row every M·C numbers, all
     # of its rows fall into a few sets of the cache and drive each other out.
     together = queries * samples >= pixels
-    rows_of_head = pixels if together else 0
-    values = _aligned(rows_of_head, channels, value)
-    grads = _aligned(rows_of_head, channels, value)
+    copied = pixels if together else 0
+    values, grads = _aligned(copied, channels, value), _aligned(copied, channels, value)
     for task in range(first, last):
-        n = task // heads
-        m = task - n * heads
+        n, m = task // heads, task % heads
+        columns = slice(m * channels, (m + 1) * channels)
         at = (n * pixels * heads + m) * wide
         source, target, stride = value.ctypes.data + at, grad_value.ctypes.data + at, heads * wide
         if together:
-            values[:] = value[n, :, m * channels : (m + 1) * channels]
+            values[:] = value[n, :, columns]
             grads[:] = 0
             source, target, stride = values.ctypes.data, grads.ctypes.data, wide
         for begin in range(n * queries, (n + 1) * queries, _TOGETHER):
             number = min(_TOGETHER, (n + 1) * queries - begin)
-            used = number * samples
-            for q in range(number):
-                places[2 * q * samples : 2 * (q + 1) * samples] = locations[begin + q, m]
-                weights[q * samples : (q + 1) * samples] = attention[begin + q, m]
+            end = begin + number
+            xy[:number], strengths[:number] = places[begin:end, m], weights[begin:end, m]
+            used = strengths[:number].reshape(-1)
             dots[:] = 0
-            _corners(places[: 2 * used], weights[:used], sizes, sides, rows, mixed, seen)
+            _corners(xy.reshape(-1), used, sizes, sides, rows, mixed, seen)
             for q in range(number):
-                s = q * samples
-                _scatter(
-                    value,
-                    width,
-                    grad.ctypes.data + ((begin + q) * heads + m) * wide,
-                    source,
-                    target,
-                    stride,
-                    rows.ctypes.data + 16 * s,
-                    mixed.ctypes.data + 4 * size * s,
-                    dots.ctypes.data + 4 * size * s,
-                    samples,
-                )
-            _slopes(dots, weights[:used], sides, seen, by_place, by_weight)
-            for q in range(number):
-                grad_locations[begin + q, m] = by_place[2 * q * samples : 2 * (q + 1) * samples]
-                grad_attention[begin + q, m] = by_weight[q * samples : (q + 1) * samples]
+                grad_at = grad.ctypes.data + ((begin + q) * heads + m) * wide
+                rows_at = rows.ctypes.data + 16 * q * samples
+                mixed_at = mixed.ctypes.data + 4 * size * q * samples
+                dots_at = dots.ctypes.data + 4 * size * q * samples
+                numbers = (grad_at, source, target, stride, rows_at, mixed_at, dots_at)
+                _scatter(value, width, numbers, samples)
+            _slopes(dots, used, sides, seen, by_xy.reshape(-1), by_strengths.reshape(-1))
+            grad_places[begin:end, m] = by_xy[:number]
+            grad_weights[begin:end, m] = by_strengths[:number]
         if together:
-            grad_value[n, :, m * channels : (m + 1) * channels] = grads
+            grad_value[n, :, columns] = grads

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +37,7 @@ _MOST_HEADS_OR_IMAGES = 2**16 - 1  # of a grid's second and third side
 _MOST_PIXELS = 2**27  # a row times 16 is an integer of 32 bits
 
 
-# ---------------------------------------------------------------------------------------------
-# Compilation
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Specialisation:
     """What one compilation is for: all that the kernels know before they run."""
 
@@ -79,7 +75,7 @@ class Specialisation:
     def layout(self) -> tuple[int, int, int, int]:
         """(channels of a load, lanes of an item, items of a warp, warps of a block).
 
-        raises: CannotCompile if one item's samples do not fit into shared memory
+        Raises: CannotCompile: one item's samples do not fit into shared memory.
         """
         size = self.value.itemsize
         vector = max(self.load // size, 1)
@@ -101,14 +97,7 @@ class Specialisation:
         samples, lanes = self.levels * self.points, self.layout()[1]
         share = -(-samples // lanes)
         # A pair of coordinates for each; a load begins at a multiple of its own size.
-        chunk = 1
-        while (
-            share % (2 * chunk) == 0
-            and samples % (2 * chunk) == 0
-            and 4 * chunk * self.query.itemsize <= _LOAD_BYTES
-        ):
-            chunk *= 2
-        return share, chunk
+        return share, math.gcd(share, samples, _LOAD_BYTES // (2 * self.query.itemsize))
 
     def source(self) -> str:
         """The text to compile: these numbers as macros, then the kernels."""
@@ -149,22 +138,10 @@ class Specialisation:
         return "\n".join([*lines, "#line 1", SOURCE.read_text()])
 
 
-_kernels: dict[tuple[Specialisation, int], tuple[Any, Any]] = {}
-_kernels_lock = threading.Lock()
-
-
-def _loaded(specialisation: Specialisation, device: int) -> tuple[Any, Any]:
+@functools.cache
+def _loaded(specialisation: Specialisation, device: int) -> tuple[Any, ...]:
     """(forward, backward) on that device."""
-    key = (specialisation, device)
-    kernels = _kernels.get(key)
-    if kernels is None:
-        with _kernels_lock:
-            if key not in _kernels:
-                _kernels[key] = nvrtc.load(
-                    NAME, specialisation.source(), device, ("forward", "backward")
-                )
-            kernels = _kernels[key]
-    return kernels
+    return nvrtc.load(NAME, specialisation.source(), device, ("forward", "backward"))
 
 
 @functools.cache
@@ -181,18 +158,10 @@ def unusable(specialisation: Specialisation, device: int) -> str | None:
     return None
 
 
-# ---------------------------------------------------------------------------------------------
-# Calls
-
-
-def _aligned(tensor: Tensor) -> Tensor:
+def _aligned(*tensors: Tensor | None) -> list[Tensor | None]:
     """Contiguous, and beginning where a wide load may begin."""
-    tensor = tensor.detach().contiguous()
-    return tensor.clone() if tensor.data_ptr() % _LOAD_BYTES else tensor
-
-
-def _pointer(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+    found = [None if t is None else t.detach().contiguous() for t in tensors]
+    return [t.clone() if t is not None and t.data_ptr() % _LOAD_BYTES else t for t in found]
 
 
 def specialisation_of(
@@ -200,16 +169,11 @@ def specialisation_of(
 ) -> Specialisation:
     """The compilation that arguments as in `forward` need."""
     levels, points = places.shape[3:5]
-    return Specialisation(
-        levels=levels,
-        points=points,
-        channels=value.shape[3],
-        value=value.dtype,
-        query=places.dtype,
-        anchor=torch.float32 if references is None else references.dtype,
-        reference=0 if references is None else references.shape[-1],
-        fixed_point=fixed_point,
-    )
+    anchor, kind = torch.float32, 0
+    if references is not None:
+        anchor, kind = references.dtype, references.shape[-1]
+    sizes = (levels, points, value.shape[3])
+    return Specialisation(*sizes, value.dtype, places.dtype, anchor, kind, fixed_point)
 
 
 def launch(
@@ -224,7 +188,7 @@ def launch(
 
     tensors: its pointers in the order of the source, contiguous, None for null
     value:   (N, S, M, C) as in `forward`; it names sizes and device
-    raises:  CannotCompile
+    Raises: CannotCompile: there are more images, pixels or heads than the kernels count.
     """
     import numpy as np
 
@@ -235,18 +199,12 @@ def launch(
         raise CannotCompile(
             f"{images} images of {pixels} pixels and {heads} heads are more than the kernels count"
         )
-    sides = [np.int32(side) for level in shapes for side in level]
-    numbers = [np.int32(number) for number in (images, pixels, heads, queries)]
+    sides = [side for level in shapes for side in level]
+    numbers = [np.int32(number) for number in (images, pixels, heads, queries, *sides)]
     device = value.device.index
-    nvrtc.launch(
-        _loaded(specialisation, device)[which],
-        device,
-        blocks,
-        warps * _WARP,
-        *map(_pointer, tensors),
-        *numbers,
-        *sides,
-    )
+    kernel = _loaded(specialisation, device)[which]
+    pointers = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    nvrtc.launch(kernel, device, blocks, warps * _WARP, *pointers, *numbers)
 
 
 def forward(
@@ -266,18 +224,15 @@ def forward(
     references: (N, Q, L, 2 or 4)
     padding:    (N, S) bool, True where the value counts as zero
     returns:    (N, Q, M·C)
-    raises:     CannotCompile
+    Raises: CannotCompile: as `launch`.
     """
     images, pixels, heads, channels = value.shape
     queries = places.shape[1]
     out = value.new_empty((images, queries, heads * channels))
     if out.numel() == 0 or pixels * weights.shape[3] * weights.shape[4] == 0:
         return out.zero_()
-    specialisation = specialisation_of(value, places, references, fixed_point=False)
-    value, places, weights = _aligned(value), _aligned(places), _aligned(weights)
-    references = None if references is None else _aligned(references)
-    padding = None if padding is None else _aligned(padding)
-    tensors = (value, places, weights, references, padding, out)
+    specialisation = specialisation_of(value, places, references)
+    tensors = [*_aligned(value, places, weights, references, padding), out]
     launch(0, specialisation, tensors, value, queries, shapes)
     return out
 
@@ -299,7 +254,7 @@ def backward(
     grad:          (N, Q, M·C) of the type of value; the rest as in `forward`
     deterministic: sum the value's gradient in 64-bit integers, whose sum does not depend on the
                    order: about 40 bits below the largest possible sum, slower, twice the memory
-    raises:        CannotCompile
+    Raises: CannotCompile: as `launch`.
     """
     images, pixels, heads, _ = value.shape
     queries, levels, points = places.shape[1], places.shape[3], places.shape[4]
@@ -323,20 +278,14 @@ def backward(
     else:
         scale = _units(grad, weights, references, queries * points) if deterministic else None
         scale = None if scale is None else scale.to(fixed.real)
-        value, grad = _aligned(value), _aligned(grad)
-        places, weights = _aligned(places), _aligned(weights)
-        references = None if references is None else _aligned(references)
-        padding = None if padding is None else _aligned(padding)
-        tensors = (
-            grad, value, places, weights, references, padding, scale, sums, grad_places,
-            grad_weights, grad_references,
-        )  # fmt: skip
-        launch(1, fixed, tensors, value, queries, shapes)
+        inputs = _aligned(grad, value, places, weights, references, padding)
+        outputs = (sums, grad_places, grad_weights, grad_references)
+        launch(1, fixed, [*inputs, scale, *outputs], value, queries, shapes)
         if scale is not None:
             sums = sums.to(torch.float64) / scale
-    total = None if grad_references is None else grad_references.sum(2)
-    if total is not None and references is not None:
-        total = total.to(references.dtype)
+    total = None
+    if references is not None and grad_references is not None:
+        total = grad_references.sum(2).to(references.dtype)
     return sums.to(value.dtype), grad_places, grad_weights, total
 
 

@@ -1,9 +1,8 @@
 """Compiled kernels on disk: built once, by one process, however many start together.
 
-An entry is one file: a checksum, then the machine code. It is written under another name and moved
-into place, so a reader sees all of it or nothing. Whatever goes wrong with the disk costs time and
-never the result: an entry that is damaged is built anew, and a folder that cannot be written, or a
-disk that is full, means that this process builds for itself and keeps what it built in memory.
+An entry is one file, moved into place when it is whole: a checksum, then the machine code. Whatever
+goes wrong with the disk costs time and never the result: a damaged entry is built again, and where
+nothing can be written, this process builds for itself and keeps what it built in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 FOLDER_VARIABLE = "IDOL_KERNEL_CACHE"
 
@@ -53,8 +52,8 @@ class KernelCache:
     def get(self, key: str, build: Callable[[], bytes]) -> bytes:
         """The entry of that key, from memory, from disk, or else from build().
 
-        key:    names a file: letters, digits, `_`, `-` and `.`
-        raises: whatever build raises; nothing is stored then
+        key: names a file: letters, digits, `_`, `-` and `.`
+        Raises: whatever build raises; nothing is stored then.
         """
         with self._lock:
             if key not in self._kept:
@@ -81,7 +80,6 @@ class KernelCache:
         return content
 
     def _read(self, path: Path) -> bytes | None:
-        """The content if it is there and whole."""
         try:
             stored = path.read_bytes()
         except OSError:
@@ -89,7 +87,7 @@ class KernelCache:
         size = _CHECKSUM().digest_size
         if len(stored) > size and _CHECKSUM(stored[size:]).digest() == stored[:size]:
             return stored[size:]
-        logger.warning("the compiled kernel %s is damaged and is built anew", path)
+        _log.warning("the compiled kernel %s is damaged and is built anew", path)
         return None
 
     def _write(self, path: Path, content: bytes) -> None:
@@ -110,39 +108,31 @@ class KernelCache:
         """Hold the entry's lock, or go on without it: then it is built twice, and that is all."""
         try:
             import fcntl
-        except ImportError:  # no such locks on this system
-            yield
-            return
-        try:
+
             file = open(path.with_name(f".{path.name}.lock"), "ab")  # noqa: SIM115
-        except OSError as error:
-            self._complain(error)
+        except (ImportError, OSError) as error:
+            if isinstance(error, OSError):  # else there are no such locks on this system
+                self._complain(error)
             yield
             return
         # The operating system drops the lock when the file is closed, and so when a process dies.
         with file:
             end = time.monotonic() + PATIENCE
-            while True:
+            while time.monotonic() <= end:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
                 except BlockingIOError:
-                    if time.monotonic() > end:
-                        logger.warning("waited %.0f s for %s, and build it here", PATIENCE, path)
-                        break
                     time.sleep(1 / _TRIES_A_SECOND)
                 except OSError as error:  # a network file system without locks
                     self._complain(error)
                     break
-                else:
-                    break
+            else:
+                _log.warning("waited %.0f s for %s, and build it here", PATIENCE, path)
             yield
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
             self._complained = True
-            logger.warning(
-                "compiled kernels are kept in memory only (%s); set %s to a folder that can be "
-                "written",
-                error,
-                FOLDER_VARIABLE,
-            )
+            advice = f"set {FOLDER_VARIABLE} to a folder that can be written"
+            _log.warning("compiled kernels are kept in memory only (%s); %s", error, advice)

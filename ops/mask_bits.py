@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,14 +60,8 @@ def shared_pixels(logits: Tensor, counts: Sequence[int]) -> Tensor:
     _check(logits, masks)
     words = -(-pixels // WORD)
     bits = torch.empty((masks, words), dtype=torch.int32, device=logits.device)
-    starts = [sum(counts[:k]) for k in range(len(counts))]
-    bounds = torch.tensor(
-        [
-            [start for start, count in zip(starts, counts, strict=True) for _ in range(count)],
-            [s + count for s, count in zip(starts, counts, strict=True) for _ in range(count)],
-        ],
-        dtype=torch.int32,
-    )
+    ends = np.cumsum(counts)
+    bounds = torch.from_numpy(np.repeat([ends - counts, ends], counts, axis=1).astype(np.int32))
     bounds = bounds.to(logits.device, non_blocking=True)
     _launch("pack", (-(-words // _WARPS), masks, 1), logits, [logits, bits], [masks, pixels, words])
     tensors = [bits, bounds[0], bounds[1], out]
@@ -92,9 +87,8 @@ def resize(logits: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, T
         _check(logits, max(masks, words))
         for low, share in (rows, columns):
             if low.dtype != torch.int32 or share.dtype != torch.float32:
-                raise TypeError(
-                    f"rows and columns must be int32 and float32, got {low.dtype} and {share.dtype}"
-                )
+                got = f"{low.dtype} and {share.dtype}"
+                raise TypeError(f"rows and columns must be int32 and float32, got {got}")
         tensors = [logits, *rows, *columns, out]
         grid = (-(-width // _WARPS), words, masks)
         _launch("resize", grid, logits, tensors, [h, w, height, width, words])
@@ -118,8 +112,6 @@ def _launch(
     tensors: Sequence[Tensor],
     numbers: Sequence[int],
 ) -> None:
-    import numpy as np
-
     device = logits.device.index
     pointers = [tensor.data_ptr() for tensor in tensors]
     sizes = [np.int32(number) for number in numbers]

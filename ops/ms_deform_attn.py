@@ -5,22 +5,15 @@ Which implementation computes is decided in `ops.backend`; IDOL_MSDA_BACKEND for
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ops import operators, reference
-from ops.arguments import (
-    Levels,
-    check_floating,
-    check_padding,
-    check_references,
-    check_samples,
-    check_value,
-    levels_of,
-)
+from ops import arguments, operators, reference
+from ops.arguments import Levels
 from ops.backend import Backend, choose
 from ops.linear import linear
 
@@ -40,26 +33,21 @@ def ms_deform_attn(
     locations: (N, Q, M, L, P, 2) x then y; 0 and 1 are the outer borders of a level's picture
     weights:   (N, Q, M, L, P)    usually a softmax over L·P
     returns:   (N, Q, M·C)        in the precision of value
-    raises:    ValueError for shapes that do not fit or an IDOL_MSDA_BACKEND that cannot be had,
-               TypeError for tensors that are not floating
+    Raises:
+        ValueError: shapes do not fit, or an IDOL_MSDA_BACKEND cannot be had.
+        TypeError: a tensor is not floating.
     """
-    levels = levels_of(shapes)
-    check_floating(value=value, locations=locations, weights=weights)
-    check_value(value, levels)
-    check_samples(value, levels, ("locations", locations), ("weights", weights))
-    # The finest precision that came in, at least float32: locations of 16 bits would move the
-    # samples by whole pixels on large levels.
+    levels = arguments.levels_of(shapes)
+    arguments.check_floating(value=value, locations=locations, weights=weights)
+    arguments.check_value(value, levels)
+    arguments.check_samples(value, levels, ("locations", locations), ("weights", weights))
+    # At least float32: locations of 16 bits would move samples by whole pixels on large levels.
     common = _common(value, locations, weights)
     backend = _backend(value, locations, common)
-    if backend == "cuda":
-        # The kernels read halves as they are and compute in float32.
-        kind = value.dtype if common is torch.float32 else common
-        out: Tensor = operators.attend(
-            value.to(kind), _flat(levels), locations.to(common), weights.to(common)
-        )
-        return out.to(value.dtype)
-    arguments = (value.to(common), locations.to(common), weights.to(common))
-    return _plain(backend, levels, *arguments).to(value.dtype)
+    # The CUDA kernels read halves as they are and compute in float32.
+    kind = value.dtype if backend == "cuda" and common is torch.float32 else common
+    inputs = (value.to(kind), locations.to(common), weights.to(common))
+    return _attend(backend, levels, *inputs).to(value.dtype)
 
 
 def ms_deform_attn_fused(
@@ -83,16 +71,16 @@ def ms_deform_attn_fused(
     logits:     (N, Q, M, L, P) before the softmax over L·P
     padding:    (N or 1, S) bool, True where the value counts as zero; None: nowhere
     returns:    (N, Q, M·C) in the precision of value
-    raises:     as ms_deform_attn
+    Raises: as ms_deform_attn.
     """
-    levels = levels_of(shapes)
-    check_floating(value=value, references=references, offsets=offsets, logits=logits)
-    check_value(value, levels)
-    check_samples(value, levels, ("offsets", offsets), ("logits", logits))
-    check_references(references, offsets)
+    levels = arguments.levels_of(shapes)
+    arguments.check_floating(value=value, references=references, offsets=offsets, logits=logits)
+    arguments.check_value(value, levels)
+    arguments.check_samples(value, levels, ("offsets", offsets), ("logits", logits))
+    arguments.check_references(references, offsets)
     if padding is not None:
-        check_padding(padding, value)
-    common = _common(value, references, offsets, logits)
+        arguments.check_padding(padding, value)
+    common, dtype = _common(value, references, offsets, logits), value.dtype
     backend = _backend(value, offsets, common, references)
     if backend == "cuda":
         images, queries = offsets.shape[:2]
@@ -101,36 +89,30 @@ def ms_deform_attn_fused(
         references = references.expand(images, queries, len(levels), -1)
         if padding is not None:
             padding = padding.expand(images, -1)
+        # One type for what a query brings; references never lose bits they came with.
+        query = torch.promote_types(offsets.dtype, logits.dtype)
         if common is torch.float64:
-            value_, references, offsets, logits = (
-                t.double() for t in (value, references, offsets, logits)
-            )
-        else:
-            # One type for what a query brings; references never lose bits they came with.
-            value_, query = value, torch.promote_types(offsets.dtype, logits.dtype)
-            references, offsets, logits = references.float(), offsets.to(query), logits.to(query)
-        out: Tensor = operators.attend_fused(
-            value_, _flat(levels), references, offsets, logits, padding
-        )
-        return out.to(value.dtype)
-    dtype = value.dtype
-    if padding is not None:
-        value = value.masked_fill(padding[..., None, None], 0.0)
-    offsets, logits = offsets.to(common), logits.to(common)
-    locations = reference.places(levels, references.to(common), offsets)
-    weights = logits.flatten(-2).softmax(-1).view(logits.shape)
-    return _plain(backend, levels, value.to(common), locations, weights).to(dtype)
+            value, query = value.double(), common
+        references, offsets, logits = references.to(common), offsets.to(query), logits.to(query)
+        sizes = _flat(levels)
+        out: Tensor = operators.attend_fused(value, sizes, references, offsets, logits, padding)
+        return out.to(dtype)
+    value = reference.unpadded(value, padding).to(common)
+    locations = reference.places(levels, references.to(common), offsets.to(common))
+    weights = reference.attention(logits.to(common))
+    return _attend(backend, levels, value, locations, weights).to(dtype)
 
 
 def spread(references: Tensor, heads: int, points: int) -> Tensor:
-    """References for several layers with the same points, laid out for the backend at hand.
+    """References (N or 1, Q, L, 2) for several layers: (N or 1, Q, M, L, P, 2) where it is faster.
 
-    references: (N or 1, Q, L, 2)
-    returns:    (N or 1, Q, M, L, P, 2), or references as they are where that is no faster
+    Adding numbers that lie side by side is five times as fast on a CPU as adding one to its
+    neighbours; elsewhere they come back as they are.
     """
-    if references.device.type == "cpu":
-        return reference.spread(references, heads, points)
-    return references
+    if references.device.type != "cpu":
+        return references
+    layout = (*references.shape[:2], heads, references.shape[2], points, 2)
+    return references[:, :, None, :, None].expand(layout).contiguous()
 
 
 class MSDeformAttn(nn.Module):
@@ -184,8 +166,6 @@ class MSDeformAttn(nn.Module):
         shapes:     ((h, w), ...) of the L levels
         padding:    (N or 1, S) bool, True where padded: value zero
         returns:    (N, Q, C)
-
-        Sampling locations and weights have at least float32 in any precision.
         """
         value = linear(self.value_proj, tokens)
         if padding is not None and value.device.type != "cuda":
@@ -201,40 +181,32 @@ class MSDeformAttn(nn.Module):
 
 
 def _common(*tensors: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    return functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
 
 
 def _backend(
     value: Tensor, places: Tensor, common: torch.dtype, references: Tensor | None = None
 ) -> Backend:
     single = common is torch.float32
-    backend: Backend = choose(
-        value.device.type,
-        value.device.index,
-        places.shape[3],
-        places.shape[4],
-        value.shape[3],
-        (
-            value.dtype if single else common,
-            places.dtype if single and references is not None else common,
-            torch.float32 if single else common,
-        ),
-        0 if references is None else references.shape[-1],
+    dtypes = (
+        value.dtype if single else common,
+        places.dtype if single and references is not None else common,
+        common,
     )
+    sizes = (places.shape[3], places.shape[4], value.shape[3])
+    kind = 0 if references is None else references.shape[-1]
+    backend: Backend = choose(value.device.type, value.device.index, sizes, dtypes, kind)
     return backend
 
 
-def _plain(
+def _attend(
     backend: Backend, levels: Levels, value: Tensor, locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """From tensors of one precision, on the CPU or in plain PyTorch anywhere."""
-    if backend == "cpu":
-        out: Tensor = operators.attend(value, _flat(levels), locations, weights)
-        return out
-    return reference.ms_deform_attn(value, levels, locations, weights)
+    """By the backend's kernel, or in plain PyTorch anywhere."""
+    if backend == "torch":
+        return reference.ms_deform_attn(value, levels, locations, weights)
+    out: Tensor = operators.attend(value, _flat(levels), locations, weights)
+    return out
 
 
 def _flat(levels: Levels) -> list[int]:

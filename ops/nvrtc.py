@@ -9,10 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import re
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,9 +33,8 @@ def missing() -> str | None:
     except ImportError as error:
         return f"cuda.core cannot be imported ({error}); pip install cuda-core"
     except (RuntimeError, OSError) as error:
-        return (
-            f"NVRTC cannot be loaded ({str(error).splitlines()[0]}); pip install nvidia-cuda-nvrtc"
-        )
+        reason = str(error).splitlines()[0]
+        return f"NVRTC cannot be loaded ({reason}); pip install nvidia-cuda-nvrtc"
     return None
 
 
@@ -65,53 +61,26 @@ def known_architectures() -> tuple[int, ...]:
     return tuple(int(number) for number in architectures)
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What the compiler says a kernel takes of a multiprocessor."""
-
-    registers: int
-    stack: int
-    """Bytes of local memory a thread."""
-    spilled: int
-    """Bytes written and read because the registers did not suffice."""
-
-
-_REPORT = re.compile(
-    r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, "
-    r"(\d+) bytes spill loads.*?Used (\d+) registers",
-    re.DOTALL,
-)
-
-
 def compile_source(
     text: str, architecture: str, target: str = "cubin", name: str = "kernels"
 ) -> tuple[bytes, str]:
     """(machine code, the compiler's report) of that source; needs no GPU.
 
     architecture: sm_90 for a cubin, compute_90 for ptx
-    raises:       CannotCompile with the compiler's own words
+    Raises: CannotCompile: with the compiler's own words.
     """
     from cuda.core import Program, ProgramOptions
 
     log = io.StringIO()
     options = ProgramOptions(name=name, arch=architecture, std="c++17", ptxas_options=["-v"])
     try:
-        program = Program(text, "c++", options)
-        code = program.compile(target, logs=log).code
+        code = Program(text, "c++", options).compile(target, logs=log).code
     except Exception as error:
         # cuda.core raises errors of its own and of NVRTC, whose classes move between versions.
         raise CannotCompile(
             f"NVRTC failed for {architecture}: {error}\n{log.getvalue()}"
         ) from error
     return bytes(code), log.getvalue().replace("\0", "")
-
-
-def resources(report: str) -> dict[str, Resources]:
-    """By kernel, from the report of compile_source."""
-    return {
-        name: Resources(int(registers), int(stack), int(stores) + int(loads))
-        for name, stack, stores, loads, registers in _REPORT.findall(report)
-    }
 
 
 def target_of(capability: tuple[int, int]) -> tuple[str, str]:
@@ -129,16 +98,9 @@ def target_of(capability: tuple[int, int]) -> tuple[str, str]:
     return f"compute_{max(older)}", "ptx"
 
 
-_cache_lock = threading.Lock()
-_cache: KernelCache | None = None
-
-
+@functools.cache
 def _kernel_cache() -> KernelCache:
-    global _cache
-    with _cache_lock:
-        if _cache is None:
-            _cache = KernelCache(default_folder())
-        return _cache
+    return KernelCache(default_folder())
 
 
 def machine_code(
@@ -147,7 +109,6 @@ def machine_code(
     """(code, cubin or ptx) for a device of that compute capability, compiled or from the cache.
 
     name: what the files in the cache begin with
-    text: the source, whole
     """
     architecture, kind = target_of(capability)
     version = ".".join(map(str, compiler_version()))
@@ -158,10 +119,7 @@ def machine_code(
 
 
 def load(name: str, text: str, device: int, kernels: Sequence[str]) -> tuple[Any, ...]:
-    """These kernels of that source, ready on that device.
-
-    raises: CannotCompile
-    """
+    """These kernels of that source, ready on that device. Raises: CannotCompile."""
     from cuda.core import Device, ObjectCode
 
     code, kind = machine_code(name, text, torch.cuda.get_device_capability(device))
@@ -188,7 +146,7 @@ def launch(
 ) -> None:
     """Start a kernel of `load` on torch's current stream.
 
-    arguments: addresses as int; numbers as numpy scalars of the parameters' types
+    arguments: addresses as int, numbers as numpy scalars of the parameters' types
     """
     from cuda.core import LaunchConfig
     from cuda.core import launch as start

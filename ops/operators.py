@@ -1,7 +1,6 @@
 """Deformable attention as operators of torch: what compiled graphs, exports and autograd see.
 
-Each is a black box with a shape rule and a formula for its gradient. Inside, CUDA tensors take the
-CUDA kernels and CPU tensors the numba kernels.
+CUDA tensors take the CUDA kernels and CPU tensors the numba kernels.
 """
 
 from __future__ import annotations
@@ -22,14 +21,6 @@ def _pairs(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(sizes[::2], sizes[1::2], strict=True))
 
 
-def _deterministic() -> bool:
-    return torch.are_deterministic_algorithms_enabled()
-
-
-# ---------------------------------------------------------------------------------------------
-# From locations and weights
-
-
 @torch.library.custom_op("idol::ms_deform_attn", mutates_args=(), device_types=_DEVICES)
 def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -> Tensor:
     """Arguments as in ops.ms_deform_attn, but sizes: h0, w0, h1, w1, ...; returns value's type."""
@@ -43,16 +34,11 @@ def attend(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tens
 def attend_backward(
     grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of value, locations and weights.
-
-    grad: (N, Q, M·C), of what `attend` returned; the others as in `attend`
-    """
+    """Gradients of value, locations and weights from grad (N, Q, M·C); the others as in attend."""
     shapes = _pairs(sizes)
     if value.device.type == "cuda":
-        by_value, by_locations, by_weights, _ = cuda.backward(
-            grad, value, shapes, locations, weights, deterministic=_deterministic()
-        )
-        return by_value, by_locations, by_weights
+        fixed = torch.are_deterministic_algorithms_enabled()
+        return cuda.backward(grad, value, shapes, locations, weights, deterministic=fixed)[:3]
     return cpu.backward(grad, value, shapes, locations, weights)
 
 
@@ -66,11 +52,8 @@ def _(value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor) -
 def _(
     grad: Tensor, value: Tensor, sizes: Sequence[int], locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        value.new_empty(value.shape),
-        locations.new_empty(locations.shape),
-        weights.new_empty(weights.shape),
-    )
+    a, b, c = (t.new_empty(t.shape) for t in (value, locations, weights))
+    return a, b, c
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -87,18 +70,6 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
 attend.register_autograd(_gradients, setup_context=_remember)
 
 
-# ---------------------------------------------------------------------------------------------
-# From references, offsets and logits
-
-
-def _unpadded(value: Tensor, padding: Tensor | None) -> Tensor:
-    return value if padding is None else value.masked_fill(padding[..., None, None], 0.0)
-
-
-def _attention(logits: Tensor) -> Tensor:
-    return logits.flatten(-2).softmax(-1).view(logits.shape)
-
-
 @torch.library.custom_op("idol::ms_deform_attn_fused", mutates_args=(), device_types=_DEVICES)
 def attend_fused(
     value: Tensor,
@@ -113,7 +84,8 @@ def attend_fused(
     if value.device.type == "cuda":
         return cuda.forward(value, shapes, offsets, logits, references, padding)
     locations = reference.places(shapes, references, offsets)
-    return cpu.forward(_unpadded(value, padding), shapes, locations, _attention(logits))
+    weights = reference.attention(logits)
+    return cpu.forward(reference.unpadded(value, padding), shapes, locations, weights)
 
 
 @torch.library.custom_op(
@@ -129,22 +101,19 @@ def attend_fused_backward(
     padding: Tensor | None,
     by_references: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of value, references (empty unless asked for), offsets and logits.
-
-    grad: (N, Q, M·C), of what `attend_fused` returned; the others as in `attend_fused`
-    """
+    """By value, references (empty unless asked for), offsets, logits; inputs as in attend_fused."""
     shapes = _pairs(sizes)
     if value.device.type == "cuda":
         of_value, of_offsets, of_logits, of_references = cuda.backward(
             grad, value, shapes, offsets, logits, references, padding,
-            by_references=by_references, deterministic=_deterministic(),
+            by_references=by_references, deterministic=torch.are_deterministic_algorithms_enabled(),
         )  # fmt: skip
     else:
-        locations, weights = reference.places(shapes, references, offsets), _attention(logits)
-        of_value, of_places, of_weights = cpu.backward(
-            grad, _unpadded(value, padding), shapes, locations, weights
-        )
-        of_value = _unpadded(of_value, padding)
+        locations = reference.places(shapes, references, offsets)
+        weights = reference.attention(logits)
+        value = reference.unpadded(value, padding)
+        of_value, of_places, of_weights = cpu.backward(grad, value, shapes, locations, weights)
+        of_value = reference.unpadded(of_value, padding)
         of_offsets, of_references = reference.places_backward(
             of_places, shapes, references, offsets
         )
@@ -156,29 +125,14 @@ def attend_fused_backward(
 
 
 @attend_fused.register_fake
-def _(
-    value: Tensor,
-    sizes: Sequence[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    padding: Tensor | None,
-) -> Tensor:
+def _(value: Tensor, sizes: Any, references: Tensor, offsets: Tensor, *others: Any) -> Tensor:
     images, _, heads, channels = value.shape
     return value.new_empty((images, offsets.shape[1], heads * channels))
 
 
 @attend_fused_backward.register_fake
-def _(
-    grad: Tensor,
-    value: Tensor,
-    sizes: Sequence[int],
-    references: Tensor,
-    offsets: Tensor,
-    logits: Tensor,
-    padding: Tensor | None,
-    by_references: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    value, _, references, offsets, logits, _, by_references = inputs
     return (
         value.new_empty(value.shape),
         references.new_empty(references.shape if by_references else (0,)),

@@ -14,8 +14,8 @@ def ms_deform_attn(
 ) -> Tensor:
     """Weighted sum of bilinear samples from every level (specification 1.5; Deformable DETR Eq. 3).
 
-    The arguments are taken as they are: `ops.ms_deform_attn` is the door that checks them and
-    brings them to one precision. Differentiable in value, locations and weights, on any device.
+    `ops.ms_deform_attn` checks the arguments and brings them to one precision. Differentiable in
+    value, locations and weights, on any device.
 
     value:     (N, S, M, C) features of all levels, one after the other, S = Σ h·w, M heads
     shapes:    L pairs (h, w); a level without pixels contributes nothing
@@ -44,10 +44,8 @@ def ms_deform_attn(
             parts.append((samples * attention[:, None, :, level]).sum(-1))
         start = stop
     if not parts:
-        # No pixel at all: zeros that still hang on the three inputs, so that backward gives
-        # zero gradients instead of failing.
-        zero = value.flatten()[:0].sum() + locations.flatten()[:0].sum()
-        zero = zero + weights.flatten()[:0].sum()
+        # No pixel at all: zeros that depend on the three inputs, whose gradients are then zeros.
+        zero = torch.stack([t.flatten()[:0].sum() for t in (value, locations, weights)]).sum()
         parts.append(zero.expand(images * heads, channels, queries))
     out = sum(parts[1:], parts[0])  # (N·M, C, Q)
     return out.reshape(images, heads * channels, queries).transpose(1, 2).contiguous()
@@ -58,7 +56,7 @@ def places(shapes: Sequence[tuple[int, int]], references: Tensor, offsets: Tenso
 
     references: (N or 1, Q, L, 2) xy: the offsets are in pixels of their level;
                 (N or 1, Q, L, 4) cxcywh: P offset units are half of the box; or
-                (N or 1, Q, M, L, P, 2) the first kind, repeated by `spread`
+                (N or 1, Q, M, L, P, 2) the first kind, repeated by `ops.spread`
     offsets:    (N, Q, M, L, P, 2)
     """
     anchor = references if references.ndim == 6 else references[:, :, None, :, None]
@@ -67,24 +65,20 @@ def places(shapes: Sequence[tuple[int, int]], references: Tensor, offsets: Tenso
     return anchor[..., :2] + offsets / offsets.shape[4] * anchor[..., 2:] * 0.5
 
 
-def spread(references: Tensor, heads: int, points: int) -> Tensor:
-    """Reference points (N, Q, L, 2) repeated for every head and point: (N, Q, M, L, P, 2).
+def unpadded(value: Tensor, padding: Tensor | None) -> Tensor:
+    """value (N, S, M, C) with zeros where padding (N or 1, S) is True."""
+    return value if padding is None else value.masked_fill(padding[..., None, None], 0.0)
 
-    Worth its memory where several layers start from the same points: adding numbers that lie side
-    by side is five times as fast as adding one to its neighbours.
-    """
-    images, queries, levels, _ = references.shape
-    layout = (images, queries, heads, levels, points, 2)
-    return references[:, :, None, :, None].expand(layout).contiguous()
+
+def attention(logits: Tensor) -> Tensor:
+    """Weights from logits (N, Q, M, L, P): the softmax over L·P."""
+    return logits.flatten(-2).softmax(-1).view(logits.shape)
 
 
 def places_backward(
     grad: Tensor, shapes: Sequence[tuple[int, int]], references: Tensor, offsets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of offsets and references (N, Q, L, 2 or 4) from that of `places`.
-
-    grad: (N, Q, M, L, P, 2), of what `places` returned; the others as in `places`
-    """
+    """Gradients of offsets and references, as in `places`, from grad (N, Q, M, L, P, 2) of it."""
     by_centre = grad.sum((2, 4))  # (N, Q, L, 2)
     if references.shape[-1] == 2:
         return grad / _sides(shapes, offsets), by_centre
@@ -111,15 +105,6 @@ def ms_deform_attn_fused(
     logits: Tensor,
     padding: Tensor | None = None,
 ) -> Tensor:
-    """The same from references, offsets and logits, with arguments as they are.
-
-    value:      (N, S, M, C), as in `ms_deform_attn`; shapes likewise
-    references: as in `places`, offsets: (N, Q, M, L, P, 2)
-    logits:     (N, Q, M, L, P); their softmax over L·P is the weights
-    padding:    (N or 1, S) bool, True where the value counts as zero
-    returns:    (N, Q, M·C)
-    """
-    if padding is not None:
-        value = value.masked_fill(padding[..., None, None], 0.0)
-    weights = logits.flatten(-2).softmax(-1).view(logits.shape)
-    return ms_deform_attn(value, shapes, places(shapes, references, offsets), weights)
+    """The same from references, offsets, logits and padding, as in `ops.ms_deform_attn_fused`."""
+    locations = places(shapes, references, offsets)
+    return ms_deform_attn(unpadded(value, padding), shapes, locations, attention(logits))

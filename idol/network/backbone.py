@@ -14,27 +14,14 @@ _FROZEN_STAGES = 2
 
 
 def build(config: BackboneConfig, checkpoint_activations: bool = False) -> Backbone:
-    """The backbone a configuration names.
-
-    checkpoint_activations: ModelConfig.checkpoint_activations
-    Raises:
-        ValueError: a backbone of the transformers library cannot serve; the message names the rule.
-        ImportError: that library is missing.
-    """
+    """The backbone a configuration names. Raises: as LibraryBackbone, where that is asked for."""
     backbone: Backbone
     if config.name == "tiny":
         backbone = TinyBackbone(config.tiny_channels)
     elif config.name == "transformers":
         backbone = LibraryBackbone(config.source)
     elif config.name == "swin":
-        backbone = Swin(
-            embed=config.swin_embed,
-            depths=config.swin_depths,
-            heads=config.swin_heads,
-            window=config.swin_window,
-            drop_path=config.swin_drop_path,
-            frozen_stages=config.frozen_stages or 0,
-        )
+        backbone = Swin(config)
     else:
         frozen = _FROZEN_STAGES if config.frozen_stages is None else config.frozen_stages
         backbone = ResNet(_BLOCKS[config.name], frozen)

@@ -11,9 +11,9 @@ import functools
 import importlib.util
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from idol.network.model import IDOL
 from idol.structures import Outputs
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 MOST_SHAPES = 8
 """Padded shapes that are compiled or captured; other shapes run without either."""
@@ -70,16 +68,13 @@ class _Captured:
 class Found:
     """Outputs of the last decoder layer for B images.
 
-    class_scores: (B, Q, K)          float32
-    scores:       (B, Q)             float32, the best class score; NaN where logits or a box are
-                                     not finite
-    labels:       (B, Q)             int64, its class
-    boxes:        (B, Q, 4)          float32 cxcywh in [0, 1]
-    embeddings:   (B, Q, C)          float32
-    references:   (1, B, Q, 2)       as in Outputs, like the following
-    features:     (B, 8, H/8, W/8)
-    states:       (1, B, Q, C)
-    sizes:        (B, 2)
+    class_scores: (B, Q, K)    float32
+    scores:       (B, Q)       float32, the best class score; NaN if logits or a box are not finite
+    labels:       (B, Q)       int64, its class
+    boxes:        (B, Q, 4)    float32 cxcywh in [0, 1]
+    embeddings:   (B, Q, C)    float32
+    references (1, B, Q, 2), features (B, 8, H/8, W/8), states (1, B, Q, C), sizes (B, 2): as in
+    Outputs
     """
 
     class_scores: Tensor
@@ -113,7 +108,6 @@ class FastNetwork:
     On a GPU it computes in 16 bits, with one CUDA graph for each shape. On a CPU it is folded, and
     computes in bfloat16 where the CPU has AMX. The outputs differ a little (docs/performance.md).
 
-    model:    is not changed
     batch:    images of a pass; smaller batches are filled up
     compiled: also fuse operations by torch.compile: takes half a minute for each shape, then runs
               1.5 times as fast. Where it cannot be used, the reason is logged
@@ -129,22 +123,21 @@ class FastNetwork:
         self.model.to(self.dtype)
         self._forward: Any = self._pass
         reason = cannot_compile(self.device.type) if compiled else None
-        if compiled and reason is None:
-            self._forward = torch.compile(self._pass, dynamic=False)
-        elif compiled:
+        if reason is not None:
             _log.warning("the network is not compiled: %s", reason)
         self.compiled = compiled and reason is None
+        if self.compiled:
+            self._forward = torch.compile(self._pass, dynamic=False)
         self._graphs: dict[tuple[int, int, int, bool], _Captured] = {}
         self._shapes: set[Shape] = set()
         self._pool: Any = None
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, size: tuple[int, int]) -> Found:
-        """One pass over images of one size.
+        """One pass over images of one size; no later pass overwrites what it returns.
 
-        images:  (B, 3, H, W) normalised, zero where padded, of any precision
-        size:    (height, width) of the un-padded images
-        returns: tensors that no later pass overwrites
+        images: (B, 3, H, W) normalised, zero where padded, of any precision
+        size:   (height, width) of the un-padded images
         """
         images = images.to(self.dtype, memory_format=torch.channels_last)
         count, _, height, width = images.shape
@@ -154,12 +147,24 @@ class FastNetwork:
             # A smaller batch would be another shape, to be compiled and captured on its own.
             images = torch.cat([images, images[-1:].expand(self.batch - count, -1, -1, -1)])
         geometry = self.model.geometry(padded, [size] * len(images), self.device)
-        tensors: Sequence[Tensor]
+        forward: Any = self._forward if known else self._pass
         if self.device.type == "cuda" and known:
-            tensors = self._replay(images, geometry)
-        else:
-            tensors = (self._forward if known else self._pass)(images, geometry)
-        return self._found(tensors, geometry, count)
+            forward = self._replay
+        tensors = forward(images, geometry)
+        # The images after the first `count` only fill the batch.
+        *of_images, references, features, states = tensors
+        scores, best, labels, boxes, embeddings = (tensor[:count] for tensor in of_images)
+        return Found(
+            class_scores=scores,
+            scores=best,
+            labels=labels,
+            boxes=boxes,
+            embeddings=embeddings,
+            references=references[:, :count],
+            features=features[:count],
+            states=states[:, :count],
+            sizes=geometry.sizes[:count],
+        )
 
     def _know(self, shape: Shape) -> bool:
         """Whether that padded shape is one of the first MOST_SHAPES."""
@@ -187,10 +192,20 @@ class FastNetwork:
     def _capture(self, images: Tensor, geometry: Geometry) -> _Captured:
         """The pass over images of this shape as a graph."""
         images = images.clone(memory_format=torch.channels_last)
-        tensors = {name: getattr(geometry, name) for name in _TENSORS}
-        own: dict[str, Any] = {k: None if t is None else t.clone() for k, t in tensors.items()}
+        given = {name: getattr(geometry, name) for name in _TENSORS}
+        own: dict[str, Any] = {k: t.clone() for k, t in given.items() if t is not None}
         still = dataclasses.replace(geometry, **own)
-        graph, outputs = self._graph_of(lambda: self._forward(images, still))
+        # The graph holds addresses only: what it reads and writes is kept alive beside it.
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                self._forward(images, still)
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=side):
+            outputs = self._forward(images, still)
+        self._pool = graph.pool()  # shared, because one graph runs at a time
         return _Captured(graph, images, still, geometry.positions, outputs)
 
     def _pass(self, images: Tensor, geometry: Geometry) -> tuple[Tensor, ...]:
@@ -211,45 +226,8 @@ class FastNetwork:
             outputs.states[-1:],
         )
 
-    def _found(self, tensors: Sequence[Tensor], geometry: Geometry, count: int) -> Found:
-        """The results of the first `count` images; the others only fill the batch."""
-        *of_images, references, features, states = tensors
-        scores, best, labels, boxes, embeddings = (tensor[:count] for tensor in of_images)
-        return Found(
-            class_scores=scores,
-            scores=best,
-            labels=labels,
-            boxes=boxes,
-            embeddings=embeddings,
-            references=references[:, :count],
-            features=features[:count],
-            states=states[:, :count],
-            sizes=geometry.sizes[:count],
-        )
-
     @torch.inference_mode()
     def mask_logits(self, found: Found, images: Tensor, queries: Tensor) -> Tensor:
-        """Dynamic masks of some queries.
-
-        images, queries: (n,) int64
-        returns:         (n, H/4, W/4) float32 logits over the padded input
-        """
+        """Mask logits (n, H/4, W/4), float32, over the padded input; images, queries: (n,)."""
         layers = torch.zeros_like(queries)
         return self.model.mask_logits(found.outputs(self.model), images, layers, queries).float()
-
-    def _graph_of(self, function: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
-        """The function's work on the device as a CUDA graph, and its result.
-
-        The caller keeps the tensors that it reads alive: a graph holds only addresses.
-        """
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                function()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=side):
-            out = function()
-        self._pool = graph.pool()  # shared, because one graph runs at a time
-        return graph, out

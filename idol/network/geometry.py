@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,18 +51,17 @@ def level_shapes(height: int, width: int) -> Shapes:
 def of_padding(padding: Tensor, channels: int, sizes: Tensor | None = None) -> Geometry:
     """Geometry as the released code computes it, from the padding of every pixel.
 
-    padding:  (B, H, W) bool, True where padded; H and W multiples of 32
-    channels: C of the position encoding
-    sizes:    (B, 2) un-padded (height, width); read off the padding's first column and row if None
+    padding: (B, H, W) bool, True where padded; H and W multiples of 32
+    sizes:   (B, 2) un-padded (height, width); read off the padding's first column and row if None
     """
-    shapes = level_shapes(padding.shape[1], padding.shape[2])
+    shapes = level_shapes(*padding.shape[1:])
     if sizes is None:
         sizes = torch.stack([(~padding[:, :, 0]).sum(1), (~padding[:, 0, :]).sum(1)], -1)
     full = padding[:, None].float()
-    levels = [F.interpolate(full, size=shape)[:, 0] for shape in shapes[:-1]]
+    levels = [F.interpolate(full, size=shape) for shape in shapes[:-1]]
     # The released code makes the last level's mask from the stride-8 one, not the image's.
-    levels.append(F.interpolate(levels[0][:, None], size=shapes[-1])[:, 0])
-    paddings = [level.bool() for level in levels]
+    levels.append(F.interpolate(levels[0], size=shapes[-1]))
+    paddings = [level[:, 0].bool() for level in levels]
     ratios = valid_ratios(paddings)
     encodings = [sine_encoding(p, channels).flatten(2).transpose(1, 2) for p in paddings]
     return Geometry(
@@ -82,9 +82,8 @@ def of_sizes(
 ) -> Geometry:
     """The same bits for images padded at the bottom and right; remembered per size.
 
-    padded:   (H, W) of the batch, multiples of 32
-    sizes:    B pairs (height, width) of the un-padded images
-    channels: C of the position encoding
+    padded: (H, W) of the batch, multiples of 32
+    sizes:  B pairs (height, width) of the un-padded images
     Raises: ValueError: a size is outside the padded input.
     """
     plain = [(int(height), int(width)) for height, width in sizes]
@@ -98,28 +97,17 @@ def of_sizes(
     if not plain:
         raise ValueError("sizes must have one (height, width) per image, got none")
     device, padded = torch.device(device), (padded[0], padded[1])
+    # A compiled graph holds the geometry itself.
+    of_size: Callable[..., Geometry] = _compute if torch.compiler.is_compiling() else _remembered
     if len(set(plain)) == 1:
-        one = _of_size(padded, plain[0], channels, device)
+        one = of_size(padded, plain[0], channels, device)
         return dataclasses.replace(one, sizes=one.sizes.expand(len(plain), 2))
-    each = [_of_size(padded, size, channels, device) for size in plain]
+    each = [of_size(padded, size, channels, device) for size in plain]
     none = torch.zeros(each[0].positions.shape[:2], dtype=torch.bool, device=device)
-    return Geometry(
-        sizes=torch.cat([g.sizes for g in each]),
-        padding=torch.cat([none if g.padding is None else g.padding for g in each]),
-        positions=torch.cat([g.positions for g in each]),
-        valid_ratios=torch.cat([g.valid_ratios for g in each]),
-        references=torch.cat([g.references for g in each]),
-        shapes=each[0].shapes,
-    )
-
-
-def _of_size(
-    padded: tuple[int, int], size: tuple[int, int], channels: int, device: torch.device
-) -> Geometry:
-    """Geometry of one image, remembered unless a graph is compiled, which holds it itself."""
-    if torch.compiler.is_compiling():
-        return _compute(padded, size, channels, device)
-    return _remembered(padded, size, channels, device)
+    names = ("sizes", "positions", "valid_ratios", "references")
+    joined: dict[str, Any] = {name: torch.cat([getattr(g, name) for g in each]) for name in names}
+    joined["padding"] = torch.cat([none if g.padding is None else g.padding for g in each])
+    return Geometry(**joined, shapes=each[0].shapes)
 
 
 @functools.lru_cache(maxsize=REMEMBERED)
@@ -146,14 +134,13 @@ def _compute(
 
 
 def sine_encoding(padding: Tensor, channels: int) -> Tensor:
-    """Sine and cosine of the un-padded, normalised row and column (specification 1.3).
+    """Sine and cosine of the un-padded, normalised row and column: (B, C, H, W) float32.
 
     padding:  (B, H, W) bool, True where padded
     channels: C, half for the row and half for the column; divisible by 4
-    returns:  (B, C, H, W) float32
 
     Rows are counted from 0.5 (the released code's offset; DETR has none) and divided by the count
-    in the last row, so a partly padded map spans the full period.
+    in the last row, so a partly padded map spans the full period (specification 1.3).
     """
     valid = (~padding).float()
     half = channels // 2
@@ -170,10 +157,9 @@ def sine_encoding(padding: Tensor, channels: int) -> Tensor:
 
 
 def valid_ratios(paddings: Sequence[Tensor]) -> Tensor:
-    """Un-padded share of every level, counted on the first column and row.
+    """Un-padded share (x, y) of every level, counted on the first column and row: (B, L, 2).
 
     paddings: L tensors (B, h, w) bool
-    returns:  (B, L, 2) (x, y)
     """
     ratios = []
     for padding in paddings:
@@ -185,11 +171,9 @@ def valid_ratios(paddings: Sequence[Tensor]) -> Tensor:
 
 
 def encoder_references(shapes: Sequence[tuple[int, int]], ratios: Tensor) -> Tensor:
-    """The centre of every token, in units of every level's padded size.
+    """The centre of every token, in units of every level's padded size: (B, S, L, 2).
 
-    shapes:  [(h, w), ...]
-    ratios:  (B, L, 2) valid ratios
-    returns: (B, S, L, 2)
+    ratios: (B, L, 2) valid ratios
     """
     centres = []
     for level, (height, width) in enumerate(shapes):

@@ -23,12 +23,9 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 def run(block: nn.Module, *args: Any, again: bool) -> Tensor:
     """block(*args); if `again`, its activations are computed a second time for its gradients."""
-    out: Tensor
-    if again and torch.is_grad_enabled():
-        # Restores the random state, so that dropout drops the same units both times.
-        out = checkpoint(block, *args, use_reentrant=False)
-    else:
-        out = block(*args)
+    # Checkpoints restore the random state, so that dropout drops the same units both times.
+    again = again and torch.is_grad_enabled()
+    out: Tensor = checkpoint(block, *args, use_reentrant=False) if again else block(*args)
     return out
 
 
@@ -42,10 +39,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., inputs) → (..., outputs)."""
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
+        last = self.layers[-1]
+        for layer in self.layers:
             assert isinstance(layer, nn.Linear)
-            x = linear(layer, x, relu=index < last)
+            x = linear(layer, x, relu=layer is not last)
         return x
 
 
@@ -62,8 +59,7 @@ class Backbone(nn.Module):
     def fold(self) -> bool:
         """Merge layers that are constant at inference, in place; True where anything changed.
 
-        Outputs stay equal up to rounding. A backbone without such layers stays as it is.
-        Raises: ValueError: the backbone is in training mode.
+        Outputs stay equal up to rounding. Raises: ValueError: the backbone is in training mode.
         """
         return False
 

@@ -13,10 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from idol.config import BackboneConfig
 from idol.network.layers import Backbone
 
-STRIDES = (8, 16, 32)
-"""Strides of the feature maps that the transformer takes."""
-# Side of the square image that tells the strides: a multiple of 32, and more than one token at
-# stride 32, so that no pooling to a single value looks like a stride.
+_STRIDES = (8, 16, 32)
+# Side of the square image that tells the strides: several tokens at stride 32, so that no pooling
+# to a single value looks like a stride.
 _PROBE = 128
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -25,16 +24,16 @@ class LibraryBackbone(Backbone):
     """The stages of strides 8, 16 and 32 of an AutoBackbone, as three feature maps.
 
     Batch norms stay in eval mode and their affine parameters get no gradient, as in the released
-    ResNets: a batch of detection training is too small for statistics of its own. Parameters that
-    the three maps do not depend on get none either, for DistributedDataParallel would wait for it.
+    ResNets, for small batches. Parameters that the three maps do not depend on get none either:
+    DistributedDataParallel would wait for it.
     """
 
     def __init__(self, source: str) -> None:
         """source: a hub id, a local folder, or a JSON configuration with a "model_type".
 
         Raises:
-            ImportError: the transformers package is missing.
-            ValueError: source is none of these, or has no maps of strides 8, 16 and 32.
+            ImportError: the transformers package is not installed.
+            ValueError: the source is none of these, or has no maps of strides 8, 16 and 32.
         """
         super().__init__()
         # The library keeps the precision of the file, which may be half.
@@ -70,14 +69,13 @@ class LibraryBackbone(Backbone):
 
     def _probe(self, source: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Which of the body's maps have the strides asked for, and their channels."""
-        parameter = next(self.body.parameters())
-        image = torch.zeros(1, 3, _PROBE, _PROBE, device=parameter.device, dtype=parameter.dtype)
+        image = next(self.body.parameters()).new_zeros(1, 3, _PROBE, _PROBE)
         self.body.eval()
         with torch.inference_mode(False), torch.enable_grad():
             maps = self.body(pixel_values=image).feature_maps
             # The deepest map of each stride, where several stages share one.
             index_of = {tuple(x.shape[2:]): index for index, x in enumerate(maps)}
-            wanted = [(_PROBE // stride, _PROBE // stride) for stride in STRIDES]
+            wanted = [(_PROBE // stride, _PROBE // stride) for stride in _STRIDES]
             if any(size not in index_of for size in wanted):
                 strides = ", ".join(f"{_PROBE / x.shape[2]:.4g}" for x in maps)
                 raise ValueError(
@@ -107,42 +105,29 @@ def _load(source: str) -> Any:
             name="transformers",
         ) from error
     try:
-        # The library does not annotate these.
-        auto: Any = AutoConfig
+        auto: Any = AutoConfig  # the library does not annotate these
         if inline := source.lstrip().startswith("{"):
-            config = auto.for_model(**_fields(source))
+            try:
+                fields = json.loads(source)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"not JSON: {error}") from error
+            if "model_type" not in fields:
+                raise ValueError('a JSON source needs a "model_type", for example "convnext"')
+            config = auto.for_model(**fields)
         else:
             config = auto.from_pretrained(source)
         config.out_indices = list(range(len(config.stage_names)))
         # Not AutoBackbone.from_pretrained, which knows no local folders and asks the hub first.
         body: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
         return body(config) if inline else body.from_pretrained(source, config=config)
+    # Some messages of the library list every model there is: only their start is told.
     except OSError as error:
         raise ValueError(
             f"{source!r} is no local folder with config.json and weights, and no model that can be "
-            f"read from the Hugging Face hub: {_brief(error)}"
+            f"read from the Hugging Face hub: {str(error)[:300]}"
         ) from error
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(
-            f"{source!r} describes no backbone of the transformers library ({_brief(error)}). "
+            f"{source!r} describes no backbone of the transformers library ({str(error)[:300]}). "
             "Give a model that AutoBackbone knows, for example 'facebook/convnext-tiny-224'."
         ) from error
-
-
-def _brief(error: Exception) -> str:
-    """The start of a library's message, some of which list every model there is."""
-    return str(error)[:300]
-
-
-def _fields(source: str) -> dict[str, Any]:
-    """The JSON configuration that a source holds.
-
-    Raises: ValueError: it is no object with a "model_type".
-    """
-    try:
-        fields: Any = json.loads(source)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(fields, dict) or "model_type" not in fields:
-        raise ValueError('a JSON source needs a "model_type", for example "convnext"')
-    return fields

@@ -19,9 +19,7 @@ class MaskBranch(nn.Module):
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
-        self.lay3 = nn.Conv2d(width, width, 3, padding=1)
-        self.lay4 = nn.Conv2d(width, width, 3, padding=1)
-        self.dcn = nn.Conv2d(width, width, 3, padding=1)
+        self.lay3, self.lay4, self.dcn = (nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
         self.lay1 = nn.Conv2d(width, width // 4, 3, padding=1)
         self.lay2 = nn.Conv2d(width // 4, channels, 3, padding=1)
         for layer in (self.lay3, self.lay4, self.dcn, self.lay1, self.lay2):
@@ -38,10 +36,7 @@ class MaskBranch(nn.Module):
 
 
 def aligned_double(x: Tensor) -> Tensor:
-    """Double a map so that its cells keep their top-left corners (specification 1.9).
-
-    x: (N, h, w) → (N, 2h, 2w)
-    """
+    """x (N, h, w) doubled to (N, 2h, 2w): cells keep their top-left corners (specification 1.9)."""
     height, width = x.shape[-2:]
     x = F.pad(x[:, None], (0, 1, 0, 1), mode="replicate")
     x = F.interpolate(x, (2 * height + 1, 2 * width + 1), mode="bilinear", align_corners=True)

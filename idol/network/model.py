@@ -67,9 +67,8 @@ def _controller(width: int, parameters: int) -> MLP:
 class IDOL(nn.Module):
     """Deformable DETR with dynamic masks and contrastive embeddings (paper Fig. 4).
 
-    Key and reference frames are images of one batch; no layer looks across images. It works under
-    torch.autocast and in 16 bits (model.to(torch.bfloat16)): what needs more keeps float32 (see
-    Outputs).
+    No layer looks across the images of a batch. It works under torch.autocast and in 16 bits
+    (model.to(torch.bfloat16)): what needs more keeps float32 (see Outputs).
     """
 
     folded: bool = False
@@ -90,9 +89,8 @@ class IDOL(nn.Module):
         layers = model.decoder_layers
         self.class_embed = nn.ModuleList(_class_head(model) for _ in range(layers))
         # The first layer starts from boxes of a fixed size, the others from no change.
-        self.bbox_embed = nn.ModuleList(
-            _box_head(width, -2.0 if layer == 0 else 0.0) for layer in range(layers)
-        )
+        sides = [-2.0, *[0.0] * (layers - 1)]
+        self.bbox_embed = nn.ModuleList(_box_head(width, side) for side in sides)
         self.mask_branch = MaskBranch(width, model.mask_channels)
         self.controller = _controller(width, num_dynamic_parameters(model.mask_channels))
         self.embedding_head = MLP(width, width, model.embedding_size)
@@ -108,16 +106,14 @@ class IDOL(nn.Module):
         sizes: Tensor | Sequence[tuple[int, int]] | None = None,
         geometry: Geometry | None = None,
     ) -> Outputs:
-        """One pass over any number of independent images.
+        """One pass over independent images.
 
         images:   (B, 3, H, W) normalised, zero where padded; H and W multiples of 32
         padding:  (B, H, W) bool, True where padded; not needed with `geometry` or pairs in `sizes`
         sizes:    B pairs (height, width) of the un-padded images, whose geometry is remembered; or
                   a tensor (B, 2) beside padding
         geometry: what self.geometry returned for these sizes; for compiled graphs
-        returns:  Outputs, the same bits whichever way the sizes are given
-        Raises: ValueError: a shape is wrong, a side is no multiple of 32, or a size is outside
-            the input.
+        Raises: ValueError: a shape is wrong, no multiple of 32, or a size is outside the input.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(
@@ -131,18 +127,25 @@ class IDOL(nn.Module):
             )
         if geometry is None:
             geometry = self._geometry(images, padding, sizes)
-        _check_geometry(images, geometry)
+        padded = level_shapes(*images.shape[2:])
+        if geometry.shapes != padded or len(geometry.sizes) != len(images):
+            raise ValueError(
+                f"geometry is of {len(geometry.sizes)} images with levels {geometry.shapes}, but "
+                f"the images {tuple(images.shape)} are {len(images)} with levels {padded}."
+            )
         tokens = self._tokens(images, geometry.shapes)
         memory = self.transformer.encode(tokens, geometry)
         states, boxes, references = self.transformer.decode(memory, geometry, self.bbox_embed)
-        mask_features = self.mask_branch(self._maps(memory, geometry.shapes))
-        dense = self.dense_head if self.training else None
+        levels = torch.split(memory, [h * w for h, w in geometry.shapes], dim=1)
+        maps = [x.mT.unflatten(2, s) for x, s in zip(levels[:3], geometry.shapes[:3], strict=True)]
+        mask_features = self.mask_branch(maps)
         # The heads are a thousandth of the arithmetic, so they are computed in full precision.
         with without_autocast(states):
             heads = zip(self.class_embed, states, strict=True)
             logits = torch.stack([full_precision(head(state)) for head, state in heads])
             embeddings = full_precision(self.embedding_head(states[-1]))
-            dense_logits = full_precision(dense(memory)) if dense is not None else None
+            dense = self.dense_head if self.training else None
+            dense_logits = None if dense is None else full_precision(dense(memory))
         return Outputs(
             logits=logits,
             boxes=boxes,
@@ -167,23 +170,20 @@ class IDOL(nn.Module):
         """What `forward` needs to know about a batch besides its pixels, remembered per size.
 
         padded: (H, W) of the input
-        sizes:  B pairs (height, width) of the un-padded images
-        Raises: ValueError: a size is outside the input.
+        sizes:  B pairs (height, width) of the un-padded images, else ValueError, inside the input
         """
         return of_sizes(padded, sizes, self.config.model.width, device)
 
     def fold(self) -> Self:
         """Make the network faster at inference, in place, with outputs equal up to rounding.
 
-        Frozen norms become part of their convolutions, whose weights are laid out channels-last.
-        Afterwards it can neither train nor be saved.
-        Raises: ValueError: the network is in training mode.
+        Frozen norms become part of their convolutions. Afterwards it can neither train nor be
+        saved. Raises: ValueError: the network is in training mode.
         """
         if self.training:
             raise ValueError("only a network in eval mode can be folded; call .eval() first")
         self.backbone.fold()
-        # One thread of an AMD EPYC: a tenth off the backbone, 29 to 12 ms of it in the stem.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
         self.requires_grad_(False)
         self.folded = True
         return self
@@ -197,40 +197,25 @@ class IDOL(nn.Module):
         return super().train(mode)
 
     def mask_logits(
-        self, outputs: Outputs, images: Tensor, layers: Tensor, queries: Tensor
+        self, outputs: Outputs, images: Tensor | int, layers: Tensor | int, queries: Tensor
     ) -> Tensor:
         """Dynamic masks of (image, decoder layer, query) triples, all in one product.
 
-        images, layers, queries: (n,) int64
+        images, layers, queries: (n,) int64, or one image or layer of all
         returns: (n, H/4, W/4) logits over the padded input, at least float32
         """
-        features = outputs.mask_features.index_select(0, images)
-        return self._masks(outputs, features, images, layers, queries)
-
-    def masks(self, outputs: Outputs, image: int, queries: Tensor, layer: int = -1) -> Tensor:
-        """Mask logits of some queries of one image.
-
-        queries: (n,) int64
-        returns: (n, H/4, W/4) logits over the padded input, at least float32
-        """
-        layer %= len(outputs.states)
-        return self._masks(outputs, outputs.mask_features[image], image, layer, queries)
-
-    def _masks(
-        self,
-        outputs: Outputs,
-        features: Tensor,
-        images: Tensor | int,
-        layers: Tensor | int,
-        queries: Tensor,
-    ) -> Tensor:
-        """features: F_mask of one image (8, h, w), or of each query's image (n, 8, h, w)."""
+        features = outputs.mask_features
+        features = features[images] if isinstance(images, int) else features.index_select(0, images)
         # (height, width) of the un-padded image turn the reference into pixels, x first.
         centres = outputs.references[layers, images, queries] * outputs.sizes[images].flip(-1)
         with without_autocast(features):
             parameters = self.controller(outputs.states[layers, images, queries])
             scale = self.config.model.mask_coordinate_scale
             return dynamic_masks(features, parameters, centres, scale)
+
+    def masks(self, outputs: Outputs, image: int, queries: Tensor, layer: int = -1) -> Tensor:
+        """`mask_logits` of some queries (n,) int64 of one image: (n, H/4, W/4)."""
+        return self.mask_logits(outputs, image, layer % len(outputs.states), queries)
 
     def _geometry(
         self,
@@ -258,22 +243,3 @@ class IDOL(nn.Module):
                 f"the backbone gave levels of {found} where strides 8, 16, 32 and 64 make {shapes}."
             )
         return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
-
-    @staticmethod
-    def _maps(memory: Tensor, shapes: Shapes) -> list[Tensor]:
-        """The first three levels of the encoder's tokens as (B, C, h, w) maps."""
-        levels = torch.split(memory, [h * w for h, w in shapes], dim=1)
-        return [
-            level.transpose(1, 2).reshape(len(memory), -1, *shape)
-            for level, shape in zip(levels[:3], shapes[:3], strict=True)
-        ]
-
-
-def _check_geometry(images: Tensor, geometry: Geometry) -> None:
-    batch, _, height, width = images.shape
-    padded = level_shapes(height, width)
-    if geometry.shapes != padded or len(geometry.sizes) != batch:
-        raise ValueError(
-            f"geometry is of {len(geometry.sizes)} images with levels {geometry.shapes}, but the "
-            f"images {tuple(images.shape)} are {batch} with levels {padded}."
-        )

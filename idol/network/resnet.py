@@ -1,8 +1,7 @@
 """Backbones: ResNet-50/101 with frozen batch norm as released, and a small trainable network.
 
-Plain PyTorch on purpose: a library's ResNet would need its batch norms swapped, its keys renamed
-and its import awaited for what is eighty lines here, under the names the released files use.
-Swin is in swin.py; every other backbone comes through library.py.
+Plain PyTorch on purpose: a library's ResNet would need its batch norms swapped and its keys renamed
+for what is eighty lines here. Swin is in swin.py; every other backbone comes through library.py.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ class FrozenBatchNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
+        for name in ("bias", "running_mean"):
+            self.register_buffer(name, torch.zeros(channels))
         # Identity at the start, as the released code has it.
         self.register_buffer("running_var", torch.ones(channels) - self.eps)
 
@@ -56,8 +55,7 @@ class ConvNorm(nn.Conv2d):
 
     def fold(self) -> None:
         """Make the norm part of the convolution, which thereby gets a bias."""
-        norm = self.norm
-        if isinstance(norm, nn.Identity):
+        if isinstance(norm := self.norm, nn.Identity):
             return
         with torch.no_grad():
             # float64: one rounding, of the result.
@@ -86,9 +84,7 @@ class Bottleneck(nn.Module):
         return F.relu(out + residual)
 
 
-def _refuse_other_form(
-    module: nn.Module, state: Mapping[str, Any], prefix: str, *_: object
-) -> None:
+def _refuse_other_form(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """Before loading into a ResNet: weights with norms and weights without do not mix."""
     assert isinstance(module, ResNet)
     norms = f"{prefix}stem.conv1.norm.weight" in state
@@ -113,12 +109,10 @@ class ResNet(Backbone):
         inputs = 64
         for stage, count in enumerate(blocks):
             middle, outputs = 64 * 2**stage, 256 * 2**stage
-            layers = []
-            for block in range(count):
-                stride = 2 if block == 0 and stage > 0 else 1
-                layers.append(Bottleneck(inputs, middle, outputs, stride))
-                inputs = outputs
+            layers = [Bottleneck(inputs, middle, outputs, 2 if stage > 0 else 1)]
+            layers += [Bottleneck(outputs, middle, outputs, 1) for _ in range(count - 1)]
             self.add_module(f"res{stage + 2}", nn.Sequential(*layers))
+            inputs = outputs
         self.channels = (512, 1024, 2048)
         for name in ("stem", "res2", "res3", "res4", "res5")[:frozen_stages]:
             self.get_submodule(name).requires_grad_(False)
@@ -137,17 +131,15 @@ class ResNet(Backbone):
     def fold(self) -> bool:
         """Make every frozen norm part of its convolution, in place, for inference.
 
-        The convolutions get a bias and the norms become identities; a folded backbone neither
-        trains nor takes a checkpoint's weights. Outputs move by about 1e-6 of their size.
-        Raises: ValueError: it is in training mode.
+        A folded backbone neither trains nor takes a checkpoint's weights. Outputs move by about
+        1e-6 of their size. Raises: ValueError: it is in training mode.
         """
         if self.training:
             raise ValueError("only a backbone in eval mode can be folded; call .eval() first")
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold()
-        changed = not self.folded
-        self.folded = True
+        changed, self.folded = not self.folded, True
         return changed
 
     def train(self, mode: bool = True) -> ResNet:

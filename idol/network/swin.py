@@ -1,10 +1,9 @@
 """Swin Transformer as the released code uses it: windowed attention, four output norms.
 
-Plain PyTorch on purpose, though transformers has a Swin: its SwinLayer (5.23) skips no path on
-the MLP branch while training, it shrinks the window and drops the shift where a feature map is
-smaller than a window, its attention mask is made anew in every forward, and its parameters were
-renamed between versions. Here the names are those of the official detection code and of the
-released files, so that their weights need a prefix only.
+Plain PyTorch on purpose, though transformers (5.23) has a Swin: it skips no path on the MLP branch
+while training, shrinks the window and drops the shift on small feature maps, makes its attention
+mask in every forward, and renamed its parameters between versions. Here the names are those of the
+official detection code and of the released files, so that their weights need a prefix only.
 """
 
 from __future__ import annotations
@@ -16,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from idol.config import BackboneConfig
 from idol.network.layers import Backbone
 
-_BLOCKED = -100.0
 # Added to the attention logit of two tokens that the shift only brought together, as released.
+_BLOCKED = -100.0
 _MLP_RATIO = 4
 _PATCH = 4
 
@@ -47,10 +47,9 @@ def _unwindows(x: Tensor, side: int, height: int, width: int) -> Tensor:
 
 
 def _shift_mask(height: int, width: int, side: int, device: torch.device) -> Tensor:
-    """What to add to attention logits after a shift by half a window.
+    """(n, side², side²) to add to attention logits after a shift by half a window.
 
-    returns: (n, side * side, side * side) 0 within a region, -100 between regions that the
-             cyclic shift put into one window
+    0 within a region, −100 between regions that the cyclic shift put into one window.
     """
 
     def bands(length: int) -> Tensor:
@@ -88,8 +87,7 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        rows = torch.arange(side).repeat_interleave(side)
-        columns = torch.arange(side).repeat(side)
+        rows, columns = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
         down = rows[:, None] - rows[None, :] + side - 1
         right = columns[:, None] - columns[None, :] + side - 1
         # Persistent, because the released files hold it.
@@ -104,11 +102,10 @@ class WindowAttention(nn.Module):
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind()  # (B, n, heads, S, d)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(tokens, tokens, self.heads).permute(2, 0, 1).to(query.dtype)
-        # The fused kernels take four dimensions. The windows join the batch where all of them
-        # share one bias, and the heads where each has its own: so a bias is never repeated.
-        first = 0
+        # The fused kernels take four dimensions. The windows join the batch where all share one
+        # bias, and the heads where each has its own: so a bias is never repeated.
+        first = 0 if mask is None else 1
         if mask is not None:
-            first = 1
             bias = (bias + mask[:, None].to(bias.dtype)).flatten(0, 1)
         query, key, value = (t.flatten(first, first + 1) for t in (query, key, value))
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
@@ -138,8 +135,7 @@ class Block(nn.Module):
         self, channels: int, heads: int, side: int, shifted: bool, drop_path: float
     ) -> None:
         super().__init__()
-        self.side = side
-        self.shift = side // 2 if shifted else 0
+        self.side, self.shift = side, side // 2 if shifted else 0
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, side)
@@ -153,8 +149,7 @@ class Block(nn.Module):
 
     def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        # Zeros after the norm, and no mask over them: padding takes part in the attention as
-        # tokens of zeros, as released.
+        # Zeros after the norm, without a mask: padding takes part in the attention, as released.
         x = F.pad(x, (0, 0, 0, -width % self.side, 0, -height % self.side))
         padded = x.shape[1], x.shape[2]
         if self.shift:
@@ -202,13 +197,11 @@ class Stage(nn.Module):
         """The mask of the shifted windows for tokens x (B, H, W, C), kept for the next call."""
         height, width = (-(-side // self.side) * self.side for side in x.shape[1:3])
         if torch.compiler.is_compiling():
-            # A dozen operations on constants, which the compiler makes part of the graph; a
-            # cache would be a side effect and a reason to compile again.
+            # Constants of the graph; a cache would be a side effect and a reason to recompile.
             return _shift_mask(height, width, self.side, x.device)
         key = (height, width, x.device)
         if self._last_mask is None or self._last_mask[0] != key:
-            # One shape only: training at many sizes would gather gigabytes. Not an inference
-            # tensor, because training may come next.
+            # One shape: many would gather gigabytes. No inference tensor: training may come.
             with torch.inference_mode(False):
                 self._last_mask = key, _shift_mask(height, width, self.side, x.device)
         return self._last_mask[1]
@@ -217,32 +210,24 @@ class Stage(nn.Module):
 class Swin(Backbone):
     """Swin Transformer with the key names of the released files (specification 1.2)."""
 
-    def __init__(
-        self,
-        *,
-        embed: int,
-        depths: Sequence[int],
-        heads: Sequence[int],
-        window: int,
-        drop_path: float,
-        frozen_stages: int,
-    ) -> None:
+    def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        widths = [embed * 2**stage for stage in range(len(depths))]
+        depths = config.swin_depths
+        widths = [config.swin_embed * 2**stage for stage in range(len(depths))]
         last = max(sum(depths) - 1, 1)
-        rates = iter([drop_path * block / last for block in range(sum(depths))])
-        self.patch_embed = PatchEmbed(embed)
+        rates = iter([config.swin_drop_path * block / last for block in range(sum(depths))])
+        self.patch_embed = PatchEmbed(config.swin_embed)
         self.layers = nn.ModuleList(
-            Stage(width, count, window, list(islice(rates, depth)), last=width == widths[-1])
-            for width, count, depth in zip(widths, heads, depths, strict=True)
+            Stage(width, count, config.swin_window, list(islice(rates, depth)), width == widths[-1])
+            for width, count, depth in zip(widths, config.swin_heads, depths, strict=True)
         )
         for stage, width in enumerate(widths):
             self.add_module(f"norm{stage}", nn.LayerNorm(width))
-        # The released files hold it, but the stride-4 output feeds nothing. A parameter that
-        # waits for a gradient in vain would stall DistributedDataParallel.
+        # In the released files, but the stride-4 output feeds nothing: a parameter that waits for
+        # a gradient would stall DistributedDataParallel.
         self.get_submodule("norm0").requires_grad_(False)
         self.channels = tuple(widths[1:])
-        self._frozen = [self.patch_embed, *self.layers][:frozen_stages]
+        self._frozen = [self.patch_embed, *self.layers][: config.frozen_stages or 0]
         for module in self._frozen:
             module.requires_grad_(False)
 
@@ -263,13 +248,11 @@ class Swin(Backbone):
             for block in stage.blocks:
                 x = self.run(block, x, mask)
             outputs.append(x)
-            if stage.downsample is not None:
-                x = stage.downsample(x)
+            x = x if stage.downsample is None else stage.downsample(x)
         return outputs
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images: (B, 3, H, W) → normalised features (B, C, h, w) of strides 8, 16, 32."""
-        features = []
-        for index, x in enumerate(self.stages(images)[1:], 1):
-            features.append(self.get_submodule(f"norm{index}")(x).permute(0, 3, 1, 2).contiguous())
-        return features
+        norms = [self.get_submodule(f"norm{stage}") for stage in (1, 2, 3)]
+        tokens = self.stages(images)[1:]
+        return [f(x).permute(0, 3, 1, 2).contiguous() for f, x in zip(norms, tokens, strict=True)]

@@ -37,16 +37,13 @@ class EncoderLayer(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, anchors: Tensor, geometry: Geometry
     ) -> Tensor:
-        """One round of self-attention over the pyramid.
+        """One round of self-attention over the pyramid: tokens (B, S, C) to the same shape.
 
-        tokens:    (B, S, C)
         positions: (B or 1, S, C)
         anchors:   every token's centre, (B or 1, S, L, 2) or as repeated by ops.spread
-        returns:   (B, S, C)
         """
-        attended = self.self_attn(
-            tokens + positions, anchors, tokens, geometry.shapes, geometry.padding
-        )
+        query, shapes = tokens + positions, geometry.shapes
+        attended = self.self_attn(query, anchors, tokens, shapes, geometry.padding)
         tokens = self.norm1(tokens + self.dropout(attended))
         hidden = linear(self.linear2, self.dropout(linear(self.linear1, tokens, relu=True)))
         out: Tensor = self.norm2(tokens + self.dropout(hidden))
@@ -58,18 +55,15 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.cross_attn = MSDeformAttn(
-            config.width, config.num_heads, config.num_points, NUM_LEVELS
-        )
-        self.norm1 = nn.LayerNorm(config.width)
-        self.self_attn = nn.MultiheadAttention(
-            config.width, config.num_heads, dropout=config.dropout, batch_first=True
-        )
-        self.norm2 = nn.LayerNorm(config.width)
-        self.linear1 = nn.Linear(config.width, config.feedforward)
-        self.linear2 = nn.Linear(config.feedforward, config.width)
-        self.norm3 = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        width, heads, dropout = config.width, config.num_heads, config.dropout
+        self.cross_attn = MSDeformAttn(width, heads, config.num_points, NUM_LEVELS)
+        self.norm1 = nn.LayerNorm(width)
+        self.self_attn = nn.MultiheadAttention(width, heads, dropout=dropout, batch_first=True)
+        self.norm2 = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, config.feedforward)
+        self.linear2 = nn.Linear(config.feedforward, width)
+        self.norm3 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -81,17 +75,15 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """One round of attention among the queries, then from each query to the image.
 
-        states, positions: (B, Q, C)
+        states, positions: (B, Q, C), like the result
         references:        (B, Q, L, 2 or 4) points or boxes in units of each padded level
         tokens:            (B, S, C) encoder output
-        returns:           (B, Q, C)
         """
         query = states + positions
         attended = self.self_attn(query, query, states, need_weights=False)[0]
         states = self.norm2(states + self.dropout(attended))
-        attended = self.cross_attn(
-            states + positions, references, tokens, geometry.shapes, geometry.padding
-        )
+        query, shapes = states + positions, geometry.shapes
+        attended = self.cross_attn(query, references, tokens, shapes, geometry.padding)
         states = self.norm1(states + self.dropout(attended))
         hidden = linear(self.linear2, self.dropout(linear(self.linear1, states, relu=True)))
         out: Tensor = self.norm3(states + self.dropout(hidden))
@@ -120,15 +112,10 @@ class Transformer(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def encode(self, tokens: Tensor, geometry: Geometry) -> Tensor:
-        """The tokens of all levels after the encoder.
-
-        tokens:  (B, S, C) the projected features, level after level
-        returns: (B, S, C)
-        """
-        counts = [height * width for height, width in geometry.shapes]
+        """The encoder's output (B, S, C) for tokens (B, S, C), the features level after level."""
         # In the parameters' precision: under autocast that of the residual stream, float32.
         dtype = self.level_embed.dtype
-        levels = torch.split(geometry.positions.to(dtype), counts, dim=1)
+        levels = geometry.positions.to(dtype).split([h * w for h, w in geometry.shapes], dim=1)
         positions = torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)], 1)
         tokens = tokens.to(dtype)
         anchors = spread(geometry.references, self.heads, self.points)
@@ -140,21 +127,20 @@ class Transformer(nn.Module):
     def decode(
         self, memory: Tensor, geometry: Geometry, bbox_embed: nn.ModuleList
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Refine every object query through the decoder layers.
+        """Refine every object query through the D decoder layers, each with its box head.
 
-        memory:     (B, S, C) encoder output
-        bbox_embed: one box head per decoder layer
-        returns:    states (D, B, Q, C), boxes (D, B, Q, 4) cxcywh, and references (D, B, Q, 2),
-                    the point that entered each layer; boxes and references at least float32
+        memory:  (B, S, C) encoder output
+        returns: states (D, B, Q, C), boxes (D, B, Q, 4) cxcywh, and references (D, B, Q, 2), the
+                 point that entered each layer; boxes and references at least float32
         """
-        batch = len(memory)
         positions, states = self.query_embed.weight.chunk(2, dim=1)
         with without_autocast(memory):
             reference = full_precision(self.reference_points(positions)).sigmoid()
-        reference = reference.expand(batch, -1, -1)
-        positions, states = positions.expand(batch, -1, -1), states.expand(batch, -1, -1)
+        reference, positions, states = (
+            x.expand(len(memory), -1, -1) for x in (reference, positions, states)
+        )
         ratios = geometry.valid_ratios[:, None]  # (B or 1, 1, L, 2)
-        all_states, all_boxes, all_references = [], [], []
+        outputs = []
         again = self.checkpoint_activations and self.training
         for layer, head in zip(self.decoder, bbox_embed, strict=True):
             scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], -1)
@@ -166,9 +152,8 @@ class Transformer(nn.Module):
             if reference.shape[-1] == 2:
                 anchor = F.pad(anchor, (0, 2))
             boxes = (delta + anchor).sigmoid()
-            all_states.append(states)
-            all_boxes.append(boxes)
-            all_references.append(reference[..., :2])
+            outputs.append((states, boxes, reference[..., :2]))
             # Each layer corrects the one before without sending gradients into it.
             reference = boxes.detach()
-        return torch.stack(all_states), torch.stack(all_boxes), torch.stack(all_references)
+        states, boxes, references = (torch.stack(parts) for parts in zip(*outputs, strict=True))
+        return states, boxes, references

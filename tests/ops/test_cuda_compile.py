@@ -10,6 +10,7 @@ import torch
 from ops import cuda, nvrtc
 from ops.cuda import Specialisation
 from ops.kernel_cache import KernelCache
+from tests.ops.compiler_report import Resources, resources
 
 pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
@@ -21,10 +22,10 @@ BASE = Specialisation(
 )
 
 
-def compiled(specialisation: Specialisation, architecture: int) -> dict[str, nvrtc.Resources]:
+def compiled(specialisation: Specialisation, architecture: int) -> dict[str, Resources]:
     code, report = nvrtc.compile_source(specialisation.source(), f"sm_{architecture}")
     assert code[:4] == b"\x7fELF"
-    found = nvrtc.resources(report)
+    found = resources(report)
     assert set(found) == {"forward", "backward"}, report
     return found
 
@@ -50,12 +51,12 @@ def test_the_networks_kernels_keep_everything_in_registers(value, reference, arc
         f"{name}, of the backward": one
         for name, one in compiled(of_backward(usually), architecture).items()
     }
-    for resources in found.values():
-        assert (resources.stack, resources.spilled) == (0, 0)
+    for one in found.values():
+        assert (one.stack, one.spilled) == (0, 0)
     # Of the 65,536 registers of a multiprocessor: eight blocks of four warps, or five where half
     # precision has to be converted, enough to hide the gathers.
     most = 96 if value in HALVES else 64
-    assert max(resources.registers for resources in found.values()) <= most
+    assert max(one.registers for one in found.values()) <= most
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -11,6 +11,7 @@ import torch
 from idol.detection import gpu_masks
 from idol.masks import rle
 from ops import mask_bits, nvrtc
+from tests.ops.compiler_report import resources
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 EMULATION = Path(__file__).with_name("emulation.h")
@@ -147,7 +148,7 @@ def test_logits_of_another_type_are_refused():
 @pytest.mark.parametrize("architecture", [80, 90, 100, 120])
 def test_the_kernels_compile_without_spills(architecture):
     code, report = nvrtc.compile_source(mask_bits.SOURCE.read_text(), f"sm_{architecture}")
-    found = nvrtc.resources(report)
+    found = resources(report)
     assert code[:4] == b"\x7fELF"
     assert set(found) == set(mask_bits.KERNELS)
     assert all(one.spilled == one.stack == 0 for one in found.values())
