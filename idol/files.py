@@ -19,10 +19,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     The bytes are on the disk before the file has its name, so that neither a killed process nor
     a power cut leaves half a file. Until then, and after an error, what was at `path` stays.
 
-    path:   of the finished file; its folder is made if it is missing
-    yields: an existing empty file in the same folder, with the same suffix
-    Raises:
-        OSError: the folder cannot be written to, or the disk is full.
+    yields: an existing empty file with the same suffix in the folder, which is made if missing
+    Raises: OSError: the folder cannot be written to, or the disk is full.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +50,9 @@ def write_whole(path: str | Path, data: bytes) -> None:
 
 
 def check_file(path: Path, what: str) -> None:
-    """Refuse a path that is no file.
+    """Refuse a path that is no file; messages call it `what`.
 
-    what: what messages call it
-    Raises:
-        FileNotFoundError: nothing is there.
-        IsADirectoryError: a folder is there.
+    Raises: FileNotFoundError, IsADirectoryError: nothing, or a folder, is there.
     """
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name the {what} file in it")

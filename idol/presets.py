@@ -1,7 +1,7 @@
-"""A full configuration is a function; a variant calls another and replaces fields.
+"""Full configurations as functions; a variant calls another and replaces fields.
 
-Presets named after a data set have the numbers of the released files (specification 5 and 6), so
-that the authors' weights give the authors' results. `paper` turns one into what the text says.
+Presets named after a data set have the numbers of the released files (specification 5 and 6).
+`paper` turns one into what the text says.
 """
 
 from __future__ import annotations
@@ -60,16 +60,11 @@ def coco() -> Config:
 def coco_swin_l() -> Config:
     """COCO for Swin-L: half the batch and 2.5 times the steps of ResNet-50."""
     base = coco()
+    train = replace(base.train, pairs_per_batch=16, steps=148000, checkpoint_every=2000)
     return replace(
         base,
         transforms=replace(base.transforms, test_short_side=800),
-        train=replace(
-            base.train,
-            pairs_per_batch=16,
-            milestones=(59200, 118400),
-            steps=148000,
-            checkpoint_every=2000,
-        ),
+        train=replace(train, milestones=(59200, 118400)),
     )
 
 
@@ -87,11 +82,12 @@ _BACKBONES = {
 }
 
 
-def released(name: str) -> Config:
-    """The released configuration of this name, <data set>_<backbone>."""
+def released(name: str, *, as_paper: bool = False) -> Config:
+    """The released configuration of this name, <data set>_<backbone>, or its paper's."""
     config = _DATASETS[name]()
-    backbone = _BACKBONES[name.partition("_")[2]]
-    return replace(config, name=name, model=replace(config.model, backbone=backbone))
+    model = replace(config.model, backbone=_BACKBONES[name.partition("_")[2]])
+    config = replace(config, name=name, model=model)
+    return paper(config) if as_paper else config
 
 
 def paper(config: Config) -> Config:
@@ -128,6 +124,7 @@ def paper(config: Config) -> Config:
         train = replace(train, learning_rate=1e-4)
     else:
         transforms = replace(transforms, test_short_side=360)
+    losses = replace(config.losses, ce=1.0, bbox=2.0, giou=2.0, mask=2.0, dice=2.0, reid=1.0)
     return replace(
         config,
         name=config.name + _PAPER,
@@ -135,9 +132,7 @@ def paper(config: Config) -> Config:
         transforms=transforms,
         pairs=replace(config.pairs, order="any"),
         assignment=AssignmentConfig.paper(),
-        losses=replace(
-            config.losses, ce=1.0, bbox=2.0, giou=2.0, mask=2.0, dice=2.0, reid=1.0, reid_aux=0.0
-        ),
+        losses=replace(losses, reid_aux=0.0),
         train=train,
         # No IoU exceeds 1: the detector's NMS is off; the tracker's NMS, at 0.5, is the only one.
         detect=replace(config.detect, box_nms=1.0),
@@ -146,13 +141,11 @@ def paper(config: Config) -> Config:
 
 
 def tiny() -> Config:
-    """The same method with about a million parameters: learns on two CPU cores in minutes.
+    """Ours: the method with about a million parameters, which learns on two CPU cores in minutes.
 
-    Ours: a small GroupNorm backbone, both frames supervised, a dense auxiliary classification,
-    relative coordinates divided by 8, moving average of the weights, larger steps, every frame
-    stretched to 128x192, TrackerConfig.robust(), and the contrastive loss at 0.25 instead of 2.
-    With 40 queries most negatives of Eq. 4 are duplicates of the positives: at 2, 16 % of the
-    objects had the right class after 300 steps, at 0.25 99 %, with identities told apart as well.
+    The contrastive loss weighs 0.25 instead of 2: with 40 queries most negatives of Eq. 4 are
+    duplicates of the positives. At 2, 16 % of the objects had the right class after 300 steps, at
+    0.25 99 %, with identities told apart as well.
     """
     return Config(
         name="tiny",
@@ -189,17 +182,10 @@ def tiny() -> Config:
 
 
 _PAPER = "_paper"
-_PROPOSED = 3  # a message proposes at most this many names
-_ALIKE = 0.6  # and none with a lower likeness, difflib's default
-
-
-def _paper_variant(name: str) -> Config:
-    return paper(released(name))
-
 
 PRESETS: dict[str, Callable[[], Config]] = {
     **{name: partial(released, name) for name in _DATASETS},
-    **{name + _PAPER: partial(_paper_variant, name) for name in _DATASETS},
+    **{name + _PAPER: partial(released, name, as_paper=True) for name in _DATASETS},
     "tiny": tiny,
 }
 """Every preset by its name."""
@@ -222,8 +208,8 @@ def by_name(name: str) -> Config:
     Raises: ValueError: an unknown name; the message has the nearest names and a list of all.
     """
     if name not in PRESETS:
-        near = sorted(PRESETS, key=partial(_likeness, name), reverse=True)[:_PROPOSED]
-        near = [known for known in near if _likeness(name, known) >= _ALIKE]
+        near = sorted(PRESETS, key=partial(_likeness, name), reverse=True)[:3]
+        near = [known for known in near if _likeness(name, known) >= 0.6]  # difflib's default
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(f"no preset is called {name!r}.{hint} There are: {listing()}.")
     return PRESETS[name]()

@@ -9,7 +9,6 @@ entries = segmenter.finish_ytvis()      # the whole video, as a YouTube-VIS resu
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -22,13 +21,10 @@ from idol.config import Config, Speed, TrackerConfig
 from idol.detection.detector import Detector
 from idol.masks import rle
 from idol.network.model import IDOL
-from idol.structures import FrameDetections
 from idol.tracker.online import Tracker
 from idol.tracker.tracks import AssembledTrack, TrackAssembler
 from idol.weights import checkpoint
 from idol.ytvis import results
-
-__all__ = ["Instances", "OnlineSegmenter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +140,27 @@ class OnlineSegmenter:
             self._ended += self._assembler.add(found, rows, ids, self._tracker.alive)
         self._size = size
         self._frames += 1
-        named = [(row, i) for row, i in zip(rows, ids, strict=True) if i >= 0]
-        return self._instances(found, [row for row, _ in named], [i for _, i in named], size)
+        track_ids = torch.tensor(ids, dtype=torch.int64)
+        named = track_ids >= 0
+        chosen = torch.tensor(rows, dtype=torch.int64)[named]
+        class_scores = found.class_scores[chosen]
+        labels = class_scores.argmax(dim=1)
+        names = self.settings.categories
+        return Instances(
+            frame_index=found.frame_index,
+            size=size,
+            track_ids=track_ids[named],
+            labels=labels,
+            scores=found.scores[chosen],
+            class_scores=class_scores,
+            boxes=found.boxes[chosen],
+            counts=tuple(found.masks[row] for row in chosen.tolist()),
+            names=tuple(names[i] if names else str(i) for i in labels.tolist()),
+        )
 
     def finish(self) -> list[AssembledTrack]:
         """End the video: its tracks in the order of their creation, equal to track_video's.
 
-        A second call returns the same.
         Raises: ValueError: keep_tracks is off.
         """
         if self._assembler is None:
@@ -166,8 +176,7 @@ class OnlineSegmenter:
         Raises: ValueError: as finish.
         """
         tracks = self.finish()
-        classes = self.settings.model.num_classes
-        ids = self.settings.category_ids or tuple(range(1, classes + 1))
+        ids = self.settings.category_ids or range(1, self.settings.model.num_classes + 1)
         assert self._size is not None or not tracks, "a mask has come from a frame"
         return [
             results.entry(
@@ -179,25 +188,6 @@ class OnlineSegmenter:
             )
             for chosen in results.class_entries([one.track for one in tracks], self.config)
         ]
-
-    def _instances(
-        self, found: FrameDetections, rows: Sequence[int], ids: list[int], size: tuple[int, int]
-    ) -> Instances:
-        chosen = torch.tensor(rows, dtype=torch.int64)
-        class_scores = found.class_scores[chosen]
-        labels = class_scores.argmax(dim=1)
-        names = self.settings.categories
-        return Instances(
-            frame_index=found.frame_index,
-            size=size,
-            track_ids=torch.tensor(ids, dtype=torch.int64),
-            labels=labels,
-            scores=found.scores[chosen],
-            class_scores=class_scores,
-            boxes=found.boxes[chosen],
-            counts=tuple(found.masks[row] for row in rows),
-            names=tuple(names[i] if names else str(i) for i in labels.tolist()),
-        )
 
     def _check(self, frame: NDArray[np.uint8]) -> tuple[int, int]:
         if self._closed:

@@ -1,11 +1,9 @@
-"""The data that rooms exchange, checked when they are made, and the legend of shapes.
+"""The data that rooms exchange, checked when made. Letters in shapes, the same everywhere:
 
-Letters in shapes, the same everywhere in this repository:
-
-    B images          Q object queries     K categories           C channels
-    D decoder layers  L feature levels     P sampling points      G true instances
-    N detections of a frame                M instances in memory
-    T remembered embeddings                H, W pixels
+B images          Q object queries     K categories           C channels
+D decoder layers  L feature levels     P sampling points      G true instances
+N detections of a frame                M instances in memory
+T remembered embeddings                H, W pixels
 """
 
 from __future__ import annotations
@@ -55,10 +53,9 @@ class _Shapes:
                 return [move(v) for v in value]
             return value
 
-        return dataclasses.replace(  # type: ignore[type-var]
-            self,
-            **{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)},  # type: ignore[arg-type]
-        )
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        moved = {f.name: move(getattr(self, f.name)) for f in fields}
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -69,8 +66,7 @@ class Targets(_Shapes):
     boxes:      (G, 4)    float32, cxcywh in units of the un-padded image
     masks:      (G, H, W) bool, un-padded or padded size
     present:    (G,)      bool, False where the instance is not visible in this frame
-    identities: (G,)      int64, the instance's number in the training set, which the identity head
-                classifies; -1: not known. Default: -1 throughout
+    identities: (G,)      int64, numbers in the training set; -1: not known (default)
     """
 
     labels: Tensor
@@ -122,8 +118,7 @@ class Outputs(_Shapes):
 
     logits:        (D, B, Q, K) class logits of every decoder layer
     boxes:         (D, B, Q, 4) cxcywh in units of the un-padded image
-    references:    (D, B, Q, 2) the reference point that entered each decoder layer: origin of the
-                   mask head's relative coordinates (specification 1.9)
+    references:    (D, B, Q, 2) reference points, origins of relative coordinates of masks (1.9)
     refined:       (B, Q, 4)    the last layer's refined reference box, detached (3.2)
     embeddings:    (B, Q, C)    contrastive embeddings
     mask_features: (B, 8, H/8, W/8)
@@ -157,8 +152,7 @@ class FrameDetections(_Shapes):
     scores:       (N,)   best class score
     class_scores: (N, K) sigmoid scores of every class
     embeddings:   (N, C)
-    overlaps:     (N, N) float32 mask IoU, a ratio: (intersection + 1e-6) / (union + 1e-6) at the
-                  resolution of the mask logits (specification 4.3)
+    overlaps:     (N, N) float32 mask IoU at the resolution of mask logits, smoothed by 1e-6 (4.3)
     boxes:        (N, 4) xyxy, pixels of the original frame
     masks:        N compressed RLE counts at the original size; or () without masks
     """

@@ -16,14 +16,13 @@ class DetectConfig:
     """From network outputs to stored detections of a frame (specification 4.2)."""
 
     score_floor: float = 0.1
-    """Detections at or below this score are not stored, except the best one of a frame; a sweep of
-    the tracker can use any score_threshold from here upwards. Released: 0.1."""
+    """Detections at or below this score are not stored, except a frame's best; a sweep of the
+    tracker can use any score_threshold from here upwards. Released: 0.1."""
     box_nms: float = 0.9
     """IoU above which class-aware box NMS removes the lower-scored detection."""
     mask_resize: Literal["released", "smooth"] = "released"
     """From logits at 1/4 of the input to the original size. released: bilinear to the input's
-    size, threshold, then nearest. smooth: bilinear to the original size, then threshold: smooth
-    outlines where frames are larger than the input."""
+    size, threshold, nearest. smooth: bilinear to the original size, threshold: smooth outlines."""
     max_detections: int = 100
     """At most this many per frame are stored, best first."""
     batch_frames: int = 8
@@ -33,8 +32,8 @@ class DetectConfig:
     units for them; on a GPU also with CUDA graphs and masks made on the device. The loss in
     accuracy is in docs/performance.md."""
     frames_per_shard: int = 64
-    """Frames of one shard (short videos together, or a part of a long one): the unit of work given
-    to a worker, and what is repeated when one dies."""
+    """Frames of a shard (short videos together, or a part of a long one), a worker's unit of work:
+    what is repeated when one dies."""
     reject_limit: float = 0.5
     """Share of the videos that may be unreadable before the whole job fails."""
 
@@ -50,8 +49,7 @@ class AnalysisConfig:
     identity_iou: float = 0.5
     """Mask IoU from which a prediction is matched to a true instance and gets its identity."""
     background_iou: float = 0.1
-    """Spatio-temporal IoU below which a track counts as background, not as badly localised (TIDE's
-    t_b)."""
+    """Spatio-temporal IoU below which a track counts as background, not as badly localised."""
     clip_match_iou: float = 0.1
     """Soft mask IoU from which tracks of two overlapping clips are joined."""
     resamples: int = 1000
@@ -64,9 +62,8 @@ class AnalysisConfig:
     def __post_init__(self) -> None:
         unit(self, "identity_iou", "background_iou", "clip_match_iou", "confidence")
         require(self.identity_iou > 0, "identity_iou must be > 0: an overlap of 0 shows nothing")
-        require(
-            self.clip_match_iou > 0, "clip_match_iou must be > 0, or unrelated tracks are joined"
-        )
+        matched = self.clip_match_iou > 0
+        require(matched, "clip_match_iou must be > 0, or unrelated tracks are joined")
         require(
             self.background_iou < 0.5,
             f"background_iou must be below 0.5, got {self.background_iou}: from there on a track "

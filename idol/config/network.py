@@ -13,9 +13,8 @@ class BackboneConfig:
     """From images to features of strides 8, 16, 32 (specification 1.2)."""
 
     name: Literal["resnet50", "resnet101", "swin", "transformers", "tiny"] = "resnet50"
-    """resnet50 / resnet101 (frozen batch norm) and swin as released; transformers is any
-    hierarchical backbone of that library, named by source; tiny is a small trainable GroupNorm
-    residual network that needs no pre-trained weights."""
+    """resnet50 / resnet101 (frozen batch norm) and swin as released; transformers: a hierarchical
+    backbone of that library, named by source; tiny: a small GroupNorm residual network."""
     frozen_stages: int | None = None
     """Stem and the first frozen_stages - 1 stages get no gradient. None, as released: 2 for the
     ResNets, 0 for the others. Only ResNets and swin can freeze stages."""
@@ -49,9 +48,8 @@ class BackboneConfig:
         )
         for name in ("swin_depths", "swin_heads"):
             value = getattr(self, name)
-            require(
-                len(value) == 4 and min(value) > 0, f"{name} needs 4 positive numbers, got {value}"
-            )
+            four = len(value) == 4 and min(value) > 0
+            require(four, f"{name} needs 4 positive numbers, got {value}")
         require(
             self.swin_embed > 0
             and all(self.swin_embed * 2**i % h == 0 for i, h in enumerate(self.swin_heads)),
@@ -59,10 +57,8 @@ class BackboneConfig:
             f"{self.swin_embed} and {self.swin_heads}",
         )
         require(self.swin_window >= 2, f"swin_window must be at least 2, got {self.swin_window}")
-        require(
-            0.0 <= self.swin_drop_path < 1.0,
-            f"swin_drop_path must lie in [0, 1), got {self.swin_drop_path}",
-        )
+        drop = self.swin_drop_path
+        require(0.0 <= drop < 1.0, f"swin_drop_path must lie in [0, 1), got {drop}")
         require(
             (self.name == "transformers") == bool(self.source),
             "source names the backbone of the transformers library: give it exactly when name is "
@@ -101,17 +97,16 @@ class ModelConfig:
     mask_coordinate_scale: float = 1.0
     """Relative coordinates are pixels divided by this (1: raw pixels, as released)."""
     dense_auxiliary: bool = False
-    """Ours: also classify every encoder token while training, so that a small network learns
-    within minutes. Not used at inference."""
+    """Ours: also classify every encoder token while training, so that a small network learns."""
     class_head: Literal["linear", "mlp"] = "linear"
     """From decoder states to class logits: one linear layer (released), or the three-layer
     feed-forward network of the paper's text (Sec. 3.1)."""
     num_identities: int = 0
     """Instances of the training set, classified by an "ID head" on the embeddings (baseline of the
-    ablation on embeddings); 0: no such head, as released. Not used at inference."""
+    ablation on embeddings); 0: no such head, as released."""
     checkpoint_activations: bool = False
-    """While training, keep only the inputs of every encoder, decoder and backbone block and compute
-    the block again in the backward pass: same gradients, less memory, about a third slower."""
+    """While training, compute encoder, decoder and backbone blocks again in the backward pass: same
+    gradients, less memory, about a third slower."""
 
     def __post_init__(self) -> None:
         positive(self, "num_classes", "num_queries", "width", "num_heads", "num_points")

@@ -19,13 +19,19 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    """The inverse of to_dict.
+def from_dict(cls: type[T], values: Mapping[str, Any], path: str = "") -> T:
+    """The inverse of to_dict; path: what messages put before a field's name.
 
     Raises: ValueError: an unknown field (named with the nearest known one) or a wrong type.
     """
-    built: T = _build(cls, values, path="")
-    return built
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path or cls.__name__} must be a mapping of fields, got {values!r}")
+    hints = typing.get_type_hints(cls)
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        _known(cls, name, f"{path}{name}=...")
+        built[name] = _convert(hints[name], value, f"{path}{name}")
+    return cls(**built)
 
 
 def override(config: T, assignments: Iterable[str]) -> T:
@@ -44,19 +50,19 @@ def override(config: T, assignments: Iterable[str]) -> T:
             )
         node: dict[str, Any] = plain
         cls: Any = type(config)
-        parts = key.strip().split(".")
-        for part in parts[:-1]:
+        *sections, last = key.strip().split(".")
+        for part in sections:
             _known(cls, part, assignment)
             cls = _unwrap(typing.get_type_hints(cls)[part])
             if not dataclasses.is_dataclass(cls):
                 raise ValueError(f"{part!r} in {assignment!r} is a value, not a section")
             node = node[part]
-        _known(cls, parts[-1], assignment)
+        _known(cls, last, assignment)
         try:
-            value = json.loads(text)
+            node[last] = json.loads(text)
         except json.JSONDecodeError:
-            value = {"True": True, "False": False, "None": None}.get(text.strip(), text.strip())
-        node[parts[-1]] = value
+            word = text.strip()
+            node[last] = {"True": True, "False": False, "None": None}.get(word, word)
     return from_dict(type(config), plain)
 
 
@@ -75,17 +81,6 @@ def _unwrap(hint: Any) -> Any:
     return hint
 
 
-def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{path or cls.__name__} must be a mapping of fields, got {values!r}")
-    hints = typing.get_type_hints(cls)
-    built: dict[str, Any] = {}
-    for name, value in values.items():
-        _known(cls, name, f"{path}{name}=...")
-        built[name] = _convert(hints[name], value, f"{path}{name}")
-    return cls(**built)
-
-
 def _convert(hint: Any, value: Any, path: str) -> Any:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
@@ -97,7 +92,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path} must be one of {typing.get_args(hint)}, got {value!r}")
         return value
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{path}.")
+        return from_dict(hint, value, f"{path}.")
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{path} must be a list, got {value!r}")

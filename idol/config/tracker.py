@@ -24,8 +24,7 @@ class TrackerConfig:
     momentum: float = 0.8
     """Share of the newest embedding in the moving average (weighting momentum)."""
     frame_weight: bool = True
-    """Similarity released: if several memories pass, the similarity is multiplied by the existence
-    time of the instance."""
+    """Similarity released: if several memories pass, multiply by the existence time."""
     tau: float = 0.5
     """τ of Eq. 5: weight floor of old embeddings; a larger value means a longer memory."""
     memory_length: int = 3
@@ -48,17 +47,15 @@ class TrackerConfig:
     the distance from its expected box (last box plus last motion) in units of the boxes' mean
     side. Tells look-alikes apart. 0: off."""
     size_weight: float = 0.0
-    """Ours: add this times |log(ratio of the sides)| to the distance d of position_weight: a part
-    of an instance, or an object in front of it, has its place but not its size."""
+    """Ours: add this times |log(ratio of the sides)| to the distance d of position_weight."""
     newest_too: bool = False
-    """Ours, for cosine: compare with the newest embedding and with the memory's, and take the
-    larger cosine. Beside a slow moving average, one bad embedding does no lasting harm."""
+    """Ours, for cosine: the larger cosine of the newest embedding and the memory's. Beside a slow
+    moving average, one bad embedding does no lasting harm."""
     softmax_weight: float = 0.0
-    """Ours, for cosine: add this times the released bi-softmax to the similarity, which prefers
-    pairs without rivals; 0: off."""
+    """Ours, for cosine: add this times the released bi-softmax to the similarity; 0: off."""
     class_weight: float = 0.0
-    """Ours: subtract this times 1 - c, where c is the cosine of the detection's class scores with
-    the instance's mean ones. A softer rule than same_class; 0: off."""
+    """Ours: subtract this times 1 - the cosine of the detection's class scores with the instance's
+    mean ones; 0: off."""
     assignment: Literal["greedy", "argmax", "hungarian"] = "greedy"
     """greedy: in descending detection score, every instance once (released). argmax: each
     detection's best instance; in a conflict the most similar detection gets it (Eq. 7).
@@ -78,8 +75,8 @@ class TrackerConfig:
     first_threshold: float = 0.2
     """The same while the memory is empty."""
     new_overlap: float = 1.0
-    """Ours: an unmatched detection starts no identity if its mask IoU with a detection that has
-    one exceeds this, because it is a duplicate; 1: off."""
+    """Ours: an unmatched detection starts no identity if its mask IoU with one that has an identity
+    exceeds this; 1: off."""
     mask_nms: float = 0.5
     """Mask IoU above which the lower-scored detection is removed, regardless of class."""
     memory_lifetime: int = 10
@@ -102,10 +99,8 @@ class TrackerConfig:
         not_negative(self, "tau", "position_weight", "size_weight", "softmax_weight")
         not_negative(self, "class_weight", "cue_score", "cue_overlap", "cue_class", "prune_short")
         positive(self, "memory_length", "memory_lifetime")
-        require(
-            self.similarity == "cosine" or not self.newest_too,
-            f"newest_too goes with similarity cosine, got {self.similarity}",
-        )
+        fits = self.similarity == "cosine" or not self.newest_too
+        require(fits, f"newest_too goes with similarity cosine, got {self.similarity}")
 
     @classmethod
     def released(cls, dataset: Literal["ytvis", "ovis"] = "ytvis") -> TrackerConfig:
@@ -130,8 +125,7 @@ class TrackerConfig:
     @classmethod
     def robust(cls) -> TrackerConfig:
         """Ours: the cosine with the newest embedding or a slow average, plus expected place and
-        size, assigned jointly. Bi-softmax scores depend on what else is in the frame, cosines do
-        not. Duplicates start no identity; the memory is longer."""
+        size, assigned jointly. Duplicates start no identity; the memory is longer."""
         return cls(
             weighting="momentum",
             momentum=0.3,

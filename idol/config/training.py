@@ -24,8 +24,8 @@ class TransformConfig:
     test_max_side: int = 1333
     """Longest side allowed at inference."""
     stretch: tuple[int, int] | None = None
-    """(height, width): resize every frame to exactly this, ignoring its aspect ratio, for training
-    and inference alike. None: keep the aspect ratio, as released."""
+    """(height, width) of every resized frame, in training and inference. None: keep the aspect
+    ratio, as released."""
     flip_probability: float = 0.5
     """Horizontal flip, the same for both frames."""
     crop_probability: float = 0.5
@@ -35,11 +35,9 @@ class TransformConfig:
     shared_crop: bool = False
     """Use one crop window for both frames; released: independent windows."""
     independent: bool = False
-    """Draw flip, size and crop separately for key and reference. For pairs.pseudo, where nothing
-    else makes them differ (specification 5.3)."""
+    """Draw flip, size and crop separately for key and reference (for pairs.pseudo)."""
     crop_short_sides: tuple[int, ...] = ()
-    """Before a crop, resize the shorter side to one of these; empty: crop at original size.
-    Released: 400, 500, 600 for pseudo pairs."""
+    """Before a crop, resize the shorter side to one of these; empty: keep the original size."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast, saturation jitter, one draw for a pair (released: 0)."""
     scale_jitter: float = 0.0
@@ -51,10 +49,8 @@ class TransformConfig:
         unit(self, "flip_probability", "crop_probability", "color_jitter", "scale_jitter")
         positive(self, "train_max_side", "test_short_side", "test_max_side", "size_divisor")
         require(len(self.train_short_sides) > 0, "train_short_sides must not be empty")
-        require(
-            0 < self.crop_range[0] <= self.crop_range[1],
-            f"crop_range must be (smallest, largest), got {self.crop_range}",
-        )
+        low, high = self.crop_range
+        require(0 < low <= high, f"crop_range must be (smallest, largest), got {(low, high)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,8 +64,8 @@ class PairConfig:
     order: Literal["released", "any"] = "released"
     """released: the earlier frame is the key; any: as drawn (the paper's text)."""
     pseudo: bool = False
-    """Pair every annotated frame with itself, for pre-training on still images such as COCO
-    (specification 5.3); transforms.independent then makes key and reference differ."""
+    """Pair every annotated frame with itself, for pre-training on still images (specification
+    5.3); transforms.independent then makes key and reference differ."""
     max_side: int = 0
     """Resize stored frames so that the longer side is at most this; 0: keep the bytes."""
     seed: int = 0
@@ -112,8 +108,7 @@ class AssignmentConfig:
     repair: Literal["released", "exact"] = "released"
     """How a truth that lost all its queries to others gets one. released: it takes its cheapest
     free query; of truths that take the same query only the first is trained with it. exact: free
-    queries are assigned one to one at the least total cost, so every truth has its own query if
-    there are enough queries."""
+    queries are assigned one to one at the least total cost."""
     selection: Literal["optimal_transport", "iou"] = "optimal_transport"
     """Positives and negatives of the contrastive loss. optimal_transport: the paper's method. iou:
     the baseline of its ablation (Tables 6, 7; A.2), by the IoU of box and truth only."""
@@ -122,8 +117,7 @@ class AssignmentConfig:
     paper, A.2: each truth's m1 queries of lowest cost; truths may share queries."""
     negatives: Literal["released", "paper"] = "released"
     """With optimal_transport. released: the queries outside an assignment with
-    negative_candidates. paper, A.2: each truth's Q - m2 queries of highest cost. They differ where
-    truths compete."""
+    negative_candidates. paper, A.2: each truth's Q - m2 queries of highest cost."""
     iou_positive: float = 0.7
     """With selection "iou": queries whose box has a larger IoU with the truth are positives."""
     iou_negative: float = 0.3
@@ -137,10 +131,9 @@ class AssignmentConfig:
             "iou_negative must not exceed iou_positive, or a query would be both: got "
             f"{self.iou_negative} and {self.iou_positive}",
         )
-        require(
-            min(self.paper_weights) >= 0 and max(self.paper_weights) > 0,
-            f"paper_weights must be >= 0 and not all 0, got {self.paper_weights}",
-        )
+        weights = self.paper_weights
+        usable = min(weights) >= 0 and max(weights) > 0
+        require(usable, f"paper_weights must be >= 0 and not all 0, got {weights}")
 
     @classmethod
     def paper(cls) -> AssignmentConfig:
@@ -168,8 +161,7 @@ class LossConfig:
     """Squared error of cosines, positives against sampled negatives (released code only)."""
     identity: float = 0.0
     """Cross-entropy of the "ID head" (ablation, Tables 6 and 7), which classifies the embeddings of
-    the matched queries of both frames by instance of the training set. 0: no head. Can replace
-    the contrastive losses (reid and reid_aux 0)."""
+    both frames' matched queries by instance of the training set. 0: no head."""
     dense: float = 2.0
     """Dense auxiliary classification of encoder tokens; counts only with dense_auxiliary."""
     focal_alpha: float = FOCAL_ALPHA
@@ -182,8 +174,7 @@ class LossConfig:
     """Detection and mask losses on the reference frame too (released: key frame only)."""
     normaliser: Literal["local", "global"] = "local"
     """Detection losses are divided by the number of matched queries of this worker (local, as
-    released) or by its mean over all workers (global: the gradient is that of the whole batch,
-    however it is divided among workers)."""
+    released) or by its mean over all workers (global: the gradient is that of the whole batch)."""
 
     def __post_init__(self) -> None:
         unit(self, "focal_alpha")
@@ -216,8 +207,7 @@ class TrainConfig:
     clip_norm: float = 0.01
     """Clip of the whole model's gradient norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: the network's products in bfloat16 (autocast); weights, optimiser and losses stay in
-    float32. fp32: as released."""
+    """bf16: the network's products in bfloat16 (autocast). fp32: as released."""
     ema_decay: float = 0.0
     """Exponential moving average of the weights, used for evaluation; 0: none."""
     shuffle_rows: int = 1024

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from idol.arrays import Floats32, Ints
+from idol.arrays import Floats32
 from idol.config import Config, Speed
 from idol.detection.gpu_masks import from_logits, to_host
 from idol.detection.postprocess import detections, frame_detections, select_queries
@@ -26,8 +25,6 @@ from idol.images.transforms import MEAN, STD, collate_images, inference_size, no
 from idol.network.fast import FastNetwork, Found
 from idol.network.model import IDOL
 from idol.structures import FrameDetections
-
-__all__ = ["Detector", "Prepared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,7 @@ class Prepared:
 class Detector:
     """Detections of single frames, of one or of many videos; it keeps no state between frames.
 
-    model:    in eval mode; is not changed. The detector works on its device
+    model:    is put in eval mode. The detector works on its device
     config:   its sections transforms and detect are used. None: model.config
     speed:    as of DetectConfig.speed. None: config.detect.speed
     batch:    usual number of frames in a batch
@@ -72,16 +69,13 @@ class Detector:
         self.config = model.config if config is None else config
         self.speed: Speed = self.config.detect.speed if speed is None else speed
         self.device = next(model.parameters()).device
-        self._fast = (
-            FastNetwork(model, batch=batch, compiled=compiled) if self.speed == "fast" else None
-        )
+        self._fast: FastNetwork | None = None
+        if self.speed == "fast":
+            self._fast = FastNetwork(model, batch=batch, compiled=compiled)
         self._on_device = self._fast is not None and self.device.type == "cuda"
 
     def prepare(self, frame: NDArray[np.uint8]) -> Prepared:
-        """The part of the work that needs no device; any thread may do it beforehand.
-
-        frame: (H, W, 3) uint8 RGB
-        """
+        """The work on a frame (H, W, 3) uint8 RGB that needs no device, in any thread."""
         size = (frame.shape[0], frame.shape[1])
         input_size = inference_size(size, self.config.transforms)
         if self._on_device:
@@ -89,10 +83,8 @@ class Detector:
         return Prepared(normalise(frame, self.config.transforms), input_size, size)
 
     def detect(self, frames: Sequence[Prepared], indices: Sequence[int]) -> list[FrameDetections]:
-        """The detections of every frame.
+        """The detections of frames of one shape; indices: each one's place in its video, from 0.
 
-        frames:  B frames of one shape
-        indices: position of each in its video, from 0
         Raises: ValueError: outputs are not finite.
         """
         return self.start(frames, indices)()
@@ -103,7 +95,7 @@ class Detector:
     ) -> Callable[[], list[FrameDetections]]:
         """As detect, but return before a GPU is done; call the result to get the detections.
 
-        If the next batch is started before that call, the device never waits for the host. Finish
+        Start the next batch before that call, so that the device never waits for the host. Finish
         batches in the order in which they were started.
         """
         if len({frame.shape for frame in frames}) != 1 or len(frames) != len(indices):
@@ -112,20 +104,23 @@ class Detector:
                 f"{sorted({frame.shape for frame in frames})} and {len(indices)} indices"
             )
         if self._fast is None:
-            found = self._exact(frames, indices)
-            return lambda: found
-        begun = _Begun(self._fast(self._images(frames), frames[0].input_size))
-        return lambda: self._finish(frames, indices, begun)
+            done = self._exact(frames, indices)
+            return lambda: done
+        found = self._fast(self._images(frames), frames[0].input_size)
+        host = [to_host(tensor) for tensor in (found.scores, found.labels, found.boxes)]
+        ready: torch.cuda.Event | None = None
+        if self._on_device:
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            ready.record()
+        return lambda: self._finish(frames, indices, found, host, ready)
 
     def _exact(self, frames: Sequence[Prepared], indices: Sequence[int]) -> list[FrameDetections]:
-        divisor = self.config.transforms.size_divisor
+        divisor, detect = self.config.transforms.size_divisor, self.config.detect
         images, padding = collate_images([frame.pixels for frame in frames], divisor)
         outputs = self.model(images.to(self.device), padding.to(self.device))
         return [
-            detections(
-                outputs, self.model, image, index, frame.input_size, frame.size, self.config.detect
-            )
-            for image, (frame, index) in enumerate(zip(frames, indices, strict=True))
+            detections(outputs, self.model, b, index, frame.input_size, frame.size, detect)
+            for b, (frame, index) in enumerate(zip(frames, indices, strict=True))
         ]
 
     def _images(self, frames: Sequence[Prepared]) -> Tensor:
@@ -141,24 +136,36 @@ class Detector:
 
     @torch.inference_mode()
     def _finish(
-        self, frames: Sequence[Prepared], indices: Sequence[int], begun: _Begun
+        self,
+        frames: Sequence[Prepared],
+        indices: Sequence[int],
+        found: Found,
+        host: list[Tensor],
+        ready: torch.cuda.Event | None,
     ) -> list[FrameDetections]:
         assert self._fast is not None
-        detect, found = self.config.detect, begun.found
-        scores, labels, boxes = begun.wait()
+        detect = self.config.detect
+        if ready is not None:
+            ready.synchronize()
+        scores, labels, boxes = (tensor.numpy() for tensor in host)
+        _check_finite(scores)
         rows = [select_queries(*each, detect) for each in zip(scores, labels, boxes, strict=True)]
         counts = [len(r) for r in rows]
-        queries = np.concatenate(rows)
+        # Image and query of every detection, in one upload.
         images = np.repeat(np.arange(len(rows)), counts)
-        with begun.stream():
-            # Image and query of every detection, in one upload.
-            where = _to_device(np.stack([images, queries]), self.device)
+        chosen = torch.from_numpy(np.stack([images, np.concatenate(rows)]))
+        # In a stream of its own, so as not to wait for the next batch.
+        side = _side_stream(self.device) if self.device.type == "cuda" else None
+        with torch.cuda.stream(side):
+            pinned = chosen if side is None else chosen.pin_memory()
+            where = pinned.to(self.device, non_blocking=True)
             logits = self._fast.mask_logits(found, where[0], where[1])
             of_classes = to_host(found.class_scores[where[0], where[1]])
             embeddings = to_host(found.embeddings[where[0], where[1]])
             sizes = [(frame.input_size, frame.size) for frame in frames]
             overlaps, strings = from_logits(logits, counts, sizes, detect.mask_resize)
-            begun.synchronise()
+            if side is not None:
+                side.synchronize()
         ends = np.cumsum(counts)
         # Cloned: a view of one frame would keep the memory of the whole batch.
         return [
@@ -175,45 +182,15 @@ class Detector:
         ]
 
 
-class _Begun:
-    """A pass whose scores and boxes are being copied to the host while the device works on."""
-
-    def __init__(self, found: Found) -> None:
-        self.found = found
-        self._device = found.scores.device
-        self._host = [to_host(tensor) for tensor in (found.scores, found.labels, found.boxes)]
-        self._ready: torch.cuda.Event | None = None
-        if self._device.type == "cuda":
-            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._ready.record()
-
-    def wait(self) -> tuple[Floats32, Ints, Floats32]:
-        """Best scores and their classes (B, Q), boxes (B, Q, 4) cxcywh.
-
-        Raises: ValueError: outputs are not finite.
-        """
-        if self._ready is not None:
-            self._ready.synchronize()
-        scores, labels, boxes = (tensor.numpy() for tensor in self._host)
-        if np.isnan(scores).any():
-            image, query = np.argwhere(np.isnan(scores))[0]
-            raise ValueError(
-                f"class logits and boxes must be finite, but {int(np.isnan(scores).sum())} of "
-                f"{scores.size} object queries are not; the first is query {query} of image "
-                f"{image}. Check the weights and the input, or use speed exact."
-            )
-        return scores, labels, boxes
-
-    def stream(self) -> AbstractContextManager[object]:
-        """The stream in which to use the outputs, so as not to wait for the next batch."""
-        if self._device.type != "cuda":
-            return nullcontext()
-        return torch.cuda.stream(_side_stream(self._device))
-
-    def synchronise(self) -> None:
-        """Wait for the work in that stream."""
-        if self._device.type == "cuda":
-            _side_stream(self._device).synchronize()
+def _check_finite(scores: Floats32) -> None:
+    broken = np.argwhere(np.isnan(scores))
+    if len(broken):
+        image, query = broken[0]
+        raise ValueError(
+            f"class logits and boxes must be finite, but {len(broken)} of {scores.size} object "
+            f"queries are not; the first is query {query} of image {image}. Check the weights and "
+            "the input, or use speed exact."
+        )
 
 
 @functools.lru_cache(maxsize=16)
@@ -228,11 +205,6 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _to_device(array: Ints, device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
 def on_device(pixels: Tensor, input_size: tuple[int, int], divisor: int) -> Tensor:
     """Resize, normalise and pad on the device of pixels; differs from normalise by at most 1/255.
 
@@ -242,9 +214,7 @@ def on_device(pixels: Tensor, input_size: tuple[int, int], divisor: int) -> Tens
     """
     images = pixels.permute(0, 3, 1, 2).float()
     if images.shape[2:] != input_size:
-        images = F.interpolate(
-            images, input_size, mode="bilinear", align_corners=False, antialias=True
-        )
+        images = F.interpolate(images, input_size, mode="bilinear", antialias=True)
         images = images.round_().clamp_(0, 255)
     mean, std = _statistics(pixels.device)
     height, width = (-(-side // divisor) * divisor for side in input_size)

@@ -33,13 +33,9 @@ def from_logits(
     """
     if not logits.is_cuda or mask_bits.missing(logits.device.index) is not None or not len(logits):
         parts = torch.split(logits, list(counts))
-        return (
-            [iou.mask_iou(part > 0).cpu() for part in parts],
-            [
-                resize.resize_and_encode(part, *size, method)
-                for part, size in zip(parts, sizes, strict=True)
-            ],
-        )
+        pairs = zip(parts, sizes, strict=True)
+        encoded = [resize.resize_and_encode(part, *size, method) for part, size in pairs]
+        return [iou.mask_iou(part > 0).cpu() for part in parts], encoded
     return _by_bits(logits.contiguous(), counts, sizes, method)
 
 
@@ -75,10 +71,7 @@ def _by_bits(
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """A copy on the host, complete once the current stream has come so far.
-
-    tensor: (...) any type; a CPU tensor is returned itself
-    """
+    """A copy of tensor (...) on the host, complete once the current stream has come so far."""
     if not tensor.is_cuda:
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -95,13 +88,9 @@ def reads(
 ) -> tuple[Tensor, Tensor]:
     """Between which two neighbouring logits each pixel of the frame lies, along one axis.
 
-    With method "released" a pixel has the place of the nearest pixel of the input.
-
-    length:        of the logits' axis
-    input_length:  of the input without padding
-    output_length: of the frame
-    device:        of the result
-    returns:       (output_length,) int32 the lower neighbour, float32 the share of the next one
+    With method "released" a pixel has the place of the nearest pixel of the input. Lengths are of
+    the logits, of the input without padding, and of the frame.
+    returns: (output_length,) int32 the lower neighbour, float32 the share of the next one
     """
     if method == "released":
         pixels = resize.nearest(input_length, output_length).astype(np.float32)

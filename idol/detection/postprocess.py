@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +12,8 @@ from idol.arrays import Floats32, Ints
 from idol.config import DetectConfig
 from idol.masks import iou, resize
 from idol.masks.boxes import cxcywh_to_xyxy, nms
+from idol.network.model import IDOL
 from idol.structures import FrameDetections, Outputs
-
-if TYPE_CHECKING:
-    from idol.network.model import IDOL
 
 
 def select_queries(scores: Floats32, labels: Ints, boxes: Floats32, config: DetectConfig) -> Ints:
@@ -52,10 +49,9 @@ def frame_detections(
 ) -> FrameDetections:
     """Selected queries as FrameDetections on the CPU; boxes are clipped to the frame.
 
-    frame_index:  position in the video, from 0
     class_scores: (N, K) on the CPU, rows in descending best score
     boxes:        (N, 4) cxcywh in units of the un-padded input
-    embeddings:   (N, C) contrastive embeddings
+    embeddings:   (N, C)
     overlaps:     (N, N) mask IoU
     encoded:      N compressed RLE counts at the original size
     size:         (height, width) of the original frame
@@ -69,7 +65,7 @@ def frame_detections(
             f"{frame_index} are not; the first is row {int(bad[0])}. Check the weights."
         )
     height, width = size
-    bounds = torch.tensor([width, height, width, height], dtype=torch.float32)
+    bounds = torch.tensor([width, height] * 2, dtype=torch.float32)
     corners = cxcywh_to_xyxy(boxes.float().cpu()) * bounds
     return FrameDetections(
         frame_index=frame_index,
@@ -94,12 +90,9 @@ def detections(
 ) -> FrameDetections:
     """The detections of one image of a batch. Masks are made for the selected queries only.
 
-    outputs:     what model returned for the batch
-    model:       computes mask logits: model.masks(outputs, image, queries)
-    image:       index in the batch
-    frame_index: position in the video, from 0
-    input_size:  (height, width) of the network input without padding
-    size:        (height, width) of the original frame
+    outputs:    what model returned for the batch
+    image:      index in the batch; frame_index: position in the video, from 0
+    input_size: (height, width) of the network input without padding; size: of the original frame
     Raises: ValueError: outputs are not finite, or sizes exceed the padded input.
     """
     # One transfer instead of a synchronisation at every step of selection and NMS.

@@ -19,6 +19,7 @@ from idol.config.checks import not_negative, require, unit, within
 from idol.images import synthetic_looks as looks
 from idol.images.synthetic_looks import CATEGORIES, Instance, smooth
 
+_OCCLUSIONS: Final = ("no_occlusion", "slight_occlusion", "severe_occlusion")
 _SLIGHT: Final = 0.02  # hidden share above which an instance counts as slightly occluded
 _SEVERE: Final = 0.5  # and as severely occluded (OVIS: half)
 
@@ -72,10 +73,8 @@ class SyntheticConfig:
             ok = 0 < low <= high
             require(ok, f"{name} must be (smallest, largest), both > 0, got {(low, high)}")
         require(min(self.size) >= 32, f"size must be at least 32 on each side, got {self.size}")
-        require(
-            self.diameter[1] <= 1,
-            f"diameter is a share of the shorter side, <= 1, got {self.diameter}",
-        )
+        diameter = self.diameter
+        require(diameter[1] <= 1, f"diameter is a share of the shorter side, <= 1, got {diameter}")
         unit(self, "look_alike", "crossing", "leaving", "background_contrast")
         not_negative(self, "variation", "speed", "background_speed", "noise")
         within(self, 0, 0.4, "deformation")
@@ -111,8 +110,7 @@ class SyntheticVideo:
     """One video of T frames with its exact truth. Every instance is visible in some frame.
 
     frames:    (T, H, W, 3) uint8, RGB
-    masks:     (T, G, H, W) bool, visible pixels; all False where the instance is absent;
-               no pixel belongs to two instances
+    masks:     (T, G, H, W) bool, visible pixels, of no two instances; all False where absent
     labels:    (G,)         int64, 0..K-1
     whole:     (T, G)       int64, pixels of the instance in the frame, hidden ones included
     occlusion: G tuples of T: "no_occlusion", "slight_occlusion" or "severe_occlusion" by the
@@ -133,13 +131,10 @@ class SyntheticVideo:
 
 
 def make_video(config: SyntheticConfig, seed: int | tuple[int, ...]) -> SyntheticVideo:
-    """Draw one video; the same config and seed give the same arrays.
-
-    seed: >= 0; write_dataset draws video i of a set with (seed, i)
-    """
+    """Draw one video; the same config and seed (>= 0) give the same arrays."""
     rng = np.random.default_rng(seed)
     height, width = config.size
-    num_frames = int(rng.integers(config.length[0], config.length[1], endpoint=True))
+    num_frames = int(rng.integers(*config.length, endpoint=True))
     backdrop = looks.background(
         rng, config.size, num_frames, config.background_contrast, config.background_speed
     )
@@ -164,27 +159,19 @@ def make_video(config: SyntheticConfig, seed: int | tuple[int, ...]) -> Syntheti
         frames[t] = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
         visible[t] = masks[t].sum(axis=(1, 2))
 
-    masks[visible < config.min_visible] = False
-    seen = np.flatnonzero((visible >= config.min_visible).any(axis=0))
+    present = visible >= config.min_visible
+    masks[~present] = False
+    seen = np.flatnonzero(present.any(axis=0))
+    hidden = 1.0 - visible / np.maximum(whole, 1)
+    degree = (hidden > _SLIGHT).astype(int) + (hidden >= _SEVERE)
+    words = np.where(present, np.array(_OCCLUSIONS, object)[degree], None)
     return SyntheticVideo(
         frames=frames,
         masks=np.ascontiguousarray(masks[:, seen]),
         labels=np.array([instances[g].label for g in seen], np.int64),
         whole=whole[:, seen],
-        occlusion=tuple(
-            tuple(_occlusion(visible[t, g], whole[t, g], config) for t in range(num_frames))
-            for g in seen
-        ),
+        occlusion=tuple(map(tuple, words[:, seen].T)),
     )
-
-
-def _occlusion(visible: int, whole: int, config: SyntheticConfig) -> str | None:
-    if visible < config.min_visible:
-        return None
-    hidden = 1.0 - visible / whole
-    if hidden <= _SLIGHT:
-        return "no_occlusion"
-    return "slight_occlusion" if hidden < _SEVERE else "severe_occlusion"
 
 
 class _Motion(NamedTuple):
@@ -199,7 +186,7 @@ def _instances(
     rng: np.random.Generator, config: SyntheticConfig, num_frames: int
 ) -> list[Instance]:
     """The objects of a video, from the farthest to the nearest."""
-    count = int(rng.integers(config.num_objects[0], config.num_objects[1], endpoint=True))
+    count = int(rng.integers(*config.num_objects, endpoint=True))
     labels = [int(rng.integers(config.num_categories))]
     while len(labels) < count:
         alike = rng.random() < config.look_alike
@@ -234,8 +221,7 @@ def _instances(
 def _motion(
     rng: np.random.Generator, config: SyntheticConfig, num_frames: int, others: list[_Motion]
 ) -> _Motion:
-    """Draw an object's path around one moment, at which it meets one of the others, or leaves the
-    frame (and returns later), or is at a random place."""
+    """An object's path around a moment at which it meets another, leaves, or is anywhere."""
     limits = np.array([config.size[1], config.size[0]], np.float64)
     diameter = min(config.size) * rng.uniform(*config.diameter)
     moment = int(rng.integers(num_frames))
@@ -267,9 +253,8 @@ def _motion(
     if lingers:
         pace *= 1.0 - 0.8 * np.exp(-(((clock - moment) / 1.3) ** 2))
     sway = 0.08 if leaves else 0.2
-    turning = rng.uniform(-sway, sway) + sway * np.sin(
-        2 * np.pi * (clock / rng.uniform(6, 14) + rng.random())
-    )
+    drift = rng.uniform(-sway, sway)
+    turning = drift + sway * np.sin(2 * np.pi * (clock / rng.uniform(6, 14) + rng.random()))
     headings = np.cumsum(turning) / fine
     headings += heading - headings[moment * fine]
     steps = pace[:, None] * np.stack([np.cos(headings), np.sin(headings)], axis=1)

@@ -21,6 +21,7 @@ from idol.files import write_whole
 from idol.images.synthetic import SyntheticConfig, make_video
 
 Format = Literal["jpeg", "mp4"]
+Frames = NDArray[np.uint8]  # (T, H, W, 3) RGB
 
 FRAMES_FOLDER: Final = "JPEGImages"
 """Folder beside the JSON that holds `file_names`, as in YouTube-VIS."""
@@ -47,7 +48,7 @@ def write_dataset(
 
     num_videos: >= 1; video i is make_video(config, (seed, i)) and has id i + 1
     processes:  how many to draw with; None: one per CPU. More than one are spawned, so the caller
-                must be an importable module with its main guarded, as with multiprocessing
+                must be an importable module with its main guarded
     progress:   show a progress bar
     Raises:
         ValueError: a bad number of videos or processes, seed or format.
@@ -112,10 +113,8 @@ def _draw_all(
             spawn = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(min(processes, num_videos), spawn)
             drawn = stack.enter_context(pool).map(draw, range(num_videos), chunksize=4)
-        shown: Iterable[_Drawn] = tqdm(
-            drawn, "synthetic videos", num_videos, unit="video", disable=not progress
-        )
-        return list(shown)
+        options = {"unit": "video", "disable": not progress}
+        return list(tqdm(drawn, "synthetic videos", num_videos, **options))
 
 
 def _write_video(
@@ -158,9 +157,7 @@ def _where(present: Sequence[bool], values: Sequence[Any]) -> list[Any]:
     return [value if here else None for here, value in zip(present, values, strict=True)]
 
 
-def _write_jpegs(
-    root: Path, name: str, frames: NDArray[np.uint8], config: SyntheticConfig
-) -> list[str]:
+def _write_jpegs(root: Path, name: str, frames: Frames, config: SyntheticConfig) -> list[str]:
     (root / name).mkdir(exist_ok=True)
     file_names = [f"{name}/{t:05d}.jpg" for t in range(len(frames))]
     options = [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality]
@@ -170,13 +167,10 @@ def _write_jpegs(
     return file_names
 
 
-def _write_mp4(
-    root: Path, name: str, frames: NDArray[np.uint8], config: SyntheticConfig
-) -> list[str]:
-    height, width = config.size
+def _write_mp4(root: Path, name: str, frames: Frames, config: SyntheticConfig) -> list[str]:
     path = root / f"{name}.mp4"
     codec = cv2.VideoWriter.fourcc(*"mp4v")
-    writer = cv2.VideoWriter(str(path), codec, _FRAMES_PER_SECOND, (width, height))
+    writer = cv2.VideoWriter(str(path), codec, _FRAMES_PER_SECOND, config.size[::-1])
     if not writer.isOpened():
         raise OSError(
             f"cannot write {path}: this OpenCV has no mp4v encoder, or the folder is not "

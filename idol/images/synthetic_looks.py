@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from idol.arrays import Floats32
+from idol.arrays import Floats, Floats32
 
 _SUPERSAMPLE: Final = 4  # outline pixels per frame pixel and side: 16 levels of edge coverage
 _TEXTURE_SIDE: Final = 96  # pixels of an instance's texture, before it is warped onto the frame
@@ -65,42 +65,38 @@ def draw(canvas: Floats32, instance: Instance, t: int, shift: Floats32) -> NDArr
     if x0 >= x1 or y0 >= y1:
         return covered
 
-    # Coverage of each pixel of the box: the polygon drawn finer, then averaged.
     size = (int(x1 - x0), int(y1 - y0))
     origin = np.array([x0, y0], np.float32)
-    inside = _filled(points - origin, size)
-    alpha = cv2.resize(inside, size, interpolation=cv2.INTER_AREA)
+    alpha = _filled(points - origin, size)
     # A darker rim gives an edge between look-alikes that overlap.
-    shade = 0.65 + 0.35 * cv2.resize(
-        _filled((points - centre) * 0.86 + centre - origin, size),
-        size,
-        interpolation=cv2.INTER_AREA,
-    )
+    shade = 0.65 + 0.35 * _filled((points - centre) * 0.86 + centre - origin, size)
 
     scale = _TEXTURE_SIDE / (2 * _TEXTURE_REACH)
     inverse = np.linalg.inv(axes) * scale
     offset = inverse @ (origin - centre) + (_TEXTURE_SIDE - 1) / 2
     warp = np.concatenate([inverse, offset[:, None]], axis=1)
-    colours = cv2.warpAffine(
-        instance.texture,
-        warp,
-        size,
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REFLECT,
-    )
+    colours = _warped(instance.texture, warp, size)
     region = canvas[y0:y1, x0:x1]
     region += alpha[..., None] * (colours * shade[..., None] - region)
     covered[y0:y1, x0:x1] = alpha >= 0.5
     return covered
 
 
+def _warped(image: Floats32, warp: Floats, size: tuple[int, int]) -> Floats32:
+    """The pixels of size (width, height) whose places in the image are warp (2, 3) times theirs."""
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    found: Floats32 = cv2.warpAffine(image, warp, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
+    return found
+
+
 def _filled(polygon: Floats32, size: tuple[int, int]) -> Floats32:
-    """1 inside the polygon (V, 2), 0 outside, on a grid _SUPERSAMPLE times finer than size."""
+    """The share of each pixel inside the polygon (V, 2), which is drawn finer, then averaged."""
     fine = np.zeros((size[1] * _SUPERSAMPLE, size[0] * _SUPERSAMPLE), np.float32)
     # Pixel centres are integers for OpenCV; the last 4 bits are fractions of a pixel.
     corners = ((polygon + 0.5) * _SUPERSAMPLE - 0.5) * 16
     cv2.fillPoly(fine, [np.rint(corners).astype(np.int32)], 1.0, shift=4)
-    return fine
+    share: Floats32 = cv2.resize(fine, size, interpolation=cv2.INTER_AREA)
+    return share
 
 
 def _deformed(instance: Instance, t: int) -> Floats32:
@@ -109,9 +105,8 @@ def _deformed(instance: Instance, t: int) -> Floats32:
     direction = np.arctan2(y, x)
     harmonics = np.stack([np.cos(n * direction + n) for n in (2, 3, 4)])
     swell = 1.0 + instance.wobbles[t] @ harmonics
-    return np.stack([x * swell, y * swell + instance.bends[t] * (x * x - 0.4)], axis=1).astype(
-        np.float32
-    )
+    bend = instance.bends[t] * (x * x - 0.4)
+    return np.stack([x * swell, y * swell + bend], axis=1).astype(np.float32)
 
 
 def outline(shape: str) -> Floats32:
@@ -144,7 +139,7 @@ def outline(shape: str) -> Floats32:
     return np.ascontiguousarray(points, np.float32)
 
 
-def _resampled(points: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+def _resampled(points: Floats, count: int) -> Floats:
     """Add vertices along the polygon's sides, so that the sides can bend."""
     closed = np.concatenate([points, points[:1]])
     per_side = max(1, count // len(points))
@@ -214,22 +209,12 @@ class Background:
         middle = np.array([self._field.shape[1] / 2 + x, self._field.shape[0] / 2 + y])
         turn = np.array([[cos, -sin], [sin, cos]])
         offset = middle - turn @ (np.array([width / 2, height / 2]) + shift)
-        canvas: Floats32 = cv2.warpAffine(
-            self._field,
-            np.concatenate([turn, offset[:, None]], axis=1),
-            (width, height),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REFLECT,
-        )
-        return canvas
+        warp = np.concatenate([turn, offset[:, None]], axis=1)
+        return _warped(self._field, warp, (width, height))
 
 
 def background(
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    num_frames: int,
-    contrast: float,
-    speed: float,
+    rng: np.random.Generator, size: tuple[int, int], num_frames: int, contrast: float, speed: float
 ) -> Background:
     """Draw a background for a video of num_frames frames.
 
@@ -248,9 +233,8 @@ def background(
         colour = 0.75 if octave < 3 else 0.25
         grid = colour * grid + (1 - colour) * 1.7 * grey
         amplitude = contrast * 62.0 * 0.72**octave
-        field += amplitude * cv2.resize(
-            grid, (field_width, field_height), interpolation=cv2.INTER_CUBIC
-        )
+        larger = cv2.resize(grid, (field_width, field_height), interpolation=cv2.INTER_CUBIC)
+        field += amplitude * larger
     # Patches with the texture and, weaker, the colour of a category, so that neither alone
     # identifies an object.
     y, x = np.mgrid[:field_height, :field_width].astype(np.float32) / side
@@ -270,15 +254,9 @@ def background(
     drift = speed * side * rng.uniform(0.3, 1.7)
     # Centred on the middle of the field, so that the window rarely leaves it.
     along = (np.arange(num_frames) - num_frames / 2) * drift
-    windows = np.stack(
-        [
-            along * np.cos(heading),
-            along * np.sin(heading),
-            smooth(rng, num_frames, 0.05),
-            1.0 + smooth(rng, num_frames, 0.04),
-        ],
-        axis=1,
-    )
+    x, y = along * np.cos(heading), along * np.sin(heading)
+    angles, zooms = smooth(rng, num_frames, 0.05), 1.0 + smooth(rng, num_frames, 0.04)
+    windows = np.stack([x, y, angles, zooms], axis=1)
     return Background(field, windows.astype(np.float32), size)
 
 

@@ -110,9 +110,11 @@ def _resize_masks(masks: Bools, size: tuple[int, int]) -> Bools:
     """bool (G, H, W) → (G, h, w), nearest."""
     if masks.shape[1:] == size:
         return masks
-    rows = np.minimum((np.arange(size[0]) + 0.5) * masks.shape[1] / size[0], masks.shape[1] - 1)
-    columns = np.minimum((np.arange(size[1]) + 0.5) * masks.shape[2] / size[1], masks.shape[2] - 1)
-    return masks[:, rows.astype(np.intp)][:, :, columns.astype(np.intp)]
+    rows, columns = (
+        np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(np.intp)
+        for new, old in zip(size, masks.shape[1:], strict=True)
+    )
+    return masks[:, rows][:, :, columns]
 
 
 def _to_tensor(image: Image) -> Tensor:
@@ -121,11 +123,7 @@ def _to_tensor(image: Image) -> Tensor:
 
 
 def normalise(image: Image, config: TransformConfig) -> Tensor:
-    """A decoded frame as input of the network at inference.
-
-    image:   (H, W, 3) uint8 RGB
-    returns: (3, h, w) float32, resized to the test size and normalised
-    """
+    """A frame (H, W, 3) uint8 RGB resized to the test size and normalised: (3, h, w) float32."""
     size = inference_size((image.shape[0], image.shape[1]), config)
     return _to_tensor(_resize(image, size))
 
@@ -136,8 +134,7 @@ def collate_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tens
     images:  B tensors (3, h, w)
     returns: (B, 3, H, W), and (B, H, W) bool, True where padded; H, W multiples of divisor
     """
-    height = -(-max(x.shape[1] for x in images) // divisor) * divisor
-    width = -(-max(x.shape[2] for x in images) // divisor) * divisor
+    height, width = (-(-max(x.shape[i] for x in images) // divisor) * divisor for i in (1, 2))
     batch = images[0].new_zeros(len(images), 3, height, width)
     padding = torch.ones(len(images), height, width, dtype=torch.bool)
     for i, image in enumerate(images):
@@ -147,17 +144,13 @@ def collate_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tens
 
 
 def make_targets(masks: Bools, labels: Ints) -> Targets:
-    """Truth of one frame from its masks: boxes are tight, right and bottom exclusive.
+    """Truth of one frame from un-padded masks (G, h, w); one with an empty mask is not present.
 
-    masks:   (G, h, w) bool, un-padded
-    labels:  (G,)
-    returns: Targets; an instance with an empty mask is not present
+    Boxes are tight, right and bottom exclusive.
     """
     count, height, width = masks.shape
     boxes = np.zeros((count, 4), np.float32)
-    rows: Bools = np.asarray(masks.any(axis=2))
-    columns: Bools = np.asarray(masks.any(axis=1))
-    present: Bools = np.asarray(rows.any(axis=1))
+    rows, columns, present = masks.any(axis=2), masks.any(axis=1), masks.any(axis=(1, 2))
     if count:
         x0, x1 = columns.argmax(1), width - columns[:, ::-1].argmax(1)
         y0, y1 = rows.argmax(1), height - rows[:, ::-1].argmax(1)
@@ -173,11 +166,7 @@ def make_targets(masks: Bools, labels: Ints) -> Targets:
 
 
 def augment(pair: Pair, config: TransformConfig, rng: np.random.Generator) -> Example:
-    """Random crop, resize, flip and colour of a pair (specification 5.2; independent: 5.3).
-
-    One draw decides for both frames whether to crop, their size and flip; each frame has its own
-    crop window unless shared_crop. With independent, each frame has its own draws.
-    """
+    """Random crop, resize, flip and colour of a pair (specification 5.2; independent: 5.3)."""
     frames = [(pair.key_image, pair.key_masks), (pair.reference_image, pair.reference_masks)]
     if config.independent:
         made = [_augment_frames([frame], pair.labels, config, rng)[0] for frame in frames]
@@ -206,11 +195,14 @@ def _augment_frames(
             cropped.append(_crop(frame, window))
         frames = cropped
     if config.scale_jitter > 0:
-        window = _jitter_window(frames[0][0].shape, config.scale_jitter, rng)
+        size = _size(frames[0])
+        kept = [max(1, round(s * (1.0 - float(rng.uniform(0, config.scale_jitter))))) for s in size]
+        window = _placed(size, kept, rng)
         frames = [_crop(frame, window) for frame in frames]
     short_side = int(rng.choice(config.train_short_sides))
     flip = rng.random() < config.flip_probability
-    color = _color_change(config.color_jitter, rng) if config.color_jitter > 0 else None
+    jitter = config.color_jitter
+    color = rng.uniform(-jitter, jitter, 3).tolist() if jitter > 0 else None
     made = []
     for frame in frames:
         size = config.stretch or resized_size(_size(frame), short_side, config.train_max_side)
@@ -243,17 +235,9 @@ def _crop_window(shape: Sequence[int], limits: tuple[int, int], rng: np.random.G
     return _placed(shape, sides, rng)
 
 
-def _jitter_window(shape: Sequence[int], strength: float, rng: np.random.Generator) -> Window:
-    """A random window that leaves out up to `strength` of each side."""
-    sides = [max(1, round(side * (1.0 - float(rng.uniform(0, strength))))) for side in shape[:2]]
-    return _placed(shape, sides, rng)
-
-
 def _placed(shape: Sequence[int], sides: Sequence[int], rng: np.random.Generator) -> Window:
-    height, width = sides
-    y = int(rng.integers(0, shape[0] - height + 1))
-    x = int(rng.integers(0, shape[1] - width + 1))
-    return y, x, height, width
+    y, x = (int(rng.integers(0, shape[i] - sides[i] + 1)) for i in range(2))
+    return y, x, sides[0], sides[1]
 
 
 def _crop(frame: Frame, window: Window) -> Frame:
@@ -261,22 +245,16 @@ def _crop(frame: Frame, window: Window) -> Frame:
     return image[y : y + height, x : x + width], masks[:, y : y + height, x : x + width]
 
 
-def _color_change(strength: float, rng: np.random.Generator) -> tuple[float, float, float]:
-    brightness, contrast, saturation = rng.uniform(-strength, strength, 3)
-    return float(brightness), 1.0 + float(contrast), 1.0 + float(saturation)
-
-
 def _recolor(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """Shift, scale and desaturate a normalised image (3, h, w)."""
+    """Shift, scale and desaturate a normalised image (3, h, w); 0: no change."""
     grey = image.mean(0, keepdim=True)
-    return (grey + (image - grey) * saturation) * contrast + brightness
+    return (grey + (image - grey) * (1.0 + saturation)) * (1.0 + contrast) + brightness
 
 
 def collate(examples: Sequence[Example], divisor: int) -> PairBatch:
     """Batch pairs; all images and masks are padded to one size, a multiple of divisor."""
-    images, padding = collate_images(
-        [e.key for e in examples] + [e.reference for e in examples], divisor
-    )
+    frames = [e.key for e in examples] + [e.reference for e in examples]
+    images, padding = collate_images(frames, divisor)
     size = (images.shape[2], images.shape[3])
     count = len(examples)
     return PairBatch(

@@ -20,13 +20,10 @@ _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def identity_color(track_id: int) -> tuple[int, int, int]:
-    """The colour of an identity, RGB 0..255: the same in every frame, video and run.
-
-    Hues step by the golden ratio, so consecutive ids differ clearly; lightness changes every eight
-    ids, because only about ten hues can be told apart.
-    """
+    """The colour of an identity, RGB 0..255: the same in every frame, video and run."""
     if track_id < 0:
         return 150, 150, 150  # no identity
+    # Steps by the golden ratio make consecutive hues differ; about ten hues can be told apart.
     hue = (0.58 + track_id * _GOLDEN_RATIO) % 1.0
     lightness = (0.55, 0.68, 0.42)[track_id // 8 % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
@@ -80,8 +77,7 @@ def overlay(
     taken: list[_Plate] = []
     for mask, color, text in zip(filled, colors, labels or (), strict=bool(labels)):
         if mask.any():
-            left = int(np.flatnonzero(mask.any(axis=0))[0])
-            top = int(np.flatnonzero(mask.any(axis=1))[0])
+            left, top = int(mask.any(axis=0).argmax()), int(mask.any(axis=1).argmax())
             taken.append(_write(image, text, left, top, color, taken))
     return image
 
@@ -120,8 +116,7 @@ def caption(name: str, track_id: int, score: float | None = None) -> str:
 def _write(
     image: Image, text: str, x: int, y: int, color: tuple[int, int, int], taken: list[_Plate]
 ) -> _Plate:
-    """Write text above (x, y) on a plate of this colour, inside the image and, if there is room
-    further down, beside the plates already taken; returns the plate."""
+    """Write text above (x, y) on a plate in the image, below plates taken if there is room."""
     height, width = image.shape[:2]
     scale = max(0.3, min(height, width) / 900)
     # OpenCV's font is ASCII only and differs between builds in what it draws for the rest.

@@ -1,8 +1,8 @@
 """Optimal-transport assignment of object queries to true instances (paper Sec. 3.2).
 
-The default makes the same decisions as the released code (simOTA on queries, specification 3.1
-and 3.2); AssignmentConfig names the alternatives. Costs are computed on the device for all layers
-and images at once and copied to the host once; the decisions on small arrays are made there.
+The default makes the decisions of the released code (simOTA on queries, specification 3.1, 3.2);
+AssignmentConfig names the alternatives. Costs are computed on the device for all layers and images
+at once; the host decides.
 """
 
 from __future__ import annotations
@@ -43,16 +43,14 @@ class Truths:
     valid: Tensor
 
     def __post_init__(self) -> None:
-        shape = tuple(self.labels.shape)
-        if self.boxes.shape != (*shape, 4):
+        shape, boxes, valid = (tuple(x.shape) for x in (self.labels, self.boxes, self.valid))
+        if boxes != (*shape, 4):
             raise ValueError(
                 "truth boxes must have shape (..., G, 4) beside labels (..., G), got "
-                f"{tuple(self.boxes.shape)} beside {shape}"
+                f"{boxes} beside {shape}"
             )
-        if self.valid.shape != shape:
-            raise ValueError(
-                f"valid must have the shape of labels {shape}, got {tuple(self.valid.shape)}"
-            )
+        if valid != shape:
+            raise ValueError(f"valid must have the shape of labels {shape}, got {valid}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +58,8 @@ class Assignment:
     """Which truth every query is assigned to.
 
     truth: (..., Q) row of the truth; -1: the query is background
-    best:  (..., G) the truth's lowest-cost query among those assigned to it; -1 where the row is
-           not valid. With repair "released", two truths that choose the same query both name it
-           here, while `truth` has only the lower row.
+    best:  (..., G) the truth's lowest-cost query among those assigned to it; -1: not valid. With
+           repair "released" two truths may name one query here; `truth` has only the lower row.
     """
 
     truth: Ints
@@ -82,8 +79,8 @@ class ContrastiveSamples:
                disjoint, except for truths that repair "released" gave the same query.
     negatives: (..., G, Q) queries that show something else, other truths included. With negatives
                "released" a query can be both: in the narrow assignment and not in the wide one.
-    Rows that are not valid are False. A valid row has no positive only with selection "iou", or
-    where there are more truths than queries.
+    Rows that are not valid are False. Other rows have a positive, except with selection "iou" or
+    with more truths than queries.
     """
 
     positives: Bools
@@ -134,10 +131,9 @@ def cost_matrix(
 def assign_queries(
     logits: Tensor, boxes: Tensor, truths: Truths, config: AssignmentConfig
 ) -> Assignment:
-    """Assign queries to truths, separately for each entry of the leading axes (3.1).
+    """Assign queries to truths, separately for each entry of the leading axes of logits (3.1).
 
     Arguments as of cost_matrix; give all decoder layers and images in one call.
-    returns: Assignment with the leading axes of logits
     Raises:
         FloatingPointError: logits or boxes are not finite.
         ValueError: boxes do not fit logits.
@@ -168,11 +164,8 @@ def contrastive_samples(
     not in a second assignment with `negative_candidates`, made on the costs as the repair of the
     first one left them. AssignmentConfig.positives, .negatives and .selection name the others.
 
-    Arguments as of cost_matrix: of the reference frame, its last decoder layer, refined boxes, and
-    the truths visible there.
-    Raises:
-        FloatingPointError: logits or boxes are not finite.
-        ValueError: boxes do not fit logits.
+    Arguments as of cost_matrix: the last decoder layer's, with refined boxes. Raises: as
+    assign_queries.
     """
     if config.selection == "iou":
         return _samples_by_iou(logits, boxes, truths, config)
@@ -180,10 +173,8 @@ def contrastive_samples(
     cost, (narrow, wide), lead = _problem(logits, boxes, truths, config, *candidates)
     # The paper's rules look at one truth at a time, so they come before a repair changes costs.
     beyond = ~_cheapest(cost, wide) if config.negatives == "paper" else None
-    if config.positives == "paper":
-        positives = _cheapest(cost, narrow)
-    else:
-        positives = _dynamic_k(cost, narrow, config)
+    paper = config.positives == "paper"
+    positives = _cheapest(cost, narrow) if paper else _dynamic_k(cost, narrow, config)
     # As m1 <= m2, `& ~positives` changes the paper's negatives only beside released positives.
     negatives = ~_dynamic_k(cost, wide, config) if beyond is None else beyond & ~positives
     negatives &= (narrow > 0)[..., None]
@@ -208,22 +199,12 @@ def _samples_by_iou(
 
 
 def _iou_and_giou(boxes: Tensor, truth_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and generalised IoU of (..., Q, 4) with (..., G, 4) cxcywh: (..., Q, G) each.
-
-    Both share one intersection. The IoU with a truth without area (0/0) is 0.
-    """
+    """IoU (of 0/0: 0) and generalised IoU of (..., Q, 4) with (..., G, 4) cxcywh: (..., Q, G)."""
     a, b = cxcywh_to_xyxy(boxes).unsqueeze(-2), cxcywh_to_xyxy(truth_boxes).unsqueeze(-3)
     shared = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    inter, area_a, area_b, area = (
-        side[..., 0] * side[..., 1]
-        for side in (
-            shared.clamp(min=0),
-            a[..., 2:] - a[..., :2],
-            b[..., 2:] - b[..., :2],
-            hull.clamp(min=0),
-        )
-    )
+    sides = shared.clamp(min=0), a[..., 2:] - a[..., :2], b[..., 2:] - b[..., :2], hull.clamp(min=0)
+    inter, area_a, area_b, area = (side[..., 0] * side[..., 1] for side in sides)
     union = area_a + area_b - inter
     iou = torch.where(union > 0, inter / union, torch.where(union <= 0, 0.0, torch.nan))
     return iou, iou - (area - union) / (area + 1e-7)
@@ -231,10 +212,10 @@ def _iou_and_giou(boxes: Tensor, truth_boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _centre_prior(boxes: Tensor, truth_boxes: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     """(..., Q, G) query centre strictly inside the truth's box; in the square at its centre."""
-    cx, cy = (boxes[..., i].unsqueeze(-1) for i in range(2))
+    cx, cy = boxes[..., 0].unsqueeze(-1), boxes[..., 1].unsqueeze(-1)
     x0, y0, x1, y1 = (v.unsqueeze(-2) for v in cxcywh_to_xyxy(truth_boxes).unbind(-1))
     in_box = (cx > x0) & (cx < x1) & (cy > y0) & (cy < y1)
-    tx, ty = (truth_boxes[..., i].unsqueeze(-2) for i in range(2))
+    tx, ty = truth_boxes[..., 0].unsqueeze(-2), truth_boxes[..., 1].unsqueeze(-2)
     in_square = (cx > tx - radius) & (cx < tx + radius) & (cy > ty - radius) & (cy < ty + radius)
     return in_box, in_square
 
@@ -243,20 +224,13 @@ def _centre_prior(boxes: Tensor, truth_boxes: Tensor, radius: float) -> tuple[Te
 def _problem(
     logits: Tensor, boxes: Tensor, truths: Truths, config: AssignmentConfig, *candidates: int
 ) -> tuple[Costs, list[Ints], tuple[int, ...]]:
-    """Costs and dynamic k on the host, the leading axes flattened to N.
-
-    candidates: numbers of largest IoUs whose sum gives a k
-    returns:    (N, G, Q) costs, free to be changed
-                for each of candidates (N, G) k = max(1, int(sum of the IoUs)); 0: not valid
-                the leading axes
-    """
+    """On the host: (N, G, Q) costs, free to be changed; for each of candidates (N, G) dynamic k =
+    max(1, int(sum of this many largest IoUs)), 0 if not valid; the leading axes, flattened to N."""
     _check_boxes(logits, boxes)
     cost, iou = cost_matrix(logits, boxes, truths, config)
     *lead, num_queries, num_truths = cost.shape
-    sums = [
-        iou.topk(min(count, num_queries), dim=-2).values.sum(-2, keepdim=True)
-        for count in candidates
-    ]
+    counts = (min(count, num_queries) for count in candidates)
+    sums = [iou.topk(count, dim=-2).values.sum(-2, keepdim=True) for count in counts]
     valid = truths.valid.unsqueeze(-2).expand(*lead, 1, num_truths)
     # One copy: each copy waits until the device has finished all that was asked of it.
     rows = torch.cat([cost, *(row.to(cost.dtype) for row in (*sums, valid))], dim=-2)
@@ -297,11 +271,9 @@ def _cheapest(cost: Costs, k: Ints) -> Bools:
 
 
 def _dynamic_k(cost: Costs, k: Ints, config: AssignmentConfig) -> Bools:
-    """Match the k cheapest queries to each truth, resolve conflicts, then repair.
+    """Match the k (N, G) cheapest queries to each truth, resolve conflicts, repair: (N, G, Q).
 
-    cost:    (N, G, Q) as of _problem; repair "released" changes it in place
-    k:       (N, G)    as of _problem
-    returns: (N, G, Q) bool
+    Repair "released" changes cost (N, G, Q) in place.
     """
     matched = _cheapest(cost, k)
     contested = matched.sum(1) > 1
@@ -315,21 +287,18 @@ def _dynamic_k(cost: Costs, k: Ints, config: AssignmentConfig) -> Bools:
 
 
 def _resolve(cost: Costs, matched: Bools, contested: Bools) -> None:
-    """Give every contested query to the truth of least cost, even to one that did not choose it.
-
-    cost, matched: (..., G, Q); contested: (..., Q). Changes matched in place.
-    """
+    """Give every contested (..., Q) query to the truth of least cost, in place, even to one that
+    did not choose it; cost, matched: (..., G, Q)."""
     if contested.any():
         winner = cost.argmin(-2)[..., None, :] == np.arange(cost.shape[-2])[:, None]
         np.copyto(matched, winner, where=contested[..., None, :])
 
 
 def _repair(cost: Costs, matched: Bools, real: Bools, contested: Bools) -> None:
-    """Find a query for every truth of one image that lost all of its own. Changes in place.
+    """Find a query for every valid truth (G,) of one image that lost all of its own, in place.
 
-    cost, matched: (G, Q); real: (G,) valid rows; contested: (Q,) the conflicts of the first pass.
-    The released code resolves only those *old* conflicts again: two truths without a query that
-    choose the same one both keep it.
+    The released code resolves only the *old* conflicts, contested (Q,), again: two truths without
+    a query that choose the same one both keep it.
     """
     for _ in range(len(real) + cost.shape[1]):
         (missing,) = np.nonzero(real & ~matched.any(1))
@@ -343,10 +312,7 @@ def _repair(cost: Costs, matched: Bools, real: Bools, contested: Bools) -> None:
 
 
 def _repair_exactly(cost: Costs, matched: Bools, real: Bools) -> None:
-    """Assign the free queries of one image to the truths without any. Changes matched in place.
-
-    cost, matched: (G, Q), no query matched to two truths; real: (G,) valid rows
-    """
+    """Assign the free queries of one image to the valid truths (G,) without any, in place."""
     from scipy.optimize import linear_sum_assignment  # 0.3 s to import, and rarely needed
 
     (missing,) = np.nonzero(real & ~matched.any(1))

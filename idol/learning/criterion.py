@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -34,40 +34,25 @@ class MaskModel(Protocol):
         ...
 
 
-class _Frames(NamedTuple):
-    """B frames whose detections are supervised."""
-
-    outputs: Outputs
-    truths: PaddedTruths
+_Frames = tuple[Outputs, PaddedTruths]
+"""B frames whose detections are supervised."""
 
 
 def split(outputs: Outputs, count: int) -> tuple[Outputs, Outputs]:
-    """Divide the outputs of one pass over key and reference frames.
-
-    outputs: of B images
-    count:   the first this many are key frames
-    returns: Outputs of the first count images, Outputs of the others; views, not copies
-    """
+    """Views of the outputs of one pass: of its first count images (key frames), of the others."""
 
     def rows(part: slice) -> Outputs:
-        fields: dict[str, Tensor] = {}
-        for names, index in ((_PER_IMAGE, (part,)), (_PER_LAYER, (slice(None), part))):
-            for name in names:
-                value = getattr(outputs, name)
-                if value is not None:
-                    fields[name] = value[index]
-        return dataclasses.replace(outputs, **fields)  # type: ignore[arg-type]
+        fields = {name: getattr(outputs, name)[:, part] for name in _PER_LAYER}
+        for name in _PER_IMAGE:
+            value = getattr(outputs, name)
+            fields[name] = None if value is None else value[part]
+        return dataclasses.replace(outputs, **fields)
 
     return rows(slice(None, count)), rows(slice(count, None))
 
 
 class Criterion:
-    """Losses of a batch of key/reference pairs, always computed in float32.
-
-    Three options are not in the released code: losses.supervise_reference (detection losses of
-    both frames), model.num_identities (the "ID head" of the paper's ablation) and
-    model.dense_auxiliary (a classification of every encoder token).
-    """
+    """Losses of a batch of key/reference pairs, always computed in float32."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -83,16 +68,13 @@ class Criterion:
     ) -> dict[str, Tensor]:
         """Unweighted losses by name, those of the last decoder layer first.
 
-        model:     computes the masks of the matched queries
-        key:       Outputs of the B key frames
-        reference: Outputs of the B reference frames, in the same order
-        batch:     the truth
-        rng:       draws the negatives of the auxiliary embedding loss
-        samples:   as of embedding_losses.sample_negatives; None: draw them
-        returns:   loss_ce, loss_bbox, loss_giou, loss_mask, loss_dice, loss_reid, loss_reid_aux,
-                   where configured loss_identity and loss_dense, then the first five with suffix
-                   _0 .. _{D-2} for the earlier layers; () each, with a gradient (of zero) for the
-                   network's outputs even where nothing is matched
+        model:   computes the masks of the matched queries
+        rng:     draws the negatives of the auxiliary embedding loss
+        samples: as of embedding_losses.sample_negatives; None: draw them
+        returns: loss_ce, loss_bbox, loss_giou, loss_mask, loss_dice, loss_reid, loss_reid_aux,
+                 where configured loss_identity and loss_dense, then the first five with suffix
+                 _0 .. _{D-2} for the earlier layers; () each, with a gradient (of zero) for the
+                 network's outputs even where nothing is matched
         Raises:
             ValueError: outputs and batch do not fit together.
             FloatingPointError: some losses are not finite; names them and the rows of the batch.
@@ -101,10 +83,10 @@ class Criterion:
         size = len(batch.key_targets)
         flags = read_flags([*batch.key_targets, *batch.reference_targets])
         on_key, on_reference = flags.present[:size], flags.present[size:]
-        frames = [_Frames(key, pad(batch.key_targets, on_key, batch.key_padding))]
+        frames = [(key, pad(batch.key_targets, on_key, batch.key_padding))]
         if self.config.losses.supervise_reference:
             truths = pad(batch.reference_targets, on_reference, batch.reference_padding)
-            frames.append(_Frames(reference, truths))
+            frames.append((reference, truths))
         assignments = self._assign(frames)
 
         layers = self._detection(model, frames, assignments)
@@ -143,10 +125,8 @@ class Criterion:
         """Assign all decoder layers of all frames together; one Assignment (D, B) per entry."""
         logits = torch.cat([outputs.logits for outputs, _ in frames], 1)
         boxes = torch.cat([outputs.boxes for outputs, _ in frames], 1)
-        joined = (
-            torch.cat(parts)
-            for parts in zip(*((t.labels, t.boxes, t.valid) for _, t in frames), strict=True)
-        )
+        fields = zip(*((t.labels, t.boxes, t.valid) for _, t in frames), strict=True)
+        joined = map(torch.cat, fields)
         truths = Truths(*(x.expand(len(logits), *x.shape) for x in joined))
         found = assign_queries(logits, boxes, truths, self.config.assignment)
         parts = (np.split(x, len(frames), 1) for x in (found.truth, found.best))
@@ -156,7 +136,7 @@ class Criterion:
         self, model: MaskModel, frames: list[_Frames], assignments: list[Assignment]
     ) -> dict[str, Tensor]:
         """The five detection losses, (D,) each, over the number of positives of each layer."""
-        depth = len(frames[0].outputs.logits)
+        depth, device = len(frames[0][0].logits), frames[0][0].logits.device
         totals: dict[str, list[Tensor]] = {name: [] for name in DETECTION_LOSSES}
         positives = np.zeros(depth, np.int64)
         for some, assignment in zip(frames, assignments, strict=True):
@@ -169,14 +149,12 @@ class Criterion:
                 # zero), for which distributed workers wait.
                 layer = image = query = row = np.zeros(1, np.int64)
                 counted = 0.0
-            index = to_device(np.stack([layer, image, query, row]), some.outputs.logits.device)
+            index = to_device(np.stack([layer, image, query, row]), device)
             for name, values in self._sums(model, some, index, counted).items():
                 totals[name].append(values)
-        count = to_device(positives, frames[0].outputs.logits.device)
-        if self.config.losses.normaliser == "global":
-            count = _mean_over_workers(count)
-        else:
-            count = count.clamp(min=1)
+        count = to_device(positives, device)
+        over_workers = self.config.losses.normaliser == "global"
+        count = _mean_over_workers(count) if over_workers else count.clamp(min=1)
         return {name: torch.stack(values).sum(0) / count for name, values in totals.items()}
 
     def _sums(
@@ -184,27 +162,23 @@ class Criterion:
     ) -> dict[str, Tensor]:
         """The five detection losses summed over the positives, (D,) each.
 
-        index:   (4, n) layer, image, query and truth of every positive
-        counted: 1, or 0 where index stands in for an empty one
+        index: (4, n) layer, image, query, truth of every positive; counted: 0 if it stands for none
         """
-        outputs, truths = frames
+        (outputs, truths), (layer, image, query, row) = frames, index
         alpha, gamma = self.config.losses.focal_alpha, self.config.losses.focal_gamma
-        layer, image, query, row = index
         most = truths.labels.shape[1]
+        label, box = torch.zeros_like(row), outputs.boxes.new_zeros(len(row), 4)
         if most:
             label, box = truths.labels[image, row], truths.boxes[image, row]
-        else:
-            label, box = torch.zeros_like(row), outputs.boxes.new_zeros(len(row), 4)
         hot = torch.zeros(outputs.logits.shape, dtype=torch.bool, device=index.device)
         if counted:
             hot[layer, image, query, label] = True
         ce = losses.sigmoid_focal(outputs.logits.float(), hot, alpha, gamma)
         predicted = outputs.boxes[layer, image, query].float()
         logits = model.mask_logits(outputs, image, layer, query).float()
+        masks = torch.zeros_like(logits, dtype=torch.bool)
         if len(truths.masks):
             masks = truths.masks[image * most + row]
-        else:
-            masks = torch.zeros_like(logits, dtype=torch.bool)
         if logits.shape != masks.shape:
             raise ValueError(
                 f"mask logits are {tuple(logits.shape)}, but truth at stride {STRIDE} of the "
@@ -226,24 +200,18 @@ class Criterion:
     ) -> Tensor:
         """Cross-entropy of the identity head on the queries matched in the last decoder layer."""
         size = len(batch.key_targets)
-        if len(assignments) > 1:
-            on_reference = assignments[1].truth[-1]
-        else:
+        logits, boxes = reference.logits[-1], reference.boxes[-1]
+        on_key, *others = [assignment.truth[-1] for assignment in assignments]
+        if not others:
             truths = pad(batch.reference_targets, flags.present[size:], None)
-            on_reference = assign_queries(
-                reference.logits[-1], reference.boxes[-1], truths, self.config.assignment
-            ).truth
-        frames = [
-            (key, assignments[0].truth[-1], flags.identities[:size]),
-            (reference, on_reference, flags.identities[size:]),
-        ]
+            others = [assign_queries(logits, boxes, truths, self.config.assignment).truth]
+        frames = [(key, on_key, flags.identities[:size])]
+        frames.append((reference, others[0], flags.identities[size:]))
         return embedding_losses.classify_identities(frames, self.config.model.num_identities)
 
     def _dense(self, frames: list[_Frames]) -> Tensor:
-        """Focal classification of every encoder token, over the number of positive tokens (ours).
-
-        A token's classes are those of the masks that cover its centre; padding does not count.
-        """
+        """Focal classification of every encoder token not in the padding by the masks that cover
+        its centre, over the number of positive tokens (ours)."""
         weights = self.config.losses
         total, count = [], []
         for outputs, truths in frames:
@@ -295,7 +263,7 @@ def _require_finite(named: Mapping[str, Tensor], key: Outputs, reference: Output
     if values.isfinite().all():
         return
     bad = [name for name, v in zip(named, values, strict=True) if not v.isfinite()]
-    rows = {side: _bad_rows(outputs) for side, outputs in (("key", key), ("reference", reference))}
+    rows = {"key": _bad_rows(key), "reference": _bad_rows(reference)}
     where = "; ".join(f"{side} rows {found}" for side, found in rows.items() if found)
     raise FloatingPointError(
         f"every loss must be finite, but {', '.join(bad)} "
@@ -308,15 +276,9 @@ def _require_finite(named: Mapping[str, Tensor], key: Outputs, reference: Output
 def _bad_rows(outputs: Outputs) -> list[int]:
     """Images whose logits, boxes, embeddings or mask features are not all finite."""
     images = len(outputs.embeddings)
-    fine = [
-        value.isfinite().reshape(images, -1).all(1)
-        for value in (
-            outputs.logits.transpose(0, 1),
-            outputs.boxes.transpose(0, 1),
-            outputs.embeddings,
-            outputs.mask_features,
-        )
-    ]
+    values = [outputs.logits.transpose(0, 1), outputs.boxes.transpose(0, 1)]
+    values += [outputs.embeddings, outputs.mask_features]
+    fine = [value.isfinite().reshape(images, -1).all(1) for value in values]
     return [int(row) for row in torch.nonzero(~torch.stack(fine).all(0)).flatten()]
 
 

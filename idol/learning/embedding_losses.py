@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ def contrast(
     """Eq. 4 and the auxiliary loss (specification 3.3), means over the truths with a positive.
 
     best:    (B, G) each truth's query on the key frame
-    chosen:  (B, G, Q) positives and negatives on the reference frame
+    chosen:  (B, G, Q), on the reference frame
     samples: as of sample_negatives, for the truths with a positive
     returns: loss_reid (), loss_reid_aux (); both 0 with a gradient of 0 if no truth has a positive
     """
@@ -49,19 +50,13 @@ def contrast(
     # Float32 also under autocast: a similarity is a sum of C products, not normalised, and enters
     # an exponential.
     with torch.autocast(device.type, enabled=False):
-        similarities = torch.cat(
-            [
-                vectors[start:end] @ others[b].T
-                for b, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
-                if end > start
-            ]
-        )  # (n, Q)
+        spans = enumerate(itertools.pairwise([0, *ends]))
+        products = [vectors[i:j] @ others[b].T for b, (i, j) in spans if j > i]
+        similarities = torch.cat(products)  # (n, Q)
     norms = others.norm(dim=-1)[pairs] * vectors.norm(dim=-1)[:, None]
     cosines = similarities / norms.clamp(min=1e-12)
-    return (
-        losses.contrastive_rows(similarities, positive, negative).mean(),
-        losses.cosine_rows(cosines, positive, sample).mean(),
-    )
+    contrastive = losses.contrastive_rows(similarities, positive, negative).mean()
+    return contrastive, losses.cosine_rows(cosines, positive, sample).mean()
 
 
 def sample_negatives(
@@ -100,12 +95,10 @@ def classify_identities(
 ) -> Tensor:
     """Cross-entropy of the "ID head", which classifies embeddings by instance (paper Sec. 4.5).
 
-    frames:         key frames and reference frames: Outputs of B images; (B, Q) the truth each
-                    query is assigned to, -1 for none; B times (G_b,) the truths' numbers in the
-                    training set, -1 where not known
-    num_identities: number of instances in the training set
-    returns:        () mean over the matched queries of known identity in all frames; 0 with a
-                    gradient of 0 if there are none
+    frames:  key frames and reference frames: Outputs of B images; (B, Q) the truth each query is
+             assigned to, -1 for none; B times (G_b,) the truths' numbers in the training set, -1
+             where not known
+    returns: () mean over the matched queries of known identity; 0 with a gradient of 0 if none
     Raises: ValueError: the network has no identity head, or a number is not below num_identities.
     """
     head = frames[0][0].identity_head

@@ -45,9 +45,8 @@ def mask_losses(
     returns: (n,) mean over the pixels of sigmoid_focal
              (n,) 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), p = σ(logits)
     """
-    focal, dice = _MaskLosses.apply(  # type: ignore[no-untyped-call]
-        logits.flatten(1), targets.flatten(1), alpha, gamma
-    )
+    rows = logits.flatten(1), targets.flatten(1)
+    focal, dice = _MaskLosses.apply(*rows, alpha, gamma)  # type: ignore[no-untyped-call]
     return focal, dice
 
 
@@ -98,8 +97,7 @@ class _MaskLosses(torch.autograd.Function):
 
 
 def _pieces(masks: Tensor) -> Iterator[slice]:
-    """Slices of the rows of (n, pixels), small enough that the intermediate results fit into the
-    cache of a CPU, or into a bounded part of the memory of an accelerator."""
+    """Slices of rows of (n, pixels) that fit a CPU's cache, or bounded accelerator memory."""
     pixels = 1 << 16 if masks.device.type == "cpu" else 1 << 26
     step = max(1, pixels // max(1, masks.shape[1]))
     for start in range(0, len(masks), step):
@@ -107,20 +105,12 @@ def _pieces(masks: Tensor) -> Iterator[slice]:
 
 
 def box_l1(boxes: Tensor, targets: Tensor) -> Tensor:
-    """Absolute differences of each box, summed over its four numbers.
-
-    boxes, targets: (n, 4) cxcywh in [0, 1]
-    returns:        (n,)
-    """
+    """Absolute differences of boxes and targets, (n, 4) cxcywh, summed over the four: (n,)."""
     return (boxes - targets).abs().sum(-1)
 
 
 def box_giou(boxes: Tensor, targets: Tensor) -> Tensor:
-    """1 - GIoU of each box with its target (Rezatofighi et al. 2019).
-
-    boxes, targets: (n, 4) cxcywh in [0, 1]
-    returns:        (n,) in [0, 2]
-    """
+    """1 - GIoU (Rezatofighi et al. 2019) of boxes with targets, (n, 4) cxcywh: (n,) in [0, 2]."""
     return 1 - elementwise_giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
 
 
@@ -136,8 +126,7 @@ def contrastive_rows(similarities: Tensor, positives: Tensor, negatives: Tensor)
     # The double sum factorises into sum_n exp(v.k-) * sum_p exp(-v.k+): m1 + m2 terms instead
     # of m1 * m2, and softplus(logsumexp) cannot overflow.
     either = positives.any(1) & negatives.any(1)
-    # An empty sum would be -inf, with a gradient of NaN. Such rows keep all their terms here; the
-    # last line sets their loss and gradient to 0.
+    # An empty sum would be -inf, with a gradient of NaN: such rows keep all terms, then count 0.
     rest = ~either[:, None]
     high = similarities.masked_fill(~(negatives | rest), -torch.inf).logsumexp(1)
     low = (-similarities).masked_fill(~(positives | rest), -torch.inf).logsumexp(1)

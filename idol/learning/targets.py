@@ -66,10 +66,10 @@ def pad(
         real[b, : len(mine)] = mine
     labels = torch.zeros(len(targets), most, dtype=torch.int64, device=device)
     boxes = torch.zeros(len(targets), most, 4, device=device)
-    masks = torch.zeros(0, 0, 0, dtype=torch.bool, device=device)
+    shape: tuple[int, ...] = (0, 0, 0)
     if padding is not None:
-        height, width = (side // STRIDE for side in padding.shape[1:])
-        masks = torch.zeros(len(targets) * most, height, width, dtype=torch.bool, device=device)
+        shape = len(targets) * most, *(side // STRIDE for side in padding.shape[1:])
+    masks = torch.zeros(shape, dtype=torch.bool, device=device)
     offset = STRIDE // 2
     for b, target in enumerate(targets):
         rows = len(target.labels)
@@ -78,14 +78,8 @@ def pad(
             small = target.masks[:, offset::STRIDE, offset::STRIDE]
             masks[b * most : b * most + rows, : small.shape[1], : small.shape[2]] = small
     valid = to_device(real, device)
-    return PaddedTruths(
-        labels=labels * valid,  # rows that are not valid may carry a label beyond K
-        boxes=boxes,
-        valid=valid,
-        masks=masks,
-        full=[t.masks for t in targets],
-        padding=padding,
-    )
+    labels *= valid  # rows that are not valid may carry a label beyond K
+    return PaddedTruths(labels, boxes, valid, masks, [t.masks for t in targets], padding)
 
 
 def to_device(array: Bools | Ints, device: torch.device) -> Tensor:

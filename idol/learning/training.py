@@ -20,10 +20,7 @@ from idol.structures import Outputs, PairBatch
 class PairLoss(nn.Module):
     """The network and its criterion as one module, PairBatch in, losses out.
 
-    All parameters are used inside forward, also those of the dynamic mask head, so
-    DistributedDataParallel can wrap it and needs no search for unused parameters.
-
-    precision: TrainConfig.precision
+    Forward uses all parameters: DistributedDataParallel need not search for unused ones.
     """
 
     def __init__(
@@ -59,11 +56,7 @@ def _in_float32(outputs: Outputs) -> Outputs:
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Learning rate of a step as a fraction of the peak.
-
-    step: 0-based optimiser step
-    See TrainConfig.schedule; both schedules follow a linear warm-up.
-    """
+    """Learning rate of the step, from 0, as a fraction of the peak (TrainConfig.schedule)."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "step":
@@ -111,7 +104,7 @@ class Trainer:
         self.step_number = 0
         self.average: dict[str, Tensor] | None = None
         if config.train.ema_decay > 0:
-            self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+            self.average = {k: v.clone() for k, v in model.state_dict().items()}
 
     def step(self, batch: PairBatch) -> dict[str, float]:
         """One optimiser step. Returns the total, every loss and the gradient norm as numbers.
@@ -124,8 +117,7 @@ class Trainer:
         total, losses = self.network(batch)
         total.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        values = torch.stack([total.detach(), norm, *[v.detach() for v in losses.values()]])
-        numbers = values.tolist()
+        numbers = torch.stack([total, norm, *losses.values()]).tolist()
         if not math.isfinite(numbers[1]):
             self.optimizer.zero_grad(set_to_none=True)
             raise FloatingPointError(
@@ -136,8 +128,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step_number += 1
         self._update_average()
-        names = ("loss", "gradient_norm", *losses)
-        return dict(zip(names, numbers, strict=True))
+        return dict(zip(("loss", "gradient_norm", *losses), numbers, strict=True))
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -13,8 +13,6 @@ from idol.arrays import Floats, Floats32, Ints
 from idol.config import TrackerConfig
 from idol.tracker.memory_bank import FrameArrays, MemoryBank
 
-__all__ = ["assign_identities", "similarity"]
-
 Similarity = npt.NDArray[np.floating[Any]]
 
 
@@ -32,18 +30,14 @@ def similarity(
     embeddings = now.embeddings
     bar: Similarity | None = None
     if config.similarity == "cosine":
-        if config.newest_too:
-            found: Similarity = np.maximum(*_cosines(embeddings, memory.embeddings, memory.newest))
-        else:
-            found = _cosine(embeddings, memory.embeddings)
+        known = [memory.embeddings, memory.newest] if config.newest_too else [memory.embeddings]
+        found: Similarity = np.maximum.reduce(_cosines(embeddings, *known))
+    elif config.similarity == "released":
+        found = _bi_softmax(_products(embeddings, memory.embeddings))
+    elif config.similarity == "paper":
+        found = _paper(_products(embeddings, memory.embeddings), clock - memory.born)
     else:
-        products = _products(embeddings, memory.embeddings)
-        if config.similarity == "released":
-            found = _bi_softmax(products)
-        elif config.similarity == "paper":
-            found = _paper(products, clock - memory.born)
-        else:
-            found, bar = _multi_cue(products, now, memory, config)
+        found, bar = _multi_cue(_products(embeddings, memory.embeddings), now, memory, config)
     if config.softmax_weight > 0:
         relative = _bi_softmax(_products(embeddings, memory.embeddings))
         found = found + np.float32(config.softmax_weight) * relative
@@ -52,11 +46,11 @@ def similarity(
             now.boxes, memory.boxes + memory.motion, clock - memory.last_seen, config.size_weight
         )
     if config.class_weight > 0:
-        agreement = _cosine(now.class_scores, memory.class_scores)
+        (agreement,) = _cosines(now.class_scores, memory.class_scores)
         found = found - np.float32(config.class_weight) * (1 - agreement)
     if config.min_cosine > -1.0:
-        alike = _cosine(embeddings, memory.embeddings) >= np.float32(config.min_cosine)
-        found = np.where(alike, found, -np.inf)
+        (cosine,) = _cosines(embeddings, memory.embeddings)
+        found = np.where(cosine >= np.float32(config.min_cosine), found, -np.inf)
     if config.same_class:
         found = np.where(now.labels[:, None] == memory.labels, found, -np.inf)
     if bar is None:
@@ -77,9 +71,8 @@ def assign_identities(
     ranking = found
     passing = found > bar
     if config.similarity == "released" and config.frame_weight:
-        # Where several instances pass, the released code multiplies their f by their existence
-        # time, and the f of the others by the mean of those times. The largest product always
-        # belongs to an instance that passes, so ranking only those gives the same result.
+        # The released code multiplies the f of instances that do not pass by the mean existence
+        # time of those that do. The largest product is always of one that passes.
         ranking = found * existence.astype(found.dtype, copy=False)
     ranking = np.where(passing, ranking, -np.inf)
     if config.assignment == "hungarian":
@@ -138,11 +131,7 @@ def _products(embeddings: Floats32, memory: Floats32) -> Tensor:
 
 
 def _paper(products: Tensor, existence: Ints) -> Similarity:
-    """Eq. 6, with σ_j inside the softmax over memory.
-
-    products:  (n, M) ê_j · d_i
-    existence: (M,)   σ_j, frames since instance j entered the memory
-    """
+    """Eq. 6: products (n, M); existence (M,) is σ_j, the frames since j entered the memory."""
     exact = products.double()
     sigma = torch.from_numpy(existence).double()
     # (e^F + σ) / Σ(e^F + σ), both sides divided by e^s with s = max(F, 0): all exponents are <= 0
@@ -167,11 +156,8 @@ def _multi_cue(
 ) -> tuple[Similarity, Similarity]:
     """MaskTrack R-CNN (ICCV 2019), Eq. 1 and 3: log p + α log s + β IoU + γ [same class].
 
-    p is the softmax of the products over the M instances and "new", whose logit is 0 and whose
-    class always agrees. The threshold is the value of "new".
-
-    products: (n, M)
-    returns:  (n, M) values of the instances, (n, 1) values of "new"
+    p is the softmax of the products (n, M) over the M instances and "new", whose logit is 0 and
+    whose class always agrees. The threshold is the value of "new": (n, M) and (n, 1).
     """
     logits = np.concatenate([np.zeros((len(now), 1)), products.numpy()], axis=1)
     logits -= logits.max(axis=1, keepdims=True)
@@ -197,14 +183,8 @@ def _box_iou(boxes: Floats32, others: Floats32) -> Floats:
     return iou
 
 
-def _cosine(a: Floats32, b: Floats32) -> Floats32:
-    """(n, C), (M, C) → (n, M); 0 with an embedding of length 0."""
-    (cosine,) = _cosines(a, b)
-    return cosine
-
-
 def _cosines(a: Floats32, *others: Floats32) -> list[Floats32]:
-    """(n, C) and any number of (M, C) → as many (n, M)."""
+    """(n, C) and any number of (M, C) → as many (n, M); 0 with an embedding of length 0."""
     # torch, not numpy: the caller can limit torch's threads, but not those of numpy's BLAS.
     exact = torch.from_numpy(a).double()
     lengths = torch.linalg.vector_norm(exact, dim=1)[:, None]
@@ -219,18 +199,13 @@ def _cosines(a: Floats32, *others: Floats32) -> list[Floats32]:
 
 
 def _proximity(boxes: Floats32, expected: Floats32, absent: Ints, size_weight: float) -> Floats32:
-    """How near each detection is to the expected place of each instance: 1 is exactly there.
+    """exp(-d) / absent (n, M) of boxes (n, 4) and the expected ones (M, 4), absent (M,) frames ago.
 
-    boxes:       (n, 4) xyxy
-    expected:    (M, 4) xyxy, the last box plus its last motion
-    absent:      (M,) frames since the instance was seen, 1 for the last frame
-    size_weight: weight of |log(ratio of the sides)| in d
-    returns:     (n, M) exp(-d) / absent, d in units of the mean side of the two boxes
+    d is their distance in units of their mean side, + size_weight · |log(ratio of the sides)|.
     """
     (x, y, side), (there_x, there_y, other) = (_place(b) for b in (boxes, expected))
     across, down = x[:, None] - there_x, y[:, None] - there_y
-    distance = np.sqrt(across * across + down * down)
-    distance = 2 * distance / (side[:, None] + other[None])
+    distance = 2 * np.sqrt(across * across + down * down) / (side[:, None] + other[None])
     if size_weight > 0:
         distance += size_weight * np.abs(np.log(side[:, None] / other[None]))
     near: Floats32 = np.exp(-distance) / absent

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from idol.arrays import Floats32, Ints
 from idol.config import TrackerConfig
-
-__all__ = ["FrameArrays", "MemoryBank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +31,7 @@ class FrameArrays:
     @property
     def labels(self) -> Ints:
         """The best class of each, (n,)."""
-        count = len(self)
-        return self.class_scores.argmax(axis=1) if count else np.zeros(0, np.int64)
+        return self.class_scores.argmax(axis=1) if len(self) else np.zeros(0, np.int64)
 
     def rows(self, rows: Ints | slice) -> FrameArrays:
         """These rows, given as (n,) indices or as a slice, in this order."""
@@ -75,69 +70,52 @@ class MemoryBank:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def add(self, ids: Ints, new: FrameArrays, clock: int) -> None:
+        """Append instances with these ids (n,), seen for the first time as n detections."""
+        before = len(self)
+        for name in self._arrays:
+            old = getattr(self, name)
+            zeros = np.zeros((len(ids), *old.shape[1:]), old.dtype)
+            setattr(self, name, np.concatenate([old, zeros]))
+        rows = np.arange(before, len(self))
+        self.ids[rows], self.born[rows], self.embeddings[rows] = ids, clock, new.embeddings
+        self._note(rows, new, clock)
+
     def see(self, rows: Ints, now: FrameArrays, clock: int) -> None:
         """Update the instances rows (n,), each at most once, with their n detections of now."""
-        if len(rows) == 0:
-            return
-        config = self.config
-        embeddings, boxes, scores = now.embeddings, now.boxes, now.scores
+        config, embeddings = self.config, now.embeddings
         if config.position_weight > 0:
             elapsed = (clock - self.last_seen[rows])[:, None]
-            self.motion[rows] = (boxes - self.boxes[rows]) / elapsed
+            self.motion[rows] = (now.boxes - self.boxes[rows]) / elapsed
+        if config.weighting == "last":
+            self.embeddings[rows] = embeddings
+        elif config.weighting in ("momentum", "similarity_guided"):
+            share: Floats32 | np.float32 = np.float32(config.momentum)
+            if config.weighting == "similarity_guided":
+                share = self._likeness(rows, embeddings)[:, None]
+            self.embeddings[rows] = (1 - share) * self.embeddings[rows] + share * embeddings
+        self._note(rows, now, clock)
+
+    def _note(self, rows: Ints, now: FrameArrays, clock: int) -> None:
+        """What a first and a later detection change in the same way."""
+        config = self.config
         self.existence[rows] += 1
         self.last_seen[rows] = clock
-        self.boxes[rows] = boxes
+        self.boxes[rows] = now.boxes
         self.labels[rows] = now.labels
         if config.class_weight > 0:
             share = 1 / self.existence[rows][:, None]
             self.class_scores[rows] += share * (now.class_scores - self.class_scores[rows])
         if config.newest_too:
-            self.newest[rows] = embeddings
-        if config.weighting == "last":
-            self.embeddings[rows] = embeddings
+            self.newest[rows] = now.embeddings
+        if self.history.shape[1] == 0:
             return
-        if config.weighting == "momentum":
-            self._mix(rows, embeddings, np.float32(config.momentum))
-            return
-        if config.weighting == "similarity_guided":
-            self._mix(rows, embeddings, self._likeness(rows, embeddings)[:, None])
         history, past = self.history[rows], self.history_scores[rows]
-        history[:, :-1], history[:, -1] = history[:, 1:], embeddings
-        past[:, :-1], past[:, -1] = past[:, 1:], scores
+        history[:, :-1], history[:, -1] = history[:, 1:], now.embeddings
+        past[:, :-1], past[:, -1] = past[:, 1:], now.scores
         self.history[rows], self.history_scores[rows] = history, past
         if config.weighting != "similarity_guided":
             self.embeddings[rows] = self._summarise(history, past, self.existence[rows])
-
-    def add(self, ids: Ints, new: FrameArrays, clock: int) -> None:
-        """Append instances with these ids (n,), seen for the first time as n detections."""
-        count = len(ids)
-        if count == 0:
-            return
-        embeddings = new.embeddings
-        history = np.zeros((count, *self.history.shape[1:]), np.float32)
-        past = np.zeros((count, self.history.shape[1]), np.float32)
-        if self.history.shape[1]:
-            history[:, -1], past[:, -1] = embeddings, new.scores
-        summary = embeddings
-        if self.config.weighting in ("paper", "released"):
-            summary = self._summarise(history, past, np.ones(count, np.float32))
-        now = np.full(count, clock)
-        added: dict[str, npt.NDArray[Any]] = {
-            "ids": ids,
-            "embeddings": summary,
-            "boxes": new.boxes,
-            "motion": np.zeros_like(new.boxes),
-            "history": history,
-            "history_scores": past,
-            "existence": np.ones(count, np.float32),
-            "born": now,
-            "last_seen": now,
-            "labels": new.labels,
-            "newest": embeddings[:, : self.newest.shape[1]],
-            "class_scores": new.class_scores[:, : self.class_scores.shape[1]],
-        }
-        for name in self._arrays:
-            setattr(self, name, np.concatenate([getattr(self, name), added[name]]))
 
     def forget(self, clock: int) -> None:
         """Drop the instances last seen in frame clock or before."""
@@ -147,18 +125,15 @@ class MemoryBank:
         for name in self._arrays:
             setattr(self, name, getattr(self, name)[keep])
 
-    def _mix(self, rows: Ints, embeddings: Floats32, share: Floats32 | np.float32) -> None:
-        self.embeddings[rows] = (1 - share) * self.embeddings[rows] + share * embeddings
-
     def _likeness(self, rows: Ints, embeddings: Floats32) -> Floats32:
         """Mean cosine of new embeddings (n, C) with those remembered, at least 0: (n,)."""
         known = self.history[rows].astype(np.float64)
         exact = embeddings.astype(np.float64)
         lengths = np.linalg.norm(known, axis=2) * np.linalg.norm(exact, axis=1)[:, None]
         products = np.einsum("ntc,nc->nt", known, exact)
-        # Absent entries are zeros and add nothing. existence already includes the present frame.
+        # Absent entries are zeros and add nothing.
         cosines = (products / np.where(lengths > 0, lengths, 1)).sum(axis=1)
-        count = np.minimum(self.existence[rows] - 1, known.shape[1])
+        count = np.minimum(self.existence[rows], known.shape[1])
         likeness: Floats32 = np.clip(cosines / count, 0, 1).astype(np.float32)
         return likeness
 
@@ -169,13 +144,10 @@ class MemoryBank:
         if self.config.weighting == "released":
             weights += scores  # absent entries have score 0 and recency 0
         total = weights.sum(axis=1, keepdims=True)
-        # Summed oldest first, because the order of additions decides the last bit.
+        # Oldest first: the order of additions decides the last bit.
         mean: Floats32 = history[:, 0] * weights[:, :1]
         for t in range(1, length):
             mean += history[:, t] * weights[:, t : t + 1]
-        if total.min() > 0:
-            mean /= total
-            return mean
         # Scores of exactly 0 without a recency term give no weight: use the newest embedding.
         empty = total[:, 0] <= 0
         mean /= np.where(total > 0, total, 1)

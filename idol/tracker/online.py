@@ -50,18 +50,11 @@ class Tracker:
         Raises: ValueError: frames out of order or repeated, numbers that are not finite, scores
             outside [0, 1], another embedding size. The tracker is unchanged.
         """
-        overlaps = _numpy(frame.overlaps)
-        ids = self._associate(_arrays(frame), overlaps, frame.frame_index)
-        result = torch.from_numpy(ids)
-        return result if frame.scores.device.type == "cpu" else result.to(frame.scores.device)
+        ids = self._associate(_arrays(frame), _numpy(frame.overlaps), frame.frame_index)
+        return torch.from_numpy(ids).to(frame.scores.device)
 
     def follow(self, frame: FrameDetections) -> tuple[list[int], list[int]]:
-        """As `update`, of the `admitted` rows only.
-
-        frame:   the next frame, with all its detections
-        returns: the n admitted rows, and their track ids
-        Raises: ValueError: as update.
-        """
+        """As `update`, of the `admitted` rows only: these n rows, and their track ids."""
         now, overlaps = _arrays(frame), _numpy(frame.overlaps)
         rows = admitted(frame, self.config)
         count = len(rows)
@@ -84,9 +77,7 @@ class Tracker:
         count = len(now)
         memory = self._memory
         known = memory is not None and len(memory) > 0
-        ids = np.empty(count, np.int64)
-        ids.fill(-1)
-        matches = ids
+        ids = matches = np.full(count, -1)
         if memory is not None and known and count:
             found, bar = association.similarity(now, memory, self._clock, config)
             matches = association.assign_identities(found, bar, memory.existence, config)
@@ -132,12 +123,8 @@ class Tracker:
                 f"frames must come in order, but frame {index} came after frame "
                 f"{self._last_index}. Sort them by frame_index; use a new Tracker for each video."
             )
-        for name, values in (
-            ("embeddings", arrays.embeddings),
-            ("overlaps", overlaps),
-            ("boxes", arrays.boxes),
-            ("scores", arrays.scores),
-        ):
+        for name in ("embeddings", "overlaps", "boxes", "scores"):
+            values = overlaps if name == "overlaps" else getattr(arrays, name)
             finite = np.isfinite(values)
             if np.count_nonzero(finite) < finite.size:  # three times faster than finite.all()
                 bad = np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))
@@ -151,38 +138,34 @@ class Tracker:
                 f"{arrays.scores.min()} to {arrays.scores.max()}. Apply the sigmoid to logits."
             )
         size = arrays.embeddings.shape[1]
-        if self._memory is not None and len(arrays) and size != self._memory.embeddings.shape[1]:
+        before = size if self._memory is None else self._memory.embeddings.shape[1]
+        if len(arrays) and size != before:
             raise ValueError(
-                f"embeddings of frame {index} have size {size}, those before it "
-                f"{self._memory.embeddings.shape[1]}. All frames must come from one checkpoint."
+                f"embeddings of frame {index} have size {size}, those before it {before}. "
+                "All frames must come from one checkpoint."
             )
 
 
 def _survivors(scores: Floats32, overlaps: Floats32, threshold: float) -> Ints | None:
-    """Greedy mask NMS, regardless of class.
+    """Greedy mask NMS of scores (N,) with mask IoU (N, N), regardless of class.
 
-    scores:   (N,)
-    overlaps: (N, N) mask IoU
-    returns:  (n,) the remaining rows in descending score; None: all, in their present order
+    returns: (n,) the remaining rows in descending score; None: all, in their present order
     """
     conflict = overlaps > np.float32(threshold)
     ordered = not np.count_nonzero(scores[1:] > scores[:-1])
+    order = np.arange(len(scores)) if ordered else np.argsort(-scores, kind="stable")
     # No conflict off the diagonal: all rows remain.
     if np.count_nonzero(conflict) == np.count_nonzero(conflict.diagonal()):
-        return None if ordered else np.argsort(-scores, kind="stable")
-    order = np.arange(len(scores)) if ordered else np.argsort(-scores, kind="stable")
+        return None if ordered else order
     survivors: Ints = order[greedy(conflict if ordered else conflict[np.ix_(order, order)])]
     return survivors
 
 
 def _apart(born: Ints, matched: Bools, overlaps: Floats32, rows: Ints | None, most: float) -> Ints:
-    """The rows of born that are no duplicates of another detection.
+    """The rows of born (b,), in descending score, that duplicate no other detection: their mask IoU
+    with all matched (n,) rows, and with those returned before them, is at most `most`.
 
-    born:     (b,) rows that would start an identity, in descending score
-    matched:  (n,) whether a detection continues one
     overlaps: (N, N) mask IoU of the frame; rows: the n that survived NMS, None: all
-    returns:  the rows whose mask IoU with all matched rows, and with those returned before them,
-              is at most `most`
     """
     near = (overlaps if rows is None else overlaps[np.ix_(rows, rows)]) > np.float32(most)
     taken, kept = matched.copy(), []
@@ -194,10 +177,8 @@ def _apart(born: Ints, matched: Bools, overlaps: Floats32, rows: Ints | None, mo
 
 
 def admitted(frame: FrameDetections, config: TrackerConfig) -> Ints:
-    """The rows of a frame that enter the tracker (specification 4.2).
-
-    returns: (n,) rows above score_threshold; if there are none and keep_best is set, the best row
-    """
+    """The rows (n,) of a frame that enter the tracker (specification 4.2): those above
+    score_threshold; if there are none and keep_best is set, the best row."""
     scores = _numpy(frame.scores)
     rows: Ints = (scores > np.float32(config.score_threshold)).nonzero()[0]
     if len(rows) == 0 and config.keep_best and len(scores):
@@ -222,16 +203,10 @@ def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> lis
 
 def _arrays(frame: FrameDetections) -> FrameArrays:
     """The arrays of a frame, on the host; views of its memory if it is there."""
-    return FrameArrays(
-        scores=_numpy(frame.scores),
-        embeddings=_numpy(frame.embeddings),
-        boxes=_numpy(frame.boxes),
-        class_scores=_numpy(frame.class_scores),
-    )
+    tensors = frame.scores, frame.embeddings, frame.boxes, frame.class_scores
+    return FrameArrays(*map(_numpy, tensors))
 
 
 def _numpy(tensor: Tensor) -> Floats32:
-    if tensor.dtype != torch.float32:
-        tensor = tensor.float()
-    array: Floats32 = tensor.numpy(force=True)
+    array: Floats32 = tensor.float().numpy(force=True)
     return array

@@ -12,18 +12,14 @@ from idol.arrays import Floats
 from idol.config import TrackerConfig
 from idol.structures import FrameDetections, Track
 
-__all__ = ["AssembledTrack", "TrackAssembler"]
-
 
 @dataclass(frozen=True, slots=True)
 class AssembledTrack:
     """A finished track.
 
-    track:    identity, rows by frame, mean class scores
     position: rank in the order of creation; ranks of dropped tracks are missing. Streamed tracks
               sorted by it are the tracks of track_video
-    masks:    frame_index -> compressed RLE counts; empty without keep_masks, or where frames
-              carry no masks
+    masks:    frame_index -> compressed RLE counts; empty without keep_masks or masks of frames
     """
 
     track: Track
@@ -62,11 +58,9 @@ class TrackAssembler:
     ) -> list[AssembledTrack]:
         """Add the next frame, also one without detections.
 
-        frame:     all detections of the frame
-        rows:      (n,) the rows of frame that entered the tracker
-        track_ids: (n,) their identities; -1: none
-        alive:     ids that the tracker can still continue (Tracker.alive after this frame)
-        returns:   the tracks that ended with this frame. One that may still be pruned comes later
+        rows, track_ids: (n,) rows of frame that entered the tracker; their identities, -1: none
+        alive:   ids that the tracker can still continue (Tracker.alive after this frame)
+        returns: the tracks that ended with this frame. One that may still be pruned comes later
         Raises: ValueError: rows and track_ids differ in length, an identity comes twice, or finish
             was called. The assembler is unchanged.
         """
@@ -104,24 +98,19 @@ class TrackAssembler:
                 self._young.pop(track_id, None)
         if self._clock > self.config.prune_after:
             self._prune(self._clock - 2)
-        known = set(alive)
-        ended = [i for i in self._histories if i not in known and i not in self._young]
+        kept = {*alive, *self._young}
+        ended = [i for i in self._histories if i not in kept]
         return [self._histories.pop(i).close(i) for i in ended]
 
     def finish(self) -> list[AssembledTrack]:
-        """End the video: the remaining tracks, in the order of their creation.
-
-        A second call returns nothing.
-        """
+        """End the video: the remaining tracks, in the order of their creation; after it, none."""
         if self._closed:
             return []
         self._closed = True
         if self.config.prune_at_end and self._clock > self.config.prune_after:
             self._prune(self._clock)
-        rest = [history.close(i) for i, history in self._histories.items()]
-        self._histories.clear()
         self._young.clear()
-        return rest
+        return [self._histories.pop(i).close(i) for i in list(self._histories)]
 
     def _prune(self, clock: int) -> None:
         """Drop young tracks last seen at clock or before."""
@@ -141,7 +130,5 @@ class _History:
 
     def close(self, track_id: int) -> AssembledTrack:
         mean = (self.total / len(self.detections)).astype(np.float32)
-        track = Track(
-            track_id=track_id, detections=self.detections, class_scores=torch.from_numpy(mean)
-        )
-        return AssembledTrack(track=track, position=self.position, masks=self.masks)
+        track = Track(track_id, self.detections, torch.from_numpy(mean))
+        return AssembledTrack(track, self.position, self.masks)
