@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 RUN ?= runs/demo
 
 # Each is made last. While pip is at work there is the third file: if it is still there next time,
-# the environment was left half installed, which pip does not notice, and is made anew.
+# the environment was left half installed, which pip does not notice, and is made again.
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLING := $(VENV)/.installing
@@ -90,7 +90,7 @@ gpu: setup-dev ## parity tests, then timings, on a CUDA device
 mlflow: setup ## browse the runs logged in RUN (default: runs/demo) at http://127.0.0.1:5000
 	$(BIN)/python -m mlflow ui --backend-store-uri sqlite:///$(RUN)/mlflow.db --host 127.0.0.1 --port 5000
 
-tiny-weights: setup ## train the shipped tiny weights anew, on synthetic videos only
+tiny-weights: setup ## train the shipped tiny weights again, on synthetic videos only
 	$(BIN)/python -m benchmarks.tiny_weights --out runs/tiny-weights --install
 
 clean: ## remove caches, builds and the demo's output; .venv and other runs stay

@@ -209,5 +209,5 @@ def _compile(name: str, dtype: torch.dtype, width: int) -> Kernel:
         except (OSError, RuntimeError, EOFError) as error:
             # No writable folder beside the source, in NUMBA_CACHE_DIR or in the user's cache, a
             # full disk or a damaged file there: a few seconds in every process, and nothing else.
-            _log.warning("deformable attention is compiled anew, numba has no cache: %s", error)
+            _log.warning("deformable attention is compiled again, numba has no cache: %s", error)
             return build(cache=False)

@@ -87,7 +87,7 @@ class KernelCache:
         size = _CHECKSUM().digest_size
         if len(stored) > size and _CHECKSUM(stored[size:]).digest() == stored[:size]:
             return stored[size:]
-        _log.warning("the compiled kernel %s is damaged and is built anew", path)
+        _log.warning("the compiled kernel %s is damaged and is built again", path)
         return None
 
     def _write(self, path: Path, content: bytes) -> None:

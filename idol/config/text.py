@@ -91,7 +91,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value not in typing.get_args(hint):
             raise ValueError(f"{path} must be one of {typing.get_args(hint)}, got {value!r}")
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, f"{path}.")
     if origin is tuple:
         if not isinstance(value, list | tuple):

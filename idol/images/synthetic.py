@@ -9,7 +9,7 @@ texture.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,7 +164,7 @@ def make_video(config: SyntheticConfig, seed: int | tuple[int, ...]) -> Syntheti
     seen = np.flatnonzero(present.any(axis=0))
     hidden = 1.0 - visible / np.maximum(whole, 1)
     degree = (hidden > _SLIGHT).astype(int) + (hidden >= _SEVERE)
-    words = np.where(present, np.array(_OCCLUSIONS, object)[degree], None)
+    words: Any = np.where(present, np.array(_OCCLUSIONS, object)[degree], None)
     return SyntheticVideo(
         frames=frames,
         masks=np.ascontiguousarray(masks[:, seen]),

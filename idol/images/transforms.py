@@ -150,7 +150,7 @@ def make_targets(masks: Bools, labels: Ints) -> Targets:
     """
     count, height, width = masks.shape
     boxes = np.zeros((count, 4), np.float32)
-    rows, columns, present = masks.any(axis=2), masks.any(axis=1), masks.any(axis=(1, 2))
+    rows, columns, present = (np.asarray(masks.any(axis=axes)) for axes in (2, 1, (1, 2)))
     if count:
         x0, x1 = columns.argmax(1), width - columns[:, ::-1].argmax(1)
         y0, y1 = rows.argmax(1), height - rows[:, ::-1].argmax(1)

@@ -245,7 +245,7 @@ def _packed(tracks: Tracks, length: int) -> tuple[NDArray[np.uint8], Ints, Ints]
     starts = np.cumsum(lengths).reshape(shape) - lengths
     absent = np.array([mask is None for track in tracks for mask in track], np.bool_)
     lengths[absent.reshape(shape)] = -1
-    # bytes make a read-only array; numba would compile anew for a writeable one.
+    # bytes make a read-only array; numba would compile again for a writeable one.
     return np.frombuffer(b"".join(counts), np.uint8), starts, lengths
 
 

@@ -137,7 +137,10 @@ class IDOL(nn.Module):
         memory = self.transformer.encode(tokens, geometry)
         states, boxes, references = self.transformer.decode(memory, geometry, self.bbox_embed)
         levels = torch.split(memory, [h * w for h, w in geometry.shapes], dim=1)
-        maps = [x.mT.unflatten(2, s) for x, s in zip(levels[:3], geometry.shapes[:3], strict=True)]
+        maps = [
+            x.mT.reshape(len(x), x.shape[2], h, w)
+            for x, (h, w) in zip(levels[:3], geometry.shapes[:3], strict=True)
+        ]
         mask_features = self.mask_branch(maps)
         # The heads are a thousandth of the arithmetic, so they are computed in full precision.
         with without_autocast(states):

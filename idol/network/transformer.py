@@ -115,7 +115,9 @@ class Transformer(nn.Module):
         """The encoder's output (B, S, C) for tokens (B, S, C), the features level after level."""
         # In the parameters' precision: under autocast that of the residual stream, float32.
         dtype = self.level_embed.dtype
-        levels = geometry.positions.to(dtype).split([h * w for h, w in geometry.shapes], dim=1)
+        levels = torch.split(
+            geometry.positions.to(dtype), [h * w for h, w in geometry.shapes], dim=1
+        )
         positions = torch.cat([p + e for p, e in zip(levels, self.level_embed, strict=True)], 1)
         tokens = tokens.to(dtype)
         anchors = spread(geometry.references, self.heads, self.points)

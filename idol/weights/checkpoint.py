@@ -324,12 +324,13 @@ def _advice(report: LoadReport, state: Mapping[str, Tensor]) -> str:
         _, had, wanted = report.reshaped[0]
         return (
             f"The class heads are for {had[0]} classes instead of {wanted[0]}: name a preset with "
-            f"{had[0]} classes, or start the heads anew with reset_classes=True and train them."
+            f"{had[0]} classes, or start the heads from random weights with reset_classes=True and "
+            "train them."
         )
     if heads and report.missing and report.unexpected:
         return (
-            "The class heads are of another kind (model.class_head): start them anew with "
-            "reset_classes=True and train them."
+            "The class heads are of another kind (model.class_head): start them from random "
+            "weights with reset_classes=True and train them."
         )
     found = provenance.candidates(state)
     if found.fitting or found.other_classes:

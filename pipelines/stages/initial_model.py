@@ -69,7 +69,7 @@ def initial_model(config: Config, start: Start) -> IDOL:
         raise ValueError(
             f"{shown(weights)} has class heads of another size than this dataset's "
             f"{config.model.num_classes} categories ({', '.join(config.categories[:8])}, ...). "
-            "Pass --reset-classes to start them anew."
+            "Pass --reset-classes to start them from random weights."
         )
     checkpoint.check_state(model, state, shown(weights))
     model.load_state_dict(state)

@@ -75,7 +75,7 @@ def read(path: str | Path, stage: str | None = None) -> Manifest:
     values = load_json(path / MANIFEST)
     if "stage" not in values or not set(values) <= {f.name for f in fields(Manifest)}:
         raise ManifestError(
-            str(path), f"holds a {MANIFEST} with unknown or missing fields", "Make it anew."
+            str(path), f"holds a {MANIFEST} with unknown or missing fields", "Make it again."
         )
     manifest = Manifest(**values)
     if stage is not None and manifest.stage != stage:
@@ -83,7 +83,7 @@ def read(path: str | Path, stage: str | None = None) -> Manifest:
     version = manifest.schema_version
     if version != schemas.VERSION:
         reason = f"holds tables of schema version {version}, this code reads {schemas.VERSION}"
-        raise ManifestError(str(path), reason, "Make it anew with --overwrite.")
+        raise ManifestError(str(path), reason, "Make it again with --overwrite.")
     return manifest
 
 
@@ -98,7 +98,7 @@ def shard_paths(path: str | Path, stage: str | None = None, prefix: str = "shard
     missing = [shard.name for shard in paths if not shard.exists()]
     if missing:
         reason = f"lost {len(missing)} of its {len(paths)} shards, the first is {missing[0]}"
-        raise ManifestError(str(path), reason, "Make it anew with --overwrite.")
+        raise ManifestError(str(path), reason, "Make it again with --overwrite.")
     return paths
 
 
@@ -116,7 +116,7 @@ def load_json(path: Path) -> dict[str, Any]:
         fault = f"JSON ({error})"
     if fault:
         reason = f"holds a {path.name} that is not {fault}"
-        raise ManifestError(str(path.parent), reason, "Make it anew.")
+        raise ManifestError(str(path.parent), reason, "Make it again.")
     found: dict[str, Any] = values
     return found
 

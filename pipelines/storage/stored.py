@@ -113,7 +113,7 @@ class StoredDetections:
 
     def _damaged(self, video: StoredVideo, what: str) -> ManifestError:
         reason = f"is damaged: of video {video.video_id}, {what}"
-        return ManifestError(str(self.path), reason, "Make it anew with --overwrite.")
+        return ManifestError(str(self.path), reason, "Make it again with --overwrite.")
 
 
 def read(path: str | Path) -> StoredDetections:
