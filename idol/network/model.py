@@ -136,12 +136,6 @@ class IDOL(nn.Module):
         tokens = self._tokens(images, geometry.shapes)
         memory = self.transformer.encode(tokens, geometry)
         states, boxes, references = self.transformer.decode(memory, geometry, self.bbox_embed)
-        levels = torch.split(memory, [h * w for h, w in geometry.shapes], dim=1)
-        maps = [
-            x.mT.reshape(len(x), x.shape[2], h, w)
-            for x, (h, w) in zip(levels[:3], geometry.shapes[:3], strict=True)
-        ]
-        mask_features = self.mask_branch(maps)
         # The heads are a thousandth of the arithmetic, so they are computed in full precision.
         with without_autocast(states):
             heads = zip(self.class_embed, states, strict=True)
@@ -155,7 +149,7 @@ class IDOL(nn.Module):
             references=references,
             refined=boxes[-1].detach(),
             embeddings=embeddings,
-            mask_features=mask_features,
+            mask_features=self._mask_features(memory, geometry.shapes),
             states=states,
             sizes=geometry.sizes,
             controller=self.controller,
@@ -163,6 +157,13 @@ class IDOL(nn.Module):
             level_shapes=geometry.shapes,
             identity_head=self.identity_head,
         )
+
+    def _mask_features(self, memory: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
+        """F_mask (B, 8, H/8, W/8) from the encoder's tokens (B, S, C), its three finest levels."""
+        levels = torch.split(memory, [h * w for h, w in shapes], dim=1)
+        fine = zip(levels[:3], shapes[:3], strict=True)
+        features: Tensor = self.mask_branch([x.mT.reshape(len(x), -1, *s) for x, s in fine])
+        return features
 
     def geometry(
         self,
