@@ -261,7 +261,7 @@ def test_public_names_of_rooms_are_there() -> None:
         "    for public_name in public:\n"
         "        if not hasattr(room, public_name):\n"
         "            print(f'{name}.{public_name} is in __all__ alone')\n"
-        "    if name.startswith('idol.') and not public:\n"
+        "    if '.' in name and not public:\n"
         "        print(f'{name} has no __all__')\n"
     )
     complaints("what a room offers is there, and in __all__", found.splitlines())
@@ -387,3 +387,21 @@ def test_every_tensor_argument_is_described() -> None:
         for argument in undescribed(node)
     ]
     complaints("a tensor argument has a line `name: (shape) meaning`", found)
+
+
+def test_every_fixture_says_what_it_gives() -> None:
+    found = [
+        f"{name(path)}:{node.lineno} {node.name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and node.returns is None
+        and any("pytest.fixture" in ast.unparse(d) for d in node.decorator_list)
+    ]
+    complaints("a fixture's return type is annotated", found)
+
+
+def test_tests_are_four_fifths_of_the_library() -> None:
+    library = sum(len(path.read_text().splitlines()) for path in FILES)
+    tests = sum(len(p.read_text().splitlines()) for p in (ROOT / "tests").rglob("*.py"))
+    assert tests >= 0.8 * library, f"{tests} lines of tests for {library} lines of library"

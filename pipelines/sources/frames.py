@@ -86,7 +86,7 @@ def files_in(directory: str) -> frozenset[str]:
         return frozenset()
 
 
-def decode(data: bytes, *, video_id: int, path: str) -> Image:
+def decode_image(data: bytes, *, video_id: int, path: str) -> Image:
     """Encoded image bytes as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
 
     Raises: VideoError: the bytes are no image, or a JPEG that stops before its end.
@@ -105,7 +105,7 @@ def decode(data: bytes, *, video_id: int, path: str) -> Image:
     return _rgb(image)
 
 
-def encode(image: Image, quality: int) -> bytes:
+def encode_jpeg(image: Image, quality: int) -> bytes:
     """(H, W, 3) uint8 RGB as JPEG bytes; quality 0..100."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, quality]
     done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), parameters)
@@ -133,7 +133,7 @@ def read_many(
         for reference in references:
             path, number = split(reference)
             if number is None:
-                image = decode(_image_bytes(path, video_id), video_id=video_id, path=path)
+                image = decode_image(_image_bytes(path, video_id), video_id=video_id, path=path)
             else:
                 if reader is None or reader.path != path:
                     opened.close()
@@ -162,7 +162,7 @@ def read_encoded(
     data = b""
     if number is None:
         data = _image_bytes(path, video_id)
-        image = decode(data, video_id=video_id, path=path)
+        image = decode_image(data, video_id=video_id, path=path)
     elif reader is not None:
         image = reader.read(number)
     else:
@@ -172,7 +172,7 @@ def read_encoded(
         return data
     if stored_size != size:
         image = cv2.resize(image, stored_size[::-1], interpolation=cv2.INTER_AREA)
-    return encode(image, quality)
+    return encode_jpeg(image, quality)
 
 
 def check_size(image: Image, size: tuple[int, int] | None, *, video_id: int, path: str) -> None:

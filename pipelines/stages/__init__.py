@@ -2,3 +2,14 @@
 
 A file is a stage (`run` writes its directory) or one noun of a stage.
 """
+
+from typing import TYPE_CHECKING
+
+from idol.lazy import attach
+
+if TYPE_CHECKING:
+    from pipelines.stages import detect, evaluate, loader, pairs, track, train
+
+__all__ = ["detect", "evaluate", "loader", "pairs", "track", "train"]
+
+__getattr__, __dir__ = attach(__name__)

@@ -62,7 +62,7 @@ def pair_of_row(row: Mapping[str, Any], identities: Identities | None = None) ->
 
     def image(name: str) -> frames.Image:
         path = f"{name} frame {row[f'{name}_index']}"
-        decoded = frames.decode(row[f"{name}_jpeg"], video_id=video_id, path=path)
+        decoded = frames.decode_image(row[f"{name}_jpeg"], video_id=video_id, path=path)
         frames.check_size(decoded, size, video_id=video_id, path=path)
         return decoded
 

@@ -16,12 +16,12 @@ HEADS = ("logits", "boxes", "references", "embeddings", "mask_features", "states
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny() -> IDOL:
     return idol.build("tiny")
 
 
 @pytest.fixture(scope="module")
-def images():
+def images() -> torch.Tensor:
     x = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     for image, (height, width) in zip(x, SIZES, strict=True):
         image[:, height:] = 0

@@ -1,7 +1,9 @@
 """All training losses of the released code, from fixed weights and fixed pairs of frames."""
 
 import random
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,14 +67,14 @@ def pair_batch(case):
 
 
 @pytest.fixture(scope="module")
-def r50(shared):
+def r50(shared) -> IDOL:
     model = IDOL(idol.presets.by_name("ytvis19_r50")).eval()
     model.load_state_dict(recipe.recipe_weights(shared / "reference/state_dict_r50.txt"))
     return model
 
 
 @pytest.fixture(scope="module")
-def run(shared, r50):
+def run(shared, r50) -> Callable[..., Any]:
     """case → (stored numbers, batch, key outputs, reference outputs, losses, total), made once."""
     criterion = Criterion(r50.config)
 

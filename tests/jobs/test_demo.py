@@ -1,6 +1,7 @@
 """The whole walk on synthetic videos, from nothing to a page, twice to the same bytes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def walked(ray_local, tmp_path_factory):
+def walked(ray_local, tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         # As a user names it, relative: workers have another working directory.

@@ -15,7 +15,7 @@ def last_line(capsys):
 
 
 @pytest.fixture
-def frame(tmp_path):
+def frame(tmp_path) -> str:
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (5, 7, 3), np.uint8).repeat(24, 0).repeat(24, 1)
     path = tmp_path / "frame.png"

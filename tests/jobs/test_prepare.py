@@ -12,7 +12,7 @@ SMALL = ["--preset", "tiny", "--set", "pairs.rows_per_shard=6"]
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory):
+def videos(tmp_path_factory) -> list[str]:
     config = synthetic.SyntheticConfig(size=(32, 48), length=(4, 4))
     folder = tmp_path_factory.mktemp("videos")
     return [

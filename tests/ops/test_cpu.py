@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def arguments(dtype: torch.dtype = torch.float32, seed: int = 0):
 
 
 @pytest.fixture
-def threads():
+def threads() -> Iterator[None]:
     """Set the number of threads torch would use; put back afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads

@@ -15,7 +15,7 @@ ENCODER = [(12, 20), (6, 10), (3, 5), (2, 3)]
 
 
 @pytest.fixture(autouse=True)
-def _forced(monkeypatch):
+def _forced(monkeypatch) -> None:
     """A fallback would make these tests pass without the kernels."""
     monkeypatch.setenv("IDOL_MSDA_BACKEND", "cuda")
     backend.say_once.cache_clear()

@@ -4,7 +4,9 @@ import ctypes
 import dataclasses
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +44,7 @@ extern "C" void emulate_backward(const int* blocks, void** arguments) {
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compiled(tmp_path_factory) -> Callable[..., Any]:
     """Specialisation -> its two kernels as a library of the processor, compiled once."""
     folder = tmp_path_factory.mktemp("emulated")
     libraries: dict[Specialisation, ctypes.CDLL] = {}

@@ -15,7 +15,7 @@ LEVELS: Sizes = [(5, 7), (3, 2), (1, 4), (1, 1)]
 
 
 @pytest.fixture(autouse=True)
-def _no_forced_backend(monkeypatch):
+def _no_forced_backend(monkeypatch) -> None:
     monkeypatch.delenv("IDOL_MSDA_BACKEND", raising=False)
     backend.say_once.cache_clear()
 

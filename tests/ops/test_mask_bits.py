@@ -45,7 +45,7 @@ extern "C" void emulate_resize(const int* grid, void** arguments) {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def library(tmp_path_factory) -> ctypes.CDLL:
     if COMPILER is None:
         pytest.skip("needs a C++ compiler, g++ or clang++")
     folder = tmp_path_factory.mktemp("masks")
@@ -59,7 +59,7 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture
-def emulated(library, monkeypatch):
+def emulated(library, monkeypatch) -> None:
     def launch(name, grid, logits, tensors, numbers):
         integers = [ctypes.c_int(number) for number in numbers]
         pointers = [t.data_ptr() for t in tensors] + [ctypes.addressof(i) for i in integers]

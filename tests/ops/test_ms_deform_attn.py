@@ -16,7 +16,7 @@ Sizes = list[tuple[int, int]]
 
 
 @pytest.fixture(autouse=True)
-def _no_forced_backend(monkeypatch):
+def _no_forced_backend(monkeypatch) -> None:
     monkeypatch.delenv("IDOL_MSDA_BACKEND", raising=False)
     backend.say_once.cache_clear()
 

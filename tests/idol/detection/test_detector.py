@@ -14,12 +14,13 @@ from idol.images.transforms import collate_images, normalise
 from idol.masks import iou, resize, rle
 from idol.network import fast as fast_network
 from idol.network.fast import FastNetwork
+from idol.network.model import IDOL
 
 SIZE = (90, 150)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> IDOL:
     return idol.load("shipped")
 
 

@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,7 +160,7 @@ def made_up(seed, videos=3, frames=4, classes=2, noise=0.3):
 
 
 @pytest.fixture
-def read(tmp_path):
+def read(tmp_path) -> Callable[..., Any]:
     def reader(document):
         path = tmp_path / "truth.json"
         path.write_text(json.dumps(document))

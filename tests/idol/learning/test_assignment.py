@@ -73,7 +73,7 @@ def literal(cost, iou, candidates):
 
 
 @pytest.fixture(scope="module")
-def stored(shared):
+def stored(shared) -> np.lib.npyio.NpzFile:
     return np.load(shared / "reference/oracle/ota.npz")
 
 

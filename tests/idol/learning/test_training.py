@@ -9,21 +9,22 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 import idol
-from idol.config import TrainConfig, override
+from idol.config import Config, TrainConfig, override
 from idol.images.synthetic import SyntheticConfig, make_video
 from idol.images.transforms import Pair, augment, collate
 from idol.learning.training import PairLoss, Trainer, learning_rate_factor, make_optimizer
+from idol.structures import PairBatch
 
 SMALL = ("transforms.stretch=[64,96]", "model.num_queries=20", "train.warmup_steps=5")
 
 
 @pytest.fixture(scope="module")
-def config():
+def config() -> Config:
     return override(idol.presets.by_name("tiny"), SMALL)
 
 
 @pytest.fixture(scope="module")
-def batch(config):
+def batch(config) -> PairBatch:
     rng = np.random.default_rng(0)
     examples = []
     for seed in (1, 2):

@@ -14,7 +14,7 @@ from tests.idol import oracle_recipe as recipe
 
 
 @pytest.fixture(scope="module")
-def r50(shared):
+def r50(shared) -> IDOL:
     model = IDOL(idol.presets.by_name("ytvis19_r50")).eval()
     model.load_state_dict(recipe.recipe_weights(shared / "reference/state_dict_r50.txt"))
     return model

@@ -7,6 +7,7 @@ import torch
 
 from idol.config import BackboneConfig, Config, ModelConfig, override
 from idol.network import backbone, resnet
+from idol.network.layers import Backbone
 from idol.network.model import IDOL
 from idol.weights.released import from_released
 
@@ -30,7 +31,7 @@ def randomise_norms(model):
 
 
 @pytest.fixture
-def r50():
+def r50() -> Backbone:
     torch.manual_seed(0)
     return randomise_norms(backbone.build(R50)).eval()
 

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from idol.config import BackboneConfig
 from idol.network import backbone
+from idol.network.layers import Backbone
 from idol.network.swin import Block, _shift_mask, _unwindows, _windows
 from tests.idol import oracle_recipe as recipe
 
@@ -23,12 +24,12 @@ SMALL = BackboneConfig(
 
 
 @pytest.fixture(scope="module")
-def stored(shared):
+def stored(shared) -> np.lib.npyio.NpzFile:
     return np.load(shared / "reference/oracle/swin_mini.npz")
 
 
 @pytest.fixture(scope="module")
-def mini(stored):
+def mini(stored) -> Backbone:
     model = backbone.build(MINI).eval()
     state = model.state_dict()
     for key, own in state.items():

@@ -39,12 +39,12 @@ def assert_same(state, expected):
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved(tmp_path) -> Path:
     return checkpoint.save(idol.build("tiny"), tmp_path / "tiny.safetensors")
 
 
 @pytest.fixture(scope="module")
-def released_r50(shared, tmp_path_factory):
+def released_r50(shared, tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     """The file that the recipe's R50 weights would have been released as."""
     state = recipe.released_state(shared / "reference/state_dict_r50.txt")
     path = tmp_path_factory.mktemp("released") / "YTVIS19_R50_502AP.pth"
@@ -208,7 +208,7 @@ def test_a_file_with_any_bytes_changed_loads_unchanged_or_is_refused(small_file,
 
 
 @pytest.fixture(scope="module")
-def small_file(tmp_path_factory):
+def small_file(tmp_path_factory) -> tuple[Path, bytes, dict[str, torch.Tensor]]:
     """A path, the content of a file of ours with three small tensors, and those."""
     path = tmp_path_factory.mktemp("small") / "x.safetensors"
     state = {f"mask_branch.{i}": torch.randn(2, i + 1) for i in range(3)}

@@ -5,7 +5,10 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +21,7 @@ SHA = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[Any]:
     with serving() as state:
         state.files["/weights.pth"] = CONTENT
         state.repository["IDOL/YTVIS19_R50_502AP.pth"] = CONTENT
@@ -26,7 +29,7 @@ def server():
 
 
 @pytest.fixture
-def nobody():
+def nobody() -> Iterator[str]:
     """The URL of a port that is taken, but where nobody answers."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -34,14 +37,14 @@ def nobody():
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("IDOL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hub, "_PAUSE", 0.0)
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def hugging_face(server, tmp_path, monkeypatch):
+def hugging_face(server, tmp_path, monkeypatch) -> Any:
     """The hub library, pointed at the server and at an empty cache."""
     library = pytest.importorskip("huggingface_hub")
     from huggingface_hub import constants

@@ -1,6 +1,8 @@
 """ImageNet weights under every published naming, and files that do not fit."""
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,7 +69,7 @@ def assert_loaded(model, config, fresh=()):
 
 
 @pytest.fixture
-def save(tmp_path):
+def save(tmp_path) -> Callable[..., Path]:
     def write(state, name="weights.pth", wrapper=None):
         path = tmp_path / name
         if path.suffix == ".safetensors":

@@ -10,7 +10,7 @@ from idol.weights.report import CheckpointError, LoadReport, compare
 
 
 @pytest.fixture
-def network():
+def network() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
 
 

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,7 +170,7 @@ def test_a_file_written_without_checksums_is_read(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def small_files(tmp_path_factory):
+def small_files(tmp_path_factory) -> tuple[Path, list[bytes]]:
     """A path, and the contents of one state dict in both formats."""
     path = tmp_path_factory.mktemp("small") / "x.pth"
     contents = [write(path, {"model": weights(), "l": [1.5, None]}, z).read_bytes() for z in (1, 0)]

@@ -53,6 +53,43 @@ def test_every_video_has_its_entries_however_they_are_written(
         assert json.dumps(read) == json.dumps([entries[n] for n in rows])
 
 
+PLAIN = json.dumps(
+    [
+        {
+            "video_id": video,
+            "category_id": 1,
+            "score": 0.5,
+            "segmentations": [{"size": [4, 5], "counts": "d0"}, None],
+        }
+        for video in (1, 2, 1)
+    ]
+).encode()
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(PLAIN) - 1), st.binary(max_size=2)), min_size=1, max_size=3
+    )
+)
+def test_changed_bytes_are_read_as_json_reads_them_or_refused(tmp_path_factory, changes):
+    changed = bytearray(PLAIN)
+    for place, put in changes:
+        changed[place : place + len(put)] = put
+    path = tmp_path_factory.mktemp("changed") / "results.json"
+    path.write_bytes(changed)
+    try:
+        index = ResultsIndex(path)
+        found = [index.of(video) for video in sorted(set(index.video_ids.tolist()))]
+    except UnusualLayout:
+        return
+    whole = json.loads(bytes(changed))  # what is no JSON must have been refused above
+    rows = {
+        row: entry for entries, places in found for row, entry in zip(places, entries, strict=True)
+    }
+    assert json.dumps([rows[row] for row in sorted(rows)]) == json.dumps(whole)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -57,19 +57,19 @@ def test_a_grey_image_becomes_three_equal_channels(tmp_path):
 
 def test_a_jpeg_keeps_its_own_bytes(tmp_path):
     path = tmp_path / "a.jpg"
-    path.write_bytes(frames.encode(smooth(1), 50))
+    path.write_bytes(frames.encode_jpeg(smooth(1), 50))
     data = frames.read_encoded(str(path), video_id=1, size=SIZE, stored_size=SIZE, quality=95)
     assert data == path.read_bytes()
 
 
 def test_a_resized_or_other_image_is_encoded(tmp_path, clip):
     jpeg, png = tmp_path / "a.jpg", tmp_path / "a.png"
-    jpeg.write_bytes(frames.encode(smooth(1), 90))
+    jpeg.write_bytes(frames.encode_jpeg(smooth(1), 90))
     cv2.imwrite(str(png), cv2.cvtColor(smooth(1), cv2.COLOR_RGB2BGR))
     for reference, stored in ((str(jpeg), (16, 24)), (str(png), SIZE), (f"{clip}#1", SIZE)):
         data = frames.read_encoded(reference, video_id=1, size=SIZE, stored_size=stored, quality=95)
         assert data[:3] == b"\xff\xd8\xff"
-        image = frames.decode(data, video_id=1, path="")
+        image = frames.decode_image(data, video_id=1, path="")
         assert image.shape[:2] == stored
         assert abs(float(image.mean()) - float(smooth(1).mean())) < 3
 
@@ -86,7 +86,7 @@ def test_frames_of_a_video_file_are_the_same_in_any_order(clip):
 
 def test_many_references_stream_in_the_order_given(clip, tmp_path):
     still = tmp_path / "s.jpg"
-    still.write_bytes(frames.encode(smooth(9), 95))
+    still.write_bytes(frames.encode_jpeg(smooth(9), 95))
     wanted = [f"{clip}#4", f"{clip}#5", str(still), f"{clip}#2"]
     found = [number_of(image) for image in frames.read_many(wanted, video_id=1, size=SIZE)]
     assert found == [4, 5, 9, 2]
@@ -102,7 +102,7 @@ def test_references_are_grouped_by_file_and_ascend():
 
 def broken(tmp_path, kind):
     path = tmp_path / "frame.jpg"
-    whole = frames.encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), 90)
+    whole = frames.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), 90)
     data = {
         "cut": whole[: len(whole) // 2],
         "empty": b"",
@@ -151,7 +151,7 @@ def test_a_file_that_is_no_video_is_a_video_error(tmp_path):
 
 def test_paths_with_a_scheme_are_read_through_arrow(tmp_path, clip):
     (tmp_path / "v1").mkdir()
-    (tmp_path / "v1" / "0.jpg").write_bytes(frames.encode(smooth(6), 95))
+    (tmp_path / "v1" / "0.jpg").write_bytes(frames.encode_jpeg(smooth(6), 95))
     root = f"file://{tmp_path}"
     reference = frames.join(root, "v1/0.jpg")
     assert frames.files_in(f"{root}/v1") == {"0.jpg"}

@@ -3,6 +3,7 @@
 import itertools
 import threading
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ CONFIG = override(
 
 
 @pytest.fixture
-def prepared(make_videos, tmp_path):
+def prepared(make_videos, tmp_path) -> Path:
     """17 rows in shards of 5, written as the stage writes them, without Ray."""
     dataset = annotations.read(make_videos([5, 4, 8]).write())
     config = PairConfig()

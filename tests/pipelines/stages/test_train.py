@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ QUICK = (
 
 
 @pytest.fixture(scope="module")
-def prepared(ray_local, tmp_path_factory):
+def prepared(ray_local, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("train")
     path = write_dataset(root / "videos", SyntheticConfig.easy(), 3, 5)
     config = presets.by_name("tiny").pairs
