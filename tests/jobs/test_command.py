@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import pytest
 
 from jobs import command
 from pipelines.errors import PipelineError
+from tests.foreground import foreground
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,7 +95,7 @@ def test_ctrl_c_is_status_130_and_one_line(capsys: pytest.CaptureFixture[str]) -
 def test_ctrl_c_ends_a_job_of_several_processes_without_a_traceback(tmp_path: Path) -> None:
     # To the whole group, as a terminal sends it: the processes that draw videos get it too.
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.demo", "--out", str(tmp_path / "out")],
+        foreground("-m", "jobs.demo", "--out", str(tmp_path / "out")),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

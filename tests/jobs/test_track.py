@@ -24,6 +24,7 @@ from jobs import track
 from pipelines import configuration, stream
 from pipelines.errors import PipelineError
 from pipelines.sources import frames, live
+from tests.foreground import foreground
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE, LENGTH = (96, 144), 6
@@ -235,9 +236,8 @@ def test_ctrl_c_writes_what_is_finished_and_exits_130(folder: Path, tmp_path: Pa
     for t in range(13, 400):
         (folder / f"{t}.png").symlink_to(folder / f"{1 + t % 12}.png")
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "jobs.track", str(folder), "--weights", "shipped"]
     process = subprocess.Popen(
-        [*command, "--out", str(out)],
+        foreground("-m", "jobs.track", str(folder), "--weights", "shipped", "--out", str(out)),
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
