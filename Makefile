@@ -23,7 +23,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLING := $(VENV)/.installing
 # Two processes; the tests that use Ray share one of them, and its Ray (tests/conftest.py).
-PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+PYTEST = $(BIN)/python -m pytest --numprocesses 2 --dist loadscope
 PIP_INSTALL = $(BIN)/python -m pip install -qq --no-input $(CONSTRAINTS:%=--constraint %)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -5,6 +5,7 @@ import random
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,17 +35,22 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the other process has the other core
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Deal the tests by file to the processes of pytest-xdist; all that use Ray to one process.
 
-    Fixtures of a file are then made once, and Ray is started once.
+    Fixtures of a file are then made once, and Ray is started once. What a file uses is read from
+    its text: the process that deals has not collected it.
     """
-    for item in items:
-        uses_ray = item.get_closest_marker("ray") or "ray_local" in getattr(
-            item, "fixturenames", ()
-        )
-        item.add_marker(pytest.mark.xdist_group("ray" if uses_ray else str(item.path)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            text = (ROOT / file).read_text()
+            return "ray" if "ray_local" in text or "mark.ray" in text else file
+
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
