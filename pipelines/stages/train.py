@@ -219,11 +219,13 @@ def _watched(steps: int, on_report: OnReport | None) -> Iterator[Any]:
 
     thread = threading.Thread(target=watch, name="progress", daemon=True)
     thread.start()
+    patience = 10
     try:
         yield mailbox
+        patience = 120  # on a busy machine the actor may have started only now
     finally:
         over.set()
-        thread.join(10)
+        thread.join(patience)
 
 
 def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Path:
