@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from idol.analysis.cores import usable_cores
 from idol.arrays import Bools, Floats, Ints
 from idol.config import AnalysisConfig
 from idol.evaluation.average_precision import RECALL_POINTS, summarise
-from idol.evaluation.cores import usable_cores
 from idol.evaluation.matching import IOU_THRESHOLDS, MAX_DETECTIONS, VideoMatches
 from idol.evaluation.overlaps import ratio
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from idol.analysis import causes as error_causes
 from idol.analysis import intervals, oracles, shares
 from idol.analysis.causes import VideoErrors
+from idol.analysis.cores import usable_cores
 from idol.analysis.intervals import Difference, Interval
 from idol.analysis.oracles import OracleExperiments, VideoOracles
 from idol.analysis.results_file import ResultsFile, with_results
@@ -27,7 +28,6 @@ from idol.arrays import Floats
 from idol.config import AnalysisConfig
 from idol.evaluation import average_precision, matching, tracking_metrics
 from idol.evaluation.average_precision import Metrics
-from idol.evaluation.cores import usable_cores
 from idol.evaluation.matching import VideoMatches
 from idol.evaluation.tracking_metrics import TrackingMetrics, TrackingOptions, VideoTracking
 from idol.masks import rle

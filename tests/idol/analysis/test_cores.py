@@ -1,6 +1,6 @@
 import os
 
-from idol.evaluation.cores import usable_cores
+from idol.analysis.cores import usable_cores
 
 
 def test_a_process_may_use_one_core_at_least(monkeypatch):
