@@ -101,9 +101,7 @@ def read(source: Truth | Mapping[str, Any] | str | Path, *, compat: bool = False
     if isinstance(source, Truth):
         return source
     found = annotation_files.read(source, compat=compat)
-    # A part of a data set may have no annotations; a whole file without any withholds its truth.
-    withheld = found.listed is None or (not found.listed and isinstance(source, str | Path))
-    if withheld and not compat:
+    if found.listed is None and not compat:
         raise ValueError(
             f"{found.origin} has no annotations: the truth of this split is not public. Submit the "
             "results to the benchmark's server, or score on a split that has truth."
@@ -134,6 +132,12 @@ def of_videos(
             len(left_out) + len(listed),
             ", ".join(list(left_out.values())[:10]),
             ", ..." if len(left_out) > 10 else "",
+        )
+    if not any(video.instances for video in listed):
+        _log.warning(
+            "the truth has no object in any of %d videos, so there is nothing to find: AP and the "
+            "other metrics are -1. Where a benchmark keeps its truth, submit the results instead",
+            len(listed),
         )
     occlusion = _occlusion(listed)
     return Truth(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,10 +166,19 @@ def render(report: Report) -> str:
         videos=sorted(report.videos, key=_badness),
         video_columns=_video_columns(report.videos),
         strips=[strip.embedded() for strip in report.strips],
+        reject_counts=_reject_counts(report.rejects),
         reject_columns=list(dict.fromkeys(key for row in report.rejects for key in row)),
         config_text=json.dumps(report.config, indent=2, default=str) if report.config else "",
     )
     return text.strip() + "\n"
+
+
+def _reject_counts(rejects: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What happens to the scores -> videos to which it happens; a video may have many faults."""
+    videos = {
+        (row.get("set"), row.get("video_id")): row.get("effect", "left out") for row in rejects
+    }
+    return Counter(videos.values())
 
 
 def _sweep_charts(runs: Sequence[Run], metric: str) -> list[tuple[str, Markup]]:

@@ -70,6 +70,7 @@ class Dataset:
     input_hash: names the content of the annotations and the selection made from them
     sources:    the annotation files
     annotated:  videos whose annotations can be read, with usable frames or without
+    labelled:   whether the files list annotations, be it none; without, the truth is not public
     """
 
     videos: tuple[VideoRecord, ...]
@@ -78,6 +79,7 @@ class Dataset:
     input_hash: str
     sources: tuple[str, ...] = ()
     annotated: tuple[Video, ...] = ()
+    labelled: bool = True
 
     @property
     def category_ids(self) -> tuple[int, ...]:
@@ -105,7 +107,7 @@ class Dataset:
         Videos without readable frames are in it, and will be scored as missed. Videos whose
         annotations cannot be read are left out, with a warning.
         """
-        if not any(video.instances for video in self.videos):
+        if not self.labelled:
             return None
         readable = {video.video_id for video in self.annotated}
         rejects = [reject for reject in self.rejects if reject.video_id not in readable]
@@ -170,6 +172,7 @@ def read(
         input_hash=digest,
         sources=(source,),
         annotated=tuple(annotated),
+        labelled=found.listed is not None,
     )
 
 
@@ -233,6 +236,7 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         input_hash=manifest.hash_value([dataset.input_hash for dataset in datasets]),
         sources=tuple(source for dataset in datasets for source in dataset.sources),
         annotated=tuple(annotated),
+        labelled=all(dataset.labelled for dataset in datasets),
     )
 
 

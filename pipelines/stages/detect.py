@@ -139,7 +139,7 @@ def run(
         ResourcesError: Ray has too few CPUs or GPUs.
     """
     shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
-    truth = any(video.instances for video in dataset.videos)
+    truth = dataset.labelled
     output = claims.prepare_output(
         out, layout.DETECT, claim(config), input_hash(dataset, model), overwrite=overwrite
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from idol.config import Config, to_dict
 from idol.files import write_whole
 from idol.network.model import IDOL
 from idol.ytvis.truth import Truth
+from idol.ytvis.videos import Reject
 from pipelines import cluster, configuration
 from pipelines.report import experiment_log, gallery, page, run_page
 from pipelines.sources import annotations as annotation_files
@@ -36,6 +38,8 @@ FILES = {
     "detections": DETECTIONS,
 }
 """What a finished directory holds, by the name that the job prints it under."""
+
+_log = logging.getLogger(__name__)
 
 _AHEAD = "ahead"  # what was tracked before detection had ended, until it is taken over
 
@@ -121,7 +125,7 @@ def run(
         write_whole(out / name, (out / TRACKS / name).read_bytes())
     found = None if truth is None else stored_metrics.measure(truth, source, config.tracker)
     faults = tables.read_rejects(source.path)
-    rejects = [fault._asdict() for fault in faults]
+    rejects = _with_effect(faults, truth)
     report = summarise(found, dataset, source, config, rejects, request.selection(dataset))
     report.write(out)
     page.write(
@@ -142,6 +146,25 @@ def run(
             opened.metrics(report.flat())
             opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
     return output.finish(rows=tracked.rows, rejects=faults, extra={"metrics": report.metrics})
+
+
+def _with_effect(faults: Sequence[Reject], truth: Truth | None) -> list[dict[str, Any]]:
+    """The rejects with what each does to the scores; a warning names the videos that are missed."""
+    known = frozenset(truth.videos if truth else ())
+    missed = {fault.video_id: fault for fault in faults if fault.video_id in known}
+    if missed:
+        _log.warning(
+            "%d of %d videos count as missed, for their frames cannot be read: %s%s",
+            len(missed),
+            len(known),
+            "; ".join(f"video {i} ({f.path}: {f.reason})" for i, f in [*missed.items()][:10]),
+            "; ..." if len(missed) > 10 else "",
+        )
+    other = "not scored" if truth else "left out"
+    return [
+        {**fault._asdict(), "effect": "counted as missed" if fault.video_id in known else other}
+        for fault in faults
+    ]
 
 
 def check_truth(annotation_file: str | Path) -> None:

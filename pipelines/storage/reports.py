@@ -61,7 +61,8 @@ class EvaluationReport:
     sources: Sequence[str]
     """Annotation files."""
     rejects: Sequence[Mapping[str, Any]]
-    """{video_id, path, reason} of the videos that could not be read."""
+    """{video_id, path, reason, effect} of the videos that could not be read; effect: counted as
+    missed, not scored, or left out where there is no truth."""
     config: Mapping[str, Any]
     """Configuration of detection and tracker."""
     selection: Selection

@@ -78,13 +78,20 @@ def test_what_cannot_be_scored_is_said_in_one_line(tmp_path: Path) -> None:
         score.main(["--truth", str(tmp_path / "none.json"), "--results", "x"])
 
 
-@pytest.mark.parametrize("none", [None, []])
-def test_truth_that_is_not_public_is_said(
-    files: dict[str, str], tmp_path: Path, none: list[Any] | None
-) -> None:
-    (tmp_path / "val.json").write_text(json.dumps({**dataset(), "annotations": none}))
+def test_truth_that_is_not_public_is_said(files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "val.json").write_text(json.dumps({**dataset(), "annotations": None}))
     with pytest.raises(SystemExit, match="the truth of this split is not public"):
         score.main(["--truth", str(tmp_path / "val.json"), "--results", files["good"]])
+
+
+@pytest.mark.parametrize("option", [[], ["--tracking"], ["--errors"], ["--oracle"]])
+def test_truth_without_objects_has_no_metrics_and_is_no_error(
+    files: dict[str, str], tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps({**dataset(), "annotations": []}))
+    score.main(["--truth", str(path), "--results", files["good"], *option])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["AP"] == -1
 
 
 def test_a_folder_instead_of_a_file_is_said(files: dict[str, str], tmp_path: Path) -> None:

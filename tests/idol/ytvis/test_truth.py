@@ -80,7 +80,7 @@ def test_truth_from_masks_equals_truth_from_json():
     assert made.without_masks().masks == ()
 
 
-@pytest.mark.parametrize("none", [..., None, []])
+@pytest.mark.parametrize("none", [..., None])
 def test_a_file_whose_truth_is_withheld_is_refused(tmp_path, none):
     data = minimal()
     data["annotations"] = none
@@ -90,6 +90,14 @@ def test_a_file_whose_truth_is_withheld_is_refused(tmp_path, none):
     with pytest.raises(ValueError, match="truth of this split is not public"):
         truth_file.read(path)
     assert len(truth_file.read(path, compat=True).videos[4]) == 0
+
+
+def test_truth_without_objects_on_purpose_is_scored_and_told(tmp_path, caplog):
+    path = tmp_path / "empty.json"
+    path.write_text(json.dumps({**minimal(), "annotations": []}))
+    truth = truth_file.read(path)
+    assert [len(video) for video in truth.videos.values()] == [0]
+    assert "no object in any of 1 videos" in caplog.text
 
 
 def test_a_video_that_cannot_be_read_was_an_error_for_all_and_is_left_out_alone(caplog):

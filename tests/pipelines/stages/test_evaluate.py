@@ -61,17 +61,42 @@ def test_everything_found_scores_everything_and_is_reported_and_logged(
 
 
 def test_videos_without_frames_count_as_missed_and_are_listed(
-    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path
+    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path, caplog: Any
 ) -> None:
-    videos = make_videos([4, 4])
+    videos = make_videos([4, 4, 4])
     videos.frame(2, 1).unlink()
+    # Of another video the truth is at fault. Neither fault may change what the other does.
+    del videos.content["annotations"][4]["segmentations"][0]
     out = tmp_path / "out"
     found = evaluate.run(request_of(videos, tmp_path), out)
-    assert found.rejects == 1
+    assert found.rejects == 2
     assert found.extra["metrics"]["AR100"] == pytest.approx(0.5)
     summary = json.loads((out / layout.REPORT).read_text())
     assert summary["missing_videos"] == [2]
+    assert {row["video_id"]: row["effect"] for row in summary["rejects"]} == {
+        2: "counted as missed",
+        3: "not scored",
+    }
     assert summary["rejects"][0]["path"].endswith("001.jpg")
+    entries = json.loads((out / layout.RESULTS).read_text())
+    assert {entry["video_id"] for entry in entries} == {1}
+    assert "1 of 2 videos count as missed, for their frames cannot be read: video 2" in caplog.text
+    assert "1 of 3 videos are not scored, for their truth cannot be read: video 3" in caplog.text
+    assert "1 video counted as missed, 1 video not scored." in (out / layout.PAGE).read_text()
+
+
+@pytest.mark.parametrize("lost", ["frames", "objects"])
+def test_where_no_video_with_an_object_can_be_seen_there_are_scores_all_the_same(
+    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path, lost: str
+) -> None:
+    videos = make_videos([4, 4])
+    if lost == "frames":
+        videos.content["annotations"] = videos.content["annotations"][2:]
+        videos.frame(2, 1).unlink()
+    else:
+        videos.content["annotations"] = []
+    found = evaluate.run(request_of(videos, tmp_path), tmp_path / "out")
+    assert found.extra["metrics"]["AP"] == (0 if lost == "frames" else -1)
 
 
 def test_videos_whose_truth_cannot_be_read_are_not_scored(
