@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_LEAST_FREE = 2**16  # bytes; a disk with less has no room for any of our files
 
 
 @contextmanager
@@ -24,9 +29,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
-    )
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix
+        )
+    except OSError as error:
+        raise _about(target, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -38,9 +46,26 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(target)
         _sync(target.parent)
-    except BaseException:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        # Arrow names no file, and the system the temporary one.
+        raise _about(target, error) if error.filename in (None, name) else error from error
+    except BaseException as error:
+        full = shutil.disk_usage(target.parent).free < _LEAST_FREE
+        temporary.unlink(missing_ok=True)
+        if not isinstance(error, Exception) or isinstance(error, ValueError):
+            raise
+        # safetensors and torch have errors of their own; the former says the system's number.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if told or full:
+            raise _about(target, OSError(int(told[1]) if told else errno.ENOSPC, "")) from error
         raise
+
+
+def _about(target: Path, error: OSError) -> OSError:
+    """The same error, about the file that the caller named."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return OSError(error.errno or errno.EIO, reason, str(target))
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from jobs import places
 from pipelines.errors import PipelineError
 
 Options = TypeVar("Options")
@@ -63,7 +64,7 @@ def run(
     *,
     also: tuple[type[Exception], ...] = (),
 ) -> None:
-    """Parse the command line, do the work, print what it returns as one line of JSON.
+    """Parse the command line, check its places, do the work, print its outcome as a line of JSON.
 
     An error of the caller ends the job with status 1 and its message, Ctrl-C with status 130; both
     add the error's notes. A traceback would bury what the message says to do.
@@ -76,6 +77,7 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     callers: tuple[type[Exception], ...] = (PipelineError, ValueError, OSError, *also)
     try:
+        places.check(job)
         line = work(job)
     except KeyboardInterrupt as error:
         print("\n" + _with_notes("Interrupted.", error), file=sys.stderr)

@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from idol import presets
 from idol.config import override
-from jobs import command
+from jobs import command, places
 
 GRID: dict[str, Sequence[float | str]] = {
     "weighting": ["paper"],
@@ -34,7 +34,7 @@ class Demo:
     object with the scores and the page.
     """
 
-    out: Path = Path("runs/demo")
+    out: Annotated[Path, places.WALK] = Path("runs/demo")
     """Where everything goes; about 20 MB."""
     train_videos: int = 40
     """Videos to train on, for each dial."""

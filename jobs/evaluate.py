@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from idol.config import Speed
-from jobs import command
+from jobs import command, places
 
 if TYPE_CHECKING:  # pipelines is imported when the job runs: --help needs none of it
     from pipelines.stages.evaluate import Request
@@ -43,7 +43,7 @@ class Evaluate:
     """Weights: a .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a
     released .pth (then name its --preset). Several are evaluated one after the other, each in a
     folder of OUT, and compared; all are checked before the first begins."""
-    out: Path
+    out: Annotated[Path, places.EVALUATIONS]
     """Directory to write: new, empty, or left unfinished by the same command."""
     preset: str | None = None
     """Configuration of a released .pth, which carries none."""

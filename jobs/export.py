@@ -9,9 +9,9 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from jobs import command
+from jobs import command, places
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ class Export:
     """
 
     weights: command.Weights
-    out: Path
+    out: Annotated[Path, places.NETWORK]
     """File to write: .onnx, or .pt2 for an AOTInductor package."""
     preset: str | None = None
     """Configuration of a released .pth, which carries none."""
@@ -70,7 +70,6 @@ def _export(job: Export) -> dict[str, object]:
         model.fold()
     (height, width), shown = images.shape[2:], (image.shape[1], image.shape[2])
     network = export.PerFrame(model, (height, width), shown, job.batch, job.masks).eval()
-    job.out.parent.mkdir(parents=True, exist_ok=True)
     export.write(network, job.out, form)
     with torch.inference_mode():
         right = list(network(images))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from idol import presets
 from idol.config import override
-from jobs import command
+from jobs import command, places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Prepare:
     annotations: command.AnnotationFiles
     """Annotation files, local paths or URLs. Several are united; their categories must be
     numbered alike, clashing video ids are raised."""
-    out: Path
+    out: Annotated[Path, places.FOLDER]
     """Directory to write: new, empty, or left unfinished by the same command."""
     frames: command.Frames = None
     preset: str = "ytvis19_r50"

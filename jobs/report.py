@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from jobs import command
+from jobs import command, places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Report:
 
     evaluate: tuple[Path, ...]
     """Outputs of jobs.evaluate, one set of metrics each, named after the folder."""
-    out: Path
+    out: Annotated[Path, places.PAGE]
     """The page to write."""
     train: Path | None = None
     """Output of jobs.train."""

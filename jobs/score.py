@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from idol.config import AnalysisConfig
-from jobs import command
+from idol.files import write_whole
+from jobs import command, places
 
 if TYPE_CHECKING:
     from idol.analysis.score_files import Analyses
@@ -61,7 +62,7 @@ class Score:
     results made for AP, with many low scores, need it."""
     one_class: command.Switch = False
     """With --tracking: of entries with the same masks only the best-scored is a track."""
-    html: Path | None = None
+    html: Annotated[Path | None, places.PAGE] = None
     """Write a page with precision-recall curves, and the analyses that were asked for."""
     frames: Path | None = None
     """Folder of the frames, for pictures of the worst instances in the page (with --errors).
@@ -72,13 +73,13 @@ class Score:
     """Of the draws."""
     compat: bool = False
     """Score malformed input as the official evaluator does, instead of refusing it."""
-    join: Path | None = None
+    join: Annotated[Path | None, places.RESULTS] = None
     """Join the clips of a results file by their overlap, write whole tracks to this file, and score
     nothing."""
     submission: Path | None = None
     """Check this results file and zip it to --out, as evaluation servers take it. With --truth, its
     ids, sizes and lengths are checked against that list of videos."""
-    out: Path | None = None
+    out: Annotated[Path | None, places.SCORES] = None
     """Also write the JSON object to this file. With --submission: the zip."""
 
 
@@ -93,7 +94,7 @@ def _work(job: Score, words: Sequence[str]) -> dict[str, Any]:
         return _submit(job)
     line = _score(job, words) if job.join is None else _join(job)
     if job.out is not None:
-        job.out.write_text(json.dumps(line, sort_keys=True) + "\n")
+        write_whole(job.out, (json.dumps(line, sort_keys=True) + "\n").encode())
     return line
 
 
@@ -114,8 +115,6 @@ def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
     from pipelines.report import score_page, score_table
 
     analyses = _analyses(job)
-    for out in (job.out, job.html):
-        _check_folder(out)
     known = truth.read(job.truth, compat=job.compat)
     paths = dict(zip(results_file.names_of(job.results), job.results, strict=True))
     bars: dict[str, Any] = {}
@@ -167,7 +166,6 @@ def _join(job: Score) -> dict[str, Any]:
     from idol.analysis import results_file
     from idol.ytvis import truth
 
-    _check_folder(job.join)
     count = results_file.join(truth.read(job.truth), job.results[0], job.join, _DEFAULTS)
     return {"entries": count, "out": str(job.join)}
 
@@ -180,11 +178,8 @@ def _submit(job: Score) -> dict[str, Any]:
             "--submission checks and zips one file and scores nothing; leave --results, --html and "
             "--join away"
         )
-    if job.out.resolve() == job.submission.resolve():
-        raise ValueError(f"--out {job.out} would replace the results file; name the zip otherwise")
     from idol.ytvis import submission
 
-    _check_folder(job.out)
     videos = None if job.truth is None else submission.read_videos(job.truth)
     done = submission.write(job.submission, job.out, videos)
     for rows, meaning in (
@@ -195,13 +190,6 @@ def _submit(job: Score) -> dict[str, Any]:
             shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
             print(f"{len(rows)} {meaning}: {shown}", file=sys.stderr)
     return {**asdict(done), "out": str(job.out), "bytes": job.out.stat().st_size}
-
-
-def _check_folder(path: Path | None) -> None:
-    """What cannot be written should be found before an hour of work."""
-    if path is not None and not path.resolve().parent.is_dir():
-        message = f"the folder {path.parent} does not exist; make it, or write elsewhere"
-        raise FileNotFoundError(message)
 
 
 if __name__ == "__main__":

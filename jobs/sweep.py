@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from idol import presets
 from idol.config import Config, override
-from jobs import command
+from jobs import command, places
 from pipelines.sweep import space as search_space
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Range, Space
@@ -51,7 +51,7 @@ class Sweep:
     """A finished OUT of jobs.evaluate, on annotations with truth: sweep its tracker."""
     pairs: Path | None = None
     """A finished OUT of jobs.prepare: sweep training on it."""
-    out: Path
+    out: Annotated[Path, places.FOLDER]
     """Directory to write: new, empty, or left unfinished by the same command."""
     space: command.Repeated = ()
     """tracker.FIELD=LOW..HIGH, tracker.FIELD=LOW..HIGH:log, tracker.FIELD=A,B,C, or tracker.FIELD

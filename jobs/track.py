@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from idol.config import Speed
-from jobs import command
+from jobs import command, places
 
 if TYPE_CHECKING:
     from pipelines import stream
@@ -35,7 +35,7 @@ class Track:
     source: Annotated[str, tyro.conf.Positional]
     """A video file, a folder of images, or a camera: camera:0."""
     weights: command.Weights
-    out: Path
+    out: Annotated[Path, places.STREAM]
     """Directory to write, made where it is missing."""
     preset: str | None = None
     """Configuration of a released .pth, which carries none."""

@@ -12,7 +12,7 @@ import tyro
 
 from idol import presets
 from idol.config import override, to_dict
-from jobs import command
+from jobs import command, places
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Train:
 
     pairs: Path
     """Output of jobs.prepare."""
-    out: Path
+    out: Annotated[Path, places.FOLDER]
     """Where the checkpoint and the losses go."""
     preset: Annotated[
         str,

@@ -25,8 +25,7 @@ from pipelines.storage import manifest, schemas, tables
 from pipelines.storage.layout import shard_path
 from pipelines.storage.manifest import MANIFEST, STARTED, Manifest
 
-# What a stage may leave at the top of its directory, and all that overwriting ever deletes.
-_OWNED = (
+OWNED = (
     MANIFEST,
     STARTED,
     "*.parquet",
@@ -41,6 +40,7 @@ _OWNED = (
     "ledger.jsonl",
     "settings.json",
 )
+"""What a stage may leave at the top of its directory, and all that overwriting ever deletes."""
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def prepare_output(
     }
     if path.exists() and not path.is_dir():
         raise ManifestError(str(path), "is a file, not a directory", "Choose another --out.")
-    ours = any((path / name).exists() for name in (MANIFEST, STARTED))
+    ours = is_claimed(path)
     if overwrite and ours:
         _clear(path)
     if (path / MANIFEST).exists():
@@ -167,6 +167,16 @@ def prepare_output(
         manifest.commit_json({**claim, "code_versions": versions}, path / STARTED)
     output.code_version = " + ".join(versions)
     return output
+
+
+def is_claimed(path: Path) -> bool:
+    """Whether a directory is, or will be, the output of a stage."""
+    return any((path / name).exists() for name in (MANIFEST, STARTED))
+
+
+def owns(file: Path) -> bool:
+    """Whether a file has a name that stages give to files of their directories."""
+    return any(file.match(pattern) for pattern in OWNED)
 
 
 @functools.cache
@@ -223,13 +233,13 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 def _clear(path: Path) -> None:
     """Delete a stage's own files, the manifest first: half deleted must not look finished."""
-    for file in [*(file for pattern in _OWNED for file in path.glob(pattern)), *_leftovers(path)]:
+    for file in [*(file for pattern in OWNED for file in path.glob(pattern)), *_leftovers(path)]:
         if file.is_file() or file.is_symlink():
             file.unlink(missing_ok=True)
 
 
 def _leftovers(path: Path) -> Iterator[Path]:
     """Files that a killed process has left half written (idol.files.whole_file)."""
-    for owned in _OWNED:
+    for owned in OWNED:
         stem, suffix = owned.rsplit(".", 1)
         yield from path.glob(f".{stem}.????????.{suffix}")

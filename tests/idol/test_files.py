@@ -1,4 +1,8 @@
+import errno
+import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,3 +57,47 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
         load_json(tmp_path / "none.json", "truth")
     with pytest.raises(IsADirectoryError, match="name the truth file in it"):
         load_json(tmp_path, "truth")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # as Arrow says it, without a file
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # as safetensors does
+    ],
+)
+def test_a_full_disk_is_told_with_the_file_that_was_to_be_written(
+    tmp_path: Path, error: Exception
+) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        _fail(tmp_path / "a.bin", error)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.bin"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_on_a_disk_without_room_is_about_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match="No space left on device"):
+        _fail(tmp_path / "a.pt", RuntimeError("PytorchStreamWriter failed writing file"))
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="of our own"):
+        _fail(tmp_path / "a.pt", RuntimeError("of our own"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_with_the_name_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".a.x7f3.html"))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with pytest.raises(PermissionError) as caught:
+        write_whole(tmp_path / "a.html", b"")
+    assert caught.value.filename == str(tmp_path / "a.html")
+
+
+def _fail(path: Path, error: Exception) -> None:
+    with whole_file(path):
+        raise error

@@ -230,7 +230,7 @@ def test_clips_can_be_joined_to_a_results_file(
         ),
         (["--truth", "{truth}", "--results", "{truth}"], "results must be a JSON list"),
         (["--submission", "{good}"], "needs --out results.zip"),
-        (["--submission", "{good}", "--out", "{good}"], "would replace the results file"),
+        (["--submission", "{good}", "--out", "{good}"], "would replace"),
         (["--submission", "{good}", "--out", "x.zip", "--results", "{good}"], "scores nothing"),
         (["--submission", "{good}", "--out", "no/x.zip"], "folder no does not exist"),
         (["--submission", "none.json", "--out", "x.zip"], r"none\.json does not exist"),

@@ -1,0 +1,155 @@
+"""Where a job may write: one rule for every option of every job, checked before any work."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How s3://bucket/x begins once it is a Path, which makes one slash of two."""
+_START = 1024  # bytes by which an existing file is recognised
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kind:
+    """What an option writes, as in `out: Annotated[Path, places.PAGE]`.
+
+    name: what messages call it
+    ours: whether an existing file, given with its first bytes, is an earlier one of this kind;
+          None: a folder, of which pipelines.storage.claims says what may be in it already
+    holds: files of a folder that claims knows nothing of
+    """
+
+    name: str
+    ours: Callable[[Path, bytes], bool] | None
+    holds: Mapping[str, Kind] = field(default_factory=dict)
+
+
+def _begins(pattern: bytes) -> Callable[[Path, bytes], bool]:
+    return lambda path, start: re.match(pattern, start) is not None
+
+
+def _is_score(path: Path, start: bytes) -> bool:
+    if not zipfile.is_zipfile(path):
+        return start.startswith((b'{"AP"', b'{"entries"'))
+    from idol.ytvis import submission
+
+    with zipfile.ZipFile(path) as archive:
+        return archive.namelist() == [submission.MEMBER]
+
+
+SCORES = Kind("an output of jobs.score", _is_score)
+RESULTS = Kind("results of this project", _begins(rb'\[\s*(\{"category_id"|\]\s*$)'))
+PAGE = Kind("a page of this project", _begins(rb'(?s).*<meta name="generator" content="idol-vis">'))
+FILM = Kind("a film", _begins(rb"(?s).{4}ftyp"))
+NETWORK = Kind("an exported network", _begins(rb"\x08|PK"))
+COMPARISON = Kind("a comparison", _begins(rb'(\{\s*"[^"]*":\s*){2}\{\s*"AP'))
+FOLDER = Kind("a folder", None)
+EVALUATIONS = Kind("a folder", None, {"comparison.json": COMPARISON, "comparison.html": PAGE})
+STREAM = Kind("a folder", None, {"results.json": RESULTS, "annotated.mp4": FILM})
+WALK = Kind("a folder", None, {"report.html": PAGE})
+
+
+def check(job: Any) -> None:
+    """Look at the options that are places: those of type Path, and those with a Kind.
+
+    No Path is an address. A file to be written is no input of the job and no file of a stage's
+    directory, its folder is there and can be written to, and what it replaces is of its own kind.
+
+    Raises: ValueError, OSError: the rule, what came instead, and what to do.
+    """
+    written: dict[str, tuple[Path, Kind]] = {}
+    read: list[tuple[str, Path]] = []
+    for option, hint in get_type_hints(type(job), include_extras=True).items():
+        kind = next((k for k in getattr(hint, "__metadata__", ()) if isinstance(k, Kind)), None)
+        flag = "--" + option.replace("_", "-")
+        for value in _values(getattr(job, option)):
+            if isinstance(value, Path) and _ADDRESS.match(str(value)):
+                raise ValueError(
+                    f"{flag} {str(value).replace(':/', '://', 1)} is an address, but object "
+                    "storage is not supported there. Give a path, such as that of a mounted disk."
+                )
+            if kind is not None:
+                written[flag] = Path(value), kind
+            elif os.path.exists(value):
+                read.append((flag, Path(value)))
+    for flag, (path, kind) in written.items():
+        _check_inputs(flag, path, kind, read)
+        if kind.ours is not None:
+            _check_file(flag, path, kind)
+        for name, inner in kind.holds.items():
+            _check_replaced(flag, path / name, inner)
+    places = [path.resolve() for path, _ in written.values()]
+    if len(set(places)) < len(places):
+        raise ValueError(f"{' and '.join(written)} name one file; name them differently")
+
+
+def _values(value: Any) -> Iterator[str | Path]:
+    """The texts and paths of an option, one by one."""
+    if isinstance(value, str | Path):
+        yield value
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _values(one)
+
+
+def _check_inputs(flag: str, path: Path, kind: Kind, read: list[tuple[str, Path]]) -> None:
+    """Refuse to replace what the job reads, and to write among the files of a folder it reads."""
+    if not path.exists():
+        return
+    for other, source in read:
+        lost = path.samefile(source)
+        if kind.ours is None and not lost and path.samefile(source.parent):
+            from pipelines.storage import claims
+
+            lost = source.name in kind.holds or claims.owns(source)
+        if lost:
+            raise ValueError(
+                f"{flag} {path} would replace {source}, which {other} reads. Write elsewhere."
+            )
+
+
+def _check_file(flag: str, path: Path, kind: Kind) -> None:
+    """Refuse what cannot be written now, or must not be: it should not take an hour to find out."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"the folder {path.parent} does not exist, so {flag} {path} cannot be written; make "
+            "it, or write elsewhere"
+        )
+    if path.is_dir():
+        raise IsADirectoryError(f"{flag} {path} is a folder; name a file in it")
+    if path.exists():
+        from pipelines.storage import claims
+
+        if claims.is_claimed(path.parent) and claims.owns(path):
+            raise ValueError(
+                f"{flag} {path} would replace a file of the output in {path.parent}, which other "
+                "jobs read. Write elsewhere."
+            )
+    _check_replaced(flag, path, kind)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"{flag}: {error.strerror}", str(path)) from error
+
+
+def _check_replaced(flag: str, path: Path, kind: Kind) -> None:
+    """Refuse an existing file of another kind."""
+    if not path.exists() or kind.ours is None:
+        return
+    fits = path.is_file()
+    if fits and path.stat().st_size:
+        with path.open("rb") as file:
+            fits = kind.ours(path, file.read(_START))
+    if not fits:
+        raise ValueError(
+            f"{flag}: {path} exists and is not {kind.name}, so it is not replaced. Write "
+            "elsewhere, or remove it yourself."
+        )
