@@ -7,11 +7,10 @@ root, or whose frames do not exist, is rejected.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import posixpath
 import re
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from idol.ytvis.truth import Truth
 from idol.ytvis.videos import Annotations, Reject, Video
 from pipelines.errors import DatasetError, VideoError
 from pipelines.sources import frames as frame_files
+from pipelines.sources.frame_listing import FrameListing
 from pipelines.storage import manifest
 
 
@@ -68,6 +68,7 @@ class Dataset:
     categories: category_id → name, ascending; the position is the label
     rejects:    everything left out
     input_hash: names the content of the annotations and the selection made from them
+    frames:     names the frame files of the videos (FrameListing.fingerprint), wherever they lie
     sources:    the annotation files
     annotated:  videos whose annotations can be read, with usable frames or without
     labelled:   whether the files list annotations, be it none; without, the truth is not public
@@ -77,6 +78,7 @@ class Dataset:
     categories: Mapping[int, str]
     rejects: tuple[Reject, ...]
     input_hash: str
+    frames: str = ""
     sources: tuple[str, ...] = ()
     annotated: tuple[Video, ...] = ()
     labelled: bool = True
@@ -154,11 +156,11 @@ def read(
     if not frame_files.is_remote(root):
         # Workers read the frames, and have a working directory of their own.
         root = str(Path(root).resolve())
-    files_in = functools.cache(frame_files.files_in)
+    there = FrameListing(root)
     videos = []
     for video in annotated:
         try:
-            videos.append(_record(video, source, root, files_in))
+            videos.append(_record(video, source, root, there))
         except VideoError as error:
             rejects.append(Reject(*error.args))
     digest = hashlib.sha256(data).hexdigest()
@@ -170,6 +172,7 @@ def read(
         categories=found.categories,
         rejects=tuple(rejects),
         input_hash=digest,
+        frames=there.fingerprint(frame for video in videos for frame in video.frames),
         sources=(source,),
         annotated=tuple(annotated),
         labelled=found.listed is not None,
@@ -234,6 +237,7 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
         categories=dict(sorted(names.items())),
         rejects=tuple(rejects),
         input_hash=manifest.hash_value([dataset.input_hash for dataset in datasets]),
+        frames=" + ".join(dataset.frames for dataset in datasets),
         sources=tuple(source for dataset in datasets for source in dataset.sources),
         annotated=tuple(annotated),
         labelled=all(dataset.labelled for dataset in datasets),
@@ -255,9 +259,7 @@ def _default_root(source: str) -> str:
     return inside if frame_files.is_directory(inside) else str(parent)
 
 
-def _record(
-    video: Video, source: str, root: str, files_in: Callable[[str], Container[str]]
-) -> VideoRecord:
+def _record(video: Video, source: str, root: str, there: FrameListing) -> VideoRecord:
     """The record of a video. Raises: VideoError: its frames cannot be used."""
     names = video.file_names
     if names is None:
@@ -275,8 +277,7 @@ def _record(
             raise VideoError(video.video_id, name, reason + "without '..' above it")
         references.append(frame_files.join(root, inside))
     for path in dict.fromkeys(frame_files.split(r)[0] for r in references):
-        directory, _, name = path.rpartition("/")
-        if name not in files_in(directory):
+        if there.bytes_of(path) is None:
             raise VideoError(video.video_id, path, "the frame does not exist")
     instances = []
     for i, areas in zip(video.instances, video.areas.tolist(), strict=True):

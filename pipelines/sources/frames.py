@@ -73,17 +73,17 @@ def read_bytes(path: str) -> bytes:
     return data
 
 
-def files_in(directory: str) -> frozenset[str]:
-    """Names of the files in a directory, which network storage tells faster than of each file."""
+def files_in(directory: str) -> dict[str, int]:
+    """Names and bytes of the files in a directory, in one listing: faster than to ask for each."""
     if is_remote(directory):
         filesystem, inner = fs.FileSystem.from_uri(directory)
         found = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
-        return frozenset(info.base_name for info in found if info.type == fs.FileType.File)
+        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
     try:
         with os.scandir(directory or "/") as entries:
-            return frozenset(entry.name for entry in entries if entry.is_file())
+            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
     except OSError:
-        return frozenset()
+        return {}
 
 
 def decode_image(data: bytes, *, video_id: int, path: str) -> Image:

@@ -140,8 +140,9 @@ def run(
     """
     shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
     truth = dataset.labelled
+    content = input_hash(dataset, model)
     output = claims.prepare_output(
-        out, layout.DETECT, claim(config), input_hash(dataset, model), overwrite=overwrite
+        out, layout.DETECT, claim(config), content, frames=dataset.frames, overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished

@@ -114,8 +114,9 @@ def run(
     # The truth is read before anything is computed, so that its faults are found at once.
     dataset, model, config, truth = request.read()
     claimed = {**detect.claim(config), "tracker": to_dict(config.tracker)}
+    content = detect.input_hash(dataset, model)
     output = claims.prepare_output(
-        out, EVALUATE, claimed, detect.input_hash(dataset, model), overwrite=overwrite
+        out, EVALUATE, claimed, content, frames=dataset.frames, overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished

@@ -88,7 +88,9 @@ def run(
     recorded = to_dict(config)
     # No row depends on the limit: whoever raises it keeps the shards that are done.
     del recorded["max_reject_fraction"]
-    output = claims.prepare_output(out, PREPARE, recorded, dataset.input_hash, overwrite=overwrite)
+    output = claims.prepare_output(
+        out, PREPARE, recorded, dataset.input_hash, frames=dataset.frames, overwrite=overwrite
+    )
     if output.finished is not None:
         return output.finished
     total = _write_shards(dataset, plan, output, config, num_cpus)

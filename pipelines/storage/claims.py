@@ -1,9 +1,10 @@
 """A directory belongs to one run of one stage, from its claim until its manifest is there.
 
 A directory is in one of three states. *New*: it does not exist, or is empty. *Unfinished*:
-`_started.json` says which stage, configuration and input its shards belong to; the same command
-again redoes only the missing shards. *Finished*: `_manifest.json` exists, which is written last.
-Directories lie on a local or shared file system, because files are committed by a rename.
+`_started.json` says which stage, configuration, input and frames its shards belong to; the same
+command again redoes only the missing shards. *Finished*: `_manifest.json` exists, which is written
+last. Directories lie on a local or shared file system, because files are committed by a
+rename.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Output:
     stage: str
     config: dict[str, Any]
     input_hash: str
+    frames: str
     code_version: str
     finished: Manifest | None = None
     started_at: float = field(default_factory=time.monotonic)
@@ -102,6 +104,7 @@ class Output:
             stage=self.stage,
             config=self.config,
             input_hash=self.input_hash,
+            frames=self.frames,
             code_version=self.code_version,
             rows=rows,
             shards=total_shards,
@@ -122,22 +125,25 @@ def prepare_output(
     config: Mapping[str, Any],
     input_hash: str,
     *,
+    frames: str = "",
     overwrite: bool = False,
 ) -> Output:
     """Claim a directory for one run of a stage, or find what an equal run left there.
 
     out:       new or empty, or left by the same stage with the same configuration and input
     config:    of the stage, in plain JSON types
+    frames:    of the dataset, where the stage reads its frames
     overwrite: delete an earlier output of this project first (never a foreign directory)
     Raises: ManifestError: the directory holds anything else.
     """
     path = Path(out)
-    output = Output(path, stage, _plain(config), input_hash, code_version())
+    output = Output(path, stage, _plain(config), input_hash, frames, code_version())
     claim = {
         "stage": stage,
         "schema_version": schemas.VERSION,
         "config": output.config,
         "input_hash": input_hash,
+        "frames": frames,
     }
     if path.exists() and not path.is_dir():
         raise ManifestError(str(path), "is a file, not a directory", "Choose another --out.")
@@ -205,21 +211,31 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 def _check_claim(
     path: Path, previous: Mapping[str, Any], claim: dict[str, Any], state: str
 ) -> None:
-    """Refuse a directory that belongs to another stage, configuration or input."""
+    """Refuse a directory that belongs to another stage, configuration, input or frames."""
+    # An output of a stage without frames has no entry for them where it is an old one.
+    previous = {"frames": "", **previous}
     differing = [name for name, value in claim.items() if previous.get(name) != value]
     if not differing:
         return
-    name = differing[0]
-    old, new = previous.get(name), claim[name]
-    difference = {
-        "stage": f"it is of stage {old!r}, not {new!r}",
-        "schema_version": f"its schema version is {old}",
-        "config": "its configuration differs: " + "; ".join(_differences(old, new)[:4]),
-        "input_hash": "its input had other content",
-    }[name]
+    # Missing frames make another input too, so of input and frames both are told.
+    told = differing if differing[0] == "input_hash" else differing[:1]
+    difference = "; ".join(_difference(name, previous.get(name), claim[name]) for name in told)
     reason = f"holds the {state} output of another run: {difference}"
     todo = "Choose another --out, or pass --overwrite to delete it."
     raise ManifestError(str(path), reason, todo)
+
+
+def _difference(name: str, old: Any, new: Any) -> str:
+    """Of one entry of a claim, in words."""
+    if name == "stage":
+        return f"it is of stage {old!r}, not {new!r}"
+    if name == "schema_version":
+        return f"its schema version is {old}"
+    if name == "config":
+        return "its configuration differs: " + "; ".join(_differences(old, new)[:4])
+    if name == "input_hash":
+        return "its input had other content"
+    return f"its frames were {old or 'not recorded'}, those given now are {new}"
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -35,6 +35,8 @@ class Manifest:
     """The whole configuration, as plain JSON types."""
     input_hash: str = ""
     """Hash of what the stage read (Manifest.hash of a directory)."""
+    frames: str = ""
+    """Names the frame files that the stage read, wherever they lay; "" where it read none."""
     code_version: str = ""
     """Version of the code, and a hash of its sources; several joined by + after a resume."""
     rows: int = 0

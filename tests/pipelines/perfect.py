@@ -45,6 +45,7 @@ def run(
         "detect",
         detect.claim(config),
         detect.input_hash(dataset, model),
+        frames=dataset.frames,
         overwrite=overwrite,
     )
     if output.finished is not None:

@@ -173,7 +173,11 @@ def test_a_killed_run_redoes_only_what_is_missing_and_ends_with_the_same_bytes(
     out = tmp_path / "killed"
     # As a kill leaves it: claimed, one shard done, one half written.
     claims.prepare_output(
-        out, "detect", detect.claim(tiny_config()), detect.input_hash(dataset, model)
+        out,
+        "detect",
+        detect.claim(tiny_config()),
+        detect.input_hash(dataset, model),
+        frames=dataset.frames,
     )
     for prefix in ("shard", "overlap"):
         shutil.copy(layout.shard_path(whole, 1, prefix), out)

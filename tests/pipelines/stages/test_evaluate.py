@@ -1,6 +1,7 @@
 """A checkpoint and a dataset become metrics, a page and an experiment log."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,28 @@ def test_everything_found_scores_everything_and_is_reported_and_logged(
     assert evaluate.run(request, out) == found
     with pytest.raises(manifest.ManifestError, match="configuration differs: tracker"):
         evaluate.run(replace(request, tracker="paper"), out)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_evaluation_belongs_to_its_frames_wherever_they_lie(
+    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path, finished: bool
+) -> None:
+    videos, out = make_videos([6, 3]), tmp_path / "out"
+    request = request_of(videos, tmp_path)
+    found = evaluate.run(request, out)
+    if not finished:  # as a kill after detection leaves it
+        (out / manifest.MANIFEST).rename(out / manifest.STARTED)
+    root = videos.folder / "JPEGImages"
+    other = shutil.copytree(root, tmp_path / "other")
+    image = other / "v1" / "000.jpg"
+    image.write_bytes((other / "v1" / "001.jpg").read_bytes())
+    with pytest.raises(manifest.ManifestError, match=r"its frames were 9 files .*now are 9 files"):
+        evaluate.run(replace(request, frames=str(other)), out)
+    with pytest.raises(manifest.ManifestError, match=r"its frames were 9 files .*now are 0 files"):
+        evaluate.run(replace(request, frames=str(tmp_path)), out)
+    root.rename(tmp_path / "moved")
+    again = evaluate.run(replace(request, frames=str(tmp_path / "moved")), out)
+    assert again.hash == found.hash
 
 
 def test_videos_without_frames_count_as_missed_and_are_listed(

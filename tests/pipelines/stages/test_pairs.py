@@ -207,7 +207,7 @@ def test_a_restart_redoes_only_what_is_missing_and_ends_with_equal_bytes(
     pairs.run(dataset, whole, config)
     # What a killed driver leaves: the claim, some shards, half a file under a temporary name.
     recorded = json.loads((whole / manifest.MANIFEST).read_text())["config"]
-    claims.prepare_output(cut, layout.PREPARE, recorded, dataset.input_hash)
+    claims.prepare_output(cut, layout.PREPARE, recorded, dataset.input_hash, frames=dataset.frames)
     shutil.copy(whole / "shard-00002.parquet", cut)
     (cut / ".shard-00000.a1b2c3d4.parquet").write_bytes(b"half")
     kept = (cut / "shard-00002.parquet").stat()
@@ -299,6 +299,23 @@ def test_another_runs_directory_is_refused(make_videos, tmp_path):
     (tmp_path / "full" / "a.txt").touch()
     with pytest.raises(ManifestError, match="not an output of this project"):
         pairs.run(dataset, tmp_path / "full", PairConfig())
+
+
+def test_pairs_belong_to_their_frames_wherever_they_lie(make_videos, tmp_path):
+    videos, out = make_videos([3]), tmp_path / "out"
+    dataset, config = annotations.read(videos.write()), PairConfig()
+    recorded = dataclasses.asdict(config)
+    del recorded["max_reject_fraction"]
+    claims.prepare_output(
+        out, layout.PREPARE, recorded, dataset.input_hash, frames=dataset.frames
+    ).finish()
+    root = videos.folder / "JPEGImages"
+    other = shutil.copytree(root, tmp_path / "other")
+    (other / "v1" / "000.jpg").write_bytes(b"another picture")
+    with pytest.raises(ManifestError, match=r"its frames were 3 files .* those given now are 3"):
+        pairs.run(annotations.read(videos.write(), other), out, config)
+    root.rename(tmp_path / "moved")
+    pairs.run(annotations.read(videos.write(), tmp_path / "moved"), out, config)
 
 
 def test_a_still_image_is_paired_with_itself_and_stored_once(make_images):

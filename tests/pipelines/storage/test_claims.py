@@ -1,5 +1,6 @@
 """A directory is new, unfinished or finished, and belongs to one run of one stage."""
 
+import json
 import os
 
 import pyarrow as pa
@@ -47,6 +48,31 @@ def test_another_runs_directory_is_refused(tmp_path, stage, config, input_hash, 
     with pytest.raises(ManifestError, match=words) as caught:
         claims.prepare_output(tmp_path / "out", stage, config, input_hash)
     assert "--overwrite" in str(caught.value)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_directory_belongs_to_its_frames(tmp_path, complete):
+    output = claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h", frames="2 files (ab)")
+    if complete:
+        assert output.finish().frames == "2 files (ab)"
+    words = r"its frames were 2 files \(ab\), those given now are 2 files \(cd\)\. Choose another"
+    with pytest.raises(ManifestError, match=words):
+        claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h", frames="2 files (cd)")
+    with pytest.raises(ManifestError, match="input had other content; its frames were"):
+        claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "i", frames="2 files (cd)")
+    claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h", frames="2 files (ab)")
+
+
+def test_outputs_from_before_frames_were_recorded(tmp_path):
+    for name in ("with", "without"):
+        finished(tmp_path / name)
+        path = tmp_path / name / manifest.MANIFEST
+        content = json.loads(path.read_text())
+        del content["frames"]
+        path.write_text(json.dumps(content))
+    assert claims.prepare_output(tmp_path / "without", "prepare", CONFIG, "h").finished is not None
+    with pytest.raises(ManifestError, match="its frames were not recorded"):
+        claims.prepare_output(tmp_path / "with", "prepare", CONFIG, "h", frames="2 files (ab)")
 
 
 def test_a_foreign_directory_is_refused_and_never_deleted(tmp_path):
