@@ -140,8 +140,7 @@ def read(
         raise ValueError(f"stride must be at least 1, got {stride}")
     data, found = _parsed(source)
     wanted = None if video_ids is None else set(video_ids)
-    rejects = list(found.rejects)
-    annotated = list(found.videos.values())
+    rejects, annotated = list(found.rejects), list(found.videos.values())
     if wanted is not None:
         unknown = wanted - found.videos.keys() - {reject.video_id for reject in rejects}
         if unknown:
