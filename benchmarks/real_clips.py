@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             switches = sum(row["switches"] for row in summary["per_video"])
             set_name = f"{folder.name[2:]}, {summary['videos']} videos"
             print(f"| {set_name} | {name} | {cells(summary['metrics'])} | {switches} |")
-        print(f"| {set_name} | true identities | {cells(summary['true_identities'])} | 0 |")
+        print(f"| {set_name} | frame oracle | {cells(summary['frame_oracle'])} | |")
+        print(f"| {set_name} | upper bound | {cells(summary['upper_bound'])} | |")
     swept = manifest.read(out / "sweep", layout.SWEEP).extra
     best = swept["best"]
     value = 100 * best["metrics"]["AP"]

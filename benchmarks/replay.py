@@ -13,7 +13,7 @@ from scipy import stats
 from idol.config import TrackerConfig
 from idol.detection.postprocess import detections
 from idol.evaluation.average_precision import summarise
-from idol.evaluation.identities import true_identity_tracks
+from idol.evaluation.identities import shown_instances
 from idol.evaluation.overlaps import FrameOverlap, TrackOverlaps, frame_overlap, truth_of_frame
 from idol.evaluation.stored_overlaps import match_video_from_overlaps
 from idol.evaluation.tracking_metrics import count_overlaps, summarise_tracking
@@ -95,7 +95,7 @@ def score(clips: Sequence[Clip], config: TrackerConfig, *, cheat: bool = False) 
     for clip in clips:
         if cheat:
             rows = [admitted(frame, config).tolist() for frame in clip.frames]
-            tracks = true_identity_tracks(clip.frames, clip.overlaps, rows=rows)
+            tracks = true_identity_tracks(clip, rows)
         else:
             tracks = track_video(clip.frames, config)
         ids = clip.truth.categories
@@ -121,6 +121,25 @@ def score(clips: Sequence[Clip], config: TrackerConfig, *, cheat: bool = False) 
         else tracking[name] * (1 if name == "IDSW" else 100)
         for name in METRICS
     }
+
+
+def true_identity_tracks(clip: Clip, rows: Sequence[Sequence[int]]) -> list[Track]:
+    """Tracks of a tracker that knows every true identity and drops what shows no instance.
+
+    rows: per frame the detections to use. Unlike the frame oracle of `idol.analysis.oracles`, which
+          takes a method's tracks, this takes what the method's tracker is given
+    """
+    detections: dict[int, dict[int, int]] = {}
+    for frame, overlap, used in zip(clip.frames, clip.overlaps, rows, strict=True):
+        for n, g in shown_instances(overlap, np.array(used, np.int64)):
+            detections.setdefault(g, {})[frame.frame_index] = int(used[n])
+    of_frame = {frame.frame_index: frame for frame in clip.frames}
+    return [
+        Track(
+            g, found, torch.stack([of_frame[t].class_scores[r] for t, r in found.items()]).mean(0)
+        )
+        for g, found in sorted(detections.items())
+    ]
 
 
 def _overlaps(tracks: Sequence[Track], clip: Clip) -> TrackOverlaps:

@@ -115,7 +115,8 @@ def table(out: Path, trackers: Sequence[str]) -> str:
             summary = json.loads((folder / layout.REPORT).read_text())
             switches = sum(row["switches"] for row in summary["per_video"])
             lines.append(f"| {dial} | {tracker} | {cells(summary['metrics'])} | {switches} |")
-        lines.append(f"| {dial} | true identities | {cells(summary['true_identities'])} | 0 |")
+        lines.append(f"| {dial} | frame oracle | {cells(summary['frame_oracle'])} | |")
+        lines.append(f"| {dial} | upper bound | {cells(summary['upper_bound'])} | |")
     return "\n".join(lines)
 
 

@@ -107,7 +107,7 @@ def draw(job: Demo) -> dict[str, dict[str, str]]:
 def table(sets: Mapping[str, Mapping[str, Any]]) -> str:
     """The scores of every set in percent, as text."""
     titles = {name: name for name in ("AP", "AP50", "AP75", "AR1", "AR10")}
-    titles["AP_true_identities"] = "AP with true identities"
+    titles |= {"AP_frame_oracle": "frame oracle", "AP_upper_bound": "upper bound"}
     lines = ["videos    " + "  ".join(f"{title:>6}" for title in titles.values())]
     for name, stats in sets.items():
         cells = (f"{100 * stats[c]:{max(6, len(title))}.1f}" for c, title in titles.items())

@@ -13,6 +13,7 @@ Entries of one video with the same first_frame are one clip and equally long. Cl
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -48,8 +49,8 @@ class Span(NamedTuple):
 class ClipTrack:
     """What a method put together within one clip: masks, and the classes it was submitted under.
 
-    masks:        frame of the video -> mask; frames without any pixel are absent
-    areas:        frame of the video -> its pixels, > 0
+    masks:        frame of the video -> mask; empty where it was measured without its masks
+    areas:        frame of the video -> its pixels, > 0; frames without any pixel are absent
     positions:    category_id -> index of the entry; it decides between equal scores
     """
 
@@ -99,15 +100,15 @@ def tracks_of(
         full.append({**entry, "segmentations": masks} if "first_frame" in entry else entry)
     read, areas = results_file.check_video(full, indices, truth)
     tracks: dict[tuple[Any, ...], ClipTrack] = {}
+    copies: Counter[tuple[Any, ...]] = Counter()
     for n, (entry, index, span) in enumerate(zip(entries, indices, spans, strict=True)):
         category_id, score = int(entry["category_id"]), float(entry["score"])
         seen = np.flatnonzero(areas[n]).tolist()
         shown = {t: mask for t in seen if (mask := read[n][t]) is not None}
-        copy = 0
         key: tuple[Any, ...] = (span, *((t, mask["counts"]) for t, mask in shown.items()))
         # The same masks under the same class again are another track: a duplicate.
-        while (*key, copy) in tracks and category_id in tracks[*key, copy].class_scores:
-            copy += 1
+        copy = copies[*key, category_id]
+        copies[*key, category_id] += 1
         new = ClipTrack(span, shown, {t: int(areas[n, t]) for t in shown}, {}, {})
         track = tracks.setdefault((*key, copy), new)
         track.class_scores[category_id] = score
@@ -232,14 +233,14 @@ def joined_entries(groups: Iterable[Sequence[Part]], video_id: int, length: int)
         for t, found in by_frame.items():
             covering = sum(t in part.frames for part in parts)
             whole[t] = _majority(found, covering)
-        for category_id, score, position in _classes(parts):
+        for category_id, score, position in classes(parts):
             entry: Entry = {"video_id": video_id, "category_id": category_id, "score": score}
             entries.append((position, {**entry, "segmentations": whole}))
     return [entry for _, entry in sorted(entries, key=lambda row: row[0])]
 
 
-def _classes(parts: Sequence[Part]) -> list[tuple[int, float, int]]:
-    """(category_id, mean score, position) of a joined track's classes."""
+def classes(parts: Sequence[Part]) -> list[tuple[int, float, int]]:
+    """(category_id, mean score, position) of a joined track's classes, as of `joined_entries`."""
     positions: dict[int, int] = {}
     for part in parts:
         for category_id, position in part.track.positions.items():
@@ -247,7 +248,7 @@ def _classes(parts: Sequence[Part]) -> list[tuple[int, float, int]]:
     first = parts[0].track.class_scores
     if all(part.track.class_scores == first for part in parts):
         return [(c, score, positions[c]) for c, score in first.items()]
-    seen = [sum(t in part.track.masks for t in part.frames) for part in parts]
+    seen = [sum(t in part.track.areas for t in part.frames) for part in parts]
     # Parts without a mask weigh nothing, unless none has one.
     weights = np.array(seen if any(seen) else [1] * len(parts), np.float64)
     ids = sorted(positions)
@@ -270,12 +271,12 @@ def _majority(found: Sequence[Rle], voters: int) -> Rle | None:
     return {"size": size, "counts": rle.encode_masks(pixels[None])[0]} if pixels.any() else None
 
 
-def whole_tracks(tracks: Sequence[ClipTrack], identities: Ints, truth: VideoTruth) -> list[Entry]:
-    """Results entries of tracks joined by identity; identities: (N,), as of `identities`."""
+def whole_tracks(tracks: Sequence[ClipTrack], identities: Ints) -> list[list[Part]]:
+    """The parts of every track that is joined by identity; identities: (N,), as of `identities`."""
     groups: dict[int, list[Part]] = {}
     for track, identity in zip(tracks, identities.tolist(), strict=True):
         groups.setdefault(identity, []).append(Part(track, track.clip.frames))
-    return joined_entries(groups.values(), truth.video_id, truth.length)
+    return list(groups.values())
 
 
 def join(
@@ -289,4 +290,5 @@ def join(
     Whole tracks come back as they were.
     """
     tracks = tracks_of(entries, indices, truth)
-    return whole_tracks(tracks, identities(tracks, config), truth)
+    groups = whole_tracks(tracks, identities(tracks, config))
+    return joined_entries(groups, truth.video_id, truth.length)

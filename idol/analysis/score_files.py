@@ -228,8 +228,8 @@ def _part(results: ResultsFile, analyses: Analyses, video_id: int) -> _Part:
     matches = matching.match_video(tracks, known, where, compat=analyses.compat)
     experiments = causes = counts = None
     if analyses.oracle:
-        given = results.of(video_id)
-        experiments = oracles.match_oracles(*given, known, analyses.oracle, config)
+        predicted = oracles.prediction(*results.of(video_id), known, config)
+        experiments = oracles.match_oracles(predicted, known, analyses.oracle, config)
     if analyses.errors:
         causes = error_causes.causes_of_video(tracks, where, known, config)
     if tracking is not None:

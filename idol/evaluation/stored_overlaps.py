@@ -93,7 +93,7 @@ class VideoOverlaps:
         total = np.zeros(len(tracks))
         average = np.zeros(len(tracks))
         for n, track in enumerate(tracks):
-            rows = self._rows(track)[1]
+            rows = self.rows(track)[1]
             shared[n] = self.intersection[rows].sum(axis=0)
             total[n] = self.area[rows].sum()
             average[n] = truth_file.average_area(self.area[rows][None])[0]
@@ -102,7 +102,7 @@ class VideoOverlaps:
         of_track = np.array([s.track for s in chosen], np.int64)
         return match_entries(
             self.truth,
-            _category_ids(chosen, category_ids),
+            entry_categories(chosen, category_ids),
             np.array([s.score for s in chosen], np.float64),
             average[of_track],
             iou[of_track],
@@ -125,7 +125,7 @@ class VideoOverlaps:
         area = np.zeros((len(tracks), length), np.int64)
         present = np.zeros((len(tracks), length), bool)
         for n, track in enumerate(tracks):
-            frames, rows = self._rows(track)
+            frames, rows = self.rows(track)
             of_track[frames, n] = self.intersection[rows]
             area[n, frames] = self.area[rows]
             present[n, frames] = True
@@ -141,10 +141,10 @@ class VideoOverlaps:
                 self.truth_area > 0,
             ),
             truth_categories=self.truth.category_ids,
-            track_categories=_category_ids(chosen, category_ids),
+            track_categories=entry_categories(chosen, category_ids),
         )
 
-    def _rows(self, track: Track) -> tuple[Ints, Ints]:
+    def rows(self, track: Track) -> tuple[Ints, Ints]:
         """Frames of a track in order, and the rows of its detections there."""
         found = np.array(sorted(track.detections.items()), np.int64).reshape(-1, 2)
         rows = self.first[found[:, 0]] + found[:, 1]
@@ -173,5 +173,6 @@ def match_video_from_overlaps(
     return VideoOverlaps.read(overlaps, truth).matches(tracks, category_ids, config)
 
 
-def _category_ids(chosen: Sequence[ClassEntry], known: Sequence[int]) -> Ints:
+def entry_categories(chosen: Sequence[ClassEntry], known: Sequence[int]) -> Ints:
+    """The category_id of every entry; known: (K,) of every label."""
     return np.array([known[s.label] for s in chosen], np.int64)

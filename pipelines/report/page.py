@@ -35,20 +35,22 @@ _VIDEO_COLUMNS: Final = {
 class MetricSet:
     """The metrics of one set of videos, in [0, 1]; -1: no truth for it.
 
-    stats:           as in idol.evaluation.Metrics.stats
-    true_identities: AP of the same detections joined by their true identities
-    per_category:    category name -> stats
-    note:            one line on what the set is
+    stats:        as in idol.evaluation.Metrics.stats
+    frame_oracle: AP of the same masks with true identities
+    upper_bound:  the highest AP of any association of these masks
+    per_category: category name -> stats
+    note:         one line on what the set is
     """
 
     name: str
     stats: Mapping[str, float]
-    true_identities: float | None = None
+    frame_oracle: float | None = None
+    upper_bound: float | None = None
     per_category: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     note: str = ""
 
     def __post_init__(self) -> None:
-        values = dict(self.stats) | {"true_identities": self.true_identities}
+        values = dict(self.stats) | {"upper_bound": self.upper_bound}
         for category, scores in self.per_category.items():
             values |= {f"{category} {key}": value for key, value in scores.items()}
         for key, value in values.items():
@@ -60,9 +62,9 @@ class MetricSet:
 
     @property
     def lost(self) -> float | None:
-        """AP lost in association, where it is known."""
+        """AP lost in association at most, where it is known."""
         score = _known(self.stats.get("AP"))
-        best = _known(self.true_identities)
+        best = _known(self.upper_bound)
         return None if score is None or best is None else best - score
 
 
@@ -153,7 +155,7 @@ def render(report: Report) -> str:
     text = template("report.html").render(
         report=report,
         shown=shown,
-        with_true_identities=any(s.true_identities is not None for s in report.metrics),
+        with_upper_bound=any(s.upper_bound is not None for s in report.metrics),
         categories=categories,
         category_sets=[s for s in report.metrics if s.per_category],
         curves=[(name, charts.curve(points, name)) for name, points in report.curves.items()],

@@ -81,8 +81,16 @@ def metric_sets(name: str, report: EvaluationReport) -> list[MetricSet]:
         return []
     # A category without AP has no true instance here.
     shown = {row.name: row.stats for row in report.per_category if row.stats["AP"] >= 0}
-    best, note = report.true_identities["AP"], f"{report.videos} videos"
-    return [MetricSet(name, report.metrics, best, shown, note)]
+    return [
+        MetricSet(
+            name,
+            report.metrics,
+            report.frame_oracle.get("AP"),
+            report.upper_bound.get("AP"),
+            shown,
+            f"{report.videos} videos",
+        )
+    ]
 
 
 def video_rows(report: EvaluationReport, set_name: str = "") -> list[VideoRow]:

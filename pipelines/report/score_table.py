@@ -33,7 +33,7 @@ def table(scores: ScoredFiles) -> str:
     }
     shown = {name: row for name, row in per_class.items() if max(row) >= 0}
     lines += _rows("AP by class", _percent(shown), width)
-    lines += _rows("AP with true identities", _percent(_oracles(scores)), width)
+    lines += _rows("How much is association?", _percent(_oracles(scores)), width)
     shares = [found.errors.regained for found in files if found.errors is not None]
     regained = {cause: [share[cause] for share in shares] for cause in score_page.MEANINGS}
     lines += _rows("AP regained without", _percent(regained) if shares else {}, width)
@@ -56,7 +56,9 @@ def _oracles(scores: ScoredFiles) -> dict[str, list[float]]:
     for length in sorted(experiments[0].clips, reverse=True):
         rows[f"clips of {length}"] = [done.clips[length] for done in experiments]
     rows["frame oracle"] = [done.frame for done in experiments]
-    return {name: [metrics.stats["AP"] for metrics in row] for name, row in rows.items()}
+    rows["upper bound"] = [done.bound for done in experiments]
+    values = {name: [metrics.stats["AP"] for metrics in row] for name, row in rows.items()}
+    return values | {"lost in association": [done.lost for done in experiments]}
 
 
 def _rows(title: str, rows: Mapping[str, Sequence[str]], width: int) -> list[str]:

@@ -247,6 +247,7 @@ def summarise(
     selection: Selection,
 ) -> EvaluationReport:
     """What report.json holds; found is None where there is no truth."""
+    metrics = None if found is None else found.oracles.predicted
     names = {video.video_id: video.name for video in dataset.videos}
     categories = dict(zip(config.category_ids, config.categories, strict=True))
     return EvaluationReport(
@@ -256,17 +257,18 @@ def summarise(
         rejects=rejects,
         config={**detect.claim(config), "tracker": to_dict(config.tracker)},
         selection=selection,
-        metrics={} if found is None else found.metrics.stats,
-        true_identities={} if found is None else found.true_identities.stats,
+        metrics={} if metrics is None else metrics.stats,
+        frame_oracle={} if found is None else found.oracles.frame.stats,
+        upper_bound={} if found is None else found.oracles.bound.stats,
         per_category=[
             CategoryMetrics(category_id=i, name=categories.get(i, str(i)), stats=stats)
-            for i, stats in ({} if found is None else found.metrics.per_class).items()
+            for i, stats in ({} if metrics is None else metrics.per_class).items()
         ],
         per_video=[
             replace(row, name=names.get(row.video_id, ""))
             for row in ([] if found is None else found.per_video)
         ],
-        missing_videos=[] if found is None else found.metrics.missing_videos,
+        missing_videos=[] if metrics is None else metrics.missing_videos,
     )
 
 

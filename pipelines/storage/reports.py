@@ -68,8 +68,10 @@ class EvaluationReport:
     selection: Selection
     metrics: Mapping[str, float]
     """AP, AP50, ... under the names of the official evaluators."""
-    true_identities: Mapping[str, float]
-    """The same metrics for a tracker that knows every true identity."""
+    frame_oracle: Mapping[str, float]
+    """The same metrics of the same masks with true identities (`idol.analysis.oracles`)."""
+    upper_bound: Mapping[str, float]
+    """The highest that any association of these masks can reach (`idol.evaluation.upper_bound`)."""
     per_category: Sequence[CategoryMetrics]
     per_video: Sequence[VideoMetrics]
     missing_videos: Sequence[int]
@@ -83,7 +85,8 @@ class EvaluationReport:
         return cls(
             **{name: values[name] for name in _ALWAYS},
             selection=Selection(**values["selection"]),
-            true_identities=values.get("true_identities", {}),
+            frame_oracle=values.get("frame_oracle", {}),
+            upper_bound=values.get("upper_bound", {}),
             per_category=_nested(CategoryMetrics, values.get("per_category", [])),
             per_video=_nested(VideoMetrics, values.get("per_video", [])),
             missing_videos=values.get("missing_videos", []),
@@ -98,21 +101,24 @@ class EvaluationReport:
         values = {name: getattr(self, name) for name in _ALWAYS}
         values["selection"] = asdict(self.selection)
         if self.metrics:
-            values["true_identities"] = self.true_identities
+            values["frame_oracle"] = self.frame_oracle
+            values["upper_bound"] = self.upper_bound
             values["per_category"] = [_flat(row) for row in self.per_category]
             values["per_video"] = [_flat(row) for row in self.per_video]
             values["missing_videos"] = self.missing_videos
         return values
 
     def headline(self) -> dict[str, float | None]:
-        """The metrics, and AP_true_identities, which is None without truth."""
-        return {**self.metrics, "AP_true_identities": self.true_identities.get("AP")}
+        """The metrics, and AP of frame oracle and upper bound, which is None without truth."""
+        best = {"AP_frame_oracle": self.frame_oracle, "AP_upper_bound": self.upper_bound}
+        return {**self.metrics, **{name: stats.get("AP") for name, stats in best.items()}}
 
     def flat(self) -> dict[str, float]:
         """Every number of the whole data set under one name, for the experiment log."""
         return {
             **self.metrics,
-            **{f"true_identities/{name}": value for name, value in self.true_identities.items()},
+            **{f"frame_oracle/{name}": value for name, value in self.frame_oracle.items()},
+            **{f"upper_bound/{name}": value for name, value in self.upper_bound.items()},
             **{f"category/{row.name}/AP": row.stats["AP"] for row in self.per_category},
             "videos": self.videos,
             "rejects": len(self.rejects),

@@ -3,18 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from idol.config import TrackerConfig
-from idol.evaluation import average_precision, identities, matching
+from idol.evaluation import average_precision, matching
 from idol.evaluation.average_precision import evaluate
-from idol.evaluation.overlaps import frame_overlap, truth_of_frame
-from idol.evaluation.stored_overlaps import match_video_from_overlaps
 from idol.masks import rle
-from idol.structures import FrameDetections
 from idol.ytvis import truth
 
 CASES = [
@@ -372,81 +367,3 @@ def test_summarise_refuses_what_does_not_belong_together():
         average_precision.summarise([matching.match_video([], one[1])] * 2)
     with pytest.raises(ValueError, match="different categories or occlusion"):
         average_precision.summarise(matching.match_video([], v) for v in (one[1], two[2]))
-
-
-# ---- true identities -----------------------------------------------------------------------------
-
-
-def detected(frame_index: int, *strips: tuple[int, int]) -> FrameDetections:
-    count = len(strips)
-    return FrameDetections(
-        frame_index=frame_index,
-        scores=torch.full((count,), 0.9),
-        class_scores=torch.tensor([[0.9 - 0.1 * n - 0.01 * frame_index, 0.0] for n in range(count)])
-        .reshape(count, 2)
-        .float(),
-        embeddings=torch.zeros(count, 1),
-        overlaps=torch.eye(count),
-        boxes=torch.zeros(count, 4),
-        masks=tuple(strip(*s)["counts"].encode() for s in strips),
-    )
-
-
-def crossing():
-    """Two instances whose detections come in another order in the second frame."""
-    a, b = [strip(0, 9), strip(20, 29)], [strip(20, 29), strip(0, 9)]
-    video = truth.read(dataset([{"segmentations": a}, {"segmentations": b}])).videos[1]
-    frames = [
-        # Row 2 shows a less exactly than row 0; row 3 shows nothing.
-        detected(0, (0, 9), (21, 29), (2, 9), (30, 39)),
-        detected(1, (1, 9), (20, 29)),
-    ]
-    overlaps = [
-        frame_overlap(f.masks, truth_of_frame(video, f.frame_index), video.size, f.frame_index)
-        for f in frames
-    ]
-    return video, frames, overlaps
-
-
-def test_true_identity_tracks_follow_the_instance_that_each_detection_shows():
-    _, frames, overlaps = crossing()
-    tracks = identities.true_identity_tracks(frames, overlaps)
-    assert [(t.track_id, t.detections) for t in tracks] == [(0, {0: 0, 1: 1}), (1, {0: 1, 1: 0})]
-    # Rows 0 and 1: (0.9 + 0.79) / 2.
-    torch.testing.assert_close(tracks[0].class_scores, torch.tensor([0.845, 0.0]))
-
-
-def test_unmatched_detections_are_dropped_or_tracks_of_their_own():
-    _, frames, overlaps = crossing()
-    tracks = identities.true_identity_tracks(frames, overlaps, keep_unmatched=True)
-    assert [(t.track_id, t.detections) for t in tracks[2:]] == [(2, {0: 2}), (3, {0: 3})]
-
-
-def test_only_the_given_rows_are_used():
-    _, frames, overlaps = crossing()
-    tracks = identities.true_identity_tracks(frames, overlaps, rows=[[2, 1], []])
-    assert [(t.track_id, t.detections) for t in tracks] == [(0, {0: 2}), (1, {0: 1})]
-    assert identities.true_identity_tracks(frames, overlaps, rows=[[], []]) == []
-
-
-def test_true_identities_of_exact_detections_score_one():
-    video, frames, _ = crossing()
-    frames = [detected(0, (0, 9), (20, 29)), detected(1, (0, 9), (20, 29))]
-    overlaps = [
-        frame_overlap(f.masks, truth_of_frame(video, f.frame_index), video.size, f.frame_index)
-        for f in frames
-    ]
-    matches = match_video_from_overlaps(
-        identities.true_identity_tracks(frames, overlaps),
-        overlaps,
-        video,
-        category_ids=[1, 2],
-        config=TrackerConfig(),
-    )
-    assert average_precision.summarise([matches]).stats["AP"] == pytest.approx(1.0)
-
-
-def test_overlaps_of_other_frames_are_refused():
-    _, frames, overlaps = crossing()
-    with pytest.raises(ValueError, match="frame 0 has 4 detections, but the overlap"):
-        identities.true_identity_tracks(frames, overlaps[::-1])

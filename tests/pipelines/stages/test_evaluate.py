@@ -45,7 +45,7 @@ def test_everything_found_scores_everything_and_is_reported_and_logged(
     for name in evaluate.FILES.values():
         assert (out / name).exists(), name
     summary = json.loads((out / layout.REPORT).read_text())
-    assert summary["true_identities"]["AP"] == pytest.approx(1.0)
+    assert summary["frame_oracle"]["AP"] == summary["upper_bound"]["AP"] == pytest.approx(1.0)
     assert [row["name"] for row in summary["per_category"]] == ["person", "car"]
     assert [(row["video_id"], row["switches"]) for row in summary["per_video"]] == [
         (1, 0), (2, 0), (3, 0)

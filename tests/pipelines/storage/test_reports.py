@@ -20,14 +20,16 @@ REPORT = EvaluationReport(
     selection=Selection(annotations="/val.json", frames=None, videos=[1, 2], stride=2,
                         input_hash="ab"),
     metrics=STATS,
-    true_identities={"AP": 0.625, "AP50": 1.0},
+    frame_oracle={"AP": 0.625},
+    upper_bound={"AP": 0.75},
     per_category=[CategoryMetrics(category_id=3, name="cat", stats=STATS)],
     per_video=[VideoMetrics(video_id=1, name="a", stats=STATS, tracks=4, truth=3, switches=2)],
     missing_videos=[7],
 )  # fmt: skip
 WITHOUT_TRUTH = dataclasses.replace(
-    REPORT, metrics={}, true_identities={}, per_category=[], per_video=[], missing_videos=[]
-)
+    REPORT, metrics={}, frame_oracle={}, upper_bound={}, per_category=[], per_video=[],
+    missing_videos=[],
+)  # fmt: skip
 
 
 def finished(folder: Path, report: EvaluationReport) -> Path:
@@ -57,22 +59,23 @@ def test_metrics_stand_beside_the_other_fields_of_their_row(tmp_path: Path) -> N
 def test_without_truth_there_are_no_keys_of_truth(tmp_path: Path) -> None:
     written = json.loads((finished(tmp_path / "out", WITHOUT_TRUTH) / layout.REPORT).read_text())
     assert set(REPORT.to_dict()) - set(written) == {
-        "true_identities", "per_category", "per_video", "missing_videos"
+        "frame_oracle", "upper_bound", "per_category", "per_video", "missing_videos"
     }  # fmt: skip
     assert written["metrics"] == {}
-    assert WITHOUT_TRUTH.headline() == {"AP_true_identities": None}
+    assert WITHOUT_TRUTH.headline() == {"AP_frame_oracle": None, "AP_upper_bound": None}
 
 
 def test_the_numbers_of_a_report_have_one_name_each() -> None:
     assert REPORT.flat() == {
         **STATS,
-        "true_identities/AP": 0.625,
-        "true_identities/AP50": 1.0,
+        "frame_oracle/AP": 0.625,
+        "upper_bound/AP": 0.75,
         "category/cat/AP": 0.5,
         "videos": 2,
         "rejects": 1,
     }
-    assert REPORT.headline() == {**STATS, "AP_true_identities": 0.625}
+    best = {"AP_frame_oracle": 0.625, "AP_upper_bound": 0.75}
+    assert REPORT.headline() == {**STATS, **best}
 
 
 def test_an_evaluation_that_is_not_finished_has_no_report(tmp_path: Path) -> None:
