@@ -40,8 +40,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from idol.analysis import clips, oracles, sightings
 from idol.analysis.clips import ClipTrack
@@ -251,7 +251,7 @@ def _causes(
     # +1: as many instances as possible get a try, and frames shown count also without any IoU.
     possible = (near & same)[np.ix_(rows, open_)]
     value = np.where(possible, iou[np.ix_(rows, open_)] + 1.0, 0.0)
-    for a, b in zip(*linear_sum_assignment(value, maximize=True), strict=True):
+    for a, b in zip(*scipy.optimize.linear_sum_assignment(value, maximize=True), strict=True):
         if possible[a, b]:
             target[rows[a]] = open_[b]
     at = (of_track[rows], target[rows])

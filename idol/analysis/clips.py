@@ -20,7 +20,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy
 
 from idol.arrays import Floats, Ints
 from idol.config import AnalysisConfig
@@ -160,7 +160,7 @@ def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> Ints:
         apart += bool(covered) and not frames
         score = _soft_iou(members, here, tracks, frames)
         score[score < config.clip_match_iou] = 0.0
-        rows, columns = linear_sum_assignment(score, maximize=True)
+        rows, columns = scipy.optimize.linear_sum_assignment(score, maximize=True)
         joined = {here[b]: int(a) for a, b in zip(rows, columns, strict=True) if score[a, b] > 0.0}
         for n in here:
             out[n] = joined.get(n, len(members))

@@ -77,10 +77,11 @@ def match_video(
     compat:  as in `evaluate`
     Raises: ValueError: names the index of the first malformed entry.
     """
-    masks, areas = checked_masks(results, truth, indices, compat=compat)
+    masks = checked_masks(results, truth, indices, compat=compat)
     category_ids = np.array([entry["category_id"] for entry in results], np.int64)
     scores = np.array([entry["score"] for entry in results], np.float64)
-    iou = spatio_temporal_iou(masks, areas, truth, _wanted(category_ids, scores, truth))
+    wanted = _wanted(category_ids, scores, truth)
+    areas, iou = spatio_temporal_iou(masks, truth, wanted, indices, compat=compat)
     return match_entries(
         truth, category_ids, scores, truth_file.average_area(areas), iou, len(results) > 0, compat
     )

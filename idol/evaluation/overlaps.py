@@ -69,9 +69,9 @@ def track_overlaps(
     results, truth, indices: as in `match_video`
     Raises: ValueError: names the index of the first malformed entry.
     """
-    masks, areas = checked_masks(results, truth, indices, compat=False)
+    masks = checked_masks(results, truth, indices, compat=False)
     everything = np.ones((len(results), len(truth)), bool)
-    intersection = _shared_pixels(masks, areas, truth, everything, per_frame=True)
+    areas, intersection = _measured(masks, truth, everything, indices, per_frame=True)
     shape = (-1, truth.length)
     return TrackOverlaps(
         intersection,
@@ -127,8 +127,8 @@ def checked_masks(
     indices: Sequence[int] | None,
     *,
     compat: bool,
-) -> tuple[list[list[Rle | None]], Ints]:
-    """The masks of every entry and frame, and their areas (N, T); see `match_video`."""
+) -> list[list[Rle | None]]:
+    """The masks of every entry and frame, whose runs are not read yet; see `match_video`."""
     rows = list(range(len(results))) if indices is None else list(indices)
     if len(truth.masks) != len(truth):
         raise ValueError(
@@ -137,7 +137,7 @@ def checked_masks(
         )
     for entry, index in zip(results, rows, strict=True):
         results_file.check_ids(entry, index, (truth.video_id,), truth.categories, compat=compat)
-    return results_file.check_video(results, rows, truth, compat=compat)
+    return results_file.masks_of_video(results, rows, truth, compat=compat)
 
 
 def ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -149,10 +149,10 @@ def ratio(numerator: Floats, denominator: Floats) -> Floats:
 def intersections(detected: list[Rle], areas: NDArray[Any], truth: list[Rle]) -> Floats:
     """(N, G) shared pixels of N masks, whose areas are known, and G masks of one size."""
     if compiled := rle.kernel():
-        one, other = ([[mask] for mask in side] for side in (detected, truth))
+        one, other = ([[mask["counts"]] for mask in side] for side in (detected, truth))
         everything = np.ones((len(detected), len(truth)), np.bool_)
         pixels = truth[0]["size"][0] * truth[0]["size"][1]
-        shared = compiled.overlap(one, other, everything, pixels, 1, per_frame=False)
+        _, shared = compiled.overlap(one, other, everything, pixels, 1, per_frame=False)
         return np.asarray(shared[0], np.float64)
     from pycocotools import mask as coco_mask
 
@@ -163,68 +163,79 @@ def intersections(detected: list[Rle], areas: NDArray[Any], truth: list[Rle]) ->
 
 
 def spatio_temporal_iou(
-    masks: list[list[Rle | None]], areas: Ints, truth: VideoTruth, wanted: Bools
-) -> Floats:
-    """(N, G) spatio-temporal IoU of N tracks with the truth, where wanted (N, G).
-
-    Per frame rather than on one picture H x (W*T): its runs would leave 32 bits on long videos.
-    """
-    if not wanted.any():
-        return np.zeros(wanted.shape)
-    regular = all(len(track) == truth.length for track in (*masks, *truth.masks)) and all(
-        tuple(mask["size"]) == truth.size
-        for track in (*masks, *truth.masks)
-        for mask in track
-        if mask is not None
-    )
-    if not regular:
-        return _irregular_iou(masks, truth)
-    shared = _shared_pixels(masks, areas, truth, wanted, per_frame=False)[0]
-    return ratio(shared, areas.sum(axis=1)[:, None] + truth.areas.sum(axis=1) - shared)
-
-
-def _shared_pixels(
-    masks: Sequence[Sequence[Rle | None]],
-    areas: Ints,
+    masks: list[list[Rle | None]],
     truth: VideoTruth,
     wanted: Bools,
+    indices: Sequence[int] | None,
+    *,
+    compat: bool,
+) -> tuple[Ints, Floats]:
+    """Areas of N tracks, and their spatio-temporal IoU with the truth where wanted (N, G).
+
+    Per frame rather than on one picture H x (W*T): its runs would leave 32 bits on long videos.
+
+    returns: (N, T) pixels, in compat mode with room for the longest track; (N, G)
+    Raises: ValueError: names the index of the first entry with a mask that cannot be read.
+    """
+    tracks = (*masks, *truth.masks) if compat else truth.masks
+    regular = all(len(track) == truth.length for track in tracks) and all(
+        tuple(mask["size"]) == truth.size for track in tracks for mask in track if mask is not None
+    )
+    if not regular:
+        areas, wrong = rle.check_tracks(masks, max([truth.length, *map(len, masks)]))
+        if wrong is not None:
+            raise results_file.unreadable(masks, indices, *wrong)
+        return areas, _irregular_iou(masks, truth) if wanted.any() else np.zeros(wanted.shape)
+    areas, [shared] = _measured(masks, truth, wanted, indices, per_frame=False)
+    return areas, ratio(shared, areas.sum(axis=1)[:, None] + truth.areas.sum(axis=1) - shared)
+
+
+def _measured(
+    masks: Sequence[Sequence[Rle | None]],
+    truth: VideoTruth,
+    wanted: Bools,
+    indices: Sequence[int] | None,
     *,
     per_frame: bool,
-) -> Floats:
-    """(T, N, G) pixels that N tracks share with the truth, at least where wanted (N, G).
+) -> tuple[Ints, Floats]:
+    """(N, T) areas of N tracks; (T, N, G) pixels shared with the truth, at least where wanted.
 
     per_frame: False: summed over the frames, (1, N, G)
+    Raises: ValueError: as of `spatio_temporal_iou`.
     """
     # One track is often written under many classes; its masks are read once.
     places: dict[tuple[bytes | None, ...], int] = {}
-    place = np.array(
-        [
-            places.setdefault(tuple(None if m is None else m["counts"] for m in track), len(places))
-            for track in masks
-        ],
-        np.int64,
-    )
-    first = np.unique(place, return_index=True)[1]
-    tracks = [masks[n] for n in first]
-    needed = np.zeros((len(first), len(truth)), np.bool_)
+    counts = [_counts(track) for track in masks]
+    place = np.array([places.setdefault(track, len(places)) for track in counts], np.int64)
+    tracks, length = list(places), truth.length
+    needed = np.zeros((len(tracks), len(truth)), np.bool_)
     np.logical_or.at(needed, place, wanted)
-    if compiled := rle.kernel():
-        pixels = truth.size[0] * truth.size[1]
-        found = compiled.overlap(
-            tracks, truth.masks, needed, pixels, truth.length, per_frame=per_frame
-        )
-        return np.asarray(found[:, place], np.float64)
-    shared = np.zeros((truth.length if per_frame else 1, *needed.shape))
-    for t in range(truth.length):
+    if compiled := rle.kernel(sum(map(len, tracks))):
+        pixels, true = truth.size[0] * truth.size[1], list(map(_counts, truth.masks))
+        areas, shared = compiled.overlap(tracks, true, needed, pixels, length, per_frame=per_frame)
+        wrong = np.argwhere(areas[place] < 0)
+        if len(wrong):
+            raise results_file.unreadable(masks, indices, *wrong[0].tolist())
+        return areas[place], np.asarray(shared[:, place], np.float64)
+    areas, unreadable = rle.check_tracks(masks, length)
+    if unreadable is not None:
+        raise results_file.unreadable(masks, indices, *unreadable)
+    first = np.unique(place, return_index=True)[1]
+    shared = np.zeros((length if per_frame else 1, *needed.shape))
+    for t in range(length):
         rows = [n for n, track in enumerate(tracks) if track[t] is not None and needed[n].any()]
         columns = [g for g, track in enumerate(truth.masks) if track[t] is not None]
         if rows and columns:
             shared[t if per_frame else 0, np.array(rows)[:, None], columns] += intersections(
-                [mask for n in rows if (mask := tracks[n][t]) is not None],
+                [mask for n in first[rows] if (mask := masks[n][t]) is not None],
                 areas[first[rows], t],
                 [mask for g in columns if (mask := truth.masks[g][t]) is not None],
             )
-    return shared[:, place]
+    return areas, shared[:, place]
+
+
+def _counts(track: Sequence[Rle | None]) -> tuple[bytes | None, ...]:
+    return tuple([None if mask is None else mask["counts"] for mask in track])
 
 
 def _irregular_iou(masks: list[list[Rle | None]], truth: VideoTruth) -> Floats:

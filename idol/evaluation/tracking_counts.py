@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from idol.arrays import Floats, Ints
 from idol.evaluation.overlaps import ratio
@@ -136,7 +136,9 @@ def _hota(
     for g, n, similarity in frames:
         if not similarity.any():
             continue
-        i, j = linear_sum_assignment(alignment[g[:, None], n] * similarity, maximize=True)
+        i, j = scipy.optimize.linear_sum_assignment(
+            alignment[g[:, None], n] * similarity, maximize=True
+        )
         values = similarity[i, j]
         right = values >= ALPHAS[:, None] - _EPS
         true_positives += right.sum(axis=1)
@@ -172,7 +174,7 @@ def _clear(
             continue
         gain = _KEEP * (n[None, :] == before[g][:, None]) + similarity
         gain[similarity < SIMILARITY_THRESHOLD - _EPS] = 0.0
-        i, j = linear_sum_assignment(gain, maximize=True)
+        i, j = scipy.optimize.linear_sum_assignment(gain, maximize=True)
         valid = gain[i, j] > _EPS
         i, j = i[valid], j[valid]
         instances, tracks = g[i], n[j]
@@ -199,4 +201,4 @@ def _identity(frames: Sequence[Frame], num_truth: int, num_tracks: int) -> int:
         together[g[:, None], n] += similarity >= SIMILARITY_THRESHOLD
     # A pair costs its frames less twice those together, either alone costs its frames: so the
     # cheapest assignment is the one with most frames together.
-    return int(together[linear_sum_assignment(together, maximize=True)].sum())
+    return int(together[scipy.optimize.linear_sum_assignment(together, maximize=True)].sum())

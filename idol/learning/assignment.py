@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import torch
 from torch import Tensor
 
@@ -313,8 +314,6 @@ def _repair(cost: Costs, matched: Bools, real: Bools, contested: Bools) -> None:
 
 def _repair_exactly(cost: Costs, matched: Bools, real: Bools) -> None:
     """Assign the free queries of one image to the valid truths (G,) without any, in place."""
-    from scipy.optimize import linear_sum_assignment  # 0.3 s to import, and rarely needed
-
     (missing,) = np.nonzero(real & ~matched.any(1))
     if len(missing) > np.count_nonzero(~matched.any(0)):
         # Too few free queries: every truth keeps its cheapest query and frees the others.
@@ -323,5 +322,5 @@ def _repair_exactly(cost: Costs, matched: Bools, real: Bools) -> None:
         matched[:] = False
         matched[holders, kept] = True
     (free,) = np.nonzero(~matched.any(0))
-    rows, columns = linear_sum_assignment(cost[np.ix_(missing, free)])
+    rows, columns = scipy.optimize.linear_sum_assignment(cost[np.ix_(missing, free)])
     matched[missing[rows], free[columns]] = True

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from idol.arrays import Bools, Ints
 
-Tracks = Sequence[Sequence[dict[str, Any] | None]]
+Tracks = Sequence[Sequence[bytes | None]]
 
 _NOT_A_DIGIT = ~np.int64(63)
 _ONE = np.uint64(1)
@@ -159,9 +159,13 @@ def _overlap(
     wanted: Any,
     pixels: int,
     longest: int,
+    areas: Any,
     shared: Any,
 ) -> bool:
-    """Add shared pixels to `shared`, one row per frame or one for all; False if unreadable."""
+    """Fill areas, and add shared pixels to `shared`, one row per frame or one for all.
+
+    returns: False if a true mask is unreadable; one that is not true has the area -1
+    """
     number, frames = starts.shape
     num_truth = len(true_starts)
     runs = np.zeros(1 + longest, np.int64)
@@ -182,15 +186,18 @@ def _overlap(
                     return False
                 _fill(true_words[g][low[g] : high[g] + 1])
         for n in range(number):
-            if lengths[n, t] < 0 or not (wanted[n] & (low <= high)).any():
+            if lengths[n, t] < 0:
                 continue
+            mark = (wanted[n] & (low <= high)).any()
             a = starts[n, t]
-            total, _, first, last = _read(
-                characters, a, a + lengths[n, t], pixels, runs, words, True
+            total, area, first, last = _read(
+                characters, a, a + lengths[n, t], pixels, runs, words, mark
             )
+            areas[n, t] = area if total == pixels else -1
+            if not mark or first > last:
+                continue
             if total != pixels:
-                return False
-            if first > last:
+                words[first : last + 1] = _NONE
                 continue
             _fill(words[first : last + 1])
             for g in range(num_truth):
@@ -217,40 +224,42 @@ def measure(counts: bytes, lengths: Ints) -> tuple[Ints, Ints]:
 
 def overlap(
     found: Tracks, truth: Tracks, wanted: Bools, pixels: int, length: int, *, per_frame: bool
-) -> Ints:
-    """Pixels that N tracks share with G others in T frames.
+) -> tuple[Ints, Ints]:
+    """Areas of N tracks, and pixels that they share with G others in T frames.
 
-    found:     N sequences of T masks {"size": [h, w], "counts": bytes}, None where absent
+    found:     N sequences of T compressed run-length strings, None where absent
     truth:     G sequences likewise
     wanted:    (N, G) pairs to be measured; 0 for others
     pixels:    height * width of every mask
     length:    T
     per_frame: one result for every frame; False: summed over the frames
-    returns:   (T, N, G), or (1, N, G)
-    Raises: ValueError: a mask is unreadable or does not fill the pixels.
+    returns:   (N, T), 0 where absent and -1 where a mask is unreadable or does not fill the pixels;
+               (T, N, G), or (1, N, G)
+    Raises: ValueError: a mask of the truth is unreadable or does not fill the pixels.
     """
+    areas = np.zeros((len(found), length), np.int64)
     shared = np.zeros((length if per_frame else 1, *wanted.shape), np.int64)
     one, other = _packed(found, length), _packed(truth, length)
     longest = max(one[2].max(initial=0), other[2].max(initial=0))
-    if not _overlap(*one, *other, wanted, pixels, longest, shared):
-        raise ValueError(f"a mask is no readable RLE of {pixels} pixels")
-    return shared
+    if not _overlap(*one, *other, wanted, pixels, longest, areas, shared):
+        raise ValueError(f"a true mask is no readable RLE of {pixels} pixels")
+    return areas, shared
 
 
 def _packed(tracks: Tracks, length: int) -> tuple[NDArray[np.uint8], Ints, Ints]:
     """All characters in one place; (N, T) where those of a mask begin, and how many (-1: none)."""
-    counts = [b"" if mask is None else mask["counts"] for track in tracks for mask in track]
+    counts = [mask for track in tracks for mask in track]
+    lengths = np.array([-1 if mask is None else len(mask) for mask in counts], np.int64)
+    stops = np.maximum(lengths, 0).cumsum()
     shape = (len(tracks), length)
-    lengths = np.fromiter(map(len, counts), np.int64, len(counts)).reshape(shape)
-    starts = np.cumsum(lengths).reshape(shape) - lengths
-    absent = np.array([mask is None for track in tracks for mask in track], np.bool_)
-    lengths[absent.reshape(shape)] = -1
+    starts = (stops - np.maximum(lengths, 0)).reshape(shape)
     # bytes make a read-only array; numba would compile again for a writeable one.
-    return np.frombuffer(b"".join(counts), np.uint8), starts, lengths
+    characters = np.frombuffer(b"".join(filter(None, counts)), np.uint8)
+    return characters, starts, lengths.reshape(shape)
 
 
 def prepare() -> None:
     """Compile everything, or load it, before processes are forked."""
     measure(b"0", np.ones(1, np.int64))
-    masks = [[{"size": [1, 1], "counts": b"1"}]]
+    masks = [[b"1"]]
     overlap(masks, masks, np.ones((1, 1), np.bool_), 1, 1, per_frame=False)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 import torch
 from torch import Tensor
 
@@ -104,12 +105,10 @@ def assign_identities(
 
 
 def _hungarian(ranking: Similarity, bar: Similarity) -> Ints:
-    from scipy.optimize import linear_sum_assignment
-
     # A pair gains what it exceeds the threshold by; no match gains 0, as do forbidden pairs.
     gain = np.where(ranking > -np.inf, ranking - bar, 0.0)
     matches = np.full(len(gain), -1)
-    rows, columns = linear_sum_assignment(gain, maximize=True)
+    rows, columns = scipy.optimize.linear_sum_assignment(gain, maximize=True)
     real = ranking[rows, columns] > -np.inf
     matches[rows[real]] = columns[real]
     return matches

@@ -78,15 +78,15 @@ class ResultsIndex:
 
     def _texts(self, rows: list[int]) -> list[bytes]:
         """The JSON of entries, by their positions."""
-        return [self._between(int(self._starts[row]), int(self._stops[row])) for row in rows]
-
-    def _between(self, start: int, stop: int) -> bytes:
+        texts = []
         with self.path.open("rb", buffering=0) as file:
-            file.seek(start)
-            text = file.read(stop - start)
-        if len(text) != stop - start:
-            raise UnusualLayout(f"bytes {start} to {stop} cannot be read at once")
-        return text
+            for row in rows:
+                start, stop = int(self._starts[row]), int(self._stops[row])
+                file.seek(start)
+                texts.append(file.read(stop - start))
+                if len(texts[-1]) != stop - start:
+                    raise UnusualLayout(f"bytes {start} to {stop} cannot be read at once")
+        return texts
 
     def check_videos(self, videos: Iterable[int], categories: Mapping[int, str]) -> None:
         """Raise ValueError with the index of the first entry whose video the truth does not know.

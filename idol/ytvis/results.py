@@ -259,20 +259,19 @@ def _mask(segmentation: Any, where: str) -> Rle | None:
         raise ValueError(f"{where}: {error}") from error
 
 
-def check_video(
+def masks_of_video(
     entries: Sequence[Mapping[str, Any]],
     indices: Sequence[int],
     truth: VideoTruth,
     *,
     compat: bool = False,
-) -> tuple[list[list[Rle | None]], Ints]:
-    """Check one video's N entries against the video; return their masks and areas.
+) -> list[list[Rle | None]]:
+    """The masks of one video's N entries, of the video's length and size; runs are not read yet.
 
     entries: with fields checked (`check_ids`)
     indices: (N,) positions in the results file, for messages
     compat:  accept lists that are too short or too long, and masks of another size
-    returns: N lists of T masks or None; (N, T) their areas in pixels, 0 where absent. In compat
-             mode a list is as long as the entry's, and areas has room for the longest
+    returns: N lists of T masks or None; in compat mode a list is as long as the entry's
     Raises: ValueError: names the entry's index and frame.
     """
     masks: list[list[Rle | None]] = []
@@ -306,11 +305,35 @@ def check_video(
                 )
             track.append(mask)
         masks.append(track)
+    return masks
+
+
+def check_video(
+    entries: Sequence[Mapping[str, Any]],
+    indices: Sequence[int],
+    truth: VideoTruth,
+    *,
+    compat: bool = False,
+) -> tuple[list[list[Rle | None]], Ints]:
+    """As `masks_of_video`, also with the masks' runs read.
+
+    returns: the masks; (N, T) their areas in pixels, 0 where absent. In compat mode there is room
+             for the longest list
+    Raises: ValueError: names the entry's index and frame.
+    """
+    masks = masks_of_video(entries, indices, truth, compat=compat)
     areas, wrong = rle.check_tracks(masks, max([truth.length, *map(len, masks)]))
     if wrong is not None:
-        n, frame = wrong
-        raise ValueError(
-            f"results[{indices[n]}].segmentations[{frame}] is no readable RLE: its runs do not "
-            f"add up to the pixels of its size {masks[n][frame]['size']}"  # type: ignore[index]
-        )
+        raise unreadable(masks, indices, *wrong)
     return masks, areas
+
+
+def unreadable(
+    masks: Sequence[Sequence[Rle | None]], indices: Sequence[int] | None, n: int, frame: int
+) -> ValueError:
+    """The error for a mask whose runs cannot be read, by its entry and frame."""
+    mask, index = masks[n][frame], n if indices is None else indices[n]
+    return ValueError(
+        f"results[{index}].segmentations[{frame}] is no readable RLE: its runs do not "
+        f"add up to the pixels of its size {None if mask is None else mask['size']}"
+    )

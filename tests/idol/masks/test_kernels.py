@@ -25,12 +25,7 @@ def tracks(rng, number, length, size):
         [
             None
             if absent[n, t]
-            else {
-                "size": list(size),
-                "counts": coco_mask.encode(np.asfortranarray(pixels[n, t].astype(np.uint8)))[
-                    "counts"
-                ],
-            }
+            else coco_mask.encode(np.asfortranarray(pixels[n, t].astype(np.uint8)))["counts"]
             for t in range(length)
         ]
         for n in range(number)
@@ -54,9 +49,10 @@ def test_overlaps_are_the_pixels_that_both_have(seed, number, num_truth, length,
     wanted = rng.random((number, num_truth)) < 0.7
     expected = np.einsum("nthw,gthw->tng", pixels.astype(int), true_pixels.astype(int)) * wanted
     for per_frame in (True, False):
-        shared = kernels.overlap(
+        areas, shared = kernels.overlap(
             counts, true_counts, wanted, size[0] * size[1], length, per_frame=per_frame
         )
+        np.testing.assert_array_equal(areas, pixels.sum(axis=(2, 3)))
         want = expected if per_frame else expected.sum(axis=0, keepdims=True)
         np.testing.assert_array_equal(shared, want)
 
@@ -72,13 +68,15 @@ def test_overlaps_are_the_pixels_that_both_have(seed, number, num_truth, length,
 )
 def test_a_string_that_does_not_fill_the_picture_is_noticed(strings, pixels):
     whole = coco_mask.encode(np.ones((pixels, 1), np.uint8, order="F"))["counts"]
-    truth, found = ([[{"size": [pixels, 1], "counts": c}] for c in s] for s in ([whole], strings))
+    truth, found = ([[counts] for counts in side] for side in ([whole], strings))
     read = [rle.runs(s) for s in strings]
-    wanted = np.ones((len(strings), 1), bool)
-    if any(runs is None or runs.sum() != pixels for runs in read):
+    expected = [-1 if runs is None or runs.sum() != pixels else runs[1::2].sum() for runs in read]
+    # All of the picture is true, so what is shared is the area; a pair that is not wanted shares 0.
+    for wanted in (True, False):
+        pairs = np.full((len(strings), 1), wanted)
+        areas, shared = kernels.overlap(found, truth, pairs, pixels, 1, per_frame=False)
+        assert areas[:, 0].tolist() == expected
+        assert shared[0, :, 0].tolist() == [max(area, 0) * wanted for area in expected]
+    if -1 in expected:
         with pytest.raises(ValueError, match=f"no readable RLE of {pixels} pixels"):
-            kernels.overlap(found, truth, wanted, pixels, 1, per_frame=False)
-    else:
-        # All of the picture is true, so what is shared is the area.
-        shared = kernels.overlap(found, truth, wanted, pixels, 1, per_frame=False)
-        assert shared[0, :, 0].tolist() == [runs[1::2].sum() for runs in read]
+            kernels.overlap(truth, found, pairs.T | True, pixels, 1, per_frame=False)
