@@ -23,6 +23,8 @@ NAMES = {
 @pytest.mark.parametrize(
     "case",
     [
+        "01_cocovid",
+        "02_coco_track_id",
         "03_evaluate_coco_crash",
         "07_id_from_zero",
         "09_degenerate_polygons",

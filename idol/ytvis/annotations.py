@@ -1,4 +1,6 @@
-"""Annotation JSON for every job: YouTube-VIS, OVIS, and COCO, whose images are videos of one frame.
+"""Annotation JSON for every job: YouTube-VIS, OVIS, CocoVID, and COCO of tracks or still images.
+
+A still image is a video of one frame.
 
 What is harmless is repaired and counted; what is not rejects its video, with the reason. Only a
 file that is no annotation file at all is an error.
@@ -17,13 +19,13 @@ from numpy.typing import NDArray
 
 from idol import files
 from idol.masks import rle
-from idol.ytvis import repairs
+from idol.ytvis import image_layouts, repairs
 from idol.ytvis.repairs import Repairs
 from idol.ytvis.videos import Annotations, Instance, Reject, Rle, Video
 
 EXPECTED = (
     "Expected YouTube-VIS JSON: {videos: [{id, width, height, file_names}], categories: "
-    "[{id, name}], annotations: [{id, video_id, category_id, segmentations}]}, or COCO's."
+    "[{id, name}], annotations: [{id, video_id, category_id, segmentations}]}, CocoVID's or COCO's."
 )
 
 _MAX_SIDE = 1 << 15  # pixels; the runs of a larger mask overflow in pycocotools
@@ -111,9 +113,9 @@ class _Reader:
         if not isinstance(content, Mapping):
             hint = " (results go in the other argument)" if isinstance(content, list) else ""
             raise self.refuse(f"the top level is a {type(content).__name__}{hint}")
-        self.content = content
-        self.images = "videos" not in content and "images" in content
         self.repairs = Repairs()
+        self.content, self.faults = image_layouts.by_video(content, self.repairs)
+        self.images = "videos" not in self.content and "images" in self.content
         self.names: dict[int, str] = {}  # of categories
 
     def refuse(self, reason: str) -> InvalidAnnotations:
@@ -132,6 +134,8 @@ class _Reader:
         rejects = []
         for video_id in sorted(rows):
             try:
+                if video_id in self.faults:
+                    raise ValueError(self.faults[video_id])
                 if video_id in repeated:
                     raise ValueError("two videos have this id")
                 videos[video_id] = self.video(video_id, rows[video_id], rows_of[video_id])

@@ -24,6 +24,7 @@ TWICE = "videos listed twice in the same words, taken once"
 NAMELESS = "categories without a name, named by their id"
 SAME_NAME = "categories with the name of another, numbered as in 'car (2)'"
 TEXT = "names with characters that cannot be written, replaced by '?'"
+FOLDERS = "folders of images with track ids but no video_id, each taken as one video"
 BACKSLASHES = "frame paths with backslashes, taken as '/'"
 
 _MAX_ID = 2**53  # what JSON readers and tables hold without loss
