@@ -14,12 +14,10 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from jobs import places
+from jobs import INTERRUPTED, places
 from pipelines.errors import PipelineError
 
 Options = TypeVar("Options")
-
-_INTERRUPTED = 130  # what a shell calls a program ended by Ctrl-C
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a --no- form."""
@@ -81,7 +79,7 @@ def run(
         line = work(job)
     except KeyboardInterrupt as error:
         print("\n" + _with_notes("Interrupted.", error), file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     except callers as error:
         sys.exit(_with_notes(f"{type(error).__name__}: {error}", error))
     if line is not None:

@@ -8,7 +8,7 @@ python -m jobs.sweep --pairs pairs --annotations val.json --out sweep \
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -109,9 +109,12 @@ class Sweep:
 
 def _sweep(job: Sweep) -> dict[str, object]:
     from pipelines import cluster
+    from pipelines.stages import train
     from pipelines.sweep import TrainingSweep, every_sweep, tracker_sweep, training_sweep
 
     wanted = asked_for(job)
+    if isinstance(wanted, TrainingSweep):
+        wanted = replace(wanted, base=train.with_pairs(wanted.base, wanted.pairs, job.set))
     how: dict[str, Any] = {"processes": job.processes, "overwrite": job.overwrite}
     how["log_to"] = job.log_to
     # Ray Train complains every second where there is no dashboard.

@@ -59,6 +59,7 @@ def _train(job: Train) -> None:
     from pipelines.stages import train
     from pipelines.storage import layout
 
+    config = train.with_pairs(config, job.pairs, job.set)
     log_to, title = job.log_to or job.out.parent, f"train {job.out.name}"
     with (
         cluster.session(dashboard=True),

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from idol.config import Config, to_dict
+from idol.config import Config, PairConfig, from_dict, override, to_dict
 from idol.files import whole_file
 from idol.learning.training import Trainer
 from idol.network.model import IDOL
@@ -66,7 +66,8 @@ def run(
     """Train on the pairs of a finished prepare directory; a killed run goes on where it was.
 
     pairs:     output of pairs.run; its categories decide the class heads, its instances the
-               identity head where config.losses.identity asks for one
+               identity head where config.losses.identity asks for one, and its configuration is
+               recorded in the place of config.pairs
     out:       gets checkpoint.safetensors, losses.json and the manifest. With workers on several
                machines it must be storage that all of them see.
     weights, backbone_weights, reset_classes: see Start
@@ -136,6 +137,7 @@ def _begin(
 ) -> tuple[claims.Output, Loop]:
     """Claim the directory and put the first weights there."""
     source = manifest.read(pairs, "prepare")
+    config = with_pairs(config, pairs)
     config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
     config = with_identities(config, pairs)
     share, left = divmod(config.train.pairs_per_batch, max(workers, 1))
@@ -165,6 +167,26 @@ def _clean(out: Path) -> None:
     for path in [out / _RAY, *_checkpoints(out), *out.glob(f".{_STEP}*.part")]:
         shutil.rmtree(path, ignore_errors=True)
     (out / _START).unlink(missing_ok=True)
+
+
+def with_pairs(config: Config, pairs: Path, assignments: Iterable[str] = ()) -> Config:
+    """The configuration with the section that the pairs were made with.
+
+    assignments: "section.field=value" that the caller asked for
+    Raises:
+        ManifestError: the pairs are unfinished.
+        ValueError: they were made otherwise than the caller asked for.
+    """
+    made = from_dict(PairConfig, manifest.read(pairs, "prepare").config, "pairs.")
+    found = replace(config, pairs=made)
+    for text in assignments:
+        if text.strip().startswith("pairs.") and override(found, [text]) != found:
+            field = text.partition("=")[0].partition(".")[2].strip()
+            raise ValueError(
+                f"{text} does not fit: {pairs} was made with pairs.{field}={getattr(made, field)}. "
+                "Leave it out, or make other pairs with jobs.prepare."
+            )
+    return found
 
 
 def with_categories(config: Config, names: Sequence[str], category_ids: Sequence[int]) -> Config:
@@ -233,9 +255,15 @@ def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Pa
     from ray import train
     from ray.train.torch import TorchTrainer
 
+    class Interruptible(TorchTrainer):  # type: ignore[misc]
+        """With Ray's own handler a job that Ctrl-C has ended exits with status 0."""
+
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
     cluster.require(max(workers, 1), gpus=1.0 if gpus else 0.0)
     with _watched(loop.config.train.steps, on_report) as mailbox:
-        result = TorchTrainer(
+        result = Interruptible(
             _worker,
             train_loop_config={"loop": loop, "mailbox": mailbox},
             scaling_config=train.ScalingConfig(

@@ -123,7 +123,7 @@ class TrainingTrials:
 
         carried, asked = to_dict(checkpoint.read(weights)[0]), to_dict(config)
         # Training fills these in from the data set.
-        for name in ("categories", "category_ids"):
+        for name in ("categories", "category_ids", "pairs"):
             carried[name] = asked[name]
         for name in ("num_classes", "num_identities"):
             carried["model"][name] = asked["model"][name]

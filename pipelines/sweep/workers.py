@@ -100,12 +100,14 @@ def run(
 
     ledger:    gets every finished trial; Tune's own files are beside it until the search ends
     processes: workers; default: half of the logical CPUs
-    returns:   what was left out, and the errors of workers that gave up
+    returns:   what was left out, and the errors of workers that gave up; none: all was tried
     """
     # Without these, Tune writes every result as CSV, JSON and TensorBoard events, and prints tables
     # on stdout.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # With a handler of its own for Ctrl-C, Tune ends as if nothing were left to try.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     place = ledger.path.parent / "tune"
     shutil.rmtree(place, ignore_errors=True)
     known = ledger.read()
@@ -138,8 +140,11 @@ def run(
             ),
         ).fit()
         failures = ray.get(searcher.failures.remote())
+        errors = [str(error) for error in found.errors]
+        if not ray.get(searcher.exchange.remote("driver", None))[1]:
+            errors.append("the workers ended before the search")
     shutil.rmtree(place, ignore_errors=True)
-    return failures, [str(error) for error in found.errors]
+    return failures, errors
 
 
 def hash_of(config: TrackerConfig | Config) -> str:

@@ -3,7 +3,10 @@
 import pytest
 
 from idol import presets
-from jobs import train
+from idol.config import PairConfig, override, to_dict
+from jobs import sweep, train
+from pipelines.stages.train import with_pairs
+from pipelines.storage import claims
 
 
 def test_help_names_every_preset(capsys, monkeypatch):
@@ -29,3 +32,18 @@ def test_a_wrong_name_or_number_exits_with_what_to_do(arguments, message, tmp_pa
     with pytest.raises(SystemExit, match=message):
         train.main(["--pairs", str(tmp_path), "--out", str(tmp_path / "out"), *arguments])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("job", [train, sweep])
+def test_pairs_made_otherwise_than_asked_for_are_refused(job, tmp_path):
+    pairs, out = tmp_path / "pairs", tmp_path / "out"
+    made = to_dict(PairConfig(max_gap=3))
+    claims.prepare_output(pairs, "prepare", made, "").finish(extra={"categories": []})
+    words = ["--pairs", str(pairs), "--out", str(out)]
+    if job is sweep:
+        words += ["--annotations", "a.json", "--space", "train.learning_rate=1,2"]
+    with pytest.raises(SystemExit, match=r"pairs\.max_gap=5 does not fit: .*pairs\.max_gap=3\. "):
+        job.main([*words, "--set", "train.steps=1", "--set", "pairs.max_gap=5"])
+    assert not out.exists()
+    config = override(presets.by_name("tiny"), ["pairs.max_gap=3"])
+    assert with_pairs(presets.by_name("tiny"), pairs, ["pairs.max_gap=3"]) == config

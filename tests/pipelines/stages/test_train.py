@@ -12,7 +12,7 @@ import torch
 
 import idol
 from idol import presets
-from idol.config import override
+from idol.config import override, to_dict
 from idol.images.synthetic import SyntheticConfig
 from idol.images.synthetic_dataset import write_dataset
 from idol.weights import checkpoint
@@ -51,7 +51,7 @@ def quick(steps, *more):
 def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
     seen = []
     made = train.run(
-        prepared, tmp_path / "run", quick(4), workers=0,
+        prepared, tmp_path / "run", quick(4, "pairs.max_gap=1"), workers=0,
         on_report=lambda step, values: seen.append((step, values["loss"])),
     )  # fmt: skip
     model = idol.load(tmp_path / "run" / train.WEIGHTS)
@@ -61,6 +61,9 @@ def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
     assert [step for step, _ in curve] == [2, 4]
     assert seen == curve
     assert made.extra["steps"] == 4
+    # What the pairs were made with is recorded, whatever the configuration says of pairs.
+    assert model.config.pairs == presets.by_name("tiny").pairs
+    assert made.config["config"]["pairs"] == to_dict(presets.by_name("tiny").pairs)
     assert train.run(prepared, tmp_path / "run", quick(4), workers=0) == made
 
 
