@@ -27,15 +27,12 @@ def by_video(content: Row, found: Repairs) -> tuple[Row, dict[Any, str]]:
     found:   where guesses and annotations that are left out are counted
     returns: the JSON; video_id -> why the video cannot be used
     """
-    images, annotations = content.get("images"), content.get("annotations")
-    if not _are_rows(images) or not _are_rows(annotations or []):
-        return content, {}
-    annotations = annotations or []
-    if any("segmentations" in row for row in annotations):
+    images, annotations = _rows(content.get("images")), _rows(content.get("annotations"))
+    if not images or annotations is None or any("segmentations" in row for row in annotations):
         return content, {}
     videos: dict[Any, Row] = {}
     if any("video_id" in image for image in images):
-        videos = {_id(row, "id"): row for row in _rows(content.get("videos"))}
+        videos = {_id(row, "id"): row for row in _rows(content.get("videos")) or ()}
         video_of = [_id(image, "video_id") for image in images]
     elif any(_track(row) is not None for row in annotations):
         folders = [str(i.get("file_name")).replace("\\", "/").rpartition("/")[0] for i in images]
@@ -60,16 +57,15 @@ def by_video(content: Row, found: Repairs) -> tuple[Row, dict[Any, str]]:
             rows.append({"id": video_id})
         places |= {_id(image, "id"): (video_id, t) for t, image in enumerate(own)}
     tracks = _tracks(annotations, places, {row["id"]: row for row in rows}, found, faults)
-    joined = {"annotations": tracks if content.get("annotations") is not None else None}
+    joined = {"annotations": None if content.get("annotations") is None else tracks}
     return {"categories": content.get("categories"), "videos": rows, **joined}, faults
 
 
-def _are_rows(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
-
-
-def _rows(value: Any) -> list[Row]:
-    return value if _are_rows(value) else []
+def _rows(value: Any) -> list[Row] | None:
+    """A list of JSON objects; [] for null, None for anything else, which reading notices."""
+    value = [] if value is None else value
+    proper = isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
+    return value if proper else None
 
 
 def _id(row: Row, key: str) -> int | float | str | None:
@@ -116,8 +112,9 @@ def _track(row: Row) -> int | str | None:
     attributes = row.get("attributes")
     for place in (row, attributes if isinstance(attributes, Mapping) else {}):
         for key in _TRACK_KEYS:
-            if isinstance(place.get(key), int | str):
-                return place[key]
+            value = place.get(key)
+            if isinstance(value, int | str):
+                return value
     return None
 
 

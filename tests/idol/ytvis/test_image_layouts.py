@@ -151,6 +151,13 @@ def test_images_without_a_video_are_refused_by_name():
         annotations.parse(data, "a.json")
 
 
+def test_annotations_that_are_no_objects_are_refused_by_name():
+    data = cocovid()
+    data["annotations"].append(5)
+    with pytest.raises(InvalidAnnotations, match=r"annotations\[3\] is not an object"):
+        annotations.parse(data, "a.json")
+
+
 def test_frames_without_a_number_are_counted_as_people_do():
     data = cocovid()
     for image, name in zip(data["images"], ["a/10.jpg", "a/9.jpg", "b/1.jpg"], strict=True):
