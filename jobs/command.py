@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from jobs import INTERRUPTED, places
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, origin
 
 Options = TypeVar("Options")
 
@@ -80,8 +80,11 @@ def run(
     except KeyboardInterrupt as error:
         print("\n" + _with_notes("Interrupted.", error), file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except callers as error:
-        sys.exit(_with_notes(f"{type(error).__name__}: {error}", error))
+    except Exception as error:
+        told = origin(error)
+        if not isinstance(told, callers):
+            raise
+        sys.exit(_with_notes(f"{type(told).__name__}: {told}", error))
     if line is not None:
         print(json.dumps(line, sort_keys=True))
 

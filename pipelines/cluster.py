@@ -205,6 +205,15 @@ def videos(
             bar.update()
 
 
+def set_up_data() -> None:
+    """Have Ray Data leave bar and log to us."""
+    import ray.data
+
+    # Our bars count shards or frames; Ray's would write over them, and its log tells of every run.
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
 def gpus() -> int:
     """Number of GPUs of the connected Ray."""
     import ray

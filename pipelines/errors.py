@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any, ParamSpec
 
 
 class PipelineError(Exception):
@@ -11,6 +15,42 @@ class PipelineError(Exception):
 
 class ResourcesError(PipelineError):
     """A stage asks for CPUs or GPUs that Ray has not: ResourcesError(message)."""
+
+
+def origin(error: BaseException) -> BaseException:
+    """What a task or worker raised, out of the errors that Ray makes of it; others as they are."""
+    while type(error).__module__.partition(".")[0] == "ray":
+        workers = getattr(error, "worker_failures", None) or {}  # of Ray Train, by rank
+        inner = getattr(error, "cause", None) or next(iter(workers.values()), error.__cause__)
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
+P = ParamSpec("P")
+
+
+def carried(work: Callable[P, Mapping[str, Any]]) -> Callable[P, dict[str, Any]]:
+    """A function of rows for Ray Data that returns its data faults; `raise_carried` raises them.
+
+    Ray Data logs a traceback, and hands on an error's text without its fields.
+    """
+
+    @functools.wraps(work)
+    def carrying(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+        try:
+            return {**work(*args, **kwargs), "error": b""}
+        except (PipelineError, OSError) as error:
+            return {"error": pickle.dumps(error)}
+
+    return carrying
+
+
+def raise_carried(row: Mapping[str, Any]) -> None:
+    """Raise what a function that is `carried` met while it made this row."""
+    if row["error"]:
+        raise pickle.loads(row["error"])
 
 
 @dataclass(eq=False, repr=False)

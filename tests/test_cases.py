@@ -11,6 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # The scripts use the names of the house before it was redrawn.
 NAMES = {
     "from idol import rle\n": "from idol.masks import rle\n",
+    "from pipelines import evaluate, experiment_log": (
+        "from pipelines.report import experiment_log; from tests import flat_metrics as evaluate"
+    ),
+    "from pipelines import experiment_log": "from pipelines.report import experiment_log",
     "from pipelines import annotations, evaluate": "from pipelines.sources import annotations",
     "from pipelines import annotations": "from pipelines.sources import annotations",
     "evaluate.read_truth(p, ds)": "ds.truth()",
@@ -26,6 +30,8 @@ NAMES = {
         "01_cocovid",
         "02_coco_track_id",
         "03_evaluate_coco_crash",
+        "05_mlflow_names",
+        "06_mlflow_deleted",
         "07_id_from_zero",
         "09_degenerate_polygons",
         "12_compiled_prefix",

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import PipelineError
+
 EXPERIMENT = "idol"
 _METRICS_PER_CALL = 500  # MLflow takes 1000 a call; one call costs about as much as one metric
 _PARAMS_PER_CALL = 100  # MLflow's limit
 _PARAM_LENGTH = 6000  # MLflow's limit
+_NAME_LENGTH = 250  # MLflow's limit
+_RETRIES = 3  # of MLflow's 7, which take minutes where no server answers
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Log:
-    """An open MLflow run, kept at `uri`. Only the driver holds one: SQLite wants one writer."""
+    """An open MLflow run, kept at `uri`. Only the driver holds one: SQLite wants one writer.
+
+    What cannot be logged is told once on stderr, and then nothing more is logged: the work that it
+    is about goes on.
+    """
 
     uri: str
     run_id: str
+    experiment_id: str
     client: Any
+    broken: bool = False
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; nested mappings become dotted names (tracker.tau)."""
@@ -32,7 +46,7 @@ class Log:
 
         flat = [Param(k, str(v)[:_PARAM_LENGTH]) for k, v in flatten(values).items()]
         for start in range(0, len(flat), _PARAMS_PER_CALL):
-            self.client.log_batch(self.run_id, params=flat[start : start + _PARAMS_PER_CALL])
+            self._call("log_batch", self.run_id, params=flat[start : start + _PARAMS_PER_CALL])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log numbers of one step in one call."""
@@ -50,42 +64,63 @@ class Log:
             if math.isfinite(value)
         ]
         for start in range(0, len(rows), _METRICS_PER_CALL):
-            self.client.log_batch(self.run_id, metrics=rows[start : start + _METRICS_PER_CALL])
+            self._call("log_batch", self.run_id, metrics=rows[start : start + _METRICS_PER_CALL])
 
     def artifacts(self, *paths: Path) -> None:
         """Copy these files into the run."""
         for path in paths:
-            self.client.log_artifact(self.run_id, str(path))
+            self._call("log_artifact", self.run_id, str(path))
+
+    def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Log a finished run below this one."""
+        tags = {"mlflow.parentRunId": self.run_id}
+        made = self._call("create_run", self.experiment_id, tags=tags, run_name=name)
+        if made is not None:
+            run = Log(self.uri, made.info.run_id, self.experiment_id, self.client)
+            run.params(params)
+            run.metrics(metrics)
+            run.end("FINISHED")
+            self.broken = run.broken
+
+    def end(self, status: str) -> None:
+        """Close the run as FINISHED or FAILED."""
+        self._call("set_terminated", self.run_id, status)
+
+    def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """What the client's method returns; None where it fails, or one has failed before."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        if self.broken:
+            return None
+        try:
+            return getattr(self.client, method)(*arguments, **named)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            self.broken = True
+            told = "%s is not logged any further, the work goes on. The experiment log says: %s"
+            _log.warning(told, self.uri, _first_line(error))
+            return None
 
 
 @contextlib.contextmanager
-def run(
-    out: Path,
-    name: str,
-    config: Mapping[str, Any],
-    *,
-    tags: Mapping[str, str] | None = None,
-    parent: Log | None = None,
-) -> Iterator[Log]:
-    """Open an MLflow run; it ends FINISHED, or FAILED where the block raises.
+def run(out: Path, name: str, config: Mapping[str, Any]) -> Iterator[Log]:
+    """Open an MLflow run before the work; it ends FINISHED, or FAILED where the block raises.
 
     out:    its SQLite file and artifacts are made here, unless MLFLOW_TRACKING_URI says otherwise
     config: logged as parameters (config.to_dict of a configuration)
-    parent: the run that this one is a child of
+    Raises: PipelineError: the log cannot be opened.
     """
     client, uri, experiment = _open(out)
-    all_tags = {"mlflow.runName": name, **(tags or {})}
-    if parent is not None:
-        all_tags["mlflow.parentRunId"] = parent.run_id
-    run_id = client.create_run(experiment, tags=all_tags, run_name=name).info.run_id
-    log = Log(uri, run_id, client)
+    with _opening(uri):
+        made = client.create_run(experiment, run_name=name)
+    log = Log(uri, made.info.run_id, experiment, client)
     try:
         log.params(config)
         yield log
     except BaseException:
-        client.set_terminated(run_id, "FAILED")
+        log.end("FAILED")
         raise
-    client.set_terminated(run_id, "FINISHED")
+    log.end("FINISHED")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -106,8 +141,37 @@ def runs(out: Path) -> Sequence[Any]:
 
 
 def _name(key: str) -> str:
-    """A name that MLflow accepts: categories may hold any character."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)
+    """A name that MLflow accepts, another one for every key: categories may be called anything."""
+    parts = re.sub(r"[^\w.\- /]", "_", key).split("/")
+    name = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+    if name == key and len(name) <= _NAME_LENGTH:
+        return name
+    digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{name[: _NAME_LENGTH - 9]}-{digest}"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+@contextlib.contextmanager
+def _opening(uri: str) -> Iterator[None]:
+    """What fails in the block is a PipelineError, and a server that is not there soon fails."""
+    from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
+
+    ours = not RETRIES.is_set()
+    if ours:
+        RETRIES.set(_RETRIES)
+    try:
+        yield
+    except Exception as error:  # of MLflow, its SQL library, its migrations, or the disk
+        raise PipelineError(
+            f"the experiment log {uri} cannot be opened ({_first_line(error)}). Mend it, or choose "
+            "another place: --log-to FOLDER, or the variable MLFLOW_TRACKING_URI."
+        ) from error
+    finally:
+        if ours:
+            RETRIES.unset()
 
 
 def _open(out: Path) -> tuple[Any, str, str]:
@@ -115,28 +179,43 @@ def _open(out: Path) -> tuple[Any, str, str]:
 
     Done by the driver before anything else writes: many processes on a fresh SQLite file break
     MLflow's migration of it.
+
+    Raises: PipelineError: the log cannot be opened, or the experiment was deleted.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Its migrations tell of themselves, line by line, at level INFO.
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
 
     out.mkdir(parents=True, exist_ok=True)
     # MLflow 3 refuses plain folders.
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
-    client = MlflowClient(tracking_uri=uri)
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return client, uri, str(found.experiment_id)
     # A server keeps artifacts where it was told to; beside our own file they go beside it.
     place = (out / "mlruns").resolve().as_uri() if uri.startswith("sqlite:") else None
-    try:
-        return client, uri, str(client.create_experiment(EXPERIMENT, artifact_location=place))
-    except MlflowException:
-        # Another driver made it between our look and our try, on a shared server.
+    with _opening(uri):
+        client, found = _experiment(uri, place)
+    if found.lifecycle_stage != "active":
+        raise PipelineError(
+            f"the experiment {EXPERIMENT!r} of {uri} was deleted. Restore it with `mlflow "
+            f"experiments restore --experiment-id {found.experiment_id}`, or choose another place: "
+            "--log-to FOLDER, or the variable MLFLOW_TRACKING_URI."
+        )
+    return client, uri, str(found.experiment_id)
+
+
+def _experiment(uri: str, place: str | None) -> tuple[Any, Any]:
+    """The client, and MLflow's object of our experiment."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is None:
+        try:
+            client.create_experiment(EXPERIMENT, artifact_location=place)
+        except MlflowException:
+            # Another driver may have made it between our look and our try, on a shared server.
+            if client.get_experiment_by_name(EXPERIMENT) is None:
+                raise
         found = client.get_experiment_by_name(EXPERIMENT)
-        if found is None:
-            raise
-        return client, uri, str(found.experiment_id)
+    return client, found

@@ -80,7 +80,7 @@ def metric_sets(name: str, report: EvaluationReport) -> list[MetricSet]:
     if not report.metrics:
         return []
     # A category without AP has no true instance here.
-    shown = {row.name: row.stats for row in report.per_category if row.stats["AP"] >= 0}
+    shown = {name: stats for name, stats in report.by_category().items() if stats["AP"] >= 0}
     return [
         MetricSet(
             name,

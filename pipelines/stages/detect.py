@@ -6,13 +6,11 @@ import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 import idol
@@ -24,7 +22,7 @@ from idol.structures import FrameDetections
 from idol.weights import checkpoint
 from idol.ytvis.videos import Reject
 from pipelines import cluster
-from pipelines.errors import ResourcesError, VideoError
+from pipelines.errors import ResourcesError, VideoError, carried, raise_carried
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import shard_plan
 from pipelines.stages.frame_reader import Frame, read_ahead
@@ -194,20 +192,18 @@ class DetectActor:
         # On a GPU many frames of few shapes: compiling pays.
         self.detector = Detector(model, config, batch=config.detect.batch_frames, compiled=gpu)
 
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    @carried
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Detect one row: {shard: its number, pieces: pickled} -> {shard, frames}."""
-        counts = []
-        for number, pickled in zip(batch["shard"].tolist(), batch["pieces"], strict=True):
-            pieces: Shard = pickle.loads(pickled)
-            rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
-            if self.truth:
-                # First, for a shard counts as done once its detections are there.
-                overlaps = schemas.table(rows.overlaps, schemas.OVERLAP)
-                tables.commit(overlaps, layout.shard_path(self.out, number, "overlap"))
-            detections = schemas.table(rows.detections, schemas.DETECTIONS)
-            tables.commit(detections, layout.shard_path(self.out, number), rejects=rows.rejects)
-            counts.append(sum(len(piece.frames) for piece in pieces))
-        return {"shard": batch["shard"], "frames": np.array(counts)}
+        number, pieces = int(row["shard"]), pickle.loads(row["pieces"])
+        rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
+        if self.truth:
+            # First, for a shard counts as done once its detections are there.
+            overlaps = schemas.table(rows.overlaps, schemas.OVERLAP)
+            tables.commit(overlaps, layout.shard_path(self.out, number, "overlap"))
+        detections = schemas.table(rows.detections, schemas.DETECTIONS)
+        tables.commit(detections, layout.shard_path(self.out, number), rejects=rows.rejects)
+        return {"shard": number, "frames": sum(len(piece.frames) for piece in pieces)}
 
 
 def _detect(
@@ -226,21 +222,18 @@ def _detect(
     network = arguments[1] / _NETWORK
     with cluster.session():
         import ray
-        from ray.data import ActorPoolStrategy, DataContext
+        from ray.data import ActorPoolStrategy
 
         pool, share = _room(actors, gpu, len(todo))
         cluster.require(pool.least, 1.0, share)
         checkpoint.save(model, network)
-        # Our bar counts frames; Ray's would write over it, and its log tells of every execution.
-        DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        cluster.set_up_data()
         rows = [
             {"shard": number, "pieces": pickle.dumps(shards[number])}
             for number in shard_plan.longest_first(shards, todo)
         ]
-        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             DetectActor,
-            batch_size=1,
             compute=ActorPoolStrategy(
                 min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=2
             ),
@@ -251,6 +244,7 @@ def _detect(
         total = sum(len(piece.frames) for number in todo for piece in shards[number])
         with cluster.progress(total, "detect", "frames") as bar:
             for row in done.iter_rows():
+                raise_carried(row)
                 bar.update(int(row["frames"]))
                 on_shard(int(row["shard"]))
     network.unlink()

@@ -120,7 +120,25 @@ def run(
     )
     if output.finished is not None:
         return output.finished
-    tracked = _detect_and_track(dataset, model, out, config, actors, gpu, overwrite)
+    with contextlib.ExitStack() as stack:
+        opened = None
+        if log:
+            # Before the work, so that a log that cannot be opened is found at once.
+            run_of = experiment_log.run(log_to or out, f"evaluate {out.name}", claimed)
+            opened = stack.enter_context(run_of)
+        tracked = _detect_and_track(dataset, model, out, config, actors, gpu, overwrite)
+        report = _report(request, dataset, truth, config, out)
+        if opened:
+            opened.metrics(report.flat())
+            opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
+        faults = tables.read_rejects(out / DETECTIONS)
+        return output.finish(rows=tracked.rows, rejects=faults, extra={"metrics": report.metrics})
+
+
+def _report(
+    request: Request, dataset: Dataset, truth: Truth | None, config: Config, out: Path
+) -> EvaluationReport:
+    """Score what was tracked, and write results, report and page to out."""
     source = stored.read(out / DETECTIONS)
     for name in (RESULTS, SUBMISSION):
         write_whole(out / name, (out / TRACKS / name).read_bytes())
@@ -142,11 +160,7 @@ def run(
             config=report.config,
         ),
     )
-    if log:
-        with experiment_log.run(log_to or out, f"evaluate {out.name}", claimed) as opened:
-            opened.metrics(report.flat())
-            opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
-    return output.finish(rows=tracked.rows, rejects=faults, extra={"metrics": report.metrics})
+    return report
 
 
 def _with_effect(faults: Sequence[Reject], truth: Truth | None) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 from idol.config import PairConfig, to_dict
 from idol.ytvis.videos import Reject
 from pipelines import cluster
-from pipelines.errors import PipelineError, VideoError
+from pipelines.errors import PipelineError, VideoError, carried, raise_carried
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import pair_rows
 from pipelines.stages.reject_limit import check_rejects
@@ -117,7 +117,8 @@ def _check_rejects(dataset: Dataset, rejects: Iterable[Reject], config: PairConf
     return check_rejects(dataset, rejects, config.max_reject_fraction, "pairs.max_reject_fraction")
 
 
-def write_shard(item: Mapping[str, Any], config: PairConfig) -> dict[str, int]:
+@carried
+def write_shard(item: Mapping[str, Any], config: PairConfig) -> dict[str, Any]:
     """Read the frames of one shard's pairs and commit its file: the work of one task.
 
     item:    {"shard": number, "path": where, "plan": pickled list of PlannedPair}
@@ -184,14 +185,13 @@ def _write_shards(
         path = str(output.shard(shard).resolve())
         return {"shard": shard, "path": path, "plan": pickle.dumps(pairs)}
 
-    # Ours counts shards; Ray's would draw over it, and its log tells of every execution.
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    cluster.set_up_data()
     # One block per shard: a failed worker then costs one shard, and they spread evenly.
     shards = ray.data.from_items([item(i) for i in missing], override_num_blocks=len(missing))
     done = shards.map(partial(write_shard, config=config), num_cpus=num_cpus)
     with cluster.progress(len(missing), "prepare", "shards") as bar:
         for row in done.iter_rows():
+            raise_carried(row)
             _log.info("shard %d: %d rows, %d rejects", row["shard"], row["rows"], row["rejects"])
             bar.update()
     return total

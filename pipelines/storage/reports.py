@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -113,13 +114,21 @@ class EvaluationReport:
         best = {"AP_frame_oracle": self.frame_oracle, "AP_upper_bound": self.upper_bound}
         return {**self.metrics, **{name: stats.get("AP") for name, stats in best.items()}}
 
+    def by_category(self) -> dict[str, Mapping[str, float]]:
+        """Metrics of each category by its name, with its id where several have one name."""
+        count = Counter(row.name for row in self.per_category)
+        return {
+            row.name if count[row.name] == 1 else f"{row.name} ({row.category_id})": row.stats
+            for row in self.per_category
+        }
+
     def flat(self) -> dict[str, float]:
         """Every number of the whole data set under one name, for the experiment log."""
         return {
             **self.metrics,
             **{f"frame_oracle/{name}": value for name, value in self.frame_oracle.items()},
             **{f"upper_bound/{name}": value for name, value in self.upper_bound.items()},
-            **{f"category/{row.name}/AP": row.stats["AP"] for row in self.per_category},
+            **{f"category/{name}/AP": stats["AP"] for name, stats in self.by_category().items()},
             "videos": self.videos,
             "rejects": len(self.rejects),
         }

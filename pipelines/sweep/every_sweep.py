@@ -115,12 +115,13 @@ def finish(
     name: str,
     best: Mapping[str, Any],
     commands: Mapping[str, str] | None = None,
-    log_to: Path | None,
+    log: experiment_log.Log,
 ) -> Manifest:
-    """Write report.json, best.json, the page, the experiment log, and the manifest.
+    """Write report.json, best.json, the page, and the manifest.
 
     name: of the sweep in the page
     best: what best.json holds besides trials
+    log:  gets the numbers and the files
     """
     table = report.to_dict()
     listed = table["trials"]
@@ -147,12 +148,14 @@ def finish(
             **run_page.sweep_part(report, name),
         ),
     )
-    _log(log_to or output.path, output, report, counts)
+    _log(log, output, report, counts)
     return output.finish(rows=len(report.trials), extra=extra)
 
 
-def _log(place: Path, output: Output, report: SweepReport, counts: Mapping[str, int]) -> None:
-    """One MLflow run for the sweep, with a child for each of its best trials."""
+def _log(
+    log: experiment_log.Log, output: Output, report: SweepReport, counts: Mapping[str, int]
+) -> None:
+    """The numbers of the sweep, and a child for each of its best trials."""
     numbers: dict[str, float] = {
         f"best/{report.objective}": report.trials[report.best].value,
         f"base/{report.objective}": report.trials[0].value,
@@ -160,12 +163,10 @@ def _log(place: Path, output: Output, report: SweepReport, counts: Mapping[str, 
     }
     if (held_out := report.held_out) is not None:
         numbers |= {"held_out/best": held_out.value, "held_out/base": held_out.base}
-    with experiment_log.run(place, f"sweep {output.path.name}", output.config) as run:
-        run.metrics(numbers)
-        run.artifacts(*(output.path / file for file in FILES.values()))
-        full = [trial for trial in report.trials if trial.budget == report.budget]
-        for trial in sorted(full, key=lambda trial: -trial.value)[:_CHILD_RUNS]:
-            # Short, for MLflow's page shows it in large letters; the values are parameters there.
-            name = f"{report.objective} {100 * trial.value:.1f}, number {trial.number}"
-            with experiment_log.run(place, name, trial.values, parent=run) as child:
-                child.metrics({report.objective: trial.value, **trial.metrics})
+    log.metrics(numbers)
+    log.artifacts(*(output.path / file for file in FILES.values()))
+    full = [trial for trial in report.trials if trial.budget == report.budget]
+    for trial in sorted(full, key=lambda trial: -trial.value)[:_CHILD_RUNS]:
+        # Short, for MLflow's page shows it in large letters; the values are parameters there.
+        name = f"{report.objective} {100 * trial.value:.1f}, number {trial.number}"
+        log.child(name, trial.values, {report.objective: trial.value, **trial.metrics})

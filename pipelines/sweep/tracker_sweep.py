@@ -12,6 +12,7 @@ import numpy as np
 from idol.config import Config, TrackerConfig, from_dict, override, to_dict
 from pipelines import configuration
 from pipelines.errors import ManifestError, PipelineError
+from pipelines.report import experiment_log
 from pipelines.sources import annotations as annotation_files
 from pipelines.stages import track
 from pipelines.storage import claims, layout, manifest, stored
@@ -95,15 +96,16 @@ def run(
         return output.finished
     manifest.commit_json(settings, out / every_sweep.SETTINGS)
     ledger = Ledger(out / every_sweep.LEDGER, input_hash)
-    best, report = every_sweep.search(wanted, trials, ledger, processes)
-    return every_sweep.finish(
-        output,
-        report,
-        title="Tracker sweep",
-        name=f"{len(report.trials)} configurations on stored detections",
-        best={"tracker": to_dict(trials.config(best.values))},
-        log_to=log_to,
-    )
+    with experiment_log.run(log_to or out, f"sweep {out.name}", output.config) as log:
+        best, report = every_sweep.search(wanted, trials, ledger, processes)
+        return every_sweep.finish(
+            output,
+            report,
+            title="Tracker sweep",
+            name=f"{len(report.trials)} configurations on stored detections",
+            best={"tracker": to_dict(trials.config(best.values))},
+            log=log,
+        )
 
 
 def workload(wanted: TrackerSweep, source: StoredDetections) -> TrackerTrials:

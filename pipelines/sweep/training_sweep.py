@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from idol.config import Config, to_dict
 from pipelines import cluster
+from pipelines.report import experiment_log
 from pipelines.stages import evaluate, train
 from pipelines.storage import claims, manifest
 from pipelines.storage.manifest import Manifest
@@ -155,24 +156,25 @@ def run(
     ledger = Ledger(out / every_sweep.LEDGER, manifest.hash_value([source.hash, claim]))
     place = out / "trials" / manifest.hash_value(claim)[:8]
     trials = TrainingTrials(wanted, goal, place.resolve())
-    with cluster.session(dashboard=True):
-        best, report = every_sweep.search(wanted, trials, ledger, processes or _room(wanted))
-    assignments = [f"{key}={json.dumps(value)}" for key, value in best.values.items()]
-    flags = " ".join(f"--set '{text}'" for text in assignments)
-    command = f"python -m jobs.train --pairs {wanted.pairs} --out RUN {flags}"
-    return every_sweep.finish(
-        output,
-        report,
-        title="Training sweep",
-        name=f"{len(report.trials)} trainings",
-        best={
-            "set": assignments,
-            "checkpoint": str(trials.folder(best) / "train" / train.WEIGHTS),
-            "config": to_dict(trials.config(best.values)),
-        },
-        commands={"train with the best": command},
-        log_to=log_to,
-    )
+    with experiment_log.run(log_to or out, f"sweep {out.name}", output.config) as log:
+        with cluster.session(dashboard=True):
+            best, report = every_sweep.search(wanted, trials, ledger, processes or _room(wanted))
+        assignments = [f"{key}={json.dumps(value)}" for key, value in best.values.items()]
+        flags = " ".join(f"--set '{text}'" for text in assignments)
+        command = f"python -m jobs.train --pairs {wanted.pairs} --out RUN {flags}"
+        return every_sweep.finish(
+            output,
+            report,
+            title="Training sweep",
+            name=f"{len(report.trials)} trainings",
+            best={
+                "set": assignments,
+                "checkpoint": str(trials.folder(best) / "train" / train.WEIGHTS),
+                "config": to_dict(trials.config(best.values)),
+            },
+            commands={"train with the best": command},
+            log=log,
+        )
 
 
 def _checked_goal(wanted: TrainingSweep) -> Objective:
