@@ -6,8 +6,12 @@ and a mistyped option are answered within a second.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import itertools
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
@@ -18,6 +22,8 @@ from jobs import INTERRUPTED, places
 from pipelines.errors import PipelineError, origin
 
 Options = TypeVar("Options")
+
+_USAGE = 2  # as of tyro and argparse
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a --no- form."""
@@ -45,6 +51,8 @@ Frames = Annotated[
         "each annotation file where that exists, else the file's own folder."
     ),
 ]
+Device = Annotated[str, tyro.conf.arg(metavar="auto|cpu|gpu|cuda[:N]")]
+"""Where the network runs: read by `device`."""
 NumCpus = Annotated[
     int | None,
     tyro.conf.arg(
@@ -71,7 +79,9 @@ def run(
     argv: None: that of the process
     also: errors that are the caller's, beside PipelineError, ValueError and OSError
     """
-    job = tyro.cli(options, args=argv, prog=f"python -m jobs.{name}")
+    words = sys.argv[1:] if argv is None else argv
+    _check_names(f"python -m jobs.{name}", options, words)
+    job = tyro.cli(options, args=words, prog=f"python -m jobs.{name}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     callers: tuple[type[Exception], ...] = (PipelineError, ValueError, OSError, *also)
     try:
@@ -87,6 +97,32 @@ def run(
         sys.exit(_with_notes(f"{type(told).__name__}: {told}", error))
     if line is not None:
         print(json.dumps(line, sort_keys=True))
+
+
+def device(text: str) -> tuple[bool | None, int | None]:
+    """Whether a --device is a GPU, and which; None where it does not say.
+
+    Raises: ValueError: it is none of Device's words.
+    """
+    found = re.fullmatch(r"(auto)|(cpu)|(?:gpu|cuda)(?::(\d{1,4}))?", text)
+    if found is None:
+        raise ValueError(f"--device must be auto, cpu, gpu, cuda or cuda:N, got {text!r}")
+    auto, cpu, number = found.groups()
+    return None if auto else not cpu, None if number is None else int(number)
+
+
+def _check_names(program: str, options: type[Any], words: Sequence[str]) -> None:
+    """Name a mistyped option and the nearest; tyro asks for the one that was meant instead."""
+    known = ["help", *(field.name.replace("_", "-") for field in dataclasses.fields(options))]
+    for word in itertools.takewhile(lambda word: word != "--", words):
+        given = word.partition("=")[0].replace("_", "-")[2:]
+        if not word.startswith("--") or given.removeprefix("no-") in known:
+            continue
+        near = difflib.get_close_matches(given, known, n=1)
+        hint = f"Did you mean --{near[0]}? " if near else ""
+        message = f"there is no option --{given}. {hint}`{program} --help` lists all."
+        print(message, file=sys.stderr)
+        sys.exit(_USAGE)
 
 
 def _with_notes(message: str, error: BaseException) -> str:

@@ -9,7 +9,7 @@ import functools
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -59,9 +59,9 @@ class Evaluate:
     actors: Annotated[str | None, tyro.conf.arg(metavar="N | MIN..MAX")] = None
     """Copies of the network: 4, or 1..8 for a pool that grows with the work while the cluster has
     room, or its autoscaler brings it. Default: one per GPU, else half the logical CPUs."""
-    device: Literal["auto", "gpu", "cpu"] = "auto"
-    """Where they run. gpu: a GPU each, waited for where nodes come on demand. auto: on GPUs where
-    the cluster has any when the job starts."""
+    device: command.Device = "auto"
+    """Where they run. gpu (or cuda): a GPU each, waited for where nodes come on demand. auto: on
+    GPUs where the cluster has any when the job starts."""
     batch_frames: int | None = None
     """Frames in one forward pass; short for --set detect.batch_frames=N."""
     speed: Speed | None = None
@@ -81,6 +81,12 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
     from pipelines.report import compare
     from pipelines.stages import evaluate
 
+    gpu, number = command.device(job.device)
+    if number is not None:
+        raise ValueError(
+            f"Ray deals the GPUs to the copies of the network, so --device {job.device} cannot "
+            "choose one: use --device gpu, and CUDA_VISIBLE_DEVICES to choose."
+        )
     pool = None if job.actors is None else cluster.Pool.of(job.actors)
     named = compare.names(job.checkpoint)
     outputs = {name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named}
@@ -94,7 +100,7 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
             _request(job, path, checkpoint),
             out,
             actors=pool,
-            gpu=None if job.device == "auto" else job.device == "gpu",
+            gpu=gpu,
             overwrite=job.overwrite,
             log_to=job.log_to or job.out,
         )
@@ -102,7 +108,7 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
         counts = {"rows": manifest.rows, "rejects": manifest.rejects, "seconds": manifest.seconds}
         return {**manifest.extra["metrics"], **counts, "out": str(out), **paths}
 
-    with cluster.session(job.num_cpus):
+    with cluster.kept(job.num_cpus):
         line = {
             name: _one_or_sets(
                 {title: one(path, named[name], out) for title, (path, out) in sets.items()}

@@ -56,7 +56,7 @@ def _prepare(job: Prepare) -> dict[str, Any]:
         annotations.read, frames_root=job.frames, video_ids=job.videos or None, stride=job.stride
     )
     dataset = annotations.combine([read(path) for path in job.annotations])
-    with cluster.session(job.num_cpus):
+    with cluster.kept(job.num_cpus):
         return asdict(pairs.run(dataset, job.out, config.pairs, overwrite=job.overwrite))
 
 

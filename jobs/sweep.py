@@ -119,7 +119,7 @@ def _sweep(job: Sweep) -> dict[str, object]:
     how["log_to"] = job.log_to
     # Ray Train complains every second where there is no dashboard.
     training = isinstance(wanted, TrainingSweep)
-    with cluster.session(job.num_cpus, dashboard=training):
+    with cluster.kept(job.num_cpus, dashboard=training):
         if isinstance(wanted, TrainingSweep):
             manifest = training_sweep.run(wanted, job.out, **how)
         else:

@@ -47,8 +47,8 @@ class Track:
     """Use each n-th frame only."""
     max_frames: int | None = None
     """Stop after so many frames (of those used). Default: at the end; a camera by Ctrl-C."""
-    device: str | None = None
-    """Where the network runs: cpu, cuda, cuda:1. Default: a GPU if there is one."""
+    device: command.Device = "auto"
+    """Where the network runs. gpu and cuda are the same; auto: on a GPU if there is one."""
     speed: Speed | None = None
     """exact, or fast: 16 bits where the machine has units for them; docs/performance.md has what it
     costs. Short for --set detect.speed=..."""
@@ -102,19 +102,20 @@ def _follow(job: Track, summary: stream.Summary) -> None:
     from pipelines import configuration, stream
     from pipelines.sources import live
 
+    gpu, number = command.device(job.device)
     wanted = stream.StreamConfig(
         max_frames=job.max_frames, film=job.video, rate=job.fps, drawn_score=job.score_threshold
     )
     opened = live.open_source(job.source, job.every)
     stream.prepare(job.out, overwrite=job.overwrite)
-    device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    gpu = torch.cuda.is_available() if gpu is None else gpu
+    place = torch.device("cuda", number or 0) if gpu else torch.device("cpu")
     try:
-        place = torch.device(device)
         torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"--device {device} cannot be used ({reason}). Use cpu, or cuda where there is a GPU."
+            f"--device {job.device} cannot be used ({reason}). Use cpu, or gpu where there is one."
         ) from error
     model = checkpoint.load(job.weights, preset=job.preset, device=place)
     changes = [*job.set, *([] if job.speed is None else [f"detect.speed={job.speed}"])]

@@ -62,7 +62,7 @@ def _train(job: Train) -> None:
     config = train.with_pairs(config, job.pairs, job.set)
     log_to, title = job.log_to or job.out.parent, f"train {job.out.name}"
     with (
-        cluster.session(dashboard=True),
+        cluster.kept(dashboard=True),
         experiment_log.run(log_to, title, to_dict(config)) as log,
     ):
         manifest = train.run(

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.errors import ResourcesError
+from pipelines.errors import PipelineError, ResourcesError
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds the four rooms: what a worker needs on its path."""
@@ -28,6 +30,11 @@ _TASKS_PER_CPU = 2  # one runs, one waits
 _WAIT_FOR_NODES_S = 900.0  # a GPU instance that has to pull its image first takes ten minutes
 WAIT_VARIABLE = "IDOL_WAIT_FOR_NODES_S"
 """Seconds to wait for the nodes of a joined cluster, where a stage needs more than there are."""
+_ANSWER_S = 5.0  # Ray itself tries for two minutes
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # HTTP/2: an empty SETTINGS frame; its type is 4
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS  # a server answers with its own
+_SOCKET_PATH = 107  # characters that Linux takes
+_SESSION_PATH = len("/ray/session_2026-01-02_03-04-05_123456_4194304/sockets/plasma_store")
 _END = object()
 
 _log = logging.getLogger(__name__)
@@ -37,34 +44,71 @@ _log = logging.getLogger(__name__)
 def session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """Be connected to Ray inside the `with` block.
 
-    Joins the Ray that this process already has, else the cluster of `ray job submit` or
-    RAY_ADDRESS. Without either, starts a Ray of our own and stops it at the end of the block; never
-    joins another Ray that happens to run on the machine.
+    Joins the Ray that this process already has, or that of `kept`, else the cluster of `ray job
+    submit` or RAY_ADDRESS. Without any, starts a Ray of our own and stops it at the end of the
+    block; never joins another Ray that happens to run on the machine.
 
     num_cpus:  logical CPUs of our own Ray; default: those of the machine, at least 4
     dashboard: start Ray's dashboard too (Ray Train complains every second without it)
+    Raises: PipelineError: no Ray answers at RAY_ADDRESS, or no folder is short enough for sockets.
     """
+    if _initialised():
+        yield
+    elif _kept:
+        _kept[-1]()
+        yield
+    else:
+        with _connected(num_cpus, dashboard):
+            yield
+
+
+@contextlib.contextmanager
+def kept(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
+    """Let all sessions inside the `with` block share one Ray, which the first of them starts.
+
+    So whatever a stage checks before it needs Ray is said at once. Arguments and Raises as of
+    session.
+    """
+    if not _initialised():
+        _check_answer()
+    with contextlib.ExitStack() as stack:
+        _kept.append(lambda: stack.enter_context(_connected(num_cpus, dashboard)))
+        try:
+            yield
+        finally:
+            _kept.pop()
+
+
+_kept: list[Callable[[], None]] = []  # how to start the Ray of each `kept` block
+
+
+@contextlib.contextmanager
+def _connected(num_cpus: int | None, dashboard: bool) -> Iterator[None]:
     own = _own()
     if own:
         _once_per_process()
+    _check_answer()
     with environment(_embedded_environment() if own else {}):
         # Imported here: Ray reads its environment once, when it is imported.
         import ray
 
-        if ray.is_initialized():
-            yield
-            return
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if own:
             options |= {
                 "address": "local",
                 "num_cpus": num_cpus or max(_MIN_CPUS, os.cpu_count() or 1),
                 "include_dashboard": dashboard,
+                "_temp_dir": _scratch(),
             }
         elif not os.environ.get(_SUBMITTED):
             # `ray job submit --working-dir` has already sent the code; sending it again conflicts.
             options["runtime_env"] = {"working_dir": str(ROOT)}
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except (RuntimeError, OSError, ray.exceptions.RayError) as error:
+            there = os.environ.get("RAY_ADDRESS", "the cluster")
+            what = "Ray does not start" if own else f"Ray at {there} does not take us"
+            raise PipelineError(f"{what}: {' '.join(str(error).split())[:300]}") from error
         try:
             yield
         finally:
@@ -102,13 +146,14 @@ class Pool:
         return Pool(min(self.least, most), min(self.most, most))
 
 
-def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
+def require(count: int, cpus: float = 1.0, gpus: float = 0.0, *, instead: str) -> None:
     """Make sure that so many workers fit at once: Ray itself would wait for ever.
 
     A Ray of our own cannot grow. A joined cluster may: its nodes come when something asks for them,
     so this asks, logs that it does, and waits up to IDOL_WAIT_FOR_NODES_S seconds.
 
     cpus, gpus: of each worker
+    instead:    options to change, for the message
     Raises: ResourcesError: there are too few.
     """
     lacking = _lacking(count, cpus, gpus)
@@ -120,10 +165,7 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
     except ValueError:
         raise ValueError(f"{WAIT_VARIABLE} must be a number of seconds, got {text!r}") from None
     if _own() or limit <= 0:
-        raise ResourcesError(
-            f"{lacking} Ask for fewer actors or workers, or start a larger cluster (--actors 1 "
-            "without GPUs runs anywhere)."
-        )
+        raise ResourcesError(f"{lacking} Use {instead}, or a larger cluster.")
     _log.warning("%s Waiting up to %.0f s for nodes to join.", lacking, limit)
     from ray.util import placement_group, remove_placement_group
 
@@ -140,7 +182,7 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0) -> None:
                 raise ResourcesError(
                     f"{lacking} No more came within {limit:.0f} s "
                     f"({WAIT_VARIABLE} sets how long to wait). See `ray status` for what the "
-                    "autoscaler tries, or ask for fewer actors or workers."
+                    f"autoscaler tries, or use {instead}."
                 )
     finally:
         remove_placement_group(group)
@@ -232,6 +274,50 @@ def progress(total: int, what: str, unit: str) -> Any:
     """A progress bar on stderr, so that stdout stays for the job's one JSON line."""
     # Below half a second of work a bar is only noise.
     return tqdm(total=total, desc=what, unit=f" {unit}", delay=0.5, dynamic_ncols=True)
+
+
+def _initialised() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+def _check_answer() -> None:
+    """Raise PipelineError unless a Ray answers at RAY_ADDRESS within seconds, where it is set."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address or os.environ.get(_SUBMITTED):
+        return
+    from ray._private.services import canonicalize_bootstrap_address
+
+    try:
+        # What Ray itself will take for "auto"; None: it will start one.
+        place = address.removeprefix("ray://")
+        place = place if place != address else canonicalize_bootstrap_address(address)
+        if place is None or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return
+        host, _, port = place.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S) as link:
+            link.sendall(_GREETING)
+            if link.recv(len(_SETTINGS))[3:4] != _SETTINGS[3:4]:
+                raise ConnectionError("what answers there speaks no gRPC")
+    except (OSError, ValueError) as error:
+        raise PipelineError(
+            f"no Ray answers at {address} (RAY_ADDRESS). Start one there, or unset RAY_ADDRESS to "
+            "use this machine."
+        ) from error
+
+
+def _scratch() -> str | None:
+    """Where our own Ray keeps its sockets; None: where it does by itself, as its path fits."""
+    own = os.environ.get("RAY_TMPDIR")
+    place = own or os.environ.get("TMPDIR") or "/tmp"
+    longest = _SOCKET_PATH - _SESSION_PATH
+    if len(os.fsencode(os.path.abspath(place))) <= longest:
+        return None
+    if own is None and os.access("/tmp", os.W_OK):
+        return "/tmp/ray"
+    raise PipelineError(
+        f"{place} is too long for Ray's sockets, whose paths may have {_SOCKET_PATH} characters. "
+        f"Set RAY_TMPDIR to a folder with a path of at most {longest}, such as /tmp."
+    )
 
 
 def _own() -> bool:

@@ -22,10 +22,10 @@ def unit(owner: object, *names: str) -> None:
 
 
 def positive(owner: object, *names: str) -> None:
-    """Check that the fields are above 0."""
+    """Check that the fields are above 0, and finite."""
     for name in names:
         value = getattr(owner, name)
-        require(value > 0, f"{name} must be positive, got {value}")
+        require(0 < value < float("inf"), f"{name} must be positive, got {value}")
 
 
 def not_negative(owner: object, *names: str) -> None:
@@ -33,3 +33,14 @@ def not_negative(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         require(0 <= value < float("inf"), f"{name} must be >= 0, got {value}")
+
+
+def at_most(owner: object, limit: int, *names: str) -> None:
+    """Check numbers, or lists of them, that decide how much memory is asked for.
+
+    limit: far above any use, so that what is above it is a typing error
+    """
+    for name in names:
+        value = getattr(owner, name)
+        largest = max(value, default=0) if isinstance(value, tuple) else value or 0
+        require(largest <= limit, f"{name} must be at most {limit}, got {largest}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from idol.config.checks import not_negative, positive, require, unit
+from idol.config.checks import at_most, not_negative, positive, require, unit
 
 Speed = Literal["exact", "fast"]
 """See DetectConfig.speed."""
@@ -40,6 +40,7 @@ class DetectConfig:
     def __post_init__(self) -> None:
         unit(self, "score_floor", "box_nms", "reject_limit")
         positive(self, "max_detections", "batch_frames", "frames_per_shard")
+        at_most(self, 10_000, "max_detections", "batch_frames", "frames_per_shard")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,3 +72,4 @@ class AnalysisConfig:
         )
         require(0 < self.confidence < 1, f"confidence must be < 1 and > 0, got {self.confidence}")
         not_negative(self, "resamples", "seed")
+        at_most(self, 1_000_000, "resamples")

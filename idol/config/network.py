@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from idol.config.checks import not_negative, positive, require, unit, within
+from idol.config.checks import at_most, not_negative, positive, require, unit, within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +35,8 @@ class BackboneConfig:
     """Channels of tiny at strides 2, 4, 8, 16, 32."""
 
     def __post_init__(self) -> None:
+        at_most(self, 8192, "tiny_channels", "swin_embed", "swin_heads")
+        at_most(self, 128, "swin_depths", "swin_window")
         if self.frozen_stages is not None:
             within(self, 0, 5, "frozen_stages")
         require(
@@ -113,6 +115,11 @@ class ModelConfig:
         positive(self, "encoder_layers", "decoder_layers", "feedforward", "embedding_size")
         positive(self, "mask_channels", "mask_coordinate_scale")
         not_negative(self, "num_identities")
+        at_most(self, 64, "num_points", "encoder_layers", "decoder_layers", "mask_channels")
+        at_most(self, 8192, "width", "embedding_size")
+        at_most(self, 10_000, "num_queries")
+        at_most(self, 100_000, "num_classes", "feedforward")
+        at_most(self, 10_000_000, "num_identities")
         unit(self, "dropout")
         require(
             self.width % self.num_heads == 0 and self.width % 4 == 0,

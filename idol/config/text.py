@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -60,7 +61,7 @@ def override(config: T, assignments: Iterable[str]) -> T:
         _known(cls, last, assignment)
         try:
             node[last] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also numbers of thousands of digits
             word = text.strip()
             node[last] = {"True": True, "False": False, "None": None}.get(word, word)
     return from_dict(type(config), plain)
@@ -102,8 +103,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if len(kinds) != len(value):
             raise ValueError(f"{path} must have {len(kinds)} entries, got {value!r}")
         return tuple(_convert(k, v, path) for k, v in zip(kinds, value, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if abs(value) <= sys.float_info.max:  # neither infinite nor NaN
+            return float(value)
+        raise ValueError(f"{path} must be a finite number, got {str(value)[:40]}")
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ValueError(f"{path} must be {hint.__name__}, got {value!r}")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from idol.config.checks import not_negative, positive, require, unit, within
+from idol.config.checks import at_most, not_negative, positive, require, unit, within
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 """Alpha and gamma of the focal class cost, and the defaults of the focal losses."""
@@ -48,6 +48,12 @@ class TransformConfig:
     def __post_init__(self) -> None:
         unit(self, "flip_probability", "crop_probability", "color_jitter", "scale_jitter")
         positive(self, "train_max_side", "test_short_side", "test_max_side", "size_divisor")
+        at_most(self, 16_384, "train_max_side", "test_short_side", "test_max_side", "stretch")
+        at_most(self, 16_384, "train_short_sides", "crop_short_sides", "crop_range")
+        at_most(self, 1024, "size_divisor")
+        for name in ("train_short_sides", "crop_short_sides", "stretch"):
+            sides = getattr(self, name) or ()
+            require(all(side > 0 for side in sides), f"{name} must be positive, got {sides}")
         require(len(self.train_short_sides) > 0, "train_short_sides must not be empty")
         low, high = self.crop_range
         require(0 < low <= high, f"crop_range must be (smallest, largest), got {(low, high)}")
@@ -79,7 +85,8 @@ class PairConfig:
 
     def __post_init__(self) -> None:
         positive(self, "max_gap", "rows_per_shard")
-        not_negative(self, "pairs_per_video", "max_side")
+        not_negative(self, "pairs_per_video", "max_side", "seed")
+        at_most(self, 100_000, "pairs_per_video", "rows_per_shard")
         within(self, 0, 100, "jpeg_quality")
         unit(self, "max_reject_fraction")
 
@@ -222,4 +229,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive(self, "pairs_per_batch", "steps", "learning_rate", "clip_norm")
         positive(self, "report_every", "checkpoint_every", "shuffle_rows")
+        not_negative(self, "weight_decay", "warmup_steps", "seed")
+        at_most(self, 100_000, "pairs_per_batch", "shuffle_rows")
         unit(self, "backbone_rate", "final_rate", "ema_decay")

@@ -65,7 +65,7 @@ def _controller(width: int, parameters: int) -> MLP:
 
 
 class IDOL(nn.Module):
-    """Deformable DETR with dynamic masks and contrastive embeddings (paper Fig. 4).
+    """Deformable DETR with dynamic masks and contrastive embeddings (paper Fig. 2).
 
     No layer looks across the images of a batch. It works under torch.autocast and in 16 bits
     (model.to(torch.bfloat16)): what needs more keeps float32 (see Outputs).

@@ -225,7 +225,8 @@ def _detect(
         from ray.data import ActorPoolStrategy
 
         pool, share = _room(actors, gpu, len(todo))
-        cluster.require(pool.least, 1.0, share)
+        instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
+        cluster.require(pool.least, 1.0, share, instead=instead)
         checkpoint.save(model, network)
         cluster.set_up_data()
         rows = [

@@ -74,7 +74,7 @@ def run(
 ) -> Manifest:
     """Write the pairs of all videos to out, then the manifest that says they are complete.
 
-    Ray must be running (pipelines.cluster.session). Rows are in a seeded random order over all
+    Rows are in a seeded random order over all
     videos. A frame that cannot be read rejects the pairs that need it. A later call completes
     what an interrupted one left.
 
@@ -171,9 +171,6 @@ def _write_shards(
     missing = output.missing(total)
     if not missing:
         return total
-    cluster.require(1, num_cpus)
-    import ray.data
-
     labels = dataset.labels
 
     def item(shard: int) -> dict[str, Any]:
@@ -185,11 +182,14 @@ def _write_shards(
         path = str(output.shard(shard).resolve())
         return {"shard": shard, "path": path, "plan": pickle.dumps(pairs)}
 
-    cluster.set_up_data()
-    # One block per shard: a failed worker then costs one shard, and they spread evenly.
-    shards = ray.data.from_items([item(i) for i in missing], override_num_blocks=len(missing))
-    done = shards.map(partial(write_shard, config=config), num_cpus=num_cpus)
-    with cluster.progress(len(missing), "prepare", "shards") as bar:
+    with cluster.session(), cluster.progress(len(missing), "prepare", "shards") as bar:
+        import ray.data
+
+        cluster.require(1, num_cpus, instead="a larger --num-cpus")
+        cluster.set_up_data()
+        # One block per shard: a failed worker then costs one shard, and they spread evenly.
+        shards = ray.data.from_items([item(i) for i in missing], override_num_blocks=len(missing))
+        done = shards.map(partial(write_shard, config=config), num_cpus=num_cpus)
         for row in done.iter_rows():
             raise_carried(row)
             _log.info("shard %d: %d rows, %d rejects", row["shard"], row["rows"], row["rejects"])

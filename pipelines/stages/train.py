@@ -250,6 +250,7 @@ def _watched(steps: int, on_report: OnReport | None) -> Iterator[Any]:
         thread.join(patience)
 
 
+@cluster.session(dashboard=True)
 def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Path:
     """Run the loop on Ray Train; the folder of its last checkpoint, on this machine."""
     from ray import train
@@ -261,7 +262,8 @@ def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Pa
         def _register_sigint_handler(self, controller: Any) -> None:
             pass
 
-    cluster.require(max(workers, 1), gpus=1.0 if gpus else 0.0)
+    instead = "fewer --workers, or leave out --gpus" if gpus else "fewer --workers"
+    cluster.require(max(workers, 1), gpus=1.0 if gpus else 0.0, instead=instead)
     with _watched(loop.config.train.steps, on_report) as mailbox:
         result = Interruptible(
             _worker,

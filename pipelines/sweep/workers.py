@@ -117,7 +117,7 @@ def run(
         from ray import tune
 
         count = max(1, min(processes or cluster.cpus() // 2, left))
-        cluster.require(count, workload.cpus)
+        cluster.require(count, workload.cpus, instead="fewer --processes")
         searcher = ray.remote(num_cpus=0)(Search).remote(
             space, settings, workload.budget, workload.identify, known
         )

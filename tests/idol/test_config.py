@@ -78,3 +78,25 @@ def test_categories_name_every_class_or_none(names, ids, classes):
         Config(model=model, categories=names, category_ids=ids)
     named = Config(model=ModelConfig(num_classes=2), categories=("a", "b"), category_ids=(7, 3))
     assert from_dict(Config, to_dict(named)) == named
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.num_queries=1000000000", "num_queries must be at most 10000, got 1000000000"),
+        ("model.backbone.tiny_channels=[16,32,64,96,80000000]", "tiny_channels must be at most"),
+        ("transforms.size_divisor=1000000000", "size_divisor must be at most 1024"),
+        ("transforms.train_short_sides=[320,2000000000]", "train_short_sides must be at most"),
+        ("transforms.train_short_sides=[0]", "train_short_sides must be positive"),
+        ("detect.batch_frames=1000000000", "batch_frames must be at most 10000"),
+        ("train.shuffle_rows=1000000000", "shuffle_rows must be at most 100000"),
+        ("train.learning_rate=Infinity", "learning_rate must be a finite number, got inf"),
+        ("losses.ce=NaN", "losses.ce must be a finite number, got nan"),
+        pytest.param("losses.ce=1" + 400 * "0", "must be a finite number", id="400 digits"),
+        pytest.param("model.width=" + 9999 * "[", "model.width must be int", id="nested"),
+        pytest.param("model.width=" + 9999 * "9", "model.width must be int", id="9999 digits"),
+    ],
+)
+def test_absurd_numbers_are_refused_before_memory_is_asked_for(change: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        override(presets.by_name("tiny"), [change])

@@ -71,6 +71,55 @@ def test_a_mistake_of_the_caller_ends_the_job_with_its_message_and_notes(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--numbr", "3"], "there is no option --numbr. Did you mean --number? `python"),
+        (["--numbr=3"], "there is no option --numbr. Did you mean --number? `python"),
+        (["--no_number"], None),  # known, whatever tyro says of it
+        (["--qqqq"], "there is no option --qqqq. `python -m jobs.nothing --help` lists all."),
+    ],
+)
+def test_a_mistyped_option_is_named_and_not_another_one(
+    words: list[str], message: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda job: None, words)
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    assert (message is None) == (not said[0].startswith("there is no option"))
+    if message is not None:
+        assert len(said) == 1
+        assert said[0].startswith(message)
+
+
+def test_what_stands_behind_two_dashes_is_no_option_of_this_job() -> None:
+    command._check_names("python -m jobs.submit", Options, ["--set", "a", "--", "--other", "1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("auto", (None, None)),
+        ("cpu", (False, None)),
+        ("gpu", (True, None)),
+        ("cuda", (True, None)),
+        ("cuda:1", (True, 1)),
+        ("gpu:0", (True, 0)),
+    ],
+)
+def test_a_device_has_the_same_words_in_every_job(
+    text: str, found: tuple[bool | None, int | None]
+) -> None:
+    assert command.device(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "GPU", "cuda:", "cuda:-1", "cpu:0", "mps", "cuda:12345"])
+def test_another_word_is_no_device(text: str) -> None:
+    with pytest.raises(ValueError, match="--device must be auto, cpu, gpu, cuda or cuda:N, got"):
+        command.device(text)
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     def work(job: Options) -> None:
         raise KeyError("tau")

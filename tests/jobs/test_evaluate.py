@@ -163,7 +163,9 @@ def test_gpus_that_are_not_there_are_missed_at_once(
     ray_local: None, walk: tuple[Path, Path], tmp_path: Path
 ) -> None:
     annotations, weights = map(str, walk)
-    with pytest.raises(SystemExit, match=r"needs \d CPUs and \d GPUs, but Ray has 4 and 0\. Ask"):
+    with pytest.raises(
+        SystemExit, match=r"needs \d CPUs and \d GPUs, but Ray has 4 and 0\. Use --device"
+    ):
         evaluate.main(
             [
                 *("--annotations", annotations, "--checkpoint", weights),

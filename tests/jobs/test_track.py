@@ -320,7 +320,7 @@ def test_a_source_that_is_none_is_told_in_one_line(
         (["--max-frames", "0"], "max_frames must be 1 or more"),
         (["--fps", "0"], "rate must lie in"),
         (["--score-threshold", "2"], r"drawn score must lie in \[0, 1\]"),
-        (["--device", "toaster"], "--device toaster cannot be used"),
+        (["--device", "toaster"], "--device must be auto, cpu, gpu, cuda or cuda:N"),
     ],
 )
 def test_a_bad_option_is_told_in_one_line(

@@ -1,14 +1,17 @@
 """A stage runs in a Ray of its own, or in the one that is there."""
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines import cluster
-from pipelines.errors import ResourcesError
+from pipelines.errors import PipelineError, ResourcesError
 
 
 @pytest.mark.ray
@@ -22,11 +25,12 @@ def test_a_session_uses_the_ray_that_is_there_and_leaves_it_running(ray_local: N
 
 @pytest.mark.ray
 def test_missing_resources_are_an_error_and_not_a_wait(ray_local: None) -> None:
-    cluster.require(4)
+    cluster.require(4, instead="nothing")
     with pytest.raises(
-        ResourcesError, match=r"needs 2 CPUs and 3 GPUs, but Ray has 4 and 0\. Ask for"
+        ResourcesError,
+        match=r"needs 2 CPUs and 3 GPUs, but Ray has 4 and 0\. Use fewer --workers, or a larger",
     ):
-        cluster.require(2, gpus=1.5)
+        cluster.require(2, gpus=1.5, instead="fewer --workers")
 
 
 @pytest.mark.ray
@@ -38,12 +42,65 @@ def test_a_cluster_of_others_is_waited_for_and_nothing_stays_asked_for(
     monkeypatch.setenv("RAY_ADDRESS", "as if it had been joined")
     monkeypatch.setenv(cluster.WAIT_VARIABLE, "2")
     with pytest.raises(ResourcesError, match=r"No more came within 2 s \(IDOL_WAIT_FOR_NODES_S"):
-        cluster.require(1, gpus=1)
+        cluster.require(1, gpus=1, instead="fewer")
     assert "Waiting up to 2 s" in caplog.text
     monkeypatch.setenv(cluster.WAIT_VARIABLE, "soon")
     with pytest.raises(ValueError, match="must be a number of seconds, got 'soon'"):
-        cluster.require(1, gpus=1)
+        cluster.require(1, gpus=1, instead="fewer")
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no address"])
+def test_a_cluster_that_does_not_answer_is_one_sentence_at_once(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(PipelineError, match=rf"^no Ray answers at {address} \(RAY_ADDRESS\)\."):
+        cluster._check_answer()
+
+
+def test_what_answers_but_is_no_ray_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(PipelineError, match="no Ray answers"):
+            cluster._check_answer()
+
+
+def test_a_long_folder_for_temporary_files_is_not_where_sockets_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/tmp/short")
+    assert cluster._scratch() is None
+    monkeypatch.setenv("TMPDIR", "/scratch/" + 40 * "x")
+    assert cluster._scratch() == "/tmp/ray"
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch/" + 40 * "x")
+    with pytest.raises(PipelineError, match="Set RAY_TMPDIR to a folder with a path of at most 3"):
+        cluster._scratch()
+
+
+def test_a_kept_ray_is_not_started_for_what_fails_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    @contextlib.contextmanager
+    def connected(num_cpus: int | None, dashboard: bool) -> Iterator[None]:
+        started.append("up")
+        yield
+        started.append("down")
+
+    monkeypatch.setattr(cluster, "_connected", connected)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    with cluster.kept():
+        assert started == []
+        with cluster.session():
+            assert started == ["up"]
+        assert started == ["up"]
+    assert started == ["up", "down"]
+    with pytest.raises(ValueError, match="early"), cluster.kept():
+        raise ValueError("early")
+    assert started == ["up", "down"]
 
 
 @pytest.mark.parametrize(
