@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests import object_storage
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Ray reads these once, when it is first imported, and any test module may do that: so they are set
@@ -64,6 +66,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
+def s3_server() -> Iterator[object_storage.S3Server]:
+    """An S3 server on loopback for the whole run."""
+    with object_storage.server() as running:
+        yield running
+
+
+@pytest.fixture
+def s3(
+    s3_server: object_storage.S3Server, monkeypatch: pytest.MonkeyPatch
+) -> object_storage.S3Server:
+    """The same, and the environment that leads this process and its children to it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference data beside the repository; skips the test where it is absent."""
     path = ROOT.parent / "shared"
@@ -73,7 +92,7 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
+def ray_local(s3_server: object_storage.S3Server) -> Iterator[None]:
     """One local Ray for the whole session, with four logical CPUs.
 
     address="local" because a bare `ray.init()` joins whatever cluster the machine already has.
@@ -85,6 +104,8 @@ def ray_local() -> Iterator[None]:
         # reaches them without a runtime_env (which would cost a second per worker).
         patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("OMP_NUM_THREADS", "1")
+        for name, value in s3_server.environment.items():
+            patch.setenv(name, value)
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()

@@ -1,0 +1,243 @@
+"""Places for inputs and outputs: paths on a disk, and addresses in object storage.
+
+An address is "s3://bucket/key", "gs://", "abfs://" (all by pyarrow.fs) or "hf://" (by fsspec, to
+read). `at` gives a Path for the former and a RemotePath for the latter; what stages do to files,
+both can. UPath was tried: on pyarrow's file systems it loses the bucket, and with fsspec's own it
+brings a cloud SDK each (botocore alone weighs 25 MB).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import functools
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from pyarrow import fs
+
+from idol import files
+
+_ATTEMPTS = 10  # of one request, further and further apart, 20 s at most: about two minutes
+_NO_SUCH = fs.FileType.NotFound
+
+
+def is_remote(path: object) -> bool:
+    """Whether a path is an address with a scheme, as in s3://bucket/key."""
+    return "://" in str(path)
+
+
+@functools.lru_cache(maxsize=64)
+def _storage(root: str) -> fs.FileSystem:
+    """The file system behind "scheme://bucket".
+
+    Raises: ValueError: nothing here reads such addresses.
+    """
+    scheme = root.partition("://")[0]
+    if scheme == "hf":
+        from huggingface_hub import HfFileSystem
+
+        return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
+    if scheme not in ("s3", "gs", "gcs", "abfs", "abfss", "file"):
+        raise ValueError(
+            f"{root}: addresses begin with s3://, gs://, abfs:// or hf://, or are local paths"
+        )
+    try:
+        system, _ = fs.FileSystem.from_uri(root)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{root} cannot be opened: {error}") from error
+    if isinstance(system, fs.S3FileSystem):
+        # A bucket that is away for some seconds should not end a job of hours.
+        # Given explicitly, the endpoint of the environment would else be left out.
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+        spelt, _, host = endpoint.rpartition("://")
+        system = fs.S3FileSystem(
+            region=system.region,
+            endpoint_override=host or None,
+            scheme=spelt or "https",
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        )
+    return system
+
+
+def native(path: AnyPath | str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path, and what it calls the path: as pyarrow's functions take them."""
+    address = str(path)
+    if not is_remote(address):
+        return fs.LocalFileSystem(), address
+    scheme, _, inner = address.partition("://")
+    system = _storage(f"{scheme}://{inner.partition('/')[0]}")
+    return system, inner.rstrip("/")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RemotePath:
+    """An address in object storage, with the part of pathlib.Path that stages use.
+
+    Folders are only what names have in common: nothing makes or removes one by itself. A file
+    appears whole when it has been written, or not at all: it is one object.
+    """
+
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+    def __truediv__(self, name: str | Path) -> RemotePath:
+        return RemotePath(f"{self.address.rstrip('/')}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.address.rstrip("/").rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return posixpath.splitext(self.name)[0]
+
+    @property
+    def suffix(self) -> str:
+        """As of the name, "" where it has none."""
+        return posixpath.splitext(self.name)[1]
+
+    @property
+    def parent(self) -> RemotePath:
+        """The folder; of a bucket itself, the bucket."""
+        scheme, _, inner = self.address.rstrip("/").partition("://")
+        return RemotePath(f"{scheme}://{inner.rpartition('/')[0] or inner}")
+
+    def resolve(self) -> RemotePath:
+        """Itself: addresses are never relative."""
+        return self
+
+    def _info(self) -> fs.FileInfo:
+        system, inner = native(self)
+        (info,) = system.get_file_info([inner])
+        return info
+
+    def exists(self) -> bool:
+        """Whether it is a file, or a folder with one."""
+        return bool(self._info().type != _NO_SUCH)
+
+    def is_file(self) -> bool:
+        """Whether it is a file."""
+        return bool(self._info().type == fs.FileType.File)
+
+    def is_dir(self) -> bool:
+        """Whether files lie below it."""
+        return bool(self._info().type == fs.FileType.Directory)
+
+    def is_symlink(self) -> bool:
+        """Object storage has none."""
+        return False
+
+    def size(self) -> int:
+        """Bytes of a file."""
+        return int(self._info().size or 0)
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """What lies in a folder; nothing where there is none."""
+        system, inner = native(self)
+        for info in system.get_file_info(fs.FileSelector(inner, allow_not_found=True)):
+            yield self / info.base_name
+
+    def glob(self, pattern: str) -> Iterator[RemotePath]:
+        """What lies in a folder and has a name of this pattern."""
+        return (path for path in self.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+
+    def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: folders are only names."""
+
+    def read_bytes(self) -> bytes:
+        """Raises: FileNotFoundError, OSError: there is no such file, or no answer."""
+        system, inner = native(self)
+        with system.open_input_stream(inner) as stream:
+            data: bytes = stream.read()
+        return data
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """The content of a text file."""
+        return self.read_bytes().decode(encoding)
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete a file. Raises: FileNotFoundError: there is none, unless missing_ok."""
+        system, inner = native(self)
+        try:
+            system.delete_file(inner)
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def replace(self, target: RemotePath) -> None:
+        """Move a file within one storage, over what was there."""
+        system, inner = native(self)
+        system.move(inner, native(target)[1])
+
+
+AnyPath: TypeAlias = Path | RemotePath
+
+
+def at(path: str | AnyPath) -> AnyPath:
+    """A place by what the user wrote, absolute: workers have a working directory of their own."""
+    if isinstance(path, RemotePath):
+        return path
+    address = str(path)
+    if is_remote(address):
+        native(address)  # an unknown scheme is an error now, not in a task
+        return RemotePath(address.rstrip("/"))
+    return Path(address).expanduser().resolve()
+
+
+@contextmanager
+def whole_file(path: AnyPath) -> Iterator[Path]:
+    """As `idol.files.whole_file`; to object storage the finished file is sent, as one object."""
+    if not isinstance(path, RemotePath):
+        with files.whole_file(path) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="idol-upload-") as folder:
+        temporary = Path(folder) / path.name
+        temporary.touch()
+        yield temporary
+        system, inner = native(path)
+        fs.copy_files(str(temporary), inner, destination_filesystem=system)
+
+
+def write_whole(path: AnyPath, data: bytes) -> None:
+    """Write these bytes as a file that appears whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def local_file(path: AnyPath) -> Iterator[Path]:
+    """A local file with the content of `path`, for readers of local files; remote ones are fetched.
+
+    Raises: FileNotFoundError, OSError: there is no such file, or no answer.
+    """
+    if not isinstance(path, RemotePath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="idol-download-") as folder:
+        target = Path(folder) / path.name
+        system, inner = native(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        fs.copy_files(inner, str(target), source_filesystem=system)
+        yield target
+
+
+def remove_tree(path: AnyPath) -> None:
+    """Delete a folder of ours with all in it; nothing where there is none."""
+    if not isinstance(path, RemotePath):
+        shutil.rmtree(path, ignore_errors=True)
+    elif path.is_dir():
+        system, inner = native(path)
+        system.delete_dir(inner)
