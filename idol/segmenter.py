@@ -19,6 +19,7 @@ from torch import Tensor
 
 from idol.config import Config, Speed, TrackerConfig
 from idol.detection.detector import Detector
+from idol.images.depth import eight_bits
 from idol.masks import rle
 from idol.network.model import IDOL
 from idol.tracker.online import Tracker
@@ -124,17 +125,18 @@ class OnlineSegmenter:
         return self._frames
 
     @torch.inference_mode()
-    def __call__(self, frame: NDArray[np.uint8]) -> Instances:
+    def __call__(self, frame: NDArray[np.uint8] | NDArray[np.uint16]) -> Instances:
         """The instances of the next frame.
 
-        frame: (H, W, 3) uint8 RGB, all of one size
+        frame: (H, W, 3) RGB, all of one size, uint8, or uint16, which `eight_bits` stretches
         Raises:
             TypeError: another dtype.
             ValueError: another shape, a changed size, outputs that are not finite, after finish.
         After an error the stream can continue with the next frame.
         """
         size = self._check(frame)
-        (found,) = self._detector.detect([self._detector.prepare(frame)], [self._frames])
+        prepared = self._detector.prepare(eight_bits(frame))
+        (found,) = self._detector.detect([prepared], [self._frames])
         rows, ids = self._tracker.follow(found)
         if self._assembler is not None:
             self._ended += self._assembler.add(found, rows, ids, self._tracker.alive)
@@ -189,13 +191,13 @@ class OnlineSegmenter:
             for chosen in results.class_entries([one.track for one in tracks], self.config)
         ]
 
-    def _check(self, frame: NDArray[np.uint8]) -> tuple[int, int]:
+    def _check(self, frame: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, int]:
         if self._closed:
             raise ValueError("this video is finished. Use a new OnlineSegmenter for each video.")
         dtype = getattr(frame, "dtype", type(frame).__name__)
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
+        if not isinstance(frame, np.ndarray) or frame.dtype not in (np.uint8, np.uint16):
             raise TypeError(
-                f"a frame is a numpy array of uint8, 0 to 255, got {dtype}. "
+                f"a frame is a numpy array of uint8, 0 to 255, or of uint16, got {dtype}. "
                 "Of floats in [0, 1]: (255 * frame).round().astype(np.uint8)."
             )
         if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:

@@ -24,6 +24,8 @@ FILM = "annotated.mp4"
 _RATE = 10.0  # frames a second of a film whose source names no rate
 _READABLE = 480
 """Smaller pictures are enlarged in the film, for texts have a least size."""
+_LARGEST = 1920
+"""Pixels of the longer side up to which a picture is enlarged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +145,7 @@ def draw(image: Image, instances: Instances, drawn_score: float) -> Image:
     drawn_score: less certain instances are left out
     returns:     (zoom * H, zoom * W, 3) uint8 RGB; frames below 480 pixels are enlarged
     """
+    short, long = sorted(image.shape[:2])
     # The most certain last, on top.
     rows = (instances.scores >= drawn_score).nonzero()[:, 0].tolist()[::-1]
     ids, scores = instances.track_ids.tolist(), instances.scores.tolist()
@@ -152,5 +155,5 @@ def draw(image: Image, instances: Instances, drawn_score: float) -> Image:
         [ids[row] for row in rows],
         [visualize.caption(instances.names[row], ids[row], scores[row]) for row in rows],
         boxes=instances.boxes[rows].numpy().astype(np.float64),
-        zoom=max(1, round(_READABLE / min(image.shape[:2]))),
+        zoom=max(1, min(round(_READABLE / short), _LARGEST // long)),
     )

@@ -191,7 +191,7 @@ def test_every_imported_library_is_declared() -> None:
     optional = project["optional-dependencies"]
     declared = [*project["dependencies"], *optional["backbones"], *optional["export"]]
     # The last three are required by what is declared, and used to speak with it.
-    distribution = {"cv2": "opencv-python-headless", "cuda": "cuda-core"}
+    distribution = {"cv2": "opencv-python-headless", "cuda": "cuda-core", "PIL": "pillow"}
     distribution |= {"huggingface_hub": "huggingface-hub"}
     distribution |= {"aiohttp": "ray", "markupsafe": "jinja2", "llvmlite": "numba"}
     known = {

@@ -16,6 +16,7 @@ NAMES = {
     ),
     "from pipelines import experiment_log": "from pipelines.report import experiment_log",
     "from pipelines import annotations, evaluate": "from pipelines.sources import annotations",
+    "from pipelines import frames\n": "from pipelines.sources import image_file as frames\n",
     "from pipelines import annotations": "from pipelines.sources import annotations",
     "evaluate.read_truth(p, ds)": "ds.truth()",
     "from idol import checkpoint": "from idol.weights import checkpoint",
@@ -35,6 +36,7 @@ NAMES = {
         "07_id_from_zero",
         "09_degenerate_polygons",
         "12_compiled_prefix",
+        "16_thermal_16bit",
     ],
 )
 def test_a_stored_case_passes(shared: Path, tmp_path: Path, case: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import cv2
+import numpy as np
 
 from idol.files import whole_file
 from pipelines.errors import PipelineError
@@ -42,8 +43,10 @@ class Film:
     def add(self, image: Image) -> None:
         """Write the next frame, (H, W, 3) uint8 RGB, all of one size.
 
-        An odd last row or column is cut off, as the codec has none.
+        An odd last row or column is shown twice, as the codec needs even sides.
         """
+        odd = image.shape[0] % 2, image.shape[1] % 2
+        image = np.asarray(np.pad(image, ((0, odd[0]), (0, odd[1]), (0, 0)), "edge"), np.uint8)
         if self._writer is None:
             self._temporary = self._whole.enter_context(whole_file(self.path))
             height, width = image.shape[:2]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from idol.analysis import clips
@@ -16,8 +15,10 @@ from idol.analysis.clips import ClipTrack
 from idol.analysis.shares import ErrorShares
 from idol.images import visualize
 from idol.ytvis.truth import VideoTruth
+from pipelines.errors import VideoError
 from pipelines.report import strips
 from pipelines.report.strips import Image, Strip
+from pipelines.sources import frames
 
 _PICTURES = 6  # of each method
 _FRAMES = 5  # of a picture
@@ -99,9 +100,9 @@ def _tracks(
 
 def _read(files: Sequence[Path], frame: int, size: tuple[int, int]) -> Image | None:
     """A frame as (H, W, 3) RGB at the truth's size; None where there is no readable one."""
-    if frame >= len(files) or not files[frame].is_file():
+    if frame >= len(files):
         return None
-    image = cv2.imread(str(files[frame]), cv2.IMREAD_COLOR)
-    if image is None or image.shape[:2] != size:
+    try:
+        return frames.read(str(files[frame]), video_id=0, size=size)
+    except VideoError:
         return None
-    return np.ascontiguousarray(image[..., ::-1], np.uint8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,22 +18,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 from pyarrow import fs
 
 from idol.files import write_whole
 from pipelines.errors import VideoError
-
-Image = npt.NDArray[np.uint8]
-"""(H, W, 3) RGB."""
+from pipelines.sources.image_file import JPEG, check_size, decode
+from pipelines.sources.image_file import Image as Image
+from pipelines.sources.video_file import DamagedVideo, VideoFile
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
-
-_JPEG = b"\xff\xd8\xff"
-
-# Seeking decodes from the last key frame anyway, so a short gap is cheaper to grab through.
-_SEEK_BEYOND = 64
 
 
 def split(reference: str) -> tuple[str, int | None]:
@@ -86,25 +81,6 @@ def files_in(directory: str) -> dict[str, int]:
         return {}
 
 
-def decode_image(data: bytes, *, video_id: int, path: str) -> Image:
-    """Encoded image bytes as (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
-
-    Raises: VideoError: the bytes are no image, or a JPEG that stops before its end.
-    """
-    # OpenCV fills what is missing with grey and says nothing, so look for the end marker first.
-    if data.startswith(_JPEG) and b"\xff\xd9" not in data[-4096:]:
-        raise VideoError(
-            video_id, path, f"the JPEG is cut short ({len(data)} bytes, no end marker)"
-        )
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    except cv2.error as error:  # an absurd size in a broken header
-        raise VideoError(video_id, path, f"the image cannot be decoded ({error.err})") from error
-    if image is None:
-        raise VideoError(video_id, path, f"{len(data)} bytes are not an image that can be decoded")
-    return _rgb(image)
-
-
 def encode_jpeg(image: Image, quality: int) -> bytes:
     """(H, W, 3) uint8 RGB as JPEG bytes; quality 0..100."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, quality]
@@ -133,13 +109,15 @@ def read_many(
         for reference in references:
             path, number = split(reference)
             if number is None:
-                image = decode_image(_image_bytes(path, video_id), video_id=video_id, path=path)
+                image = decode(
+                    _image_bytes(path, video_id), video_id=video_id, path=path, size=size
+                )
             else:
                 if reader is None or reader.path != path:
                     opened.close()
                     reader = opened.enter_context(VideoReader(path, video_id=video_id))
                 image = reader.read(number)
-            check_size(image, size, video_id=video_id, path=reference)
+            check_size(image.shape, size, video_id=video_id, path=reference)
             yield image
 
 
@@ -162,35 +140,24 @@ def read_encoded(
     data = b""
     if number is None:
         data = _image_bytes(path, video_id)
-        image = decode_image(data, video_id=video_id, path=path)
+        image = decode(data, video_id=video_id, path=path, size=size)
     elif reader is not None:
         image = reader.read(number)
     else:
         image = read(reference, video_id=video_id)
-    check_size(image, size, video_id=video_id, path=reference)
-    if stored_size == size and data.startswith(_JPEG):
+    check_size(image.shape, size, video_id=video_id, path=reference)
+    if stored_size == size and data.startswith(JPEG):
         return data
     if stored_size != size:
         image = cv2.resize(image, stored_size[::-1], interpolation=cv2.INTER_AREA)
     return encode_jpeg(image, quality)
 
 
-def check_size(image: Image, size: tuple[int, int] | None, *, video_id: int, path: str) -> None:
-    """Raise VideoError unless the image is (height, width) = size. None: anything."""
-    if size is not None and image.shape[:2] != tuple(size):
-        raise VideoError(
-            video_id,
-            path,
-            f"the frame is {image.shape[0]} x {image.shape[1]} (height x width), "
-            f"the annotations say {size[0]} x {size[1]}",
-        )
-
-
 class VideoReader:
     """Frames of one video file by number; walking forwards never seeks.
 
     path:   local, or remote (then copied to the temporary folder once per process)
-    Raises: VideoError: the file is missing, is no video, or ends before a frame.
+    Raises: VideoError: the file is missing, is no video, is damaged, or ends before a frame.
     """
 
     def __init__(self, path: str, *, video_id: int) -> None:
@@ -202,15 +169,10 @@ class VideoReader:
             raise VideoError(video_id, path, f"the file cannot be read ({error})") from error
         if not os.path.isfile(local):
             raise VideoError(video_id, path, "the video file does not exist")
-        self._local = local
-        self._capture = cv2.VideoCapture()
-        self._open()
-
-    def _open(self) -> None:
-        """Open the file, again if need be, before its first frame."""
-        self._next = 0
-        if not self._capture.open(self._local):
-            raise VideoError(self._video_id, self.path, "the file cannot be opened as a video")
+        try:
+            self._file = VideoFile(local)
+        except ValueError as error:
+            raise VideoError(video_id, path, str(error)) from error
 
     def __enter__(self) -> VideoReader:
         return self
@@ -220,48 +182,41 @@ class VideoReader:
 
     def close(self) -> None:
         """Release the decoder."""
-        self._capture.release()
+        self._file.close()
 
     def __len__(self) -> int:
         """Frames, as the container states them; some state a little too many."""
-        return max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        return len(self._file)
 
     @property
     def rate(self) -> float:
         """Frames a second, as the container states them; 0 where it states none."""
-        return float(self._capture.get(cv2.CAP_PROP_FPS))
+        return self._file.rate
 
     def read(self, number: int) -> Image:
         """Frame `number`, from 0, as (H, W, 3) uint8 RGB."""
-        if number < self._next:
-            # Seeking is not exact in every container; reading from the start is.
-            self._open()
-        if number - self._next > _SEEK_BEYOND:
-            self._capture.set(cv2.CAP_PROP_POS_FRAMES, number)
-            reached = round(self._capture.get(cv2.CAP_PROP_POS_FRAMES))
-            if reached <= number:
-                self._next = reached
-            else:
-                self._open()
-        while self._next < number and self._capture.grab():
-            self._next += 1
-        image = next_image(self._capture) if self._next == number else None
+        image = self.read_or_end(number)
         if image is None:
             raise VideoError(
                 self._video_id,
                 f"{self.path}#{number}",
-                f"the video ends, or cannot be decoded, before frame {number} "
-                f"(it states {len(self)} frames)",
+                f"the video ends before frame {number} (it states {len(self)} frames)",
             )
-        self._next += 1
         return image
 
     def __iter__(self) -> Iterator[Image]:
         """All frames from the first, until the file ends."""
-        self._open()
-        while (image := next_image(self._capture)) is not None:
-            self._next += 1
+        for number in itertools.count():
+            if (image := self.read_or_end(number)) is None:
+                return
             yield image
+
+    def read_or_end(self, number: int) -> Image | None:
+        """As `read`; None where the video ends before the frame."""
+        try:
+            return self._file.read(number)
+        except DamagedVideo as error:
+            raise VideoError(self._video_id, f"{self.path}#{number}", str(error)) from error
 
 
 def next_image(capture: cv2.VideoCapture) -> Image | None:

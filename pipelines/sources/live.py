@@ -22,6 +22,7 @@ CAMERA = "camera:"
 """Before the number of a camera, as in camera:0."""
 
 _TODO = "Give a video file, a folder of images, or camera:0."
+_REPAIR = "Is the file complete? ffmpeg -i may repair it."
 _OVERSTATED = 0.02
 """Share of the stated frames, or two, that a container may lack; with fewer it is cut short."""
 
@@ -64,15 +65,16 @@ class Source:
         with _open_video(self.name) as reader:
             for number in itertools.count(step=self.every):
                 try:
-                    image = reader.read(number)
+                    image = reader.read_or_end(number)
                 except VideoError as error:
+                    raise PipelineError(f"{error.path}: {error.reason}. {_REPAIR}") from error
+                if image is None:
                     stated = len(reader)
                     if number == 0 or _cut_short(self.name, number, stated):
                         raise PipelineError(
-                            f"{self.name}: frame {number} cannot be decoded, though the file "
-                            f"states {stated} frames. Is the file complete? "
-                            "ffmpeg -i may repair it."
-                        ) from error
+                            f"{self.name}: the video ends before frame {number}, though the file "
+                            f"states {stated} frames. {_REPAIR}"
+                        )
                     return
                 yield image
 

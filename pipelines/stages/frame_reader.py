@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from idol.detection.detector import Detector, Prepared
 from pipelines.errors import VideoError
 from pipelines.sources import frames
+from pipelines.sources.image_file import check_size
 from pipelines.stages.shard_plan import Piece, Shard
 
 _DECODE_THREADS = 2  # decoding releases the GIL; two keep ahead of the network
@@ -54,7 +55,7 @@ def read_ahead(pieces: Shard, detector: Detector, depth: int) -> Iterator[Frame 
                     opened.close()
                     reader = opened.enter_context(frames.VideoReader(path, video_id=piece.video_id))
                 image = reader.read(number)
-                frames.check_size(image, piece.size, video_id=piece.video_id, path=reference)
+                check_size(image.shape, piece.size, video_id=piece.video_id, path=reference)
         except VideoError as fault:
             # Named after this piece: two videos of a dataset may be cut from one file.
             return VideoError(piece.video_id, fault.path, fault.reason)

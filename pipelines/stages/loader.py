@@ -25,7 +25,7 @@ from idol.images.transforms import Example, Pair
 from idol.masks.rle import decode_masks
 from idol.structures import PairBatch
 from pipelines.errors import ManifestError
-from pipelines.sources import frames
+from pipelines.sources import image_file
 from pipelines.storage import manifest, tables
 
 _BATCHES_AHEAD = 3
@@ -60,11 +60,9 @@ def pair_of_row(row: Mapping[str, Any], identities: Identities | None = None) ->
     instances = row["instances"]
     video_id = int(row["video_id"])
 
-    def image(name: str) -> frames.Image:
+    def image(name: str) -> image_file.Image:
         path = f"{name} frame {row[f'{name}_index']}"
-        decoded = frames.decode_image(row[f"{name}_jpeg"], video_id=video_id, path=path)
-        frames.check_size(decoded, size, video_id=video_id, path=path)
-        return decoded
+        return image_file.decode(row[f"{name}_jpeg"], video_id=video_id, path=path, size=size)
 
     def masks(name: str) -> npt.NDArray[np.bool_]:
         counts = [instance[f"{name}_rle"] for instance in instances]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from idol.config import TrackerConfig
 from idol.detection.postprocess import detections
+from idol.images.depth import eight_bits
 from idol.images.transforms import collate_images, normalise
 from idol.network.model import IDOL
 from idol.segmenter import OnlineSegmenter
@@ -79,6 +80,16 @@ def test_a_stream_ends_with_the_results_of_the_whole_video(
             place = seen[index].track_ids.tolist().index(track.track_id)
             assert seen[index].counts[place] == found[index].masks[row]
             assert torch.equal(seen[index].boxes[place], found[index].boxes[row])
+
+
+def test_a_frame_of_16_bits_is_seen_as_its_stretched_8_bits(
+    model: IDOL, video: list[NDArray[np.uint8]]
+) -> None:
+    deep = video[0].astype(np.uint16) * 8 + 29_000
+    found = OnlineSegmenter(model)(deep)
+    expected = OnlineSegmenter(model)(eight_bits(deep))
+    assert len(found) >= 2
+    assert found.counts == expected.counts
 
 
 def test_masks_have_the_size_of_the_frame(model: IDOL, video: list[NDArray[np.uint8]]) -> None:

@@ -23,6 +23,7 @@ from idol.ytvis import results
 from jobs import track
 from pipelines import configuration, stream
 from pipelines.errors import PipelineError
+from pipelines.report import film
 from pipelines.sources import frames, live
 from tests.foreground import foreground
 
@@ -82,9 +83,9 @@ def test_a_video_becomes_a_film_of_the_same_length_and_rate(
     assert line["frames"] == LENGTH
     assert line["frames_per_second"] > 0
     assert sorted(path.name for path in out.iterdir()) == [stream.FILM, stream.RESULTS]
-    with frames.VideoReader(line["video"], video_id=0) as film:
-        assert len(list(film)) == LENGTH
-        assert film.rate == pytest.approx(12.0)
+    with frames.VideoReader(line["video"], video_id=0) as shown:
+        assert len(list(shown)) == LENGTH
+        assert shown.rate == pytest.approx(12.0)
     entries = results.read(line["results"])
     assert entries, "the shipped weights find bright discs"
     assert {len(entry["segmentations"]) for entry in entries} == {LENGTH}
@@ -129,8 +130,8 @@ def test_options_reach_the_tracker_and_what_is_drawn(
     line = run(capsys, folder, tmp_path / "a", "--tracker", "released", *nothing, "--fps", "7.5")
     assert line["tracks"] == 0
     assert json.loads(Path(line["results"]).read_text()) == []
-    with frames.VideoReader(line["video"], video_id=0) as film:
-        assert film.rate == pytest.approx(7.5)
+    with frames.VideoReader(line["video"], video_id=0) as shown:
+        assert shown.rate == pytest.approx(7.5)
 
 
 def test_a_film_in_which_nothing_is_drawn_is_explained(
@@ -176,8 +177,8 @@ def test_a_broken_frame_ends_the_run_and_loses_nothing(
     assert "The 3 frames before are in" in message
     entries = results.read(tmp_path / "out" / stream.RESULTS)
     assert {len(entry["segmentations"]) for entry in entries} == {3}
-    with frames.VideoReader(str(tmp_path / "out" / stream.FILM), video_id=0) as film:
-        assert len(list(film)) == 3
+    with frames.VideoReader(str(tmp_path / "out" / stream.FILM), video_id=0) as shown:
+        assert len(list(shown)) == 3
 
 
 def test_images_of_another_size_are_told_with_their_sizes(
@@ -199,7 +200,7 @@ def test_a_video_cut_short_is_told_from_one_that_ended(
     writer.release()
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 4])
-    with pytest.raises(SystemExit, match=r"cannot be decoded, though the file states 40 frames"):
+    with pytest.raises(SystemExit, match=r"frame \d+ is damaged.*ffmpeg -i may"):
         run(capsys, path, tmp_path / "out", "--no-video")
     assert results.read(tmp_path / "out" / stream.RESULTS)
 
@@ -216,8 +217,24 @@ def test_an_mp4_cut_short_is_told(tmp_path: Path, shared: Path) -> None:
     assert data.index(b"moov") < data.index(b"mdat")
     path = tmp_path / "cut.mp4"
     path.write_bytes(data[: len(data) // 3])
-    with pytest.raises(PipelineError, match=r"cannot be decoded, though the file states 247"):
+    with pytest.raises(PipelineError, match=r"ends before frame 50, though the file states 247"):
         sum(1 for _ in live.open_source(str(path), every=10))
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 3000), (1, 1)])
+def test_a_video_of_one_row_or_column_takes_no_more_memory_than_others(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    image = np.zeros((*size, 3), np.uint8)
+    shown = stream.draw(image, OnlineSegmenter.load("shipped")(image), 1.0)
+    assert max(shown.shape) <= max(3000, 1920)
+    with film.Film(tmp_path / "a.mp4", 10) as written:
+        for _ in range(3):
+            written.add(shown)
+        written.finish()
+    with frames.VideoReader(str(tmp_path / "a.mp4"), video_id=0) as reader:
+        found = [image.shape[:2] for image in reader]
+    assert found == [tuple(side + side % 2 for side in shown.shape[:2])] * 3
 
 
 def test_what_cannot_be_written_in_the_end_leaves_no_half_file(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import VideoError
-from pipelines.sources import frames
+from pipelines.sources import frames, image_file
 
 SIZE = (32, 48)
 
@@ -69,7 +69,7 @@ def test_a_resized_or_other_image_is_encoded(tmp_path, clip):
     for reference, stored in ((str(jpeg), (16, 24)), (str(png), SIZE), (f"{clip}#1", SIZE)):
         data = frames.read_encoded(reference, video_id=1, size=SIZE, stored_size=stored, quality=95)
         assert data[:3] == b"\xff\xd8\xff"
-        image = frames.decode_image(data, video_id=1, path="")
+        image = image_file.decode(data, video_id=1, path="")
         assert image.shape[:2] == stored
         assert abs(float(image.mean()) - float(smooth(1).mean())) < 3
 
@@ -98,29 +98,6 @@ def test_references_are_grouped_by_file_and_ascend():
         ("a.jpg", ["a.jpg"]),
         ("b.mp4", ["b.mp4#9", "b.mp4#10"]),
     ]
-
-
-def broken(tmp_path, kind):
-    path = tmp_path / "frame.jpg"
-    whole = frames.encode_jpeg(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8), 90)
-    data = {
-        "cut": whole[: len(whole) // 2],
-        "empty": b"",
-        "text": b"<html>404</html>",
-        "header": whole[:40],
-        "zeros": b"\0" * 500,
-    }
-    path.write_bytes(data[kind])
-    return str(path)
-
-
-@pytest.mark.parametrize("kind", ["cut", "empty", "text", "header", "zeros"])
-def test_a_corrupt_jpeg_is_a_video_error(tmp_path, kind):
-    path = broken(tmp_path, kind)
-    with pytest.raises(VideoError) as caught:
-        frames.read(path, video_id=5)
-    assert (caught.value.video_id, caught.value.path) == (5, path)
-    assert "JPEG is cut short" in caught.value.reason or "not an image" in caught.value.reason
 
 
 def test_a_missing_frame_is_a_video_error(tmp_path):

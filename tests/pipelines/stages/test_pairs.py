@@ -151,7 +151,7 @@ def test_a_corrupt_frame_is_a_video_error(make_videos):
     dataset = annotations.read(videos.write())
     path = videos.frame(1, 1)
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(VideoError, match="JPEG is cut short"):
+    with pytest.raises(VideoError, match=r"cut short|damaged"):
         list(pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
 
 

@@ -1,0 +1,160 @@
+"""Frames of a video file by number: those that OpenCV gives, and none that is damaged."""
+
+import random
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from pipelines.errors import PipelineError
+from pipelines.sources import live, video_file
+from pipelines.sources.video_file import DamagedVideo, VideoFile
+
+LENGTH = 150
+# name -> codec, pixel format, options; key frames every 30
+KINDS = {
+    "h264.mp4": ("libx264", "yuv420p", {"g": "30", "bf": "3"}),
+    "open.mkv": ("libx264", "yuv420p", {"g": "30", "x264-params": "open-gop=1"}),
+    "mpeg4.mp4": ("mpeg4", "yuv420p", {"g": "30", "bf": "2"}),
+    "mpeg4.avi": ("mpeg4", "yuv420p", {"g": "30", "bf": "2"}),
+    "mjpeg.avi": ("mjpeg", "yuvj420p", {}),
+    "mpeg2.mpg": ("mpeg2video", "yuv420p", {"g": "15", "bf": "2"}),
+}
+
+
+def picture(number: int) -> np.ndarray:
+    noise = np.random.default_rng(0).integers(0, 255, (96, 144, 3), np.uint8)
+    base = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+    return np.roll(base, 2 * number, axis=1)
+
+
+def write(path: Path, codec: str, pixels: str, options: dict[str, str], length: int = LENGTH):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 96, 144, pixels
+        for i in range(length):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(i), format="bgr24")))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for name, kind in KINDS.items():
+        write(folder / name, *kind)
+    return folder
+
+
+def opencv(path: Path) -> list[np.ndarray]:
+    capture = cv2.VideoCapture(str(path))
+    found = []
+    while (read := capture.read())[0]:
+        found.append(read[1][..., ::-1])
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_pixels_are_those_of_opencv_in_any_order(videos, name):
+    expected = opencv(videos / name)
+    assert len(expected) == LENGTH
+    file = VideoFile(str(videos / name))
+    assert file.rate == 25
+    for number, image in enumerate(expected):
+        np.testing.assert_array_equal(file.read(number), image)
+    assert file.read(LENGTH) is None
+    draw = random.Random(0)
+    for number in [draw.randrange(LENGTH) for _ in range(12)]:
+        np.testing.assert_array_equal(file.read(number), expected[number])
+    file.close()
+
+
+def test_a_frame_far_ahead_is_reached_without_decoding_all_before(videos, monkeypatch):
+    decoded = []
+    step = VideoFile._step
+    monkeypatch.setattr(VideoFile, "_step", lambda self: decoded.append(1) or step(self))
+    expected = opencv(videos / "h264.mp4")[140]
+    np.testing.assert_array_equal(VideoFile(str(videos / "h264.mp4")).read(140), expected)
+    assert len(decoded) < 40
+
+
+def damaged(path: Path, seed: int) -> Path:
+    """A copy in which eight bytes of the stored frames are others."""
+    data, draw = bytearray(path.read_bytes()), random.Random(seed)
+    first = data.index(b"mdat") + 300 if path.suffix == ".mp4" else len(data) // 4
+    for _ in range(8):
+        data[draw.randrange(first, first + len(data) // 2)] = draw.randrange(256)
+    copy = path.with_name(f"damaged{seed}-{path.name}")
+    copy.write_bytes(data)
+    return copy
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "mpeg4.mp4", "mpeg4.avi"])
+def test_no_picture_that_the_decoder_calls_damaged_passes(videos, name):
+    whole = opencv(videos / name)
+    seen = 0
+    for seed in range(8):
+        path = damaged(videos / name, seed)
+        shown = opencv(path)
+        pairs = zip(whole, shown, strict=False)
+        wrong = [i for i, (a, b) in enumerate(pairs) if not np.array_equal(a, b)]
+        file = VideoFile(str(path))
+        number = 0
+        try:
+            while file.read(number) is not None:
+                number += 1
+        except DamagedVideo:
+            seen += 1
+            with pytest.raises(DamagedVideo):  # nor does any later one
+                file.read(min(number + 5, LENGTH))
+            # What came before was right: none of it is read again otherwise.
+            assert number == 0 or file.read(number - 1) is not None
+        else:
+            assert not wrong or number < LENGTH
+        file.close()
+    assert seen >= 6
+
+
+def test_a_damaged_video_is_not_taken_for_one_that_ends(videos):
+    path = damaged(videos / "h264.mp4", 0)
+    with pytest.raises(PipelineError, match=r"frame \d+ is damaged"):
+        list(live.open_source(str(path)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile 'h264.mp4'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nh264.mp4\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"></MPD>',
+    ],
+)
+def test_a_playlist_under_the_name_of_a_video_opens_no_other_file(videos, text):
+    path = videos / "list.mp4"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="cannot be opened as a video"):
+        VideoFile(str(path))
+
+
+def test_a_name_like_an_address_is_the_name_of_a_file(videos, monkeypatch):
+    monkeypatch.chdir(videos)
+    Path("concat:a.mp4").write_bytes((videos / "h264.mp4").read_bytes())
+    assert len(VideoFile("concat:a.mp4")) == LENGTH
+
+
+def test_a_video_of_16_bit_grey_keeps_its_contrast(tmp_path):
+    ramp = np.linspace(7000, 9000, 96 * 144).reshape(96, 144).astype(np.uint16)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 96, 144, "gray16le"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(ramp, format="gray16le")))
+        container.mux(stream.encode())
+    image = VideoFile(str(tmp_path / "a.mkv")).read(0)
+    assert image.shape == (96, 144, 3)
+    assert len(np.unique(image)) > 250
+
+
+def test_formats_that_name_other_files_are_not_among_those_opened():
+    assert not {"concat", "hls", "dash", "sdp", "image2"} & set(video_file._FORMATS.split(","))
