@@ -1,7 +1,7 @@
 """Pair rows → PairBatch: streams a prepared directory to a training worker, resumable at a step.
 
-Without Ray. The order of the rows is arithmetic on row numbers, so a restarted worker goes on with
-the batch that it would have had.
+Without Ray. The order of the rows is arithmetic on row numbers (`row_order`), so training goes on
+with the batch that it would have had, also with another number of workers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from idol.masks.rle import decode_masks
 from idol.structures import PairBatch
 from pipelines.errors import ManifestError
 from pipelines.sources import image_file
+from pipelines.stages.row_order import RowOrder
 from pipelines.storage import manifest, tables
 
 _BATCHES_AHEAD = 3
@@ -90,15 +91,15 @@ def pair_of_row(row: Mapping[str, Any], identities: Identities | None = None) ->
 class PairLoader:
     """The batches of one training worker, from the directory that the prepare stage wrote.
 
-    Worker r of w reads the rows with number = r modulo w; at most w - 1 rows at the end are left
-    out, so that all have equally many. Every epoch reads the shards in another order, and gives
-    out the rows through a shuffle buffer of config.train.shuffle_rows.
+    Worker r of w has the r-th part of every batch; which rows a batch has does not depend on w. A
+    pass over the data visits every row once, through shuffle buffers of config.train.shuffle_rows
+    rows, which the workers share.
 
     batch_size: pairs per batch of this worker
     seed:       of order and augmentation
     threads:    decode and augment this many pairs at a time
     Raises:
-        ManifestError: the directory is unfinished or has too few rows.
+        ManifestError: the directory is unfinished or holds no pair.
         ValueError: an impossible rank, batch size or thread count.
     """
 
@@ -121,23 +122,20 @@ class PairLoader:
                 f"batch_size and threads must be at least 1, got {batch_size} and {threads}"
             )
         self.paths = manifest.shard_paths(directory, "prepare")
-        self.config = config
-        self.rank, self.world_size = rank, world_size
-        self.batch_size, self.seed, self.threads = batch_size, seed, threads
+        self.config, self.seed, self.threads = config, seed, threads
         self.identities = identities
-        self._counts = [tables.count_rows(path) for path in self.paths]
-        self.total_rows = sum(self._counts)
-        self.rows = self.total_rows // world_size
-        """Rows of this worker in one epoch."""
-        if self.rows == 0:
-            raise ManifestError(
-                str(directory),
-                f"holds {self.total_rows} pairs for {world_size} workers",
-                "Use fewer workers, or prepare more videos.",
-            )
-        # Where shards start, in row numbers over the whole directory.
-        self._starts = np.concatenate([[0], np.cumsum(self._counts)])
-        self._order_cache: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        groups = [tables.group_rows(path) for path in self.paths]
+        self._places = [(s, g) for s, rows in enumerate(groups) for g in range(len(rows))]
+        self._ranks = range(rank * batch_size, (rank + 1) * batch_size)
+        self._order = RowOrder(
+            np.concatenate([np.zeros(0, np.int64), *groups]),
+            batch_size * world_size,
+            buffer=config.train.shuffle_rows,
+            seed=seed,
+        )
+        self.total_rows = int(self._order.starts[-1])
+        if self.total_rows == 0:
+            raise ManifestError(str(directory), "holds no pairs", "Prepare other videos.")
 
     def batches(self, start_step: int = 0) -> Iterator[PairBatch]:
         """Batches without end, as an uninterrupted run has them from this step on; close it."""
@@ -146,76 +144,44 @@ class PairLoader:
     def rows_of(self, step: int) -> list[str]:
         """Which pairs the batch of a step holds, for a message: "video 3, frames 4 and 9"."""
         names = []
-        for _, number in self._positions(step, step + 1):
-            shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+        for rank in self._ranks:
+            number = self._order.row(rank, step)
+            group = self._group(number)
             columns = ["video_id", "key_index", "reference_index"]
-            table = pq.read_table(self.paths[shard], columns=columns)
-            row = table.slice(number - int(self._starts[shard]), 1).to_pylist()[0]
+            row = self._read(group, [number - int(self._order.starts[group])], columns)[0]
             names.append(
                 f"video {row['video_id']}, frames {row['key_index']} and {row['reference_index']}"
             )
         return names
 
-    def _order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """This worker's row numbers in an epoch: as read, and as given out after shuffling."""
-        cached = self._order_cache  # once: rows_of may be asked from another thread
-        if cached is None or cached[0] != epoch:
-            # The same permutation of shards on every worker: they read the same files.
-            shards = np.random.default_rng([self.seed % 2**64, epoch]).permutation(len(self.paths))
-            mine = [np.arange(self._starts[s], self._starts[s + 1], dtype=np.int64) for s in shards]
-            numbers = np.concatenate(mine)
-            usable = self.rows * self.world_size
-            read = numbers[(numbers % self.world_size == self.rank) & (numbers < usable)]
-            rng = np.random.default_rng([self.seed % 2**64, epoch, self.rank, 1])
-            given = read[shuffled(len(read), self.config.train.shuffle_rows, rng)]
-            self._order_cache = cached = (epoch, read, given)
-        return cached[1], cached[2]
-
-    def _positions(self, start_step: int, end_step: int) -> Iterator[tuple[int, int]]:
-        """(epoch, row number) of the samples of steps start_step..end_step-1."""
-        for position in range(start_step * self.batch_size, end_step * self.batch_size):
-            epoch, offset = divmod(position, self.rows)
-            yield epoch, int(self._order(epoch)[1][offset])
-
-    def _stream(
-        self, start_step: int, stop: threading.Event
-    ) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """(epoch, row number, row) for ever, reading files forwards and each group once."""
-        epoch, offset = divmod(start_step * self.batch_size, self.rows)
-        while True:
-            read, given = self._order(epoch)
-            source = self._read(read, set(given[offset:].tolist()), stop)
-            held: dict[int, dict[str, Any]] = {}
-            for number in given[offset:].tolist():
-                while number not in held:
-                    got = next(source, None)
-                    if got is None:  # only after stop is set
-                        return
-                    held[got[0]] = got[1]
-                yield epoch, number, held.pop(number)
-            epoch, offset = epoch + 1, 0
+    def _group(self, number: int) -> int:
+        """The row group of a row."""
+        return int(np.searchsorted(self._order.starts, number, side="right")) - 1
 
     def _read(
-        self, order: npt.NDArray[np.int64], wanted: set[int], stop: threading.Event
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(row number, row) of the wanted rows, in the order of the files."""
-        shards = np.searchsorted(self._starts, order, side="right") - 1
-        for shard in dict.fromkeys(shards.tolist()):
-            first = int(self._starts[shard])
-            mine = wanted.intersection(range(first, int(self._starts[shard + 1])))
-            if not mine:
-                continue
-            with pq.ParquetFile(self.paths[shard]) as file:
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    chosen = sorted(mine.intersection(range(first, first + count)))
-                    if chosen and not stop.is_set():
-                        table = file.read_row_group(group, use_threads=False)
-                        picked = table.take([number - first for number in chosen])
-                        yield from zip(chosen, picked.to_pylist(), strict=True)
-                    first += count
-            if stop.is_set():
-                return
+        self, group: int, places: Sequence[int], columns: list[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Some rows of a row group."""
+        shard, inside = self._places[group]
+        with pq.ParquetFile(self.paths[shard]) as file:
+            table = file.read_row_group(inside, columns=columns, use_threads=False)
+        rows: list[dict[str, Any]] = table.take(list(places)).to_pylist()
+        return rows
+
+    def _stream(self, rank: int, start_step: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """(pass, row number, row) of a virtual rank for ever; each row group is read once."""
+        for found, over in self._order.passes(rank, start_step):
+            given = found.rows[over:].tolist()
+            wanted, held = set(given), dict[int, dict[str, Any]]()
+            groups = iter(found.groups.tolist())
+            for number in given:
+                while number not in held:
+                    group = next(groups)
+                    first, last = (int(self._order.starts[g]) for g in (group, group + 1))
+                    here = sorted(wanted.intersection(range(first, last)))
+                    rows = self._read(group, [n - first for n in here]) if here else []
+                    held.update(zip(here, rows, strict=True))
+                yield found.number, number, held.pop(number)
 
     def _example(self, epoch: int, number: int, row: Mapping[str, Any]) -> Example:
         # Seeded by the row, so that neither threads nor the number of workers change it.
@@ -254,37 +220,12 @@ class PairLoader:
     ) -> None:
         """Read rows and hand them to the pool, a batch at a time, until stop is set."""
         try:
-            batch: list[Future[Example]] = []
-            for epoch, number, row in self._stream(start_step, stop):
-                if stop.is_set():
-                    return
-                batch.append(pool.submit(self._example, epoch, number, row))
-                if len(batch) == self.batch_size:
-                    ready.put(batch)  # blocks while enough lies ahead
-                    batch = []
+            streams = [self._stream(rank, start_step) for rank in self._ranks]
+            while not stop.is_set():
+                batch = [pool.submit(self._example, *next(stream)) for stream in streams]
+                ready.put(batch)  # blocks while enough lies ahead
         except BaseException as error:  # raised again by _generate, in the thread that asks
             ready.put(error)
-
-
-def shuffled(length: int, buffer: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """The order in which a shuffle buffer gives out `length` items that stream through it.
-
-    buffer:  slots; a random one is emptied for every item that comes in
-    returns: (length,) a permutation; no item comes more than `buffer` places early
-    """
-    slots = list(range(min(buffer, length)))
-    given = np.empty(length, np.int64)
-    draws = rng.random(length)
-    for position in range(length):
-        slot = int(draws[position] * len(slots))
-        given[position] = slots[slot]
-        incoming = position + buffer
-        if incoming < length:
-            slots[slot] = incoming
-        else:
-            slots[slot] = slots[-1]
-            slots.pop()
-    return given
 
 
 def _empty(waiting: queue.Queue[Any]) -> None:

@@ -1,7 +1,8 @@
-"""Videos → key/reference pairs (paper Sec. 3.2): drawn on the driver, filled with pixels by Ray.
+"""Videos → key/reference pairs (paper Sec. 3.2): dealt into shards by the driver, made by Ray Data.
 
-Drawing needs the annotations only. So the driver draws every pair, shuffles them over all videos
-and cuts them into shards; a Ray Data task per shard reads the frames of its rows and commits one
+Videos are shuffled and fill shards one after the other, and the rows of a shard are shuffled: so a
+frame is read and decoded for one shard alone, and the loader mixes shards. The driver writes a plan
+with a row group per shard, of which a Ray Data task reads its own, then the frames, and commits one
 parquet file. The bytes depend on the data and the configuration, never on who wrote which shard.
 """
 
@@ -9,26 +10,32 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from idol.config import PairConfig, to_dict
+from idol.files import whole_file
 from idol.ytvis.videos import Reject
 from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError, carried, raise_carried
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import pair_rows
 from pipelines.stages.reject_limit import check_rejects
-from pipelines.storage import claims, schemas, tables
+from pipelines.storage import claims, layout, manifest, schemas, tables
 from pipelines.storage.layout import PREPARE
 from pipelines.storage.manifest import Manifest
 
-# Rows are read by a few training workers at once: small groups keep their memory small.
-_ROWS_PER_GROUP = 32
+# What the loader deals to workers is a row group: small ones keep its memory small.
+_ROWS_PER_GROUP = 16
+_PLAN = "_plan.parquet"
+_ORDER = "shards of whole videos"
 
 _log = logging.getLogger(__name__)
 
@@ -84,16 +91,18 @@ def run(
             fault.
         ManifestError: out holds something else.
     """
-    plan, faults = _draw_all(dataset, config)
+    plan, faults = _deal(dataset, config)
     recorded = to_dict(config)
     # No row depends on the limit: whoever raises it keeps the shards that are done.
     del recorded["max_reject_fraction"]
+    content = input_hash(dataset)
     output = claims.prepare_output(
-        out, PREPARE, recorded, dataset.input_hash, frames=dataset.frames, overwrite=overwrite
+        out, PREPARE, recorded, content, frames=dataset.frames, overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished
-    total = _write_shards(dataset, plan, output, config, num_cpus)
+    _write_shards(dataset, plan, output, config, num_cpus)
+    total = len(plan)
     faults += output.rejects(total)
     rejected = _check_rejects(dataset, faults, config)
     if not any(tables.count_rows(output.shard(number)) for number in range(total)):
@@ -113,32 +122,33 @@ def run(
     )
 
 
+def input_hash(dataset: Dataset) -> str:
+    """Names the data set, and the order of the rows: shards in another order do not go together."""
+    return manifest.hash_value([dataset.input_hash, _ORDER])
+
+
 def _check_rejects(dataset: Dataset, rejects: Iterable[Reject], config: PairConfig) -> set[int]:
     return check_rejects(dataset, rejects, config.max_reject_fraction, "pairs.max_reject_fraction")
 
 
-@carried
-def write_shard(item: Mapping[str, Any], config: PairConfig) -> dict[str, Any]:
-    """Read the frames of one shard's pairs and commit its file: the work of one task.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Some pairs of one video: its rows start..stop-1 in order of time; of nearly all videos, all.
 
-    item:    {"shard": number, "path": where, "plan": pickled list of PlannedPair}
-    returns: {"shard", "rows", "rejects"}
+    position: of the video in the data set
     """
-    import cv2
 
-    cv2.setNumThreads(1)  # one task per core is faster than threads that fight for them
-    stored, faults = pair_rows.fill(pickle.loads(item["plan"]), config)
-    table, path = schemas.table(stored, schemas.PAIRS), Path(item["path"])
-    tables.commit(table, path, rejects=faults, row_group_size=_ROWS_PER_GROUP)
-    return {"shard": int(item["shard"]), "rows": len(stored), "rejects": len(faults)}
+    position: int
+    start: int
+    stop: int
 
 
-_Plan = list[tuple[int, int, int]]
-"""(position of the video, key, reference) of every pair, in the order of the rows."""
+def _deal(dataset: Dataset, config: PairConfig) -> tuple[list[list[Piece]], list[Reject]]:
+    """Which pairs each shard holds, and the rejects so far.
 
-
-def _draw_all(dataset: Dataset, config: PairConfig) -> tuple[_Plan, list[Reject]]:
-    """All pairs, shuffled over the videos, and the rejects so far."""
+    A shard is full when the next video does not fit; only a video with more pairs than a shard is
+    cut, in time, for its pieces then need few frames of each other.
+    """
     _check_rejects(dataset, dataset.rejects, config)
     sources = ", ".join(dataset.sources)
     if all(i.iscrowd for video in dataset.videos for i in video.instances):
@@ -146,52 +156,100 @@ def _draw_all(dataset: Dataset, config: PairConfig) -> tuple[_Plan, list[Reject]
             f"{sources}: no usable video has an annotated object, so there is nothing to learn "
             "from. Use the training set's annotations."
         )
-    pairs: _Plan = []
     faults = list(dataset.rejects)
-    for position, video in enumerate(dataset.videos):
+    shards: list[list[Piece]] = []
+    free = 0
+    order = np.random.default_rng(config.seed % 2**64).permutation(len(dataset.videos))
+    for position in order.tolist():
         try:
-            pairs += [(position, key, reference) for key, reference in draw(video, config)]
+            count = len(draw(dataset.videos[position], config))
         except VideoError as error:
             faults.append(Reject(*error.args))
+            continue
+        for start in range(0, count, config.rows_per_shard):
+            stop = min(start + config.rows_per_shard, count)
+            if stop - start > free:
+                shards.append([])
+                free = config.rows_per_shard
+            free -= stop - start
+            shards[-1].append(Piece(position=position, start=start, stop=stop))
     _check_rejects(dataset, faults, config)
-    if not pairs:
+    if not shards:
         raise PipelineError(
             f"{sources}: no video has two frames, so there is no pair. Still images, as of COCO, "
             "are paired with themselves: a coco_* preset, or --set pairs.pseudo=true."
         )
-    order = np.random.default_rng(config.seed % 2**64).permutation(len(pairs))
-    return [pairs[i] for i in order], faults
+    return shards, faults
 
 
 def _write_shards(
-    dataset: Dataset, plan: _Plan, output: claims.Output, config: PairConfig, num_cpus: float
-) -> int:
-    """Hand every missing shard to a Ray Data task; the number of shards."""
-    total = -(-len(plan) // config.rows_per_shard)
-    missing = output.missing(total)
+    dataset: Dataset,
+    plan: Sequence[Sequence[Piece]],
+    output: claims.Output,
+    config: PairConfig,
+    num_cpus: float,
+) -> None:
+    """Hand every missing shard to a Ray Data task."""
+    missing = output.missing(len(plan))
     if not missing:
-        return total
-    labels = dataset.labels
-
-    def item(shard: int) -> dict[str, Any]:
-        start = shard * config.rows_per_shard
-        pairs = [
-            pair_rows.planned(dataset.videos[position], key, reference, labels)
-            for position, key, reference in plan[start : start + config.rows_per_shard]
-        ]
-        path = str(output.shard(shard).resolve())
-        return {"shard": shard, "path": path, "plan": pickle.dumps(pairs)}
-
+        return
+    path = output.path / _PLAN
+    _write_plan(path, ([(dataset.videos[p.position], p) for p in plan[i]] for i in missing))
+    write = partial(
+        write_shard, out=output.path.resolve(), config=config, labels=dataset.labels, shards=missing
+    )
     with cluster.session(), cluster.progress(len(missing), "prepare", "shards") as bar:
         import ray.data
 
         cluster.require(1, num_cpus, instead="a larger --num-cpus")
         cluster.set_up_data()
         # One block per shard: a failed worker then costs one shard, and they spread evenly.
-        shards = ray.data.from_items([item(i) for i in missing], override_num_blocks=len(missing))
-        done = shards.map(partial(write_shard, config=config), num_cpus=num_cpus)
-        for row in done.iter_rows():
+        places = ray.data.range(len(missing), override_num_blocks=len(missing))
+        for row in places.map(write, num_cpus=num_cpus).iter_rows():
             raise_carried(row)
             _log.info("shard %d: %d rows, %d rejects", row["shard"], row["rows"], row["rejects"])
             bar.update()
-    return total
+    path.unlink(missing_ok=True)
+
+
+def _write_plan(path: Path, shards: Iterable[Sequence[tuple[VideoRecord, Piece]]]) -> None:
+    """Write what tasks need to know, a row group per shard: the driver holds one at a time."""
+    schema = pa.schema([("videos", pa.binary())])
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for shard in shards:
+            writer.write_table(pa.table({"videos": [pickle.dumps(list(shard))]}, schema))
+
+
+@carried
+def write_shard(
+    item: Mapping[str, Any],
+    *,
+    out: Path,
+    config: PairConfig,
+    labels: Mapping[int, int],
+    shards: Sequence[int],
+) -> dict[str, Any]:
+    """Read the frames of one shard's pairs and commit its file: the work of one task.
+
+    item:    {"id": position in the plan}
+    labels:  category_id → label
+    shards:  number of every shard in the plan
+    returns: {"shard", "rows", "rejects"}
+    """
+    import cv2
+
+    cv2.setNumThreads(1)  # one task per core is faster than threads that fight for them
+    number = shards[item["id"]]
+    with pq.ParquetFile(out / _PLAN) as file:
+        pieces = pickle.loads(file.read_row_group(item["id"])["videos"][0].as_py())
+    planned = [
+        pair_rows.planned(video, key, reference, labels)
+        for video, piece in pieces
+        for key, reference in sorted(draw(video, config))[piece.start : piece.stop]
+    ]
+    order = np.random.default_rng([config.seed % 2**64, number]).permutation(len(planned))
+    stored, faults = pair_rows.fill([planned[i] for i in order], config)
+    table = schemas.table(stored, schemas.PAIRS)
+    path = layout.shard_path(out, number)
+    tables.commit(table, path, rejects=faults, row_group_size=_ROWS_PER_GROUP)
+    return {"shard": number, "rows": len(stored), "rejects": len(faults)}

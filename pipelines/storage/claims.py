@@ -234,7 +234,7 @@ def _difference(name: str, old: Any, new: Any) -> str:
     if name == "config":
         return "its configuration differs: " + "; ".join(_differences(old, new)[:4])
     if name == "input_hash":
-        return "its input had other content"
+        return "its input had other content, or older code wrote it"
     return f"its frames were {old or 'not recorded'}, those given now are {new}"
 
 

@@ -40,6 +40,12 @@ def shard_rejects(path: Path) -> list[Reject]:
     return [Reject(**row) for row in json.loads(metadata.get(_REJECTS_KEY, b"[]"))]
 
 
+def group_rows(path: Path) -> list[int]:
+    """Rows of every row group of a parquet file, from its footer."""
+    found = pq.read_metadata(path)
+    return [found.row_group(group).num_rows for group in range(found.num_row_groups)]
+
+
 def count_rows(path: Path) -> int:
     """Rows of a parquet file, from its footer."""
     return int(pq.read_metadata(path).num_rows)

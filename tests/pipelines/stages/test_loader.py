@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from idol import presets
 from idol.config import PairConfig, override
@@ -87,31 +85,63 @@ def test_a_stored_frame_that_is_broken_names_its_video_and_frame(make_videos):
         loader.pair_of_row({**row, "key_jpeg": row["key_jpeg"][:100]})
 
 
-@settings(deadline=None)
-@given(length=st.integers(0, 60), buffer=st.integers(1, 70), seed=st.integers(0, 9))
-def test_a_shuffle_buffer_loses_nothing_and_bounds_what_is_held(length, buffer, seed):
-    given = loader.shuffled(length, buffer, np.random.default_rng(seed))
-    assert sorted(given.tolist()) == list(range(length))
-    assert all(item - place < buffer for place, item in enumerate(given.tolist()))
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_batches_do_not_depend_on_the_number_of_workers(prepared, world_size):
+    whole = take(make(prepared, batch_size=6).batches(), 5)
+    parts = [
+        take(make(prepared, rank=r, world_size=world_size, batch_size=6 // world_size).batches(), 5)
+        for r in range(world_size)
+    ]
+    for step, batch in enumerate(whole):
+        images = [unpadded(part[step]) for part in parts]
+        assert [i for image in images for i in image] == unpadded(batch)
+
+
+def unpadded(batch) -> list[bytes]:
+    """The pixels of every key image: what is padded depends on the images beside it."""
+    return [
+        image[:, ~padding.all(1)][:, :, ~padding.all(0)].numpy().tobytes()
+        for image, padding in zip(batch.key_images, batch.key_padding, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_an_epoch_visits_every_row_once_over_all_workers(prepared, world_size):
-    seen = Counter()
-    for rank in range(world_size):
-        worker = make(prepared, rank=rank, world_size=world_size, batch_size=1)
-        assert worker.rows == 17 // world_size
-        seen.update(name for step in range(worker.rows) for name in worker.rows_of(step))
-    rows = make(prepared, batch_size=17).rows_of(0)
-    assert sum(seen.values()) == 17 - 17 % world_size
-    assert all(count <= Counter(rows)[name] for name, count in seen.items())
+def test_every_row_is_visited_about_equally_often(prepared, world_size):
+    workers = [
+        make(prepared, rank=rank, world_size=world_size, batch_size=1) for rank in range(world_size)
+    ]
+    steps = 10 * 17 // world_size
+    seen = Counter(n for step in range(steps) for w in workers for n in w.rows_of(step))
+    # Two of the 17 rows are of the same frames.
+    once = Counter(make(prepared, batch_size=1).rows_of(step)[0] for step in range(17))
+    assert sorted(once.values()) == [1] * 15 + [2]
+    assert all(abs(seen[name] - 10 * count) <= 2 * count for name, count in once.items())
 
 
-def test_epochs_differ_in_order_and_not_in_content(prepared):
-    worker = make(prepared, batch_size=17)
-    first, second = worker.rows_of(0), worker.rows_of(1)
+def test_passes_differ_in_order_and_not_in_content(prepared):
+    worker = make(prepared, batch_size=1)
+    first, second = ([worker.rows_of(s)[0] for s in range(a, a + 17)] for a in (0, 17))
     assert first != second
     assert sorted(first) == sorted(second)
+
+
+def test_every_row_group_is_read_by_one_worker_and_once_a_pass(prepared, monkeypatch):
+    read: list[tuple[int, int]] = []
+    whole = loader.PairLoader._read
+
+    def counted(self, group, places, columns=None):
+        read.append((self._ranks.start, group))
+        return whole(self, group, places, columns)
+
+    monkeypatch.setattr(loader.PairLoader, "_read", counted)
+    for rank in range(3):
+        worker = make(prepared, rank=rank, world_size=3, batch_size=1)
+        expected = [(rank, group) for group in worker._order.groups(rank, 0).tolist()]
+        read.clear()
+        stream = worker._stream(rank, 0)
+        while next(stream)[0] == 0:
+            pass
+        assert read[: len(expected)] == expected
 
 
 def test_a_restart_goes_on_with_the_batch_it_would_have_had(prepared):
@@ -217,9 +247,15 @@ def test_an_unfinished_directory_is_refused(prepared):
         make(prepared)
 
 
-def test_more_workers_than_rows_are_refused(prepared):
-    with pytest.raises(ManifestError, match="17 pairs for 18 workers"):
-        make(prepared, world_size=18)
+def test_a_directory_without_pairs_is_refused(tmp_path):
+    claims.prepare_output(tmp_path / "none", layout.PREPARE, {}, "h").finish()
+    with pytest.raises(ManifestError, match="holds no pairs"):
+        make(tmp_path / "none")
+
+
+def test_more_workers_than_rows_are_served(prepared):
+    batches = take(make(prepared, rank=17, world_size=18, batch_size=1).batches(), 3)
+    assert [len(batch.key_targets) for batch in batches] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("options", [{"rank": 1}, {"rank": -1}, {"batch_size": 0}, {"threads": 0}])
