@@ -53,6 +53,12 @@ Frames = Annotated[
 ]
 Device = Annotated[str, tyro.conf.arg(metavar="auto|cpu|gpu|cuda[:N]")]
 """Where the network runs: read by `device`."""
+RejectLimit = Annotated[
+    float | None,
+    tyro.conf.arg(
+        help="Share of the videos that may have a fault before the job fails. Default: 0.1."
+    ),
+]
 NumCpus = Annotated[
     int | None,
     tyro.conf.arg(

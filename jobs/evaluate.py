@@ -67,6 +67,7 @@ class Evaluate:
     speed: Speed | None = None
     """exact, or fast: 16 bits where the machine has units for them, on a GPU compiled as well;
     docs/performance.md has what it costs. Short for --set detect.speed=..."""
+    reject_limit: command.RejectLimit = None
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
     log_to: Path | None = None
@@ -102,6 +103,7 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
             actors=pool,
             gpu=gpu,
             overwrite=job.overwrite,
+            reject_limit=job.reject_limit,
             log_to=job.log_to or job.out,
         )
         paths = {name: str(out / file) for name, file in evaluate.FILES.items()}

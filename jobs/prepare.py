@@ -39,6 +39,7 @@ class Prepare:
     """Use only these video ids. Default: all. Needs a single annotation file."""
     stride: int = 1
     """Use every n-th frame only, so that objects move faster."""
+    reject_limit: command.RejectLimit = None
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
     num_cpus: command.NumCpus = None
@@ -57,7 +58,14 @@ def _prepare(job: Prepare) -> dict[str, Any]:
     )
     dataset = annotations.combine([read(path) for path in job.annotations])
     with cluster.kept(job.num_cpus):
-        return asdict(pairs.run(dataset, job.out, config.pairs, overwrite=job.overwrite))
+        made = pairs.run(
+            dataset,
+            job.out,
+            config.pairs,
+            overwrite=job.overwrite,
+            reject_limit=job.reject_limit,
+        )
+    return asdict(made)
 
 
 main = functools.partial(command.run, "prepare", Prepare, _prepare)

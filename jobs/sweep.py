@@ -58,7 +58,7 @@ class Sweep:
     for its usual values; repeat for more fields. Default: the numbers that matter most for this
     tracker, with their usual ranges."""
     grid: command.Repeated = ()
-    """The same, for lists: --grid tracker.tau=0.2,0.5,1 --grid tracker.memory_length=1,3,5"""
+    """The same, for lists: --grid tracker.mask_nms=0.3,0.5 --grid tracker.memory_length=1,3,5"""
     search: Literal["grid", "random", "bayes"] | None = None
     """grid tries every combination of lists; random draws from lists and ranges; bayes draws where
     the results so far are good (Optuna). Default: grid where all fields have lists, else bayes."""
@@ -96,6 +96,7 @@ class Sweep:
     """With --pairs: data-parallel workers of a trial, one CPU or GPU each; 0: inside the trial."""
     gpus: command.Switch = False
     """With --pairs: one GPU per worker."""
+    reject_limit: command.RejectLimit = None
     resume: command.Switch = False
     """Go on with the unfinished sweep in OUT, with the settings that it was started with."""
     processes: int | None = None
@@ -184,6 +185,7 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
         reset_classes=job.reset_classes,
         workers=job.workers,
         gpus=job.gpus,
+        reject_limit=job.reject_limit,
     )
 
 

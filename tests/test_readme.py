@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from idol import presets
+from pipelines.sweep import space as search_space
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/sweeps.md", "docs/architecture.md", "docs/analysis.md")
@@ -86,3 +90,13 @@ def test_the_files_that_pages_name_are_there() -> None:
     assert len(named) > 20
     missing = sorted(f"{page}: {path}" for page, path in named if not (ROOT / path).exists())
     assert not missing, "\n".join(missing)
+
+
+def test_every_sweep_that_is_shown_is_over_fields_with_an_effect() -> None:
+    shown = [words for words in commands() if words[0] == "jobs.sweep"]
+    for words in shown:
+        given = [b for a, b in itertools.pairwise(words) if a in ("--grid", "--space")]
+        base = presets.by_name("ytvis19_r50" if any("/data/" in word for word in words) else "tiny")
+        space = search_space.parse(given, base, [*search_space.TRACKER, *search_space.TRAINING])
+        assert search_space.idle(space, base) == []
+    assert len(shown) > 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from idol.config.checks import require
+from idol.config.effects import without_effect
 from idol.config.inference import AnalysisConfig, DetectConfig, Speed
 from idol.config.network import BackboneConfig, ModelConfig
 from idol.config.text import from_dict, override, to_dict
@@ -33,6 +34,7 @@ __all__ = [
     "from_dict",
     "override",
     "to_dict",
+    "without_effect",
 ]
 
 

@@ -34,11 +34,9 @@ class DetectConfig:
     frames_per_shard: int = 64
     """Frames of a shard (short videos together, or a part of a long one), a worker's unit of work:
     what is repeated when one dies."""
-    reject_limit: float = 0.5
-    """Share of the videos that may be unreadable before the whole job fails."""
 
     def __post_init__(self) -> None:
-        unit(self, "score_floor", "box_nms", "reject_limit")
+        unit(self, "score_floor", "box_nms")
         positive(self, "max_detections", "batch_frames", "frames_per_shard")
         at_most(self, 10_000, "max_detections", "batch_frames", "frames_per_shard")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from idol.config.checks import at_most, not_negative, positive, require, unit, within
+from idol.config.effects import beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,20 +19,20 @@ class BackboneConfig:
     frozen_stages: int | None = None
     """Stem and the first frozen_stages - 1 stages get no gradient. None, as released: 2 for the
     ResNets, 0 for the others. Only ResNets and swin can freeze stages."""
-    swin_embed: int = 192
+    swin_embed: int = beside(192, name=("swin",))
     """Channels of swin at stride 4, doubled at every stage (the default sizes are Swin-L)."""
-    swin_depths: tuple[int, ...] = (2, 2, 18, 2)
+    swin_depths: tuple[int, ...] = beside((2, 2, 18, 2), name=("swin",))
     """Blocks of each of swin's four stages."""
-    swin_heads: tuple[int, ...] = (6, 12, 24, 48)
+    swin_heads: tuple[int, ...] = beside((6, 12, 24, 48), name=("swin",))
     """Attention heads of each of swin's four stages."""
-    swin_window: int = 12
+    swin_window: int = beside(12, name=("swin",))
     """Side of swin's attention windows in tokens; every second block shifts them by half of it."""
-    swin_drop_path: float = 0.3
+    swin_drop_path: float = beside(0.3, name=("swin",))
     """Chance of skipping a branch of swin's last block while training; rises linearly from 0."""
-    source: str = ""
+    source: str = beside("", name=("transformers",))
     """For name "transformers": a hub id, a local folder with config.json and weights, or a JSON
     configuration with a "model_type" (random weights)."""
-    tiny_channels: tuple[int, ...] = (16, 32, 64, 96, 128)
+    tiny_channels: tuple[int, ...] = beside((16, 32, 64, 96, 128), name=("tiny",))
     """Channels of tiny at strides 2, 4, 8, 16, 32."""
 
     def __post_init__(self) -> None:

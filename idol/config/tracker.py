@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from idol.config.checks import not_negative, positive, require, unit, within
+from idol.config.effects import Above, beside
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,15 +20,15 @@ class TrackerConfig:
     only. similarity_guided (CTVIS, ICCV 2023): moving average in which the newest embedding has
     the weight max(0, its mean cosine with the last memory_length ones), so that an occluded view,
     which is unlike them, changes little."""
-    temporal_weight: bool = True
+    temporal_weight: bool = beside(True, weighting=("paper", "released"))
     """False drops the recency term: released weights are the scores, paper weights are equal."""
-    momentum: float = 0.8
+    momentum: float = beside(0.8, weighting=("momentum",))
     """Share of the newest embedding in the moving average (weighting momentum)."""
-    frame_weight: bool = True
+    frame_weight: bool = beside(True, similarity=("released",))
     """Similarity released: if several memories pass, multiply by the existence time."""
-    tau: float = 0.5
+    tau: float = beside(0.5, weighting=("paper",), temporal_weight=(True,))
     """τ of Eq. 5: weight floor of old embeddings; a larger value means a longer memory."""
-    memory_length: int = 3
+    memory_length: int = beside(3, weighting=("paper", "released", "similarity_guided"))
     """T of Eq. 5: embeddings remembered per instance."""
     similarity: Literal["paper", "released", "cosine", "multi_cue"] = "released"
     """f(i, j). paper, Eq. 6: σ_j, the existence time, added inside the softmax over memory.
@@ -36,19 +37,19 @@ class TrackerConfig:
     the detection's and the last box + cue_class if the classes agree, where p is the softmax of
     the products with the memory embeddings and with "new", whose product is 0. An instance
     matches if its value exceeds that of "new" (of equal class); match_threshold is not used."""
-    cue_score: float = 1.0
+    cue_score: float = beside(1.0, similarity=("multi_cue",))
     """α of multi_cue. It is the same for all instances, so it only decides conflicts."""
-    cue_overlap: float = 2.0
+    cue_overlap: float = beside(2.0, similarity=("multi_cue",))
     """β of multi_cue."""
-    cue_class: float = 10.0
+    cue_class: float = beside(10.0, similarity=("multi_cue",))
     """γ of multi_cue."""
     position_weight: float = 0.0
     """Ours: add this times exp(-d) / (frames since the instance was seen) to the similarity; d is
     the distance from its expected box (last box plus last motion) in units of the boxes' mean
     side. Tells look-alikes apart. 0: off."""
-    size_weight: float = 0.0
+    size_weight: float = beside(0.0, position_weight=Above(0))
     """Ours: add this times |log(ratio of the sides)| to the distance d of position_weight."""
-    newest_too: bool = False
+    newest_too: bool = beside(False, similarity=("cosine",))
     """Ours, for cosine: the larger cosine of the newest embedding and the memory's. Beside a slow
     moving average, one bad embedding does no lasting harm."""
     softmax_weight: float = 0.0
@@ -60,7 +61,7 @@ class TrackerConfig:
     """greedy: in descending detection score, every instance once (released). argmax: each
     detection's best instance; in a conflict the most similar detection gets it (Eq. 7).
     hungarian: the largest sum of similarities over all pairs above the threshold."""
-    match_threshold: float = 0.5
+    match_threshold: float = beside(0.5, similarity=("paper", "released", "cosine"))
     """f(i, j) above which detection i continues instance j (Eq. 7)."""
     min_cosine: float = -1.0
     """A pair with a lower cosine of detection and memory embedding never matches; -1: off."""
@@ -87,9 +88,9 @@ class TrackerConfig:
     """Submit a track under every class that passes; otherwise under its best class only."""
     prune_short: int = 3
     """Tracks seen in fewer frames than this and absent for two frames are dropped."""
-    prune_after: int = 8
+    prune_after: int = beside(8, prune_short=Above(1))
     """Frame index after which pruning starts (released: 8)."""
-    prune_at_end: bool = False
+    prune_at_end: bool = beside(False, prune_short=Above(1))
     """Prune once more when the video ends (released: no)."""
 
     def __post_init__(self) -> None:

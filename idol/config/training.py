@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from idol.config.checks import at_most, not_negative, positive, require, unit, within
+from idol.config.effects import Above, beside
 
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 """Alpha and gamma of the focal class cost, and the defaults of the focal losses."""
@@ -15,13 +16,15 @@ FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 class TransformConfig:
     """From decoded frames to network inputs (specification 4.1, 5.2)."""
 
-    train_short_sides: tuple[int, ...] = (320, 352, 392, 416, 448, 480, 512, 544, 576, 608, 640)
+    train_short_sides: tuple[int, ...] = beside(
+        (320, 352, 392, 416, 448, 480, 512, 544, 576, 608, 640), stretch=(None,)
+    )
     """The shorter side of both frames of a training pair is drawn from these, in pixels."""
-    train_max_side: int = 768
+    train_max_side: int = beside(768, stretch=(None,))
     """Longest side allowed while training."""
-    test_short_side: int = 480
+    test_short_side: int = beside(480, stretch=(None,))
     """Shorter side at inference."""
-    test_max_side: int = 1333
+    test_max_side: int = beside(1333, stretch=(None,))
     """Longest side allowed at inference."""
     stretch: tuple[int, int] | None = None
     """(height, width) of every resized frame, in training and inference. None: keep the aspect
@@ -30,13 +33,13 @@ class TransformConfig:
     """Horizontal flip, the same for both frames."""
     crop_probability: float = 0.5
     """Chance of a random crop before resizing."""
-    crop_range: tuple[int, int] = (384, 600)
+    crop_range: tuple[int, int] = beside((384, 600), crop_probability=Above(0))
     """Smallest and largest crop side in original pixels."""
-    shared_crop: bool = False
+    shared_crop: bool = beside(False, crop_probability=Above(0))
     """Use one crop window for both frames; released: independent windows."""
     independent: bool = False
     """Draw flip, size and crop separately for key and reference (for pairs.pseudo)."""
-    crop_short_sides: tuple[int, ...] = ()
+    crop_short_sides: tuple[int, ...] = beside((), crop_probability=Above(0))
     """Before a crop, resize the shorter side to one of these; empty: keep the original size."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast, saturation jitter, one draw for a pair (released: 0)."""
@@ -80,15 +83,12 @@ class PairConfig:
     """Rows per parquet file, at most."""
     jpeg_quality: int = 95
     """Quality of frames that have to be encoded: resized ones, PNG files, frames of video files."""
-    max_reject_fraction: float = 0.5
-    """The stage fails where a larger fraction of the videos has a fault."""
 
     def __post_init__(self) -> None:
         positive(self, "max_gap", "rows_per_shard")
         not_negative(self, "pairs_per_video", "max_side", "seed")
         at_most(self, 100_000, "pairs_per_video", "rows_per_shard")
         within(self, 0, 100, "jpeg_quality")
-        unit(self, "max_reject_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,16 +101,16 @@ class AssignmentConfig:
     lies in neither of any truth; summed in float32, where costs of far queries are rounded to
     1e-3. exact: the same in float64, without that rounding. paper, Sec. 3.1: focal class cost, L1
     distance and -GIoU with paper_weights, no centre prior."""
-    paper_weights: tuple[float, float, float] = (2.0, 5.0, 2.0)
+    paper_weights: tuple[float, float, float] = beside((2.0, 5.0, 2.0), cost=("paper",))
     """Weights of class cost, L1 distance and -GIoU with cost "paper". The paper gives none; these
     are SET_COST_CLASS, _BOX and _GIOU of the released files, which the released code ignores."""
-    giou_weight: float = 3.0
+    giou_weight: float = beside(3.0, cost=("released", "exact"))
     """Weight of -GIoU with costs "released" and "exact"; the focal class cost has weight 1."""
-    center_radius: float = 2.5 / 32
+    center_radius: float = beside(2.5 / 32, cost=("released", "exact"))
     """Half side of the centre prior's square, in normalised coordinates."""
     candidates: int = 10
     """A truth gets as many queries as the sum of this many largest IoUs (its dynamic k)."""
-    negative_candidates: int = 100
+    negative_candidates: int = beside(100, selection=("optimal_transport",))
     """The same for the set whose complement gives the negatives of the contrastive loss."""
     repair: Literal["released", "exact"] = "released"
     """How a truth that lost all its queries to others gets one. released: it takes its cheapest
@@ -119,15 +119,15 @@ class AssignmentConfig:
     selection: Literal["optimal_transport", "iou"] = "optimal_transport"
     """Positives and negatives of the contrastive loss. optimal_transport: the paper's method. iou:
     the baseline of its ablation (Tables 6, 7; A.2), by the IoU of box and truth only."""
-    positives: Literal["released", "paper"] = "released"
+    positives: Literal["released", "paper"] = beside("released", selection=("optimal_transport",))
     """With optimal_transport. released: an assignment, so a query has one truth only (Sec. 3.1).
     paper, A.2: each truth's m1 queries of lowest cost; truths may share queries."""
-    negatives: Literal["released", "paper"] = "released"
+    negatives: Literal["released", "paper"] = beside("released", selection=("optimal_transport",))
     """With optimal_transport. released: the queries outside an assignment with
     negative_candidates. paper, A.2: each truth's Q - m2 queries of highest cost."""
-    iou_positive: float = 0.7
+    iou_positive: float = beside(0.7, selection=("iou",))
     """With selection "iou": queries whose box has a larger IoU with the truth are positives."""
-    iou_negative: float = 0.3
+    iou_negative: float = beside(0.3, selection=("iou",))
     """With selection "iou": queries with a smaller IoU are negatives."""
 
     def __post_init__(self) -> None:
@@ -169,13 +169,13 @@ class LossConfig:
     identity: float = 0.0
     """Cross-entropy of the "ID head" (ablation, Tables 6 and 7), which classifies the embeddings of
     both frames' matched queries by instance of the training set. 0: no head."""
-    dense: float = 2.0
+    dense: float = beside(2.0, **{"model.dense_auxiliary": (True,)})
     """Dense auxiliary classification of encoder tokens; counts only with dense_auxiliary."""
     focal_alpha: float = FOCAL_ALPHA
     """Alpha of every focal loss."""
     focal_gamma: float = FOCAL_GAMMA
     """Gamma of every focal loss."""
-    negatives_per_positive: int = 10
+    negatives_per_positive: int = beside(10, reid_aux=Above(0))
     """Negatives sampled per positive in the auxiliary embedding loss."""
     supervise_reference: bool = False
     """Detection and mask losses on the reference frame too (released: key frame only)."""
@@ -205,11 +205,11 @@ class TrainConfig:
     """AdamW weight decay, on every parameter."""
     schedule: Literal["step", "cosine"] = "step"
     """step: times 0.1 at each milestone (released); cosine: to final_rate of the peak."""
-    milestones: tuple[int, ...] = (8000,)
+    milestones: tuple[int, ...] = beside((8000,), schedule=("step",))
     """Steps at which the rate drops (schedule step)."""
     warmup_steps: int = 0
     """Linear warm-up."""
-    final_rate: float = 0.02
+    final_rate: float = beside(0.02, schedule=("cosine",))
     """Last learning rate as a fraction of the peak (schedule cosine)."""
     clip_norm: float = 0.01
     """Clip of the whole model's gradient norm."""

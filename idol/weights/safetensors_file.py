@@ -20,6 +20,7 @@ FORMAT = 1
 # One entry only: safetensors writes several in an order that changes from run to run.
 _METADATA = "idol"
 _BARE_CONFIG = "config"  # the entry of files from before the version was written
+_RETIRED = (("detect", "reject_limit"), ("pairs", "max_reject_fraction"))  # jobs' --reject-limit
 
 
 def write(path: Path, config: Config, state: Mapping[str, Tensor]) -> Path:
@@ -75,6 +76,8 @@ def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
             f"{path} is damaged: it has another checksum than when it was written. Copy or "
             "download it again."
         )
+    for section, name in _RETIRED:
+        values.get(section, {}).pop(name, None)
     try:
         # Fields that the file lacks take their defaults, with which a network saved before they
         # existed computes what it did then.

@@ -123,7 +123,7 @@ def sweep_part(found: SweepReport, name: str) -> dict[str, Any]:
     return {
         "sweep": sweep_rows(found),
         "sweep_metric": found.objective,
-        "sweep_note": held_out_sentence(found),
+        "sweep_note": " ".join([*filter(None, [held_out_sentence(found)]), *found.notes]),
         "sweep_name": name,
     }
 

@@ -116,6 +116,7 @@ def run(
     actors: cluster.Pool | int | None = None,
     gpu: bool | None = None,
     overwrite: bool = False,
+    reject_limit: float | None = None,
     on_shard: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write the detections of all videos to out, then the manifest that says they are complete.
@@ -130,10 +131,11 @@ def run(
     gpu:       True: on GPUs, waiting for a cluster that grows; False: on CPUs; None: on GPUs where
                the cluster has any now
     overwrite: replace another run's output
+    reject_limit: see check_rejects
     on_shard:  called with the number of every shard in out: those of an earlier run, then each new
     Raises:
         ManifestError: out holds something else.
-        PipelineError: more than detect.reject_limit of the videos cannot be read.
+        PipelineError: more than reject_limit of the videos cannot be read.
         ResourcesError: Ray has too few CPUs or GPUs.
     """
     shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
@@ -153,7 +155,7 @@ def run(
         arguments = (config, out.resolve(), truth, bool(gpu))
         _detect(model, shards, todo, actors, gpu, on_shard, arguments)
     rejects = [*dataset.rejects, *output.rejects(len(shards))]
-    rejected = check_rejects(dataset, rejects, config.detect.reject_limit, "detect.reject_limit")
+    rejected = check_rejects(dataset, rejects, reject_limit)
     videos = shard_plan.stored_videos(shards).values()
     return output.finish(
         total_shards=len(shards),

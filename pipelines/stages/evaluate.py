@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect, shard_plan, stored_metrics, track
+from pipelines.stages.reject_limit import check_rejects, tell_rejects
 from pipelines.stages.stored_metrics import StoredMetrics
 from pipelines.stages.track_ahead import TrackAhead
 from pipelines.storage import claims, manifest, stored, tables
@@ -38,8 +38,6 @@ FILES = {
     "detections": DETECTIONS,
 }
 """What a finished directory holds, by the name that the job prints it under."""
-
-_log = logging.getLogger(__name__)
 
 _AHEAD = "ahead"  # what was tracked before detection had ended, until it is taken over
 
@@ -98,6 +96,7 @@ def run(
     actors: cluster.Pool | int | None = None,
     gpu: bool | None = None,
     overwrite: bool = False,
+    reject_limit: float | None = None,
     log_to: Path | None = None,
     log: bool = True,
 ) -> Manifest:
@@ -106,6 +105,7 @@ def run(
     out:         gets detections/, tracks/, results.json, report.json, report.html
     actors, gpu: see detect.run
     overwrite:   replace another run's output
+    reject_limit: see check_rejects
     log_to:      folder of the MLflow file; None: out
     log:         False: no MLflow run: its file has one writer, and this is another process
     returns:     the manifest; its extra holds the metrics
@@ -113,12 +113,14 @@ def run(
     """
     # The truth is read before anything is computed, so that its faults are found at once.
     dataset, model, config, truth = request.read()
+    check_rejects(dataset, dataset.rejects, reject_limit)
     claimed = {**detect.claim(config), "tracker": to_dict(config.tracker)}
     content = detect.input_hash(dataset, model)
     output = claims.prepare_output(
         out, EVALUATE, claimed, content, frames=dataset.frames, overwrite=overwrite
     )
     if output.finished is not None:
+        tell_rejects(dataset, out, EvaluationReport.read(out).rejects)
         return output.finished
     with contextlib.ExitStack() as stack:
         opened = None
@@ -126,13 +128,17 @@ def run(
             # Before the work, so that a log that cannot be opened is found at once.
             run_of = experiment_log.run(log_to or out, f"evaluate {out.name}", claimed)
             opened = stack.enter_context(run_of)
-        tracked = _detect_and_track(dataset, model, out, config, actors, gpu, overwrite)
+        tracked = _detect_and_track(
+            dataset, model, out, config, actors, gpu, overwrite, reject_limit
+        )
         report = _report(request, dataset, truth, config, out)
         if opened:
             opened.metrics(report.flat())
             opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
         faults = tables.read_rejects(out / DETECTIONS)
-        return output.finish(rows=tracked.rows, rejects=faults, extra={"metrics": report.metrics})
+        done = output.finish(rows=tracked.rows, rejects=faults, extra={"metrics": report.metrics})
+        tell_rejects(dataset, out, report.rejects)
+        return done
 
 
 def _report(
@@ -156,7 +162,7 @@ def _report(
             metrics=run_page.metric_sets(out.name, report),
             videos=run_page.video_rows(report),
             strips=gallery.pictures(dataset, source, out / TRACKS, report),
-            rejects=rejects,
+            rejects=report.rejects,
             config=report.config,
         ),
     )
@@ -164,17 +170,8 @@ def _report(
 
 
 def _with_effect(faults: Sequence[Reject], truth: Truth | None) -> list[dict[str, Any]]:
-    """The rejects with what each does to the scores; a warning names the videos that are missed."""
+    """The rejects with what each does to the scores."""
     known = frozenset(truth.videos if truth else ())
-    missed = {fault.video_id: fault for fault in faults if fault.video_id in known}
-    if missed:
-        _log.warning(
-            "%d of %d videos count as missed, for their frames cannot be read: %s%s",
-            len(missed),
-            len(known),
-            "; ".join(f"video {i} ({f.path}: {f.reason})" for i, f in [*missed.items()][:10]),
-            "; ..." if len(missed) > 10 else "",
-        )
     other = "not scored" if truth else "left out"
     return [
         {**fault._asdict(), "effect": "counted as missed" if fault.video_id in known else other}
@@ -196,6 +193,7 @@ def _detect_and_track(
     actors: cluster.Pool | int | None,
     gpu: bool | None,
     overwrite: bool,
+    reject_limit: float | None,
 ) -> Manifest:
     """Detections, then tracks; of many frames, both at the same time."""
     detections, ahead = out / DETECTIONS, out / _AHEAD
@@ -216,6 +214,7 @@ def _detect_and_track(
             actors=actors,
             gpu=gpu,
             overwrite=overwrite,
+            reject_limit=reject_limit,
             on_shard=early.shard if early else None,
         )
         if early:

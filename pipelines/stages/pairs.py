@@ -27,7 +27,7 @@ from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError, carried, raise_carried
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import pair_rows
-from pipelines.stages.reject_limit import check_rejects
+from pipelines.stages.reject_limit import check_rejects, tell_rejects
 from pipelines.storage import claims, layout, manifest, schemas, tables
 from pipelines.storage.layout import PREPARE
 from pipelines.storage.manifest import Manifest
@@ -77,6 +77,7 @@ def run(
     config: PairConfig,
     *,
     overwrite: bool = False,
+    reject_limit: float | None = None,
     num_cpus: float = 0.5,
 ) -> Manifest:
     """Write the pairs of all videos to out, then the manifest that says they are complete.
@@ -85,50 +86,44 @@ def run(
     videos. A frame that cannot be read rejects the pairs that need it. A later call completes
     what an interrupted one left.
 
-    num_cpus: logical CPUs of one task; reading and decoding share their time
+    reject_limit: see check_rejects; whoever raises it keeps the shards that are done
+    num_cpus:     logical CPUs of one task; reading and decoding share their time
     Raises:
-        PipelineError: there is no pair, or more than max_reject_fraction of the videos have a
-            fault.
+        PipelineError: there is no pair, or more than reject_limit of the videos have a fault.
         ManifestError: out holds something else.
     """
-    plan, faults = _deal(dataset, config)
-    recorded = to_dict(config)
-    # No row depends on the limit: whoever raises it keeps the shards that are done.
-    del recorded["max_reject_fraction"]
+    plan, faults = _deal(dataset, config, reject_limit)
     content = input_hash(dataset)
     output = claims.prepare_output(
-        out, PREPARE, recorded, content, frames=dataset.frames, overwrite=overwrite
+        out, PREPARE, to_dict(config), content, frames=dataset.frames, overwrite=overwrite
     )
-    if output.finished is not None:
-        return output.finished
-    _write_shards(dataset, plan, output, config, num_cpus)
-    total = len(plan)
-    faults += output.rejects(total)
-    rejected = _check_rejects(dataset, faults, config)
-    if not any(tables.count_rows(output.shard(number)) for number in range(total)):
-        _, path, reason = faults[0]
-        raise PipelineError(f"no pair could be read. The first fault: {path}: {reason}")
-    return output.finish(
-        total_shards=total,
-        rejects=faults,
-        extra={
-            "categories": list(dataset.category_names),
-            "category_ids": list(dataset.category_ids),
-            "sources": [Path(source).name for source in dataset.sources],
-            "videos": len(dataset.videos) + len(dataset.rejected_videos),
-            "rejected_videos": len(rejected),
-            "max_reject_fraction": config.max_reject_fraction,
-        },
-    )
+    done = output.finished
+    if done is None:
+        _write_shards(dataset, plan, output, config, num_cpus)
+        total = len(plan)
+        faults += output.rejects(total)
+        rejected = check_rejects(dataset, faults, reject_limit)
+        if not any(tables.count_rows(output.shard(number)) for number in range(total)):
+            _, path, reason = faults[0]
+            raise PipelineError(f"no pair could be read. The first fault: {path}: {reason}")
+        done = output.finish(
+            total_shards=total,
+            rejects=faults,
+            extra={
+                "categories": list(dataset.category_names),
+                "category_ids": list(dataset.category_ids),
+                "sources": [Path(source).name for source in dataset.sources],
+                "videos": len(dataset.videos) + len(dataset.rejected_videos),
+                "rejected_videos": len(rejected),
+            },
+        )
+    tell_rejects(dataset, output.path, [r._asdict() for r in tables.read_rejects(output.path)])
+    return done
 
 
 def input_hash(dataset: Dataset) -> str:
     """Names the data set, and the order of the rows: shards in another order do not go together."""
     return manifest.hash_value([dataset.input_hash, _ORDER])
-
-
-def _check_rejects(dataset: Dataset, rejects: Iterable[Reject], config: PairConfig) -> set[int]:
-    return check_rejects(dataset, rejects, config.max_reject_fraction, "pairs.max_reject_fraction")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,13 +138,15 @@ class Piece:
     stop: int
 
 
-def _deal(dataset: Dataset, config: PairConfig) -> tuple[list[list[Piece]], list[Reject]]:
+def _deal(
+    dataset: Dataset, config: PairConfig, reject_limit: float | None
+) -> tuple[list[list[Piece]], list[Reject]]:
     """Which pairs each shard holds, and the rejects so far.
 
     A shard is full when the next video does not fit; only a video with more pairs than a shard is
     cut, in time, for its pieces then need few frames of each other.
     """
-    _check_rejects(dataset, dataset.rejects, config)
+    check_rejects(dataset, dataset.rejects, reject_limit)
     sources = ", ".join(dataset.sources)
     if all(i.iscrowd for video in dataset.videos for i in video.instances):
         raise PipelineError(
@@ -173,7 +170,7 @@ def _deal(dataset: Dataset, config: PairConfig) -> tuple[list[list[Piece]], list
                 free = config.rows_per_shard
             free -= stop - start
             shards[-1].append(Piece(position=position, start=start, stop=stop))
-    _check_rejects(dataset, faults, config)
+    check_rejects(dataset, faults, reject_limit)
     if not shards:
         raise PipelineError(
             f"{sources}: no video has two frames, so there is no pair. Still images, as of COCO, "

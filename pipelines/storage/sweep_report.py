@@ -102,6 +102,7 @@ class SweepReport:
     best:   index of the best trial
     trials: the trial with the largest budget of each configuration, in the order of the search;
             the base is the first, listed with its own values of the swept fields
+    notes:  what a reader has to know: fields without effect, why something is not there
     """
 
     objective: str
@@ -111,6 +112,7 @@ class SweepReport:
     trials: list[Trial]
     held_out: HeldOut | None
     failed: list[Failure]
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types; trials without their folds."""

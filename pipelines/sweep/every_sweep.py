@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ FILES = {"best": BEST, "table": REPORT, "page": PAGE}
 LEDGER = "ledger.jsonl"
 SETTINGS = "settings.json"
 """What was asked for, so that an unfinished sweep can go on from its directory alone."""
+_log = logging.getLogger(__name__)
+
 _CHILD_RUNS = 50  # of the best trials, in the experiment log; report.json has all trials
 
 
@@ -82,6 +85,13 @@ def search(
     returns: the best trial, the first of equals (so the base where nothing beats it); the report
     Raises: PipelineError: workers gave up, or the base or all others failed.
     """
+    # The base is listed with its own values, so that charts over a field have it too.
+    base = wanted.base if isinstance(wanted.base, Config) else Config(tracker=wanted.base)
+    own = {key: space.value_of(base, key) for key in wanted.space}
+    notes = [f"{reason}." for reason in space.idle(wanted.space, base)]
+    notes += _no_held_out(wanted.search, workload)
+    for note in notes:
+        _log.warning(note)
     failed, errors = workers.run(wanted.space, wanted.search, workload, ledger, processes=processes)
     trials = ledger.furthest()
     total = wanted.search.planned(wanted.space)
@@ -93,9 +103,11 @@ def search(
         )
     full = [trial for trial in trials if trial.budget == workload.budget]
     best = max(full, key=lambda trial: (trial.value, -trial.number))
-    # The base is listed with its own values, so that charts over a field have it too.
-    base = wanted.base if isinstance(wanted.base, Config) else Config(tracker=wanted.base)
-    own = {key: space.value_of(base, key) for key in wanted.space}
+    if failed:
+        values = " ".join(f"{key}={value}" for key, value in failed[0].values.items())
+        tried = f"{len(failed)} of {len(failed) + len(trials)} configurations were left out"
+        notes.append(f"{tried}; the first, {values}: {failed[0].reason}.")
+        _log.warning("%s All are listed in %s", notes[-1], ledger.path.with_name(REPORT))
     return best, SweepReport(
         objective=wanted.search.objective,
         budget=workload.budget,
@@ -104,7 +116,20 @@ def search(
         trials=[replace(t, values=space.without_section(t.values or own)) for t in trials],
         held_out=workload.held_out(full),
         failed=failed,
+        notes=notes,
     )
+
+
+def _no_held_out(settings: SearchConfig, workload: Workload) -> list[str]:
+    """Why there will be no held-out score, where one was asked for."""
+    videos = workload.budget
+    if not settings.folds or workload.unit != "videos" or videos >= 2 * settings.folds:
+        return []
+    todo = f"--folds {videos // 2} would do" if videos >= 4 else "evaluate more videos"
+    return [
+        f"There is no held-out score: {settings.folds} folds need {2 * settings.folds} videos, "
+        f"there are {videos}; {todo}."
+    ]
 
 
 def finish(

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from idol.config import Config, TrackerConfig, override, to_dict
+from idol.config import Config, TrackerConfig, override, to_dict, without_effect
 
 TRACKER: Final = ("tracker",)
 """Sections that can be swept on stored detections."""
@@ -124,6 +124,15 @@ def draw(space: Space, seed: int, number: int) -> dict[str, Any]:
 def applied(base: Config, values: Mapping[str, Any]) -> Config:
     """The configuration with {"section.field": value}; ValueError: they do not go together."""
     return override(base, [f"{key}={json.dumps(value)}" for key, value in values.items()])
+
+
+def idle(space: Space, base: Config) -> list[str]:
+    """Of each field of which no value changes anything, in words, why."""
+    tried = {
+        key: dimension.values if isinstance(dimension, Choices) else (dimension.low, dimension.high)
+        for key, dimension in space.items()
+    }
+    return [reason for key in space if (reason := without_effect(base, key, tried))]
 
 
 def without_section(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,8 +95,9 @@ class TrackerTrials:
         config = self.config(values)
         if config.score_threshold < self.source.score_floor:
             raise ValueError(
-                f"score_threshold {config.score_threshold:g} lies below the "
-                f"{self.source.score_floor:g} that was stored"
+                f"tracker.score_threshold={config.score_threshold:g} lies below the score floor of "
+                f"{self.source.score_floor:g}, and detections below it were not stored; evaluate "
+                f"again with --set detect.score_floor={config.score_threshold:g} to sweep it"
             )
         return hash_of(config)
 

@@ -33,6 +33,7 @@ class TrainingSweep(Sweep):
     reset_classes: give class heads of another size random weights
     workers:       data-parallel processes of a trial; 0: inside the process of the trial
     gpus:          one GPU for each of them
+    reject_limit:  share of the videos of annotations that may have a fault, as of evaluate.run
     """
 
     base: Config
@@ -42,6 +43,7 @@ class TrainingSweep(Sweep):
     reset_classes: bool = False
     workers: int = 1
     gpus: bool = False
+    reject_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class TrainingTrials:
             folder / f"evaluate-{budget}",
             actors=max(1, wanted.workers) if wanted.gpus else 1,
             gpu=wanted.gpus or None,
+            reject_limit=wanted.reject_limit,
             log=False,
         )
         metrics = dict(done.extra["metrics"])

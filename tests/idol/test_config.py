@@ -1,11 +1,21 @@
 """Configurations: one home for every number, checked, and exact through JSON."""
 
+import dataclasses
 import json
+from operator import attrgetter
 
 import pytest
 
 from idol import presets
-from idol.config import Config, ModelConfig, TrackerConfig, from_dict, override, to_dict
+from idol.config import (
+    Config,
+    ModelConfig,
+    TrackerConfig,
+    from_dict,
+    override,
+    to_dict,
+    without_effect,
+)
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -100,3 +110,36 @@ def test_categories_name_every_class_or_none(names, ids, classes):
 def test_absurd_numbers_are_refused_before_memory_is_asked_for(change: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         override(presets.by_name("tiny"), [change])
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "tried", "needed"),
+    [
+        ("tracker.tau", [], {}, "tracker.weighting paper, which is momentum here"),
+        ("tracker.tau", ["tracker.weighting=paper"], {}, ""),
+        ("tracker.tau", [], {"tracker.weighting": ["paper", "released"]}, ""),
+        ("tracker.tau", ["tracker.weighting=paper", "tracker.temporal_weight=false"], {},
+         "tracker.temporal_weight True, which is False here"),
+        ("tracker.size_weight", ["tracker.position_weight=0"], {},
+         "tracker.position_weight above 0, which is 0.0 here"),
+        ("tracker.size_weight", [], {"tracker.position_weight": (0.0, 2.0)}, ""),
+        ("train.final_rate", ["train.schedule=step"], {}, "train.schedule cosine"),
+        ("transforms.test_short_side", ["transforms.stretch=[64,96]"], {}, "stretch None"),
+        ("assignment.iou_positive", [], {}, "assignment.selection iou"),
+        ("losses.dense", ["model.dense_auxiliary=false"], {}, "model.dense_auxiliary True"),
+        ("model.backbone.swin_window", [], {}, "model.backbone.name swin, which is tiny here"),
+        ("model.width", [], {}, ""),
+    ],
+)  # fmt: skip
+def test_a_field_says_what_it_needs_to_have_an_effect(key, given, tried, needed):
+    found = without_effect(override(presets.by_name("tiny"), given), key, tried)
+    assert found.startswith(f"{key} has no effect: it needs ") if needed else found == ""
+    assert needed in found
+
+
+def test_every_field_that_an_option_needs_is_there():
+    config = Config()
+    for section in ("tracker", "train", "losses", "assignment", "transforms", "model", "detect",
+                    "pairs", "model.backbone"):  # fmt: skip
+        for field in dataclasses.fields(attrgetter(section)(config)):
+            without_effect(config, f"{section}.{field.name}", {})

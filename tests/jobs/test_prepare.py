@@ -39,6 +39,8 @@ def test_folders_and_video_files_become_one_directory_of_pairs(ray_local, videos
         prepare.main(
             ["--annotations", *videos, "--out", str(out), *SMALL, "--set", "pairs.max_gap=3"]
         )
+    with pytest.raises(SystemExit, match=r"the reject limit must lie in \[0, 1\], got 10"):
+        prepare.main(["--annotations", *videos, "--out", str(out), *SMALL, "--reject-limit", "10"])
     again = ["--videos", "2", "--stride", "2", "--overwrite"]
     prepare.main(["--annotations", videos[0], "--out", str(out), *SMALL, *again])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == 2

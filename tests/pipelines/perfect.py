@@ -32,6 +32,7 @@ def run(
     actors: int | None = None,
     gpu: bool | None = None,
     overwrite: bool = False,
+    reject_limit: float | None = None,
     on_shard: Callable[[int], None] | None = None,
 ) -> Manifest:
     """In the place of detect.run: every visible instance is found, and nothing else.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from idol.config import Config, TrackerConfig, to_dict
+from idol.config import Config, TrackerConfig, to_dict, without_effect
 from idol.structures import FrameDetections
 from idol.tracker.online import track_video
 from idol.ytvis import results
@@ -141,3 +141,38 @@ def test_another_value_gives_another_outcome(field: str, hard: list[list[FrameDe
     for n, first in enumerate(outcomes):
         for m, second in enumerate(outcomes[:n]):
             assert first != second, f"{field}={values[n]} does what {values[m]} does"
+
+
+BASES = (
+    TrackerConfig(),
+    TrackerConfig(temporal_weight=False, prune_short=1),
+    TrackerConfig.paper(),
+    TrackerConfig(weighting="paper", temporal_weight=False, similarity="cosine"),
+    TrackerConfig.multi_cue(),
+    TrackerConfig.robust(),
+    TrackerConfig(weighting="similarity_guided", position_weight=0.5),
+)
+
+
+@pytest.mark.parametrize("field", TRIED)
+def test_a_field_said_to_be_without_effect_has_none(
+    field: str, hard: list[list[FrameDetections]]
+) -> None:
+    around, values = TRIED[field]
+    key = f"tracker.{field}"
+    assert not without_effect(Config(tracker=TrackerConfig(**around)), key, {})
+    for base in BASES:
+        if not without_effect(Config(tracker=base), key, {}) or field == "newest_too":
+            continue  # newest_too is refused where it has no effect
+        outcomes = [outcome(hard, dataclasses.replace(base, **{field: v})) for v in values]
+        assert all(found == outcomes[0] for found in outcomes), base
+
+
+def test_tau_and_others_of_one_weighting_are_said_to_be_without_effect_beside_another() -> None:
+    fields = {field: [b for b in BASES if without_effect(Config(tracker=b), f"tracker.{field}", {})]
+              for field in TRIED}  # fmt: skip
+    assert fields["tau"] == [b for b in BASES if b != TrackerConfig.paper()]
+    assert fields["momentum"] == [b for b in BASES if b != TrackerConfig.robust()]
+    assert fields["match_threshold"] == [TrackerConfig.multi_cue()]
+    assert fields["cue_class"] == [b for b in BASES if b != TrackerConfig.multi_cue()]
+    assert fields["weighting"] == fields["mask_nms"] == []

@@ -141,7 +141,7 @@ def detected(
 ) -> tuple[Path, Manifest]:
     """All of it, by two actors."""
     out = tmp_path_factory.mktemp("detections") / "two"
-    return out, detect.run(dataset, model, out, tiny_config(), actors=2)
+    return out, detect.run(dataset, model, out, tiny_config(), actors=2, reject_limit=0.5)
 
 
 @pytest.mark.ray
@@ -187,7 +187,7 @@ def test_a_killed_run_redoes_only_what_is_missing_and_ends_with_the_same_bytes(
     with pytest.raises(ManifestError, match="unfinished 'detect'"):
         stored.read(out)
     # One actor where the whole run had two.
-    again = detect.run(dataset, model, out, tiny_config(), actors=1)
+    again = detect.run(dataset, model, out, tiny_config(), actors=1, reject_limit=0.5)
     assert layout.shard_path(out, 1).stat().st_mtime_ns == before
     assert contents(out) == contents(whole)
     assert again.hash == found.hash
@@ -210,9 +210,8 @@ def test_other_settings_or_weights_do_not_mix_with_what_is_there(
 def test_too_many_rejects_fail_the_job_with_the_first_reason(
     ray_local: None, dataset: Dataset, model: idol.IDOL, tmp_path: Path
 ) -> None:
-    config = override(tiny_config(), ["detect.reject_limit=0.2"])
     with pytest.raises(PipelineError, match=r"1 of 4 videos .*not an image"):
-        detect.run(dataset, model, tmp_path / "out", config, actors=1)
+        detect.run(dataset, model, tmp_path / "out", tiny_config(), actors=1)
 
 
 @pytest.mark.ray

@@ -77,7 +77,7 @@ def test_an_evaluation_belongs_to_its_frames_wherever_they_lie(
     with pytest.raises(manifest.ManifestError, match=r"its frames were 9 files .*now are 9 files"):
         evaluate.run(replace(request, frames=str(other)), out)
     with pytest.raises(manifest.ManifestError, match=r"its frames were 9 files .*now are 0 files"):
-        evaluate.run(replace(request, frames=str(tmp_path)), out)
+        evaluate.run(replace(request, frames=str(tmp_path)), out, reject_limit=1)
     root.rename(tmp_path / "moved")
     again = evaluate.run(replace(request, frames=str(tmp_path / "moved")), out)
     assert again.hash == found.hash
@@ -91,7 +91,11 @@ def test_videos_without_frames_count_as_missed_and_are_listed(
     # Of another video the truth is at fault. Neither fault may change what the other does.
     del videos.content["annotations"][4]["segmentations"][0]
     out = tmp_path / "out"
-    found = evaluate.run(request_of(videos, tmp_path), out)
+    request = request_of(videos, tmp_path)
+    with pytest.raises(PipelineError, match=r"2 of 3 videos have a fault.*--reject-limit"):
+        evaluate.run(request, out)
+    assert not out.exists()
+    found = evaluate.run(request, out, reject_limit=0.7)
     assert found.rejects == 2
     assert found.extra["metrics"]["AR100"] == pytest.approx(0.5)
     summary = json.loads((out / layout.REPORT).read_text())
@@ -103,7 +107,11 @@ def test_videos_without_frames_count_as_missed_and_are_listed(
     assert summary["rejects"][0]["path"].endswith("001.jpg")
     entries = json.loads((out / layout.RESULTS).read_text())
     assert {entry["video_id"] for entry in entries} == {1}
-    assert "1 of 2 videos count as missed, for their frames cannot be read: video 2" in caplog.text
+    told = "1 of 3 videos counted as missed, 1 of 3 videos not scored; the first is video 2: "
+    assert told in caplog.text
+    caplog.clear()
+    assert evaluate.run(request, out, reject_limit=0.7) == found
+    assert told in caplog.text, "a finished output says so again"
     assert "1 of 3 videos are not scored, for their truth cannot be read: video 3" in caplog.text
     assert "1 video counted as missed, 1 video not scored." in (out / layout.PAGE).read_text()
 
@@ -118,7 +126,7 @@ def test_where_no_video_with_an_object_can_be_seen_there_are_scores_all_the_same
         videos.frame(2, 1).unlink()
     else:
         videos.content["annotations"] = []
-    found = evaluate.run(request_of(videos, tmp_path), tmp_path / "out")
+    found = evaluate.run(request_of(videos, tmp_path), tmp_path / "out", reject_limit=0.5)
     assert found.extra["metrics"]["AP"] == (0 if lost == "frames" else -1)
 
 
@@ -127,7 +135,7 @@ def test_videos_whose_truth_cannot_be_read_are_not_scored(
 ) -> None:
     videos = make_videos([4, 4])
     del videos.content["annotations"][2]["segmentations"][0]
-    found = evaluate.run(request_of(videos, tmp_path), tmp_path / "out")
+    found = evaluate.run(request_of(videos, tmp_path), tmp_path / "out", reject_limit=0.5)
     assert found.rejects == 1
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
 

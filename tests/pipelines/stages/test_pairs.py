@@ -241,7 +241,7 @@ def test_a_restart_redoes_only_what_is_missing_and_ends_with_equal_bytes(
 
 
 @pytest.mark.ray
-def test_faults_are_recorded_and_the_rest_goes_on(ray_local, make_videos, tmp_path):
+def test_faults_are_recorded_and_the_rest_goes_on(ray_local, make_videos, tmp_path, caplog):
     videos = make_videos([4, 4, 1, 4, 4, 4, 4, 4])
     videos.content["videos"][1]["file_names"][0] = "../../etc/passwd"
     path = videos.write()
@@ -249,7 +249,9 @@ def test_faults_are_recorded_and_the_rest_goes_on(ray_local, make_videos, tmp_pa
     corrupt.write_bytes(corrupt.read_bytes()[:200])
     dataset = annotations.read(path)
     config = PairConfig(rows_per_shard=5)
-    written = pairs.run(dataset, tmp_path / "out", config)
+    written = pairs.run(dataset, tmp_path / "out", config, reject_limit=0.5)
+    told = "3 of 8 videos left out; the first is video 1: "
+    assert sum(message.startswith(told) for message in caplog.messages) == 1
     rejects = tables.read_rejects(tmp_path / "out")
     assert [(r.video_id, r.path) for r in rejects] == [
         (1, str(corrupt)),
@@ -274,14 +276,13 @@ def test_too_many_faults_fail_the_stage_and_nothing_looks_finished(
     for video_id in (1, 3):
         for i in range(4):
             videos.frame(video_id, i).write_bytes(b"\xff\xd8\xff broken")
-    config = PairConfig(max_reject_fraction=0.5)
     with pytest.raises(PipelineError, match=r"2 of 3 videos have a fault.*limit of 50%"):
-        pairs.run(dataset, tmp_path / "out", config)
+        pairs.run(dataset, tmp_path / "out", PairConfig(), reject_limit=0.5)
     with pytest.raises(ManifestError, match="unfinished"):
         manifest.read(tmp_path / "out")
     # Whoever accepts them raises the limit, and the shards that are done are kept.
-    patient = dataclasses.replace(config, max_reject_fraction=0.7)
-    assert pairs.run(dataset, tmp_path / "out", patient).rejects == 8
+    patient = pairs.run(dataset, tmp_path / "out", PairConfig(), reject_limit=0.7)
+    assert patient.rejects == 8
 
 
 # -- refused before Ray is asked for anything -----------------------------------------------------
@@ -301,7 +302,7 @@ def test_a_dataset_of_single_frames_has_no_pair(make_videos, tmp_path):
     with pytest.raises(PipelineError, match=r"2 of 2 videos have a fault.*a pair needs 2 frames"):
         pairs.run(dataset, tmp_path / "out", PairConfig())
     with pytest.raises(PipelineError, match="no video has two frames"):
-        pairs.run(dataset, tmp_path / "out", PairConfig(max_reject_fraction=1))
+        pairs.run(dataset, tmp_path / "out", PairConfig(), reject_limit=1)
 
 
 def test_a_dataset_whose_frames_are_elsewhere_names_the_first(make_videos, tmp_path):
@@ -327,7 +328,6 @@ def test_pairs_belong_to_their_frames_wherever_they_lie(make_videos, tmp_path):
     videos, out = make_videos([3]), tmp_path / "out"
     dataset, config = annotations.read(videos.write()), PairConfig()
     recorded = dataclasses.asdict(config)
-    del recorded["max_reject_fraction"]
     claims.prepare_output(
         out, layout.PREPARE, recorded, pairs.input_hash(dataset), frames=dataset.frames
     ).finish()

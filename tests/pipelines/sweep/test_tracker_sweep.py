@@ -1,6 +1,7 @@
 """A sweep tries what it was asked to try, once, and finds what was hidden."""
 
 import dataclasses
+import html
 import itertools
 import json
 import os
@@ -76,8 +77,8 @@ def test_lists_that_were_swept_can_be_drawn() -> None:
     report = SweepReport(
         objective="AP", budget=4, unit="steps", best=0, trials=trials, held_out=None, failed=[]
     )
-    html = page.render(page.Report(title="sweep", **run_page.sweep_part(report, "lists")))
-    assert html.count("[96, 128]") >= 2  # in the chart and in the table
+    shown = page.render(page.Report(title="sweep", **run_page.sweep_part(report, "lists")))
+    assert shown.count("[96, 128]") >= 2  # in the chart and in the table
 
 
 def test_a_result_of_another_configuration_stops_the_sweep(evaluated: Path) -> None:
@@ -104,7 +105,7 @@ def evaluated(
     request = evaluate.Request(
         annotations=videos.write(), checkpoint=perfect.weights(tmp_path / "w.safetensors")
     )
-    evaluate.run(request, out, log_to=tmp_path / "log")
+    evaluate.run(request, out, log_to=tmp_path / "log", reject_limit=0.5)
     return out
 
 
@@ -171,7 +172,7 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
         checkpoint=tmp_path / "w.safetensors",
         tracker=out / every_sweep.BEST,
     )
-    again = evaluate.run(request, tmp_path / "again")
+    again = evaluate.run(request, tmp_path / "again", reject_limit=0.5)
     # What the sweep reckons from overlaps is what scoring the masks gives.
     assert again.extra["metrics"] == pytest.approx(best["metrics"])
     rows = run_page.sweep_rows(report_in(out))
@@ -300,15 +301,57 @@ def test_a_sweep_that_cannot_be_is_refused_before_it_starts(
 
 
 def test_what_asks_for_less_than_was_stored_is_left_out_with_the_reason(
-    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     here(monkeypatch, [None])
     found = tracker_sweep.run(
         wanted(evaluated, {"score_threshold": [0.02, 0.2]}), tmp_path / "sweep"
     )
     assert found.extra["failed"] == 1
-    failure = report_in(tmp_path / "sweep").failed[0]
-    assert "lies below the 0.05 that was stored" in failure.reason
+    report = report_in(tmp_path / "sweep")
+    told = (
+        "1 of 3 configurations were left out; the first, tracker.score_threshold=0.02: "
+        "tracker.score_threshold=0.02 lies below the score floor of 0.05, and detections below it "
+        "were not stored; evaluate again with --set detect.score_floor=0.02 to sweep it."
+    )
+    assert report.failed[0].reason in told
+    assert report.notes == [told]
+    assert f"{told} All are listed in {tmp_path}/sweep/report.json" in caplog.messages
+    assert told in html.unescape((tmp_path / "sweep" / layout.PAGE).read_text())
+
+
+@pytest.mark.parametrize("folds", [0, 2, 3])
+def test_why_there_is_no_held_out_score_is_told(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, folds: int
+) -> None:
+    here(monkeypatch, [None])
+    asked = wanted(evaluated, {"match_threshold": [0.5]}, folds=folds)
+    found = tracker_sweep.run(asked, tmp_path / "sweep")
+    assert (found.extra["held_out"] is None) == (folds != 2)
+    told = "There is no held-out score: 3 folds need 6 videos, there are 4; --folds 2 would do."
+    notes = [told] if folds == 3 else []
+    assert report_in(tmp_path / "sweep").notes == notes
+    assert [m for m in caplog.messages if "held-out" in m] == notes
+    assert (told in (tmp_path / "sweep" / layout.PAGE).read_text()) == (folds == 3)
+
+
+def test_a_field_without_effect_is_told_before_the_sweep_and_in_its_page(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    told = "tracker.tau has no effect: it needs tracker.weighting paper, which is momentum here."
+    asked = wanted(evaluated, {"tau": [0.2, 1.0], "match_threshold": [0.5]})
+    asked = dataclasses.replace(asked, base=TrackerConfig.robust())
+    monkeypatch.setattr(workers, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tracker_sweep.run(asked, tmp_path / "sweep")
+    assert told in caplog.messages
+    here(monkeypatch, [None])
+    tracker_sweep.run(asked, tmp_path / "sweep")
+    assert report_in(tmp_path / "sweep").notes == [told]
+    assert told in (tmp_path / "sweep" / layout.PAGE).read_text()
 
 
 def test_stored_frames_are_scored_as_the_tracker_sees_them(evaluated: Path) -> None:
