@@ -99,7 +99,7 @@ def load_json(path: Path, what: str) -> Any:
         raise ValueError(f"the {what} file {path} is not valid JSON: {error}") from error
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes | str) -> Any:
     """Parse JSON. Raises: ValueError: it is none, nested too deeply, or has too long a number."""
     collecting = gc.isenabled()
     # Parsing makes objects by the million and no circle among them: looking for some takes longer.
@@ -108,6 +108,10 @@ def parse_json(data: bytes) -> Any:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError("lists or objects are nested too deeply") from error
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError as error:  # which says how to lift Python's limit
+        raise ValueError("a number has thousands of digits") from error
     finally:
         if collecting:
             gc.enable()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from idol.config import Config, TrackerConfig, from_dict, override
+from idol.files import load_json
 from pipelines.errors import PipelineError
 
 
@@ -56,10 +56,7 @@ def tracker_config(name: str | Path) -> TrackerConfig:
             f"there is no tracker {str(name)!r}: give one of {', '.join(named)}, or a JSON file "
             "such as the best.json of jobs.sweep"
         )
-    try:
-        content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error})") from error
+    content = load_json(path, "tracker")
     if not isinstance(content, Mapping) or not isinstance(content.get("tracker"), Mapping):
         raise ValueError(f'{path} is no tracker file: it must hold {{"tracker": {{field: value}}}}')
     return from_dict(TrackerConfig, content["tracker"])

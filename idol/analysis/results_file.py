@@ -95,16 +95,20 @@ def with_results(
     """What `work` makes of a results file, which is read video by video where its layout allows.
 
     Where it does not (clips, compat, unusual JSON), work is called with the whole file instead,
-    also after it has begun. Errors as of `read_results`.
+    also after it has begun. Errors as of `read_results`, all with the file's name.
     """
-    if not compat:
-        try:
-            index = ResultsIndex(path)
-            index.check_videos([*truth.videos, *truth.left_out], truth.categories)
-            return work(ResultsFile(path, truth, index=index))
-        except UnusualLayout as error:
-            _log.debug("%s is read as a whole: %s", path, error)
-    return work(read_results(path, truth, compat=compat))
+    try:
+        if not compat:
+            try:
+                index = ResultsIndex(path)
+                index.check_videos([*truth.videos, *truth.left_out], truth.categories)
+                return work(ResultsFile(path, truth, index=index))
+            except UnusualLayout as error:
+                _log.debug("%s is read as a whole: %s", path, error)
+        return work(read_results(path, truth, compat=compat))
+    except ValueError as error:
+        # One of several files: an entry's position alone does not say of which.
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from error
 
 
 def join(truth: Truth, path: Path, out: Path, config: AnalysisConfig) -> int:

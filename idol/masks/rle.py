@@ -228,7 +228,7 @@ def _size(segmentation: Any) -> tuple[int, int]:
         or len(size) != 2
         or not all(isinstance(s, int) and 0 < s < 2**16 for s in size)
     ):
-        raise ValueError(f"a mask's size is [height, width] in pixels, got {size}")
+        raise ValueError(f"a mask's size is [height, width] in pixels, got {str(size)[:60]}")
     return size[0], size[1]
 
 

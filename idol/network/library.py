@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from idol.config import BackboneConfig
+from idol.files import parse_json
 from idol.network.layers import Backbone
 
 _STRIDES = (8, 16, 32)
@@ -108,8 +109,8 @@ def _load(source: str) -> Any:
         auto: Any = AutoConfig  # the library does not annotate these
         if inline := source.lstrip().startswith("{"):
             try:
-                fields = json.loads(source)
-            except json.JSONDecodeError as error:
+                fields = parse_json(source)
+            except ValueError as error:
                 raise ValueError(f"not JSON: {error}") from error
             if "model_type" not in fields:
                 raise ValueError('a JSON source needs a "model_type", for example "convnext"')

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from idol.config import Config, from_dict, to_dict
-from idol.files import whole_file
+from idol.files import parse_json, whole_file
 from idol.weights.report import CheckpointError
 
 FORMAT = 1
@@ -58,9 +58,9 @@ def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
         return None, state
     try:
         if _METADATA in metadata:
-            entry = json.loads(metadata[_METADATA])
+            entry = parse_json(metadata[_METADATA])
         else:
-            bare = json.loads(metadata[_BARE_CONFIG])
+            bare = parse_json(metadata[_BARE_CONFIG])
             entry = {"format": FORMAT, "config": bare, "crc32": _checksum(bare, state)}
         version = entry["format"]
         if not isinstance(version, int) or version > FORMAT:
@@ -69,7 +69,9 @@ def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
                 "Update idol-vis."
             )
         values, checksum = entry["config"], entry["crc32"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged configuration: {error!r}") from error
     if checksum != _checksum(values, state):
         raise CheckpointError(

@@ -30,6 +30,8 @@ EXPECTED = (
 
 _MAX_SIDE = 1 << 15  # pixels; the runs of a larger mask overflow in pycocotools
 
+_MAX_LENGTH = 1 << 22  # frames; 38 hours at 30 a second
+
 _log = logging.getLogger(__name__)
 
 
@@ -293,8 +295,10 @@ class _Reader:
         length = self.repairs.whole(len(names) if stated is None and names else stated, where)
         if names is not None and length != len(names):
             raise ValueError(f"length says {stated!r}, but file_names has {len(names)} entries")
-        if length is None or length < 1:
-            raise ValueError(f"length must be a whole number of frames from 1, got {stated!r}")
+        if length is None or not 1 <= length <= _MAX_LENGTH:
+            raise ValueError(
+                f"length must be a whole number of frames from 1 to {_MAX_LENGTH}, got {stated!r}"
+            )
         return length
 
     def instance(self, row: _Row, size: tuple[int, int], length: int) -> Instance:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import mmap
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from idol.arrays import Ints
-from idol.files import check_file
+from idol.files import check_file, parse_json
 from idol.ytvis.results import Entry, check_ids
 
 # Between two entries: the next object does not begin like a mask. A wrong border leaves pieces
@@ -146,8 +145,8 @@ def _inside(data: mmap.mmap) -> tuple[int, int]:
 
 def _parse(text: bytes, row: int) -> dict[str, Any]:
     try:
-        entry = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        entry = parse_json(text)
+    except ValueError as error:
         raise UnusualLayout(f"entry {row} cannot be read by itself: {error}") from error
     if not isinstance(entry, dict):
         raise UnusualLayout(f"entry {row} is no object")

@@ -27,7 +27,8 @@ TEXT = "names with characters that cannot be written, replaced by '?'"
 FOLDERS = "folders of images with track ids but no video_id, each taken as one video"
 BACKSLASHES = "frame paths with backslashes, taken as '/'"
 
-_MAX_ID = 2**53  # what JSON readers and tables hold without loss
+MAX_ID = 2**53
+"""The largest whole number that every JSON reader and table holds without loss."""
 _MAX_AREA = 1e10  # the official evaluator ignores instances with more
 _REACH = 16  # longer sides of the frame that a polygon may leave it by
 
@@ -52,13 +53,13 @@ class Repairs(dict[str, Repaired]):
 
     def whole(self, value: Any, where: str) -> int | None:
         """A whole number of at most 53 bits; None if it is none."""
-        if value.__class__ is int and -_MAX_ID <= value <= _MAX_ID:  # as nearly all are
+        if value.__class__ is int and -MAX_ID <= value <= MAX_ID:  # as nearly all are
             return value
         if isinstance(value, float) and value.is_integer():
             self.add(DECIMALS, where)
         elif not isinstance(value, Integral) or isinstance(value, bool):
             return None
-        return int(value) if abs(value) <= _MAX_ID else None
+        return int(value) if abs(value) <= MAX_ID else None
 
     def text(self, value: str, where: str) -> str:
         """Text that can be written as UTF-8: JSON may hold halves of characters."""

@@ -13,6 +13,7 @@ from idol.arrays import Ints
 from idol.config import TrackerConfig
 from idol.files import load_json, whole_file
 from idol.masks import rle
+from idol.ytvis.repairs import MAX_ID
 from idol.ytvis.truth import VideoTruth
 from idol.ytvis.videos import Rle
 
@@ -228,13 +229,14 @@ def _check_fields(entry: Any, index: int, *, compat: bool) -> None:
         raise ValueError(f"results[{index}] must be an object, got {str(entry)[:60]!r}")
     for key in ("video_id", "category_id"):
         value = entry.get(key)
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise ValueError(f"results[{index}].{key} must be a whole number, got {value!r}")
+        if not isinstance(value, Integral) or isinstance(value, bool) or abs(value) > MAX_ID:
+            raise ValueError(f"results[{index}].{key} must be a whole number, got {value!r:.60}")
     score = entry.get("score")
     if not isinstance(score, Real) or isinstance(score, bool):
-        raise ValueError(f"results[{index}].score must be a number, got {score!r}")
-    if not math.isfinite(score) and not compat:
-        raise ValueError(f"results[{index}].score must be finite, got {score}")
+        raise ValueError(f"results[{index}].score must be a number, got {score!r:.60}")
+    # JSON has whole numbers beyond every float.
+    if (isinstance(score, int) and abs(score) > MAX_ID) or not (compat or math.isfinite(score)):
+        raise ValueError(f"results[{index}].score must be finite, got {score!s:.60}")
     if not isinstance(entry.get("segmentations"), list | tuple):
         raise ValueError(
             f"results[{index}].segmentations must be a list with one mask or null per frame, "

@@ -145,7 +145,7 @@ def _size(masks: Sequence[Any]) -> tuple[int, int] | None:
         if (
             isinstance(size, list)
             and len(size) == 2
-            and all(isinstance(s, int) and s > 0 for s in size)
+            and all(isinstance(s, int) and 0 < s < 2**16 for s in size)
         ):
             return size[0], size[1]
     return None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from idol.files import write_whole
+from idol.files import parse_json, write_whole
 from pipelines.errors import ManifestError
 from pipelines.storage import schemas
 from pipelines.storage.layout import shard_path
@@ -112,9 +112,9 @@ def commit_json(value: Any, path: Path) -> None:
 def load_json(path: Path) -> dict[str, Any]:
     """A mapping that commit_json wrote. Raises: ManifestError: it is none."""
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(path.read_bytes())
         fault = "" if isinstance(values, dict) else "a mapping"
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         fault = f"JSON ({error})"
     if fault:
         reason = f"holds a {path.name} that is not {fault}"

@@ -25,7 +25,7 @@ def test_trackers_have_names_and_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no tracker file"):
         configuration.tracker_config(path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         configuration.tracker_config(path)
     with pytest.raises(ValueError, match="no tracker 'relaesed'"):
         configuration.tracker_config("relaesed")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from idol.analysis import results_file
+from idol.analysis import results_file, score_files
 from idol.ytvis import truth
 from idol.ytvis.index import UnusualLayout
 from tests.idol.analysis.test_clips import cut
@@ -40,3 +40,31 @@ def test_a_file_of_unusual_layout_is_read_again_as_a_whole(tmp_path: Path) -> No
 
     assert results_file.with_results(path, truth.read(dataset()), work)
     assert tried == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("score", "9" * 400, r"results\[0\]\.score must be finite"),
+        ("category_id", "9" * 400, r"results\[0\]\.category_id must be a whole number"),
+        ("video_id", "9" * 400, r"results\[0\]\.video_id must be a whole number"),
+        ("note", "9" * 5000, "a number has thousands of digits"),
+        ("note", "[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        (
+            "segmentations",
+            '[{"size": [' + "9" * 400 + ', 1], "counts": "a"}]',
+            "size is .height, width.|entries, but",
+        ),
+    ],
+)
+@pytest.mark.parametrize("compat", [False, True])
+def test_absurd_numbers_and_depths_are_told_with_the_name_of_the_file(
+    tmp_path: Path, field: str, text: str, message: str, compat: bool
+) -> None:
+    path = tmp_path / "absurd.json"
+    entry = json.dumps(perfect()[0] | {field: "HERE"})
+    path.write_text("[" + entry.replace('"HERE"', text) + "]")
+    analyses = score_files.Analyses(compat=compat)
+    with pytest.raises(ValueError, match=rf"(?s)absurd\.json.*{message}") as caught:
+        score_files.run(truth.read(dataset()), {"absurd": path}, analyses)
+    assert len(str(caught.value)) < 500
