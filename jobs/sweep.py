@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from idol import presets
 from idol.config import Config, override
 from jobs import command, places
+from pipelines.errors import intact
 from pipelines.sweep import space as search_space
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Range, Space
@@ -146,9 +147,10 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
                 "sweep, or leave out --resume"
             )
         plain = every_sweep.read_settings(job.out)
-        if "train" in plain:
-            return TrainingSweep.from_dict(plain["train"])
-        return TrackerSweep.from_dict(plain)
+        with intact(job.out / every_sweep.SETTINGS):
+            if "train" in plain:
+                return TrainingSweep.from_dict(plain["train"])
+            return TrackerSweep.from_dict(plain)
     if (job.evaluation is None) == (job.pairs is None):
         raise ValueError(
             "give --evaluation, a finished OUT of jobs.evaluate, to sweep its tracker; or --pairs, "

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, ParamSpec
+
+from idol.addresses import without_secrets
 
 
 class PipelineError(Exception):
@@ -58,6 +62,10 @@ class _FieldsError(PipelineError):
     """An error with fields instead of a message."""
 
     def __post_init__(self) -> None:
+        # They are printed, and stored with rejects.
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), str):
+                setattr(self, field.name, without_secrets(value))
         # Pickle calls the class with args.
         super().__init__(*(getattr(self, field.name) for field in fields(self)))
 
@@ -104,3 +112,27 @@ class ManifestError(_FieldsError):
 
     def __str__(self) -> str:
         return f"{self.path} {self.reason}. {self.todo}"
+
+
+@contextlib.contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Take apart what a stage has stored. Raises: ManifestError: that is not what it has written.
+
+    path: the file that is at fault for whatever goes wrong in the block
+    """
+    try:
+        yield
+    except PipelineError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # of the disk; those of Arrow have no number
+            raise
+        raise _damaged(path, error) from error
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ManifestError:
+    told = (str(error).splitlines() or [""])[0]
+    reason = f"is damaged, or was changed by hand ({type(error).__name__}: {told})"
+    return ManifestError(str(path), reason, "Make it again with --overwrite.")

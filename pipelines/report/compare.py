@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from idol.addresses import shown
 from pipelines.report import run_page
 from pipelines.storage import manifest
 from pipelines.storage.reports import EvaluationReport
@@ -57,7 +58,7 @@ def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> None:
 
 def _parts(checkpoint: str) -> list[str]:
     """The path's parts without a suffix, and without what says nothing."""
-    path = checkpoint.split("#")[0].partition("://")[2] or checkpoint
+    path = shown(checkpoint).split("#")[0].partition("://")[2] or checkpoint
     parts = [part for part in path.split("/") if part not in ("", ".", "..")]
     parts[-1] = parts[-1].removesuffix(".safetensors").removesuffix(".pth")
     # jobs.train names every one of its results checkpoint.safetensors, in a folder of its own.

@@ -39,7 +39,7 @@ def pictures(
     records = {video.video_id: video for video in dataset.videos}
     positions = {video.video_id: i for i, video in enumerate(source.videos)}
     return [
-        _strip(records[v], stored.read_results(tracks, positions[v]), dataset, note)
+        _strip(records[v], stored.read_results(tracks, positions[v], source), dataset, note)
         for v, note in notes.items()
         if v in positions
     ]

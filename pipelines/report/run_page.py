@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import intact
 from pipelines.report import page as report_page
 from pipelines.report.gallery import pictures
 from pipelines.report.page import MetricSet, Report, SweepRow, VideoRow
@@ -59,18 +60,20 @@ def write(
     )
     if training is not None:
         made = manifest.read(training, layout.TRAIN)
-        facts = {
-            "training steps": made.extra["steps"],
-            "workers": made.extra["workers"],
-            "minutes of training": round(made.extra["seconds_training"] / 60, 1),
-            "started from": made.config["weights"] or "random weights",
-            "code": made.code_version,
-        }
-        config = made.config["config"]
+        with intact(training / manifest.MANIFEST):
+            facts = {
+                "training steps": made.extra["steps"],
+                "workers": made.extra["workers"],
+                "minutes of training": round(made.extra["seconds_training"] / 60, 1),
+                "started from": made.config["weights"] or "random weights",
+                "code": made.code_version,
+            }
+            config = made.config["config"]
         page = replace(page, facts=facts, config=config, curves=_curves(training))
     if swept is not None:
-        manifest.read(swept, layout.SWEEP)
-        found = SweepReport.from_dict(manifest.load_json(swept / layout.REPORT))
+        table = manifest.read_json(swept / layout.REPORT, layout.SWEEP)
+        with intact(swept / layout.REPORT):
+            found = SweepReport.from_dict(table)
         page = replace(page, **sweep_part(found, swept.name))
     return report_page.write(path, page)
 
@@ -110,11 +113,12 @@ def video_rows(report: EvaluationReport, set_name: str = "") -> list[VideoRow]:
 
 def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Loss curves of a finished training directory: name → [(step, value), ...]."""
-    manifest.read(path, layout.TRAIN)
     named: dict[str, list[tuple[int, float]]] = {}
-    for step, values in json.loads((path / layout.LOSSES).read_text()):
-        for name, value in values.items():
-            named.setdefault(name, []).append((int(step), float(value)))
+    points = manifest.read_json(path / layout.LOSSES, layout.TRAIN)
+    with intact(path / layout.LOSSES):
+        for step, values in points:
+            for name, value in values.items():
+                named.setdefault(name, []).append((int(step), float(value)))
     return named
 
 
@@ -170,4 +174,5 @@ def _curves(training: Path) -> dict[str, list[tuple[int, float]]]:
     """The total loss, then the losses of the last decoder layer; the others look like these."""
     named = curves(training)
     losses = [name for name in named if name.startswith("loss_") and not name[-1].isdigit()]
-    return {name: named[name] for name in ("loss", *losses, "gradient_norm")}
+    with intact(training / layout.LOSSES):
+        return {name: named[name] for name in ("loss", *losses, "gradient_norm")}

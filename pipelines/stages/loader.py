@@ -17,17 +17,16 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from idol.config import Config
 from idol.images import transforms
 from idol.images.transforms import Example, Pair
 from idol.masks.rle import decode_masks
 from idol.structures import PairBatch
-from pipelines.errors import ManifestError
+from pipelines.errors import ManifestError, VideoError, intact
 from pipelines.sources import image_file
 from pipelines.stages.row_order import RowOrder
-from pipelines.storage import manifest, tables
+from pipelines.storage import manifest, schemas, tables
 
 _BATCHES_AHEAD = 3
 """Batches decoded before they are asked for."""
@@ -41,7 +40,7 @@ def number_instances(directory: str | Path) -> dict[tuple[int, int], int]:
     found: set[tuple[int, int]] = set()
     for path in manifest.shard_paths(directory, "prepare"):
         # Only these two leaves are read: a shard is nearly all pixels and masks.
-        with pq.ParquetFile(path) as file:
+        with tables.opened(path) as file:
             table = file.read(columns=["video_id", "instances.list.element.instance_id"])
         for chunk in table.to_batches():
             lists = chunk.column("instances")
@@ -134,6 +133,9 @@ class PairLoader:
             seed=seed,
         )
         self.total_rows = int(self._order.starts[-1])
+        if self.total_rows != manifest.read(directory, "prepare").rows:
+            reason = f"has {self.total_rows} pairs in its shards, its manifest has another number"
+            raise ManifestError(str(directory), reason, "Make it again with --overwrite.")
         if self.total_rows == 0:
             raise ManifestError(str(directory), "holds no pairs", "Prepare other videos.")
 
@@ -163,8 +165,9 @@ class PairLoader:
     ) -> list[dict[str, Any]]:
         """Some rows of a row group."""
         shard, inside = self._places[group]
-        with pq.ParquetFile(self.paths[shard]) as file:
+        with tables.opened(self.paths[shard]) as file:
             table = file.read_row_group(inside, columns=columns, use_threads=False)
+            schemas.check(table, schemas.PAIRS, columns)
         rows: list[dict[str, Any]] = table.take(list(places)).to_pylist()
         return rows
 
@@ -186,7 +189,16 @@ class PairLoader:
     def _example(self, epoch: int, number: int, row: Mapping[str, Any]) -> Example:
         # Seeded by the row, so that neither threads nor the number of workers change it.
         rng = np.random.default_rng([self.seed % 2**64, epoch, number, 2])
-        return transforms.augment(pair_of_row(row, self.identities), self.config.transforms, rng)
+        with intact(self.paths[self._places[self._group(number)][0]]):
+            try:
+                pair = pair_of_row(row, self.identities)
+            except VideoError as error:
+                raise ValueError(str(error)) from error
+            classes = self.config.model.num_classes
+            for label in pair.labels.tolist():
+                if not 0 <= label < classes:
+                    raise ValueError(f"label {label} of {classes} classes")
+        return transforms.augment(pair, self.config.transforms, rng)
 
     def _generate(self, start_step: int) -> Iterator[PairBatch]:
         cv2.setNumThreads(1)  # the threads below are the parallelism

@@ -9,7 +9,7 @@ from idol.config import TrackerConfig, to_dict
 from idol.tracker.online import track_video
 from idol.ytvis import results, submission
 from pipelines import cluster
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, intact
 from pipelines.storage import claims, layout, schemas, stored, tables
 from pipelines.storage.layout import RESULTS, SUBMISSION, TRACK
 from pipelines.storage.manifest import Manifest
@@ -30,6 +30,8 @@ def results_of_video(
     masks = results.masks_of_tracks(
         tracks, detections.masks(video), video_id=video.video_id, length=video.length
     )
+    with intact(detections.path):
+        stored.check_masks(masks, video.size)
     return [
         ResultTrack(
             video_id=video.video_id,
@@ -89,7 +91,7 @@ def run(
             row.video_id, source.category_ids[row.label], row.score, row.segmentations, video.size
         )
         for position, video in enumerate(source.videos)
-        for row in stored.read_results(out, position)
+        for row in stored.read_results(out, position, source)
     ]
     results.write(out / RESULTS, entries)
     submission.zip_results(out / RESULTS, out / SUBMISSION)

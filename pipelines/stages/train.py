@@ -23,6 +23,7 @@ from idol.learning.training import Trainer
 from idol.network.model import IDOL
 from idol.weights import checkpoint
 from pipelines import cluster
+from pipelines.errors import intact
 from pipelines.stages import loader
 from pipelines.stages.initial_model import Start, initial_model
 from pipelines.storage import claims, manifest
@@ -138,7 +139,8 @@ def _begin(
     """Claim the directory and put the first weights there."""
     source = manifest.read(pairs, "prepare")
     config = with_pairs(config, pairs)
-    config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
+    with intact(pairs / manifest.MANIFEST):
+        config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
     config = with_identities(config, pairs)
     share, left = divmod(config.train.pairs_per_batch, max(workers, 1))
     if left:
@@ -177,7 +179,8 @@ def with_pairs(config: Config, pairs: Path, assignments: Iterable[str] = ()) -> 
         ManifestError: the pairs are unfinished.
         ValueError: they were made otherwise than the caller asked for.
     """
-    made = from_dict(PairConfig, manifest.read(pairs, "prepare").config, "pairs.")
+    with intact(pairs / manifest.MANIFEST):
+        made = from_dict(PairConfig, manifest.read(pairs, "prepare").config, "pairs.")
     found = replace(config, pairs=made)
     for text in assignments:
         if text.strip().startswith("pairs.") and override(found, [text]) != found:

@@ -15,15 +15,15 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from idol.ytvis.videos import Reject
-from pipelines.errors import ManifestError
+from pipelines.errors import ManifestError, intact
 from pipelines.storage import manifest, schemas, tables
-from pipelines.storage.layout import shard_path
+from pipelines.storage.layout import LOSSES, REPORT, shard_path
 from pipelines.storage.manifest import MANIFEST, STARTED, Manifest
 
 OWNED = (
@@ -110,11 +110,16 @@ class Output:
             shards=total_shards,
             rejects=len(faults),
             seconds=round(time.monotonic() - self.started_at, 3),
+            files={
+                file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+                for file in sorted(map(self.path.joinpath, (REPORT, LOSSES)))
+                if file.is_file()
+            },
             extra=_plain(extra or {}),
         )
         for leftover in _leftovers(self.path):
             leftover.unlink(missing_ok=True)
-        manifest.commit_json(asdict(self.finished), self.path / MANIFEST)
+        manifest.commit(self.finished, self.path)
         (self.path / STARTED).unlink(missing_ok=True)
         return self.finished
 
@@ -159,7 +164,8 @@ def prepare_output(
     if (path / STARTED).exists():
         previous = manifest.load_json(path / STARTED)
         _check_claim(path, previous, claim, "unfinished")
-        versions = [str(version) for version in previous.get("code_versions", [])]
+        with intact(path / STARTED):
+            versions = [str(version) for version in previous.get("code_versions", [])]
     elif path.is_dir() and any(path.iterdir()) and not ours:
         raise ManifestError(
             str(path),

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from idol.files import parse_json, write_whole
-from pipelines.errors import ManifestError
+from pipelines.errors import ManifestError, intact
 from pipelines.storage import schemas
 from pipelines.storage.layout import shard_path
 
 MANIFEST = "_manifest.json"
 STARTED = "_started.json"
+_CHECKSUM = "checksum"  # of all other fields, beside them in the file
 
 _JOBS = {
     "prepare": "python -m jobs.prepare --annotations ANNOTATIONS.json --out {path}",
@@ -47,6 +48,8 @@ class Manifest:
     """Rows of rejects.parquet."""
     seconds: float = 0.0
     """Wall-clock seconds, of the last run only where the stage was resumed."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the JSON files beside it that other jobs read."""
     extra: dict[str, Any] = field(default_factory=dict)
     """What only this stage has to say, as plain JSON types."""
 
@@ -54,6 +57,9 @@ class Manifest:
     def hash(self) -> str:
         """Names the content: everything but how long it took. The next stage's input_hash."""
         return hash_value({k: v for k, v in asdict(self).items() if k != "seconds"})
+
+
+_ANY = Manifest(stage="")
 
 
 def read(path: str | Path, stage: str | None = None) -> Manifest:
@@ -75,18 +81,46 @@ def read(path: str | Path, stage: str | None = None) -> Manifest:
             todo = "Run the command that started it again: it goes on where it stopped."
         raise ManifestError(str(path), reason, todo)
     values = load_json(path / MANIFEST)
+    stated = values.pop(_CHECKSUM, None)
     if "stage" not in values or not set(values) <= {f.name for f in fields(Manifest)}:
         raise ManifestError(
             str(path), f"holds a {MANIFEST} with unknown or missing fields", "Make it again."
         )
     manifest = Manifest(**values)
+    with intact(path / MANIFEST):
+        for known in fields(Manifest):
+            value, kind = getattr(manifest, known.name), type(getattr(_ANY, known.name))
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise TypeError(f"{known.name} is {value!r}")
     if stage is not None and manifest.stage != stage:
         raise ManifestError(str(path), f"holds '{manifest.stage}' output, not '{stage}'", todo)
     version = manifest.schema_version
     if version != schemas.VERSION:
         reason = f"holds tables of schema version {version}, this code reads {schemas.VERSION}"
         raise ManifestError(str(path), reason, "Make it again with --overwrite.")
+    with intact(path / MANIFEST):
+        if stated is not None and stated != hash_value(values):
+            raise ValueError("its checksum is wrong")
     return manifest
+
+
+def commit(manifest: Manifest, path: Path) -> None:
+    """Write the manifest of a directory, with its checksum: from here on it is finished."""
+    values = asdict(manifest)
+    commit_json({**values, _CHECKSUM: hash_value(values)}, path / MANIFEST)
+
+
+def read_json(path: Path, stage: str) -> Any:
+    """The content of a JSON file of a finished directory.
+
+    Raises: ManifestError: the directory is not finished, or the file is not as it was written.
+    """
+    known = read(path.parent, stage).files.get(path.name)
+    with intact(path):
+        data = path.read_bytes()
+        if known is not None and known != hashlib.sha256(data).hexdigest():
+            raise ValueError("its checksum is wrong")
+        return parse_json(data)
 
 
 def shard_paths(path: str | Path, stage: str | None = None, prefix: str = "shard") -> list[Path]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.errors import intact
 from pipelines.storage import layout, manifest
 
 
@@ -81,8 +82,13 @@ class EvaluationReport:
     @classmethod
     def read(cls, folder: Path) -> EvaluationReport:
         """The report of a folder. Raises: ManifestError: it holds no finished evaluation."""
-        manifest.read(folder, layout.EVALUATE)
-        values = manifest.load_json(folder / layout.REPORT)
+        path = folder / layout.REPORT
+        values = manifest.read_json(path, layout.EVALUATE)
+        with intact(path):
+            return cls._of(values)
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any]) -> EvaluationReport:
         return cls(
             **{name: values[name] for name in _ALWAYS},
             selection=Selection(**values["selection"]),

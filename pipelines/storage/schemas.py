@@ -7,13 +7,14 @@ schema's names; `rows` reads tables fast, with float lists as numpy arrays.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from idol.evaluation.overlaps import FrameOverlap
 
@@ -26,6 +27,14 @@ VERSION = 1
 _FLOATS = pa.list_(pa.float32())
 _ARRAYS = ("scores", "class_scores", "embeddings", "overlaps", "boxes")  # of a DETECTIONS row
 _COUNTS = ("intersection", "area", "truth_area")  # of an OVERLAP row
+_BOUNDS = {
+    **dict.fromkeys(("scores", "class_scores", "overlaps", "score"), (0.0, 1.001)),  # rounded up
+    **dict.fromkeys(
+        (*_COUNTS, "frame_index", "key_index", "reference_index", "label"), (0, np.inf)
+    ),
+    **dict.fromkeys(("height", "width"), (1, np.inf)),
+}
+"""The least and largest number of a column."""
 
 
 def _required(**columns: pa.DataType) -> pa.Schema:
@@ -115,6 +124,27 @@ def table(items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     return made
 
 
+def check(table: pa.Table, schema: pa.Schema, columns: Iterable[str] | None = None) -> None:
+    """Whether a table that was read holds what a stage may have written.
+
+    columns: those that were asked for; None: all of the schema
+    Raises: LookupError, TypeError, ValueError: it does not; the message names the column.
+    """
+    for name in schema.names if columns is None else columns:
+        column, wanted = table.column(name), schema.field(name)
+        if column.type != wanted.type:
+            raise TypeError(f"column {name!r} is {column.type}, not {wanted.type}")
+        if column.null_count and not wanted.nullable:
+            raise ValueError(f"column {name!r} has {column.null_count} empty rows")
+        if column.type == _FLOATS:
+            column = pc.list_flatten(column)
+        if name in _BOUNDS or column.type == pa.float32():
+            low, high = _BOUNDS.get(name, (-np.inf, np.inf))
+            values = column.to_numpy()
+            if not (np.isfinite(values) & (values >= low) & (values <= high)).all():
+                raise ValueError(f"column {name!r} holds a number that is not in [{low}, {high}]")
+
+
 def rows(source: pa.Table | pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """Rows as dicts: float lists become (n,) float32 arrays, everything else Python objects.
 
@@ -177,9 +207,9 @@ def detections_from_row(
 
     def matrix(name: str, columns: int) -> torch.Tensor:
         flat = tensor(name)
-        if count == 0:
+        if count == flat.numel() == 0:
             return flat.reshape(0, columns)
-        if flat.numel() % count or (columns and flat.numel() != count * columns):
+        if not count or flat.numel() % count or (columns and flat.numel() != count * columns):
             raise ValueError(
                 f"{name} of video {row.get('video_id')} frame {row.get('frame_index')} has "
                 f"{flat.numel()} numbers for {count} detections of {columns or 'any'} columns"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from idol.evaluation.overlaps import FrameOverlap
-from pipelines.errors import ManifestError
-from pipelines.storage import layout, manifest, schemas
+from idol.masks import rle
+from pipelines.errors import ManifestError, intact
+from pipelines.storage import layout, manifest, schemas, tables
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.schemas import ResultTrack
 
@@ -80,36 +82,39 @@ class StoredDetections:
 
     def frames(self, video: StoredVideo) -> Iterator[FrameDetections]:
         """The frames of a video in order, without masks. Holds one shard at a time."""
-        expected = 0
-        for row in self._rows(video, _WITHOUT_MASKS):
-            if row["frame_index"] != expected:
-                raise self._damaged(video, f"frame {row['frame_index']} follows {expected - 1}")
-            expected += 1
-            yield schemas.detections_from_row(
-                row,
-                num_classes=int(self.manifest.extra["num_classes"]),
-                embedding_size=int(self.manifest.extra["embedding_size"]),
-            )
-        if expected != video.length:
-            raise self._damaged(video, f"{expected} of {video.length} frames are there")
+        sizes = {name: int(self.manifest.extra[name]) for name in ("num_classes", "embedding_size")}
+        for path, row in self._rows(video, schemas.DETECTIONS, _WITHOUT_MASKS):
+            with intact(path):
+                frame = schemas.detections_from_row(row, **sizes)
+            yield frame
 
     def masks(self, video: StoredVideo) -> Iterator[tuple[int, list[bytes]]]:
         """(frame_index, N compressed RLEs) of every frame, in order."""
-        for row in self._rows(video, ["video_id", "frame_index", "masks"]):
+        for _, row in self._rows(video, schemas.DETECTIONS, ["video_id", "frame_index", "masks"]):
             yield int(row["frame_index"]), list(row["masks"])
 
     def overlaps(self, video: StoredVideo) -> Iterator[FrameOverlap]:
         """How each frame's detections lie on its truth, in order."""
-        for row in self._rows(video, schemas.OVERLAP.names, prefix="overlap"):
-            yield schemas.overlap_from_row(row)
+        for path, row in self._rows(video, schemas.OVERLAP, schemas.OVERLAP.names, "overlap"):
+            with intact(path):
+                overlap = schemas.overlap_from_row(row)
+            yield overlap
 
     def _rows(
-        self, video: StoredVideo, columns: Sequence[str], prefix: str = "shard"
-    ) -> Iterator[dict[str, Any]]:
+        self, video: StoredVideo, schema: pa.Schema, columns: Sequence[str], prefix: str = "shard"
+    ) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Each frame's row and the file that it is in; ManifestError: a frame is not there once."""
+        expected = 0
         for number in video.shards:
             path = layout.shard_path(self.path, number, prefix)
-            chosen = [("video_id", "=", video.video_id)]
-            yield from schemas.rows(pq.read_table(path, columns=list(columns), filters=chosen))
+            table = tables.read(path, schema, columns)
+            for row in schemas.rows(table.filter(pc.equal(table["video_id"], video.video_id))):
+                if row["frame_index"] != expected:
+                    raise self._damaged(video, f"frame {row['frame_index']} follows {expected - 1}")
+                expected += 1
+                yield path, row
+        if expected != video.length:
+            raise self._damaged(video, f"{expected} of {video.length} frames are there")
 
     def _damaged(self, video: StoredVideo, what: str) -> ManifestError:
         reason = f"is damaged: of video {video.video_id}, {what}"
@@ -125,14 +130,37 @@ def read(path: str | Path) -> StoredDetections:
     path = Path(path).resolve()
     found = manifest.read(path, layout.DETECT)
     manifest.shard_paths(path, layout.DETECT)
-    videos = tuple(StoredVideo.from_json(entry) for entry in found.extra["videos"])
-    source = StoredDetections(path, found, videos)
-    if source.has_truth:
-        manifest.shard_paths(path, layout.DETECT, "overlap")
+    with intact(path / manifest.MANIFEST):
+        videos = tuple(StoredVideo.from_json(entry) for entry in found.extra["videos"])
+        source = StoredDetections(path, found, videos)
+        # What the methods read of the manifest: faults are found here, and not by a worker.
+        _ = source.category_ids, source.score_floor
+        _ = int(found.extra["num_classes"]), int(found.extra["embedding_size"])
+        if source.has_truth:
+            manifest.shard_paths(path, layout.DETECT, "overlap")
     return source
 
 
-def read_results(out: Path, position: int) -> list[ResultTrack]:
-    """RESULTS of the video at this position of StoredDetections.videos."""
-    table = pq.read_table(layout.shard_path(out, position))
-    return [schemas.result_from_row(row) for row in schemas.rows(table)]
+def read_results(out: Path, position: int, source: StoredDetections) -> list[ResultTrack]:
+    """RESULTS of the video at this position of source.videos. ManifestError: they are damaged."""
+    path, video = layout.shard_path(out, position), source.videos[position]
+    table = tables.read(path, schemas.RESULTS)
+    with intact(path):
+        found = [schemas.result_from_row(row) for row in schemas.rows(table)]
+        for row in found:
+            if row.video_id != video.video_id or row.label >= len(source.category_ids):
+                raise ValueError(f"video {row.video_id}, label {row.label}: there is none")
+            if len(row.segmentations) != video.length:
+                raise ValueError(f"{len(row.segmentations)} masks for {video.length} frames")
+        check_masks((row.segmentations for row in found), video.size)
+        if len({(row.track_id, row.label) for row in found}) < len(found):
+            raise ValueError("a track is there twice")
+    return found
+
+
+def check_masks(tracks: Iterable[Iterable[bytes | None]], size: tuple[int, int]) -> None:
+    """Raise ValueError where a mask is no compressed RLE of (height, width) = size."""
+    different = dict.fromkeys(mask for track in tracks for mask in track if mask is not None)
+    pixels = rle.measure(list(different))[0]
+    if (pixels != size[0] * size[1]).any():
+        raise ValueError(f"a mask is no compressed RLE of {size[0]} x {size[1]} pixels")

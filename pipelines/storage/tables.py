@@ -1,9 +1,16 @@
-"""Parquet files that appear whole or not at all, each with the rejects found while making it."""
+"""Parquet files that appear whole or not at all, each with the rejects found while making it.
+
+A flipped bit is found: pages carry Parquet's checksums, and the footer, which has none, one of ours
+in the eight bytes before it, where readers of Parquet look at nothing.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,9 +18,13 @@ import pyarrow.parquet as pq
 
 from idol.files import whole_file
 from idol.ytvis.videos import Reject
+from pipelines.errors import intact
+from pipelines.storage import schemas
 
 REJECTS = "rejects.parquet"
 _REJECTS_KEY = b"idol.rejects"
+_MARK = b"IDOL"  # before the checksum of the footer
+_TAIL = 8  # bytes at the end of a Parquet file: the length of the footer, and a word
 
 
 def commit(
@@ -31,26 +42,79 @@ def commit(
         text = json.dumps([reject._asdict() for reject in rejects])
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _REJECTS_KEY: text})
     with whole_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=row_group_size)
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            row_group_size=row_group_size,
+            write_page_checksum=True,
+            # Readers skip rows by them; nothing of ours has rows to skip, and no checksum has them.
+            write_statistics=False,
+        )
+        start, footer = _footer(temporary)
+        with temporary.open("r+b") as file:
+            file.seek(start)
+            file.write(_MARK + zlib.crc32(footer).to_bytes(4, "little") + footer)
+
+
+def _footer(path: Path) -> tuple[int, bytes]:
+    """Where the footer begins, and its bytes with the tail. Raises: ValueError: it has none."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - _TAIL))
+        start = end - _TAIL - int.from_bytes(file.read(4), "little")
+        if start < _TAIL:
+            raise ValueError("it is cut short")
+        file.seek(start)
+        return start, file.read()
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A table that commit wrote, with every checksum looked at.
+
+    Raises: ManifestError: it is damaged, also while it is read in the block.
+    """
+    with intact(path):
+        start, footer = _footer(path)
+        with path.open("rb") as file:
+            file.seek(start - _TAIL)
+            mark, stated = file.read(4), file.read(4)
+        if mark == _MARK and int.from_bytes(stated, "little") != zlib.crc32(footer):
+            raise ValueError("the checksum of its footer is wrong")
+        with pq.ParquetFile(path, page_checksum_verification=True) as table:
+            yield table
+
+
+def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a table of this schema. Raises: ManifestError: it is damaged, or another."""
+    with opened(path) as file:
+        table = file.read(columns=None if columns is None else list(columns))
+        schemas.check(table, schema, columns)
+        return table
 
 
 def shard_rejects(path: Path) -> list[Reject]:
     """The rejects that commit stored with a shard."""
-    metadata = pq.read_schema(path).metadata or {}
-    return [Reject(**row) for row in json.loads(metadata.get(_REJECTS_KEY, b"[]"))]
+    with opened(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+        return [Reject(**row) for row in json.loads(metadata.get(_REJECTS_KEY, b"[]"))]
 
 
 def group_rows(path: Path) -> list[int]:
     """Rows of every row group of a parquet file, from its footer."""
-    found = pq.read_metadata(path)
-    return [found.row_group(group).num_rows for group in range(found.num_row_groups)]
+    with opened(path) as file:
+        found = file.metadata
+        return [found.row_group(group).num_rows for group in range(found.num_row_groups)]
 
 
 def count_rows(path: Path) -> int:
     """Rows of a parquet file, from its footer."""
-    return int(pq.read_metadata(path).num_rows)
+    with opened(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def read_rejects(path: str | Path) -> list[Reject]:
     """The rejects of a finished directory, sorted."""
-    return [Reject(**row) for row in pq.read_table(Path(path) / REJECTS).to_pylist()]
+    table = read(Path(path) / REJECTS, schemas.REJECTS)
+    return [Reject(**row) for row in table.to_pylist()]

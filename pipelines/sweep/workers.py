@@ -32,7 +32,8 @@ class Ledger:
 
     def append(self, trial: Trial) -> None:
         """Add a finished trial; it is on the disk when this returns."""
-        line = {"input": self._input_hash, **asdict(trial)}
+        line: dict[str, Any] = {"input": self._input_hash, **asdict(trial)}
+        line["checksum"] = manifest.hash_value(line)
         with self.path.open("a+b") as file:
             end = file.seek(0, os.SEEK_END)
             if end:
@@ -44,14 +45,15 @@ class Ledger:
             os.fsync(file.fileno())
 
     def read(self) -> list[Trial]:
-        """The trials of this input, in the order in which they were added."""
+        """The trials of this input as they were added; those of damaged lines are tried again."""
         trials: list[Trial] = []
-        for text in self.path.read_text().splitlines() if self.path.exists() else ():
+        for text in self.path.read_bytes().splitlines() if self.path.exists() else ():
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:
+                stated = line.pop("checksum")
+            except (ValueError, KeyError, AttributeError, TypeError):
                 continue  # cut short by a kill
-            if line["input"] == self._input_hash:
+            if stated == manifest.hash_value(line) and line["input"] == self._input_hash:
                 trials.append(Trial.from_dict(line))
         return trials
 

@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -229,8 +231,39 @@ def test_a_fault_in_a_thread_is_raised_where_batches_are_asked(prepared, monkeyp
 
     monkeypatch.setattr(loader, "pair_of_row", broken)
     iterator = make(prepared).batches()
-    with pytest.raises(VideoError, match="is gone"):
+    with pytest.raises(ManifestError, match=r"shard-.*\.parquet is damaged.*is gone"):
         next(iterator)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        ("label", lambda row: row["instances"][0].update(label=99), "label 99 of"),
+        ("label", lambda row: row["instances"][0].update(label=-1), "label -1 of"),
+        ("key_rle", lambda row: row["instances"][0].update(key_rle=b"garbage"), ""),
+        ("key_jpeg", lambda row: row.update(key_jpeg=b"garbage"), "not an image"),
+        ("height", lambda row: row.update(height=0), "'height' holds a number"),
+        ("height", lambda row: row.update(height=5), "say 5 x 36"),
+    ],
+)
+def test_pairs_that_were_changed_are_refused_by_the_name_of_their_file(
+    prepared, column, change, message
+):
+    for path in manifest.shard_paths(prepared, "prepare"):
+        rows = pq.read_table(path).to_pylist()
+        for row in rows:
+            change(row)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schemas.PAIRS), path)
+    with pytest.raises(ManifestError, match=rf"shard-\d+\.parquet is damaged.*{message}"):
+        next(make(prepared).batches())
+
+
+def test_pairs_that_are_there_twice_are_refused(prepared):
+    path = manifest.shard_paths(prepared, "prepare")[0]
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table]), path)
+    with pytest.raises(ManifestError, match="its manifest has another number"):
+        make(prepared)
 
 
 def test_a_file_that_vanishes_while_reading_is_raised_too(prepared):

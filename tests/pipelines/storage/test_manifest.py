@@ -6,7 +6,7 @@ import os
 import pytest
 
 from pipelines.errors import ManifestError
-from pipelines.storage import claims, manifest
+from pipelines.storage import claims, layout, manifest
 from tests.pipelines.storage.test_claims import CONFIG, finished
 
 
@@ -56,6 +56,34 @@ def test_a_broken_manifest_is_an_error_and_not_a_crash(tmp_path, text):
     (tmp_path / "out" / manifest.MANIFEST).write_text(text)
     with pytest.raises(ManifestError, match=r"_manifest\.json"):
         manifest.read(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rows", 5), ("rows", "4"), ("shards", None), ("config", []), ("extra", 1), ("seconds", "a")],
+)
+@pytest.mark.parametrize("checked", [True, False])
+def test_an_edited_manifest_is_refused_by_name(tmp_path, field, value, checked):
+    finished(tmp_path / "out")
+    path = tmp_path / "out" / manifest.MANIFEST
+    content = {**json.loads(path.read_text()), field: value}
+    if not checked:  # as written before manifests had a checksum
+        del content["checksum"]
+    path.write_text(json.dumps(content))
+    if checked or field != "rows" or value != 5:
+        with pytest.raises(ManifestError, match=r"_manifest\.json is damaged, or was changed"):
+            manifest.read(tmp_path / "out")
+
+
+def test_a_changed_report_is_refused_by_name(tmp_path):
+    output = claims.prepare_output(tmp_path / "out", "evaluate", CONFIG, "h")
+    path = output.path / layout.REPORT
+    manifest.commit_json({"AP": 0.5}, path)
+    output.finish()
+    assert manifest.read_json(path, "evaluate") == {"AP": 0.5}
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(ManifestError, match=r"report\.json is damaged, .*its checksum is wrong"):
+        manifest.read_json(path, "evaluate")
 
 
 def test_tables_of_another_schema_version_are_refused(tmp_path):
