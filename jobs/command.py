@@ -13,11 +13,14 @@ import json
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from idol.addresses import without_secrets
 from jobs import INTERRUPTED, places
 from pipelines.errors import PipelineError, origin
 
@@ -88,7 +91,7 @@ def run(
     words = sys.argv[1:] if argv is None else argv
     _check_names(f"python -m jobs.{name}", options, words)
     job = tyro.cli(options, args=words, prog=f"python -m jobs.{name}")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    _set_up_stderr()
     callers: tuple[type[Exception], ...] = (PipelineError, ValueError, OSError, *also)
     try:
         places.check(job)
@@ -132,4 +135,22 @@ def _check_names(program: str, options: type[Any], words: Sequence[str]) -> None
 
 
 def _with_notes(message: str, error: BaseException) -> str:
-    return " ".join([message, *getattr(error, "__notes__", ())])
+    return without_secrets(" ".join([message, *getattr(error, "__notes__", ())]))
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
+def _set_up_stderr() -> None:
+    """Log warnings, and show no secrets of addresses in them or in the traceback of a bug."""
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.root.handlers:
+        handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        text = "".join(traceback.format_exception(kind, error, trace))
+        print(without_secrets(text), end="", file=sys.stderr)
+
+    sys.excepthook = show

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from idol.addresses import without_secrets
 from idol.config import AnalysisConfig
 from idol.files import write_whole
 from jobs import command, places
@@ -136,7 +137,7 @@ def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
             job.truth,
             analyses.config,
             frames=job.frames,
-            command=shlex.join(["python", "-m", "jobs.score", *words]),
+            command=without_secrets(shlex.join(["python", "-m", "jobs.score", *words])),
             created=time.strftime("%Y-%m-%d %H:%M"),
         )
     return found.to_dict()

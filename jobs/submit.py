@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,13 @@ class Submit:
     working_dir: Path = _ROOT
     """The folder that is sent to the cluster (at most 100 MiB packed)."""
     env: tuple[str, ...] = ()
-    """Variables for the job, as NAME=VALUE, for example MLFLOW_TRACKING_URI=http://host:5000."""
+    """Variables for the job, as NAME=VALUE, for example MLFLOW_TRACKING_URI=http://host:5000. Other
+    users of this machine can read a command line: for passwords see --secret."""
+    secret: command.Repeated = ()
+    """Name of a variable that is set here, and is for the job too: its value is neither in the
+    command line nor printed. Repeatable. The cluster's dashboard shows a job's variables."""
+    secrets_file: Path | None = None
+    """File of lines NAME=VALUE for the job, used like --secret; # begins a comment line."""
     wait: bool = True
     """Wait for the end. --no-wait returns once the cluster has the job, printing its name."""
 
@@ -55,6 +62,7 @@ def _submit(job: Submit, words: Sequence[str]) -> None:
     for entry in job.env:
         if not entry.partition("=")[0] or "=" not in entry:
             sys.exit(f"--env wants NAME=VALUE, got {entry!r}.")
+    environment = {**dict(entry.split("=", 1) for entry in job.env), **_secrets(job)}
     from pipelines import submit
 
     try:
@@ -62,7 +70,7 @@ def _submit(job: Submit, words: Sequence[str]) -> None:
             words,
             job.working_dir,
             address=job.address,
-            environment=dict(entry.split("=", 1) for entry in job.env),
+            environment=environment,
             wait=job.wait,
             on_log=_show,
         )
@@ -73,6 +81,24 @@ def _submit(job: Submit, words: Sequence[str]) -> None:
     without = {"submission_id": done.submission_id, "status": done.status}
     print(json.dumps(without if done.result is None else done.result))
     sys.exit(done.exit_code)
+
+
+def _secrets(job: Submit) -> dict[str, str]:
+    """What --secret and --secrets-file name. Raises: ValueError, OSError, which show no value."""
+    found: dict[str, str] = {}
+    lines = job.secrets_file.read_text().splitlines() if job.secrets_file else ()
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        name, equals, value = line.partition("=")
+        if line and not line.startswith("#"):
+            if not equals or not name.strip().isidentifier():
+                raise ValueError(f"{job.secrets_file}, line {number}: it must be NAME=VALUE")
+            found[name.strip()] = value.strip()
+    for name in job.secret:
+        if name not in os.environ:
+            told = "NAME=..." if "=" in name else name
+            raise ValueError(f"--secret wants the name of a variable that is set here, not {told}")
+        found[name] = os.environ[name]
+    return found
 
 
 def _show(text: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from idol import presets
+from idol.addresses import is_remote, shown
 from idol.config import Config
 from idol.files import whole_file
 from idol.network.model import IDOL
@@ -87,7 +88,7 @@ def load(
     """
     if preset is not None:
         presets.by_name(preset)  # a misspelt name is told before anything is downloaded
-    name = hub.shown(_spelt(source))
+    name = shown(_spelt(source))
     stored, state = read(source)
     config = _configuration(stored, state, name, preset)
     model = IDOL(config)
@@ -127,13 +128,13 @@ def read(source: str | os.PathLike[str]) -> tuple[Config | None, dict[str, Tenso
     Raises: as `load`.
     """
     spelt = _spelt(source)
-    name = hub.shown(spelt)
+    name = shown(spelt)
     if spelt in presets.PRESETS:
         raise CheckpointError(
             f"{name!r} names an untrained network, not weights: idol.build({name!r}) makes one. "
             f"A source is a file, hf://owner/repo/file, https://... or 'shipped'."
         )
-    if spelt != "shipped" and not hub.is_remote(spelt) and not Path(spelt).exists():
+    if spelt != "shipped" and not is_remote(spelt) and not Path(spelt).exists():
         raise FileNotFoundError(
             f"no checkpoint at {name}. A source is a file, hf://owner/repo/file, https://... or "
             "'shipped', the tiny weights in this package."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urljoin, urlsplit
 
+from idol.addresses import is_remote, shown
 from idol.files import whole_file
 
 if TYPE_CHECKING:
@@ -32,20 +33,6 @@ _FORMS = (
 
 class FetchError(ValueError):
     """A file that is not there, could not be brought here, or is not the one asked for."""
-
-
-def is_remote(source: str) -> bool:
-    """Whether a source is a reference to another machine, and no path."""
-    return "://" in source
-
-
-def shown(source: str) -> str:
-    """A source as messages and logs may show it: without user, password, query and fragment."""
-    if not is_remote(source):
-        return source
-    scheme, _, rest = source.partition("://")
-    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-    return f"{scheme}://{host if scheme == 'hf' else host.rpartition('@')[2]}{slash}{path}"
 
 
 def fetch(source: str) -> Path:

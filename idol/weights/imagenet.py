@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from idol.addresses import shown
 from idol.network.resnet import ResNet
 from idol.network.swin import Swin
 from idol.weights import hub
@@ -66,7 +67,7 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
         )
     if backbone.folded:
         raise ValueError("this backbone is folded. Load weights into a fresh one and fold that.")
-    name = hub.shown(os.fspath(source))
+    name = shown(os.fspath(source))
     stored = read_file(hub.fetch(os.fspath(source)))[1]
     prefix = _prefix(stored, _FIRST[type(backbone)], name)
     inside = [key for key in stored if key.startswith(prefix)]
@@ -85,10 +86,10 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
     kept = [key for key in report.missing if _KEPT.search(key)]
     report = replace(report, missing=tuple(key for key in report.missing if key not in kept))
     if not report.fits:
-        shown = "\n  ".join(report.lines())
+        lines = "\n  ".join(report.lines())
         raise CheckpointError(
             f"the weights of {name} do not fit this {type(backbone).__name__}, {report.count} "
-            f"problems:\n  {shown}\nIs it the same depth, width and window?",
+            f"problems:\n  {lines}\nIs it the same depth, width and window?",
             report,
         )
     backbone.load_state_dict(taken, strict=False)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from idol import files
+from idol.addresses import is_remote, shown
 from idol.ytvis import annotations as annotation_files
 from idol.ytvis import truth as truth_file
 from idol.ytvis.annotations import InvalidAnnotations
@@ -152,7 +153,7 @@ def read(
         annotated = [video for video in annotated if video.video_id in wanted]
     annotated = [video.strided(stride) for video in annotated]
     root = _default_root(source) if frames_root is None else str(frames_root)
-    if not frame_files.is_remote(root):
+    if not is_remote(root):
         # Workers read the frames, and have a working directory of their own.
         root = str(Path(root).resolve())
     there = FrameListing(root)
@@ -172,7 +173,7 @@ def read(
         rejects=tuple(rejects),
         input_hash=digest,
         frames=there.fingerprint(frame for video in videos for frame in video.frames),
-        sources=(source,),
+        sources=(shown(source),),
         annotated=tuple(annotated),
         labelled=found.listed is not None,
     )
@@ -253,7 +254,7 @@ def _raised(video: Any, raised: int, raised_instances: int) -> Any:
 
 
 def _default_root(source: str) -> str:
-    parent = source.rpartition("/")[0] if frame_files.is_remote(source) else Path(source).parent
+    parent = source.rpartition("/")[0] if is_remote(source) else Path(source).parent
     inside = frame_files.join(str(parent), "JPEGImages")
     return inside if frame_files.is_directory(inside) else str(parent)
 
@@ -268,7 +269,7 @@ def _record(video: Video, source: str, root: str, there: FrameListing) -> VideoR
         inside = posixpath.normpath(name)
         if (
             "\0" in name
-            or frame_files.is_remote(name)
+            or is_remote(name)
             or re.match("[A-Za-z]:/", name)
             or re.match(r"/|\.\.?(/|\Z)", inside)
         ):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from pyarrow import fs
 
+from idol.addresses import is_remote
 from pipelines.sources import frames
 
 _SAMPLE = 256  # files of which bytes are read
@@ -58,7 +59,7 @@ def _blocks(path: str, size: int) -> bytes:
     starts = np.unique(np.linspace(0, max(0, size - _BLOCK), _BLOCKS, dtype=np.int64)).tolist()
     try:
         source, inner = fs.LocalFileSystem(), path
-        if frames.is_remote(path):
+        if is_remote(path):
             source, inner = fs.FileSystem.from_uri(path)
         with source.open_input_file(inner) as file:
             return b"".join(file.read_at(_BLOCK, start) for start in starts)

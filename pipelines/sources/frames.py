@@ -7,11 +7,8 @@ file. Paths with a scheme ("s3://bucket/a.jpg") are read through pyarrow.fs.
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import itertools
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,9 @@ import cv2
 import numpy as np
 from pyarrow import fs
 
-from idol.files import write_whole
+from idol.addresses import is_remote
 from pipelines.errors import VideoError
+from pipelines.sources import video_cache
 from pipelines.sources.image_file import JPEG, check_size, decode
 from pipelines.sources.image_file import Image as Image
 from pipelines.sources.video_file import DamagedVideo, VideoFile
@@ -37,11 +35,6 @@ def split(reference: str) -> tuple[str, int | None]:
     if is_video and number.isascii() and number.isdigit():
         return path, int(number)
     return reference, None
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path has a scheme, as in s3://bucket/key."""
-    return "://" in path
 
 
 def is_directory(path: str) -> bool:
@@ -156,7 +149,7 @@ def read_encoded(
 class VideoReader:
     """Frames of one video file by number; walking forwards never seeks.
 
-    path:   local, or remote (then copied to the temporary folder once per process)
+    path:   local, or remote (then copied to the temporary folder, see video_cache)
     Raises: VideoError: the file is missing, is no video, is damaged, or ends before a frame.
     """
 
@@ -164,9 +157,10 @@ class VideoReader:
         self.path = path
         self._video_id = video_id
         try:
-            local = _local_copy(path)
+            self._copy = video_cache.held(path) if is_remote(path) else None
         except (OSError, ValueError) as error:
             raise VideoError(video_id, path, f"the file cannot be read ({error})") from error
+        local = path if self._copy is None else self._copy.name
         if not os.path.isfile(local):
             raise VideoError(video_id, path, "the video file does not exist")
         try:
@@ -181,8 +175,10 @@ class VideoReader:
         self.close()
 
     def close(self) -> None:
-        """Release the decoder."""
+        """Release the decoder, and the copy of a remote file."""
         self._file.close()
+        if self._copy is not None:
+            self._copy.close()
 
     def __len__(self) -> int:
         """Frames, as the container states them; some state a little too many."""
@@ -245,16 +241,3 @@ def _image_bytes(path: str, video_id: int) -> bytes:
 
 def _rgb(image: Any) -> Image:
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-
-@functools.lru_cache(maxsize=256)
-def _local_copy(path: str) -> str:
-    """A local path with the content of path; OpenCV reads local files only."""
-    if not is_remote(path):
-        return path
-    folder = Path(tempfile.gettempdir()) / f"idol-videos-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    target = folder / (hashlib.sha256(path.encode()).hexdigest()[:24] + Path(path).suffix.lower())
-    if not target.exists():
-        write_whole(target, read_bytes(path))
-    return str(target)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 
+from idol.addresses import is_remote
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources import frames
 from pipelines.sources.frames import Image
@@ -104,10 +105,10 @@ def open_source(name: str, every: int = 1) -> Source:
         with _camera(name) as camera:
             return Source(name, every, None, _rate(camera.get(cv2.CAP_PROP_FPS), every))
     path = Path(name)
-    if not frames.is_remote(name) and path.is_dir():
+    if not is_remote(name) and path.is_dir():
         images = _images_of(path)
         return Source(name, every, -(-len(images) // every), None, images)
-    if not frames.is_remote(name) and not path.exists():
+    if not is_remote(name) and not path.exists():
         raise PipelineError(f"{name} does not exist. {_TODO}")
     if path.suffix.lower() in frames.IMAGE_SUFFIXES:
         return Source(name, every, 1, None, (path,))
@@ -149,7 +150,7 @@ def _cut_short(name: str, read: int, stated: int) -> bool:
     """Whether a video that ended after so many frames should have gone on."""
     if stated - read <= max(2, math.ceil(_OVERSTATED * stated)):
         return False
-    if frames.is_remote(name) or Path(name).suffix.lower() not in _MP4_SUFFIXES:
+    if is_remote(name) or Path(name).suffix.lower() not in _MP4_SUFFIXES:
         return True
     # An mp4 may show a part of the frames that it stores and states: its edit list says so, and
     # players follow it. Cut short it is where the last box reaches beyond the end of the file.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import idol
+from idol.addresses import is_remote, shown
 from idol.config import Config, to_dict
 from idol.files import write_whole
 from idol.network.model import IDOL
@@ -18,7 +19,6 @@ from idol.ytvis.videos import Reject
 from pipelines import cluster, configuration
 from pipelines.report import experiment_log, gallery, page, run_page
 from pipelines.sources import annotations as annotation_files
-from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect, shard_plan, stored_metrics, track
 from pipelines.stages.reject_limit import check_rejects, tell_rejects
@@ -156,7 +156,7 @@ def _report(
     page.write(
         out / PAGE,
         page.Report(
-            title=f"Evaluation of {Path(request.checkpoint).name}",
+            title=f"Evaluation of {Path(shown(str(request.checkpoint))).name}",
             summary=f"{report.videos} videos, {report.frames} frames of "
             f"{', '.join(dataset.sources)}",
             metrics=run_page.metric_sets(out.name, report),
@@ -286,5 +286,5 @@ def summarise(
 
 
 def _absolute(path: str) -> str:
-    """A path that is right from any folder; an address stays."""
-    return path if frames.is_remote(path) else str(Path(path).resolve())
+    """A path that is right from any folder; an address stays, without its secrets."""
+    return shown(path) if is_remote(path) else str(Path(path).resolve())

@@ -6,10 +6,10 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass
 
+from idol.addresses import shown
 from idol.config import Config
 from idol.network.model import IDOL
 from idol.weights import checkpoint
-from idol.weights.hub import shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

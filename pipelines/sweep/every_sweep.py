@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
+from idol.addresses import shown
 from idol.config import Config, TrackerConfig, from_dict, to_dict
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.report import experiment_log, page, run_page
@@ -45,13 +46,14 @@ class Sweep:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types, with absolute paths."""
+        """As plain JSON types, with absolute paths, and addresses without their secrets."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)} | {
             "base": to_dict(self.base),
             "space": space.to_dict_of(self.space),
             "search": asdict(self.search),
         }
-        return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in plain.items()}
+        absolute = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in plain.items()}
+        return {k: shown(v) if isinstance(v, str) else v for k, v in absolute.items()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:

@@ -29,6 +29,50 @@ def test_an_environment_entry_without_a_value_is_explained() -> None:
         submit.main(["--env", "MLFLOW", "--", "true"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--secret", "IDOL_NOT_SET"], "name of a variable that is set here, not IDOL_NOT_SET"),
+        (["--secret", "TOKEN=hush"], r"set here, not NAME=\.\.\."),
+        (["--secrets-file", "{file}"], r"secrets, line 3: it must be NAME=VALUE"),
+        (["--secrets-file", "none"], "No such file"),
+    ],
+)
+def test_secrets_that_cannot_be_used_are_said_without_their_value(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "secrets").write_text("# ours\nA=1\nhush\n")
+    words = [word.format(file=tmp_path / "secrets") for word in arguments]
+    with pytest.raises(SystemExit, match=message) as stopped:
+        submit.main([*words, "--", "true"])
+    assert "hush" not in str(stopped.value)
+
+
+def test_secrets_reach_the_jobs_environment_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines import submit as pipeline
+
+    sent: dict[str, object] = {}
+
+    class Client:
+        def submit_job(self, entrypoint: str, runtime_env: dict[str, object]) -> str:
+            sent.update(runtime_env, entrypoint=entrypoint)
+            return "job-1"
+
+    monkeypatch.setattr(pipeline, "_connect", lambda address: Client())
+    monkeypatch.setenv("IDOL_TOKEN", "hush-a")
+    (tmp_path / "secrets").write_text("# ours\n\nKEY = hush-b=c\n")
+    words = ["--secret", "IDOL_TOKEN", "--secrets-file", str(tmp_path / "secrets"), "--env", "A=1"]
+    with pytest.raises(SystemExit) as stopped:
+        submit.main([*words, "--no-wait", "--", "python", "-m", "jobs.train"])
+    assert stopped.value.code == 0
+    assert sent["env_vars"] == {"A": "1", "IDOL_TOKEN": "hush-a", "KEY": "hush-b=c"}
+    assert sent["entrypoint"] == "python -m jobs.train"
+    told = capfd.readouterr()
+    assert "hush" not in told.out + told.err
+
+
 def test_an_unreachable_cluster_is_one_sentence_and_no_traceback() -> None:
     with pytest.raises(SystemExit, match="No Ray job server answers"):
         submit.main(["--address", "http://127.0.0.1:9", "--", "true"])
