@@ -89,13 +89,12 @@ class Log:
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """What the client's method returns; None where it fails, or one has failed before."""
         from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
         if self.broken:
             return None
         try:
             return getattr(self.client, method)(*arguments, **named)
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, OSError) as error:
             self.broken = True
             told = "%s is not logged any further, the work goes on. The experiment log says: %s"
             _log.warning(told, self.uri, _first_line(error))
