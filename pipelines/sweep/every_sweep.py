@@ -175,11 +175,11 @@ def finish(
             **run_page.sweep_part(report, name),
         ),
     )
-    _log(log, output, report, counts)
+    _write_log(log, output, report, counts)
     return output.finish(rows=len(report.trials), extra=extra)
 
 
-def _log(
+def _write_log(
     log: experiment_log.Log, output: Output, report: SweepReport, counts: Mapping[str, int]
 ) -> None:
     """The numbers of the sweep, and a child for each of its best trials."""
