@@ -26,6 +26,7 @@ def origin(error: BaseException) -> BaseException:
     while type(error).__module__.partition(".")[0] == "ray":
         workers = getattr(error, "worker_failures", None) or {}  # of Ray Train, by rank
         inner = getattr(error, "cause", None) or next(iter(workers.values()), error.__cause__)
+        inner = inner or error.__context__  # Ray Tune raises its own while it handles ours
         if inner is None:
             break
         error = inner

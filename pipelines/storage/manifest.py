@@ -55,8 +55,9 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        """Names the content: everything but how long it took. The next stage's input_hash."""
-        return hash_value({k: v for k, v in asdict(self).items() if k != "seconds"})
+        """Names the content: everything but how long it took and where the frames lay, which
+        reports tell. The next stage's input_hash."""
+        return hash_value({k: v for k, v in asdict(self).items() if k not in ("seconds", "files")})
 
 
 _ANY = Manifest(stage="")

@@ -34,15 +34,18 @@ class Ledger:
         """Add a finished trial; it is on the disk when this returns."""
         line: dict[str, Any] = {"input": self._input_hash, **asdict(trial)}
         line["checksum"] = manifest.hash_value(line)
-        with self.path.open("a+b") as file:
-            end = file.seek(0, os.SEEK_END)
-            if end:
-                file.seek(end - 1)
-            # After a line that a kill has cut short, the next trial starts on a new line.
-            start = b"\n" if end and file.read(1) != b"\n" else b""
-            file.write(start + json.dumps(line, sort_keys=True).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a+b") as file:
+                end = file.seek(0, os.SEEK_END)
+                if end:
+                    file.seek(end - 1)
+                # After a line that a kill has cut short, the next trial starts on a new line.
+                start = b"\n" if end and file.read(1) != b"\n" else b""
+                file.write(start + json.dumps(line, sort_keys=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # of a full disk it does not name the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def read(self) -> list[Trial]:
         """The trials of this input as they were added; those of damaged lines are tried again."""

@@ -88,3 +88,17 @@ def test_the_error_of_a_training_worker_is_found():
 
     assert origin(WorkerGroupError("rank 0 failed", {0: FULL})) is FULL
     assert origin(DAMAGED) is DAMAGED
+
+
+def test_an_error_of_ours_that_ray_tune_replaces_is_found():
+    from ray.tune.error import TuneError
+
+    def fit():
+        try:
+            raise FULL
+        except OSError:
+            raise TuneError("Traceback ...")  # noqa: B904 - as Ray Tune does
+
+    with pytest.raises(TuneError) as caught:
+        fit()
+    assert origin(caught.value) is FULL

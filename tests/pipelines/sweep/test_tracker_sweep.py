@@ -65,6 +65,22 @@ def test_the_ledger_ignores_a_torn_line_and_other_detections(tmp_path: Path) -> 
     assert [found.hash for found in ledger.read()] == ["x", "w"]
 
 
+def test_a_trial_whose_line_was_damaged_is_tried_again(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl", "a")
+    ledger.append(trial("x", value=0.25))
+    ledger.append(trial("y", value=0.5))
+    data = ledger.path.read_bytes()
+    for broken in (data.replace(b"0.25", b"0.95"), data.replace(b"0.25", b"0.\xff5")):
+        ledger.path.write_bytes(broken)
+        assert [found.hash for found in ledger.read()] == ["y"]
+
+
+def test_a_ledger_that_cannot_be_written_is_told_by_name(tmp_path: Path) -> None:
+    (tmp_path / "ledger.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"ledger\.jsonl"):
+        Ledger(tmp_path / "ledger.jsonl", "a").append(trial("x"))
+
+
 def test_the_furthest_trial_of_each_configuration_counts(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl", "a")
     for name, number, budget in (("b", 2, 4), ("a", 1, 8), ("b", 2, 8), ("a", 1, 4)):
