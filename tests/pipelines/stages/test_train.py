@@ -241,3 +241,12 @@ def test_settings_tell_two_sources_apart_without_what_may_be_a_secret():
     assert not any(secret in first for secret in ("me", "word", "token", "secret"))
     plain = Start(weights="a?b/x.pth", backbone_weights="hf://a/b@v1/c.pth", reset_classes=True)
     assert plain.recorded() == asdict(plain)
+
+
+def test_a_training_that_ends_early_is_not_finished(prepared, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train.advance(prepared, out, quick(4), 2, workers=0)
+    monkeypatch.setattr(train, "_worker", lambda settings: None)
+    with pytest.raises(RuntimeError, match=r"training ended, but .*step-00000004 is not there"):
+        train.run(prepared, out, quick(4), workers=0)
+    assert not (out / "_manifest.json").exists()

@@ -221,6 +221,29 @@ def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
     ]
 
 
+@pytest.mark.ray
+def test_a_search_that_ends_early_is_not_finished(
+    ray_local: None, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_work", _one_and_no_more)
+    with pytest.raises(PipelineError, match=r"1 of 4 configurations .*ended before the search"):
+        tracker_sweep.run(
+            wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]}), tmp_path / "s", processes=1
+        )
+    assert not (tmp_path / "s" / every_sweep.BEST).exists()
+
+
+def _one_and_no_more(param_space: Any, workload: Any, searcher: Any) -> None:
+    import ray
+    from ray import tune
+
+    ray.get(searcher.enter.remote("w"))
+    asked, _ = ray.get(searcher.exchange.remote("w", None))
+    found = workload.measure(workload.load(), *asked)
+    tune.report(dataclasses.asdict(found))
+    ray.get(searcher.tell.remote("w", found.value))
+
+
 @dataclasses.dataclass(frozen=True)
 class Trap(objective.Objective):
     """An objective that fails at its second call, and takes its process along at the next two."""
