@@ -123,6 +123,21 @@ def test_a_job_runs_from_a_copy_of_the_code_and_returns_its_json(head: dict[str,
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_a_secret_reaches_the_job_and_no_list_of_processes(head: dict[str, str]) -> None:
+    code = (
+        "import json, os, subprocess\n"
+        "shown = subprocess.run(['ps', 'axww', '-o', 'args'], capture_output=True, text=True)\n"
+        "secret = os.environ['IDOL_TOKEN']\n"
+        "print(json.dumps({'length': len(secret), 'shown': secret in shown.stdout}))"
+    )
+    environment = {**head, "IDOL_TOKEN": "hush-7f3a"}
+    done = _submit(environment, "--secret", "IDOL_TOKEN", "--", "python", "-c", code)
+    assert json.loads(done.stdout) == {"length": 9, "shown": False}
+    assert "hush-7f3a" not in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_the_exit_status_is_the_jobs(head: dict[str, str]) -> None:
     done = _submit(head, "--", "python", "-c", "print('no'); raise SystemExit(7)")
     assert done.returncode == 7
