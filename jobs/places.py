@@ -46,6 +46,10 @@ def _is_score(path: Path, start: bytes) -> bool:
 
 SCORES = Kind("an output of jobs.score", _is_score)
 RESULTS = Kind("results of this project", _begins(rb'\[\s*(\{"category_id"|\]\s*$)'))
+ANNOTATIONS = Kind(
+    "an output of jobs.convert",
+    _begins(rb'\{"info": \{"description": "written by python -m jobs\.'),
+)
 PAGE = Kind("a page of this project", _begins(rb'(?s).*<meta name="generator" content="idol-vis">'))
 FILM = Kind("a film", _begins(rb"(?s).{4}ftyp"))
 NETWORK = Kind("an exported network", _begins(rb"\x08|PK"))
@@ -123,7 +127,7 @@ def _check_file(flag: str, path: Path, kind: Kind) -> None:
             "it, or write elsewhere"
         )
     if path.is_dir():
-        raise IsADirectoryError(f"{flag} {path} is a folder; name a file in it")
+        raise IsADirectoryError(f"{flag} {path} is a folder; name a file in it, or a new place")
     if path.exists():
         from pipelines.storage import claims
 

@@ -48,7 +48,7 @@ INNER_ROOMS = {
         ("errors",),
         ("cluster", "configuration", "storage"),
         ("sources", "submit"),
-        ("report",),
+        ("report", "formats"),
         ("stages", "stream"),
         ("sweep",),
         ("demo",),

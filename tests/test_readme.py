@@ -15,7 +15,13 @@ from idol import presets
 from pipelines.sweep import space as search_space
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/sweeps.md", "docs/architecture.md", "docs/analysis.md")
+PAGES = (
+    "README.md",
+    "docs/sweeps.md",
+    "docs/architecture.md",
+    "docs/analysis.md",
+    "docs/formats.md",
+)
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -183,6 +183,8 @@ class _Reader:
     def categories(self) -> dict[int, str]:
         """category_id -> name."""
         stated: dict[int, Any] = {}
+        if "categories" not in self.content and self.content.get("annotations") is None:
+            return {}  # videos that nobody labelled
         for where, row in self.objects("categories"):
             category_id = self.number(row, "id", where)
             if category_id in stated and not self.compat:

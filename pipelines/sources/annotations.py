@@ -152,7 +152,7 @@ def read(
         rejects = [reject for reject in rejects if reject.video_id in wanted]
         annotated = [video for video in annotated if video.video_id in wanted]
     annotated = [video.strided(stride) for video in annotated]
-    root = _default_root(source) if frames_root is None else str(frames_root)
+    root = default_root(source) if frames_root is None else str(frames_root)
     if not is_remote(root):
         # Workers read the frames, and have a working directory of their own.
         root = str(Path(root).resolve())
@@ -253,7 +253,8 @@ def _raised(video: Any, raised: int, raised_instances: int) -> Any:
     return dataclasses.replace(video, video_id=video.video_id + raised, instances=instances)
 
 
-def _default_root(source: str) -> str:
+def default_root(source: str) -> str:
+    """The folder of a file's frames where none is given."""
     parent = source.rpartition("/")[0] if is_remote(source) else Path(source).parent
     inside = frame_files.join(str(parent), "JPEGImages")
     return inside if frame_files.is_directory(inside) else str(parent)

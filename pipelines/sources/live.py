@@ -106,7 +106,7 @@ def open_source(name: str, every: int = 1) -> Source:
             return Source(name, every, None, _rate(camera.get(cv2.CAP_PROP_FPS), every))
     path = Path(name)
     if not is_remote(name) and path.is_dir():
-        images = _images_of(path)
+        images = images_of(path)
         return Source(name, every, -(-len(images) // every), None, images)
     if not is_remote(name) and not path.exists():
         raise PipelineError(f"{name} does not exist. {_TODO}")
@@ -117,7 +117,7 @@ def open_source(name: str, every: int = 1) -> Source:
         return Source(name, every, stated or None, _rate(reader.rate, every))
 
 
-def _images_of(folder: Path) -> tuple[Path, ...]:
+def images_of(folder: Path) -> tuple[Path, ...]:
     """The images of a folder in natural order. Raises: PipelineError: there is none to read."""
     try:
         entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -130,10 +130,10 @@ def _images_of(folder: Path) -> tuple[Path, ...]:
         raise PipelineError(
             f"{folder} {there}: a folder must hold images ({known}), all of one video."
         )
-    return tuple(sorted(images, key=lambda path: _natural(path.name)))
+    return tuple(sorted(images, key=lambda path: natural(path.name)))
 
 
-def _natural(name: str) -> tuple[list[int | str], str]:
+def natural(name: str) -> tuple[list[int | str], str]:
     """A key: frame2 before frame10; names that differ in zeros only keep a fixed order."""
     parts = re.split(r"([0-9]+)", name.lower())  # text and digits in turn, text first
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

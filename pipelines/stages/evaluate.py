@@ -74,6 +74,10 @@ class Request:
             self.annotations, self.frames, video_ids=self.video_ids, stride=self.stride
         )
         model = idol.load(str(self.checkpoint), preset=self.preset)
+        if not dataset.categories:  # nobody labelled these videos: they have the checkpoint's
+            ids = model.config.category_ids or range(1, model.config.model.num_classes + 1)
+            names = model.config.categories or map(str, ids)
+            dataset = replace(dataset, categories=dict(zip(ids, names, strict=True)))
         config = with_categories(model.config, dataset)
         config = configuration.changed(config, self.overrides, self.tracker)
         return dataset, model, config, dataset.truth()

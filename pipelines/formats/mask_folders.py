@@ -1,0 +1,109 @@
+"""DAVIS and YouTube-VOS: Annotations/VIDEO/00000.png beside JPEGImages/VIDEO/00000.jpg.
+
+A folder of a resolution may stand between, as in Annotations/480p/VIDEO. A PNG holds numbers of
+objects: indices of its palette, grey levels, or colours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from idol.files import load_json
+from pipelines.formats import id_maps, media
+from pipelines.formats.labels import OBJECT, Builder, Labels, Track
+
+MASKS, IMAGES = "Annotations", "JPEGImages"
+
+_RESOLUTION = re.compile(r"[0-9]+p|Full-Resolution")
+
+
+def read(path: Path, frames: Path | None = None) -> Labels:
+    """Read all videos below a folder, or below its Annotations.
+
+    frames: folder that holds the videos' images or films by the same names; default: JPEGImages
+            beside Annotations
+    Raises: ValueError, FileNotFoundError: there are no masks, or no frames to any of them.
+    """
+    masks = path / MASKS if (path / MASKS).is_dir() else path
+    images, top = frames, masks.parent
+    if MASKS in masks.parts:
+        place = len(masks.parts) - masks.parts[::-1].index(MASKS) - 1
+        top = Path(*masks.parts[:place])
+        images = images or top.joinpath(IMAGES, *masks.parts[place + 1 :])
+    if images is None or not images.is_dir():
+        raise FileNotFoundError(f"there is no {IMAGES} beside {masks}; name the frames: --frames")
+    folders = media.folders_of_png(masks)
+    firsts = {folder.relative_to(masks).parts[:1] for folder in folders}
+    sizes = sorted(first[0] for first in firsts if first and _RESOLUTION.fullmatch(first[0]))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{masks} holds the same videos in {' and '.join(sizes)}; read one: {masks / sizes[0]}"
+        )
+    if not folders:
+        raise ValueError(f"there are no PNG masks in {masks}")
+    categories = _categories(top)
+    made = Builder(str(path), frames)
+    for folder in folders:
+        inside = folder.relative_to(masks)
+        name = Path(*(part for part in inside.parts if part not in sizes)).as_posix()
+        with made.video(name):
+            found = media.find(images.joinpath(*inside.parts[n:]) for n in range(len(inside.parts)))
+            if found is None:
+                raise ValueError(f"there is no folder of images or film {images / inside}")
+            _add(made, name, id_maps.read(folder, found), found, categories)
+    seen = {folder.relative_to(masks).parts for folder in folders}
+    for folder in sorted(images.iterdir()):
+        if len(next(iter(seen))) == 1 and folder.is_dir() and (folder.name,) not in seen:
+            made.notes.add("folders of frames without masks, left out", folder.name)
+    return made.labels()
+
+
+def _add(
+    made: Builder,
+    name: str,
+    maps: id_maps.IdMaps,
+    found: media.Frames,
+    categories: Mapping[str, Any] | None,
+) -> None:
+    """One video; categories: meta.json's videos, None without meta.json."""
+    objects = dict(maps.objects)
+    if maps.white in objects and len(objects) > 1:
+        void = objects.pop(maps.white)
+        made.notes.add("masks with void (white among other objects), left out", name, len(void))
+    tracks = []
+    for value, masks in sorted(objects.items()):
+        tracks.append(Track(_category(categories, name, value), masks))
+    if maps.coloured:
+        made.notes.add("videos with masks in colours, each colour taken as one object", name)
+    if missing := len(found) - len(maps.positions):
+        made.notes.add("frames without a mask file, left out of their video", name, missing)
+    if categories is None:
+        made.notes.add(f"objects without a category, named {OBJECT!r}", name, len(tracks))
+    made.add(name, maps.size, [found.references[p] for p in maps.positions], tracks)
+
+
+def _categories(top: Path) -> Mapping[str, Any] | None:
+    """What YouTube-VOS's meta.json says: video -> objects -> number -> category."""
+    path = top / "meta.json"
+    if not path.exists():
+        return None
+    content = load_json(path, "categories")
+    if not isinstance(content, dict) or not isinstance(content.get("videos"), dict):
+        raise ValueError(f"{path} has no object 'videos', as that of YouTube-VOS has")
+    videos: Mapping[str, Any] = content["videos"]
+    return videos
+
+
+def _category(categories: Mapping[str, Any] | None, name: str, value: int) -> str:
+    if categories is None:
+        return OBJECT
+    try:
+        category = categories[name]["objects"][str(value)]["category"]
+    except (KeyError, TypeError):
+        category = None
+    if not isinstance(category, str):
+        raise ValueError(f"meta.json says no category of object {value}, which has a mask")
+    return category

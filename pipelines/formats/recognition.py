@@ -1,0 +1,92 @@
+"""Which format lies at a path, and reading it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from idol.files import load_json
+from pipelines.formats import cvat, mask_folders, media, mots, sav, unlabelled
+from pipelines.formats.labels import Labels
+from pipelines.sources import annotations
+from pipelines.sources import frames as frame_files
+
+Reader = Callable[[Path, Path | None], Labels]
+
+
+def read(path: Path, frames: Path | None = None, format: str = "auto") -> Labels:
+    """Read the labels at a path.
+
+    frames: where its frames lie; default: as its format has it
+    format: one of FORMATS, or "auto": the one that it looks like
+    Raises: ValueError, PipelineError, OSError: it is none that is known, or cannot be read.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    if frames is not None and not frames.exists():
+        raise FileNotFoundError(f"the frames {frames} do not exist")
+    return FORMATS[recognise(path) if format == "auto" else format](path, frames)
+
+
+def recognise(path: Path) -> str:
+    """The name of the format. Raises: ValueError: there is none, or more than one."""
+    if path.is_file():
+        suffix = path.suffix.lower()
+        by_suffix = {".json": "json", ".xml": "cvat", ".txt": "mots"}
+        found = [by_suffix[suffix]] if suffix in by_suffix else []
+        if suffix in frame_files.VIDEO_SUFFIXES:
+            found = ["videos"]
+    else:
+        found = [name for name, looks_so in _FOLDERS.items() if looks_so(path)]
+        files = sorted(path.glob("*.json"))
+        if not found and len(files) > 1:
+            names = ", ".join(file.name for file in files[:5])
+            raise ValueError(f"{path} holds {len(files)} JSON files ({names}); name those to read")
+        if not found and files:
+            found = ["json"]
+        if not found and any(file.suffix.lower() in _MEDIA for file in path.rglob("*")):
+            found = ["videos"]
+    if len(found) == 1:
+        return found[0]
+    looks = f"looks like {' and '.join(found)}" if found else "is of no format that is known"
+    hint = "; unpack it first" if path.suffix.lower() in (".zip", ".tar", ".gz") else ""
+    raise ValueError(f"{path} {looks}{hint}. Say which: --format {' | '.join(FORMATS)}")
+
+
+def _json(path: Path, frames: Path | None) -> Labels:
+    """YouTube-VIS, OVIS, CocoVID and COCO: what they hold is read when they are joined."""
+    if path.is_dir():
+        (path,) = path.glob("*.json")
+    content = load_json(path, "annotation")
+    if isinstance(content, dict) and "masklet" in content:
+        return sav.read(path, frames)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} is no annotation file: its top level is no object")
+    root = frames or Path(annotations.default_root(str(path)))
+    return Labels(str(path), content, Path(os.path.abspath(root)))
+
+
+FORMATS: Mapping[str, Reader] = {
+    "json": _json,
+    "masks": mask_folders.read,
+    "mots": mots.read,
+    "cvat": cvat.read,
+    "sav": sav.read,
+    "videos": unlabelled.read,
+}
+
+_MEDIA = frame_files.VIDEO_SUFFIXES | frame_files.IMAGE_SUFFIXES
+_FOLDERS: Mapping[str, Callable[[Path], bool]] = {
+    "masks": lambda path: (
+        (path / mask_folders.MASKS).is_dir()
+        or (mask_folders.MASKS in path.absolute().parts and any(path.rglob(media.PNG)))
+    ),
+    "mots": lambda path: (
+        any((path / name).is_dir() for name in ("instances", "instances_txt"))
+        or any(path.glob("*/gt/gt.txt"))
+        or any(mots.is_text(file) for file in path.glob("*.txt"))
+    ),
+    "cvat": lambda path: (path / cvat.NAME).is_file(),
+    "sav": lambda path: any(any(path.glob(f"*{kind}.json")) for kind in sav.KINDS),
+}

@@ -1,0 +1,41 @@
+"""Films and folders of images that nobody labelled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.formats import media
+from pipelines.formats.labels import Builder, Labels
+from pipelines.sources import frames as frame_files
+from pipelines.sources import live
+
+
+def read(path: Path, frames: Path | None = None) -> Labels:
+    """Read a film, or all films and folders of images below a folder.
+
+    frames: folder that frame paths are relative to; default: the one that holds all
+    Raises: ValueError: there is no video that can be used.
+    """
+    made = Builder(str(path), frames, labelled=False)
+    for video in _videos(path):
+        name = video.stem if video.is_file() else video.name
+        with made.video(str(video)):
+            found = media.Frames(video)
+            size = found.size(range(len(found)))
+            if found.is_film and found.stated != len(found):
+                kind = "films that state another number of frames than can be read, taken as read"
+                made.notes.add(kind, f"{video} states {found.stated} and has {len(found)}")
+            made.add(name, size, found.references)
+    return made.labels()
+
+
+def _videos(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    videos = set()
+    for file in path.rglob("*"):
+        if file.suffix.lower() in frame_files.VIDEO_SUFFIXES and file.is_file():
+            videos.add(file)
+        elif file.suffix.lower() in frame_files.IMAGE_SUFFIXES:
+            videos.add(file.parent)
+    return sorted(videos, key=lambda video: live.natural(str(video)))

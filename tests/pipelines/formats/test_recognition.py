@@ -1,0 +1,91 @@
+"""A path is recognised by what lies there, and is never taken for another format in silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines import formats
+from pipelines.formats import recognition
+from tests.pipelines.conftest import Videos
+from tests.pipelines.formats import drawn
+
+LINE = f"0 1000 1 24 36 {drawn.counts(drawn.box(1, 1, 4, 4)).decode()}\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "format"),
+    [
+        (["mine.json"], "mine.json", "json"),
+        (["instances.json", "JPEGImages/a/1.jpg", "README.txt"], "", "json"),
+        (["Annotations/a/1.png", "JPEGImages/a/1.jpg", "meta.json"], "", "masks"),
+        (["Annotations/480p/a/1.png"], "Annotations/480p", "masks"),
+        (["Annotations/film.mp4"], "Annotations", "videos"),
+        (["instances/a/1.png"], "", "mots"),
+        (["instances_txt/a.txt"], "", "mots"),
+        (["a/gt/gt.txt", "a/img1/1.jpg"], "", "mots"),
+        (["a.txt"], "a.txt", "mots"),
+        (["a.txt", "images/a/1.jpg"], "", "mots"),
+        (["annotations.xml", "images/1.png"], "", "cvat"),
+        (["mine.XML"], "mine.XML", "cvat"),
+        (["v_manual.json", "v.mp4"], "", "sav"),
+        (["v_auto.json", "w_auto.json"], "", "sav"),
+        (["a.MP4"], "a.MP4", "videos"),
+        (["a.mp4", "b/1.jpg"], "", "videos"),
+        (["deep/er/1.png"], "", "videos"),
+    ],
+)
+def test_formats_are_recognised(tmp_path: Path, files: list[str], path: str, format: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("hello" if "README" in name else LINE)
+    assert recognition.recognise(tmp_path / path) == format
+
+
+@pytest.mark.parametrize(
+    ("files", "path", "message"),
+    [
+        ([], "", "is of no format that is known. Say which: --format json | masks"),
+        (["a.zip"], "a.zip", "no format that is known; unpack it first"),
+        (["1.jpg"], "1.jpg", "no format"),
+        (["Annotations/a/1.png", "annotations.xml"], "", "looks like masks and cvat"),
+        (["train.json", "val.json", "a/1.jpg"], "", r"2 JSON files \(train.json, val.json\); name"),
+    ],
+)
+def test_what_is_unclear_is_asked(
+    tmp_path: Path, files: list[str], path: str, message: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=message):
+        formats.read(tmp_path / path)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nothing does not exist"):
+        formats.read(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"the frames .*nothing do not exist"):
+        formats.read(tmp_path, tmp_path / "nothing")
+
+
+def test_json_is_read_with_the_frames_beside_it(make_videos: Callable[..., Videos]) -> None:
+    videos = make_videos([2])
+    for source in (videos.write(), videos.folder):
+        found = formats.read(source)
+        assert found.frames == videos.folder / "JPEGImages"
+        assert found.content == videos.content
+    assert formats.read(videos.write(), videos.folder).frames == videos.folder
+
+
+def test_sa_v_is_known_by_its_content(tmp_path: Path) -> None:
+    drawn.film(tmp_path / "v.mp4", 2)
+    mask = {"size": list(drawn.SIZE), "counts": drawn.counts(drawn.box(1, 1, 4, 4)).decode()}
+    (tmp_path / "any.json").write_text(json.dumps({"video_id": "v", "masklet": [[mask]]}))
+    assert drawn.file_names(formats.read(tmp_path / "any.json").content) == {"v": ["v.mp4#0"]}
+    (tmp_path / "any.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no annotation file: its top level is no object"):
+        formats.read(tmp_path / "any.json")
