@@ -284,13 +284,13 @@ def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Pa
         ).fit()
     if result.error is not None:
         raise result.error
-    found = _checkpoints(loop.out)
-    if not found:
+    last = loop.out / f"{_STEP}{loop.stop:08d}"
+    if not last.exists():
         raise RuntimeError(
-            f"training ended, but {loop.out} has no checkpoint. With workers on several machines "
-            "--out must be storage that all of them see."
+            f"training ended, but {last} is not there. With workers on several machines --out must "
+            "be storage that all of them see."
         )
-    return found[-1]
+    return last
 
 
 def _worker(settings: dict[str, Any]) -> None:
