@@ -141,7 +141,7 @@ def test_meta_json_names_the_categories(tmp_path: Path) -> None:
         ("extra", r"there is no frame 00007 in .*bad, which has 3 frames, 00000 to 00002"),
         ("size", r"00001.png is 10 x 12 \(height x width\), its frame 24 x 36"),
         ("frames", r"different sizes \(height x width\): .* is 10 x 12, .* is 24 x 36"),
-        ("cut", r"00001.png cannot be read as an image \(.*truncated"),
+        ("cut", r"00001.png cannot be read as an image \(.*[Tt]runcated"),
         ("flipped", "00001.png cannot be read as an image"),
         ("empty", "00001.png cannot be read as an image"),
         ("text", "00001.png cannot be read as an image"),
