@@ -23,6 +23,7 @@ from idol.config import (
     TrainConfig,
     TransformConfig,
 )
+from idol.config.categories import BENCHMARKS
 
 _SIDES_480_TO_800 = tuple(range(480, 801, 32))
 
@@ -86,7 +87,9 @@ def released(name: str, *, as_paper: bool = False) -> Config:
     """The released configuration of this name, <data set>_<backbone>, or its paper's."""
     config = _DATASETS[name]()
     model = replace(config.model, backbone=_BACKBONES[name.partition("_")[2]])
-    config = replace(config, name=name, model=model)
+    names = BENCHMARKS.get(name.partition("_")[0], ())
+    ids = tuple(range(1, len(names) + 1))
+    config = replace(config, name=name, model=model, categories=names, category_ids=ids)
     return paper(config) if as_paper else config
 
 

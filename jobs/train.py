@@ -40,7 +40,8 @@ class Train:
     """Start the backbone alone from ImageNet weights, the rest at random: a file,
     hf://owner/repo/file, or a URL. Not together with --weights."""
     reset_classes: bool = False
-    """Start the class heads from random weights where their number of categories differs."""
+    """Start the class heads from random weights where the weights were trained on other categories,
+    by their names, or do not say on which."""
     workers: int = 2
     """Data-parallel workers: one CPU core each, or one GPU each with --gpus."""
     gpus: bool = False

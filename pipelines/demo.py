@@ -26,7 +26,7 @@ class Walk:
     train_files:      annotation JSON to train on
     validation_files: annotation JSON to evaluate on, by the name of the set
     weights:          what to start from (idol.load); None: random
-    reset_classes:    start class heads of another size from random weights
+    reset_classes:    start class heads for other categories from random weights
     workers:          data-parallel training processes, one GPU each with gpus
     grid:             field of TrackerConfig -> values, swept on the set named sweep_set;
                       empty: no sweep

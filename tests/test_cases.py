@@ -19,6 +19,13 @@ NAMES = {
     "from pipelines import frames\n": "from pipelines.sources import image_file as frames\n",
     "from pipelines import annotations": "from pipelines.sources import annotations",
     "evaluate.read_truth(p, ds)": "ds.truth()",
+    "from idol import checkpoint, presets\n": "from idol import presets\nfrom idol.weights "
+    "import checkpoint\nfrom pipelines.stages.initial_model import Start, initial_model\n",
+    "from pipelines import train\n": "from pipelines.stages import train\n",
+    'train._initial_model(config, "shipped", None, True)': "initial_model(config, Start("
+    "weights='shipped', reset_classes=True))",
+    'train._initial_model(config, "shipped", None, False)': "initial_model(config, Start("
+    "weights='shipped'))",
     "from idol import checkpoint": "from idol.weights import checkpoint",
     'r["reason"]': "r.reason",
     'idol.load("tiny").state_dict()': 'idol.build("tiny").state_dict()',
@@ -35,6 +42,7 @@ NAMES = {
         "06_mlflow_deleted",
         "07_id_from_zero",
         "09_degenerate_polygons",
+        "10_reset_classes_same_number",
         "12_compiled_prefix",
         "16_thermal_16bit",
     ],

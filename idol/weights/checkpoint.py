@@ -17,6 +17,7 @@ from torch import Tensor
 from idol import presets
 from idol.addresses import is_remote, shown
 from idol.config import Config
+from idol.config.categories import differing
 from idol.files import whole_file
 from idol.network.model import IDOL
 from idol.weights import hub, provenance, safetensors_file, torch_file
@@ -78,7 +79,8 @@ def load(
                    (see idol.weights.hub.fetch)
     preset:        the configuration of a file that neither carries one nor tells it by a released
                    name. For one of our own files it replaces everything but the network
-    reset_classes: replace class heads of another size than the preset's by random ones
+    reset_classes: replace class heads of another size than the preset's, or for other
+                   categories, by random ones
     Raises:
         CheckpointError: the file is damaged, does not fit (.report has every key), or `source`
             is the name of a preset, which is an untrained network (see `build`).
@@ -91,8 +93,21 @@ def load(
     name = shown(_spelt(source))
     stored, state = read(source)
     config = _configuration(stored, state, name, preset)
+    known, wanted = known_categories(source, stored), config.categories
+    if reset_classes and stored is not None and preset is not None:
+        wanted = presets.by_name(preset).categories or wanted
+    # Of another number, the heads do not fit, which is told below with their shapes.
+    other = differing(known, wanted) if len(known) == len(wanted) else ""
+    if other and not reset_classes:
+        raise CheckpointError(
+            f"{name} was trained on other categories than preset {preset!r} names: {other}. Name "
+            "the preset of its data set."
+        )
+    if other:
+        ids = tuple(range(1, len(wanted) + 1))
+        config = replace(config, categories=wanted, category_ids=ids)
     model = IDOL(config)
-    if reset_classes and (replaced := adapt_classes(state, model)):
+    if reset_classes and (replaced := adapt_classes(state, model, all_heads=bool(other))):
         _log.info("%s: %s start from random weights", name, _heads(replaced))
     dropped, added = adapt_training_heads(state, model)
     if added and not reset_classes:
@@ -205,11 +220,24 @@ def check_state(model: IDOL, state: Mapping[str, Tensor], origin: str) -> None:
     raise CheckpointError("\n  ".join(lines) + f"\n{_advice(report, state)}", report)
 
 
-def adapt_classes(state: dict[str, Tensor], model: IDOL) -> list[str]:
+def known_categories(source: str | os.PathLike[str], stored: Config | None) -> tuple[str, ...]:
+    """Names by label of the categories that weights were trained on; () where nothing tells.
+
+    stored: what `read` found in the source; None: a released file, told by its name
+    """
+    if stored is not None:
+        return stored.categories
+    told = provenance.named(re.split(r"[/\\]", shown(_spelt(source)))[-1])
+    return presets.by_name(told).categories if told else ()
+
+
+def adapt_classes(state: dict[str, Tensor], model: IDOL, *, all_heads: bool = False) -> list[str]:
     """Replace class heads of another size or kind by the model's own, which are random, in place.
 
     Class heads are those of every decoder layer, the dense head and the identity head.
-    returns: the keys replaced
+
+    all_heads: those of the same size too, which were trained on other categories
+    returns:   the keys replaced
     """
     own = model.state_dict()
     heads = [
@@ -218,7 +246,7 @@ def adapt_classes(state: dict[str, Tensor], model: IDOL) -> list[str]:
         if key.startswith(_CLASS_HEADS)
         and key in own
         and own[key].shape[1:] == value.shape[1:]
-        and len(own[key]) != len(value)
+        and (all_heads or len(own[key]) != len(value))
     ]
     theirs, ours = ([key for key in s if key.startswith("class_embed.")] for s in (state, own))
     # Linear or of several layers.

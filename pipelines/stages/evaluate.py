@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import Any
 import idol
 from idol.addresses import is_remote, shown
 from idol.config import Config, to_dict
+from idol.config.categories import same
 from idol.files import write_whole
 from idol.network.model import IDOL
 from idol.ytvis.truth import Truth
@@ -38,6 +40,8 @@ FILES = {
     "detections": DETECTIONS,
 }
 """What a finished directory holds, by the name that the job prints it under."""
+
+_log = logging.getLogger(__name__)
 
 _AHEAD = "ahead"  # what was tracked before detection had ended, until it is taken over
 
@@ -229,7 +233,8 @@ def _detect_and_track(
 def with_categories(config: Config, dataset: Dataset) -> Config:
     """The configuration with the dataset's categories, which must be those it was trained on.
 
-    A released checkpoint names none; its labels are the category ids in ascending order.
+    Names are compared without case and separators. Of a checkpoint that names none, the labels are
+    the category ids in ascending order, which a warning says.
 
     Raises: ValueError: they disagree.
     """
@@ -240,9 +245,13 @@ def with_categories(config: Config, dataset: Dataset) -> Config:
                 f"the checkpoint has {config.model.num_classes} classes, the dataset "
                 f"{len(given)} categories. Was it trained on another dataset?"
             )
+        _log.warning(
+            "the checkpoint does not say which categories it was trained on: its labels are taken "
+            "for the dataset's categories in the order of their ids"
+        )
         return replace(config, categories=tuple(given.values()), category_ids=tuple(given))
     trained = dict(zip(config.category_ids, config.categories, strict=True))
-    differing = {i for i, _ in trained.items() ^ given.items()}
+    differing = {i for i in {**trained, **given} if not same(trained.get(i), given.get(i))}
     if differing:
         first = min(differing)
         raise ValueError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import asdict, dataclass
 
 from idol.addresses import shown
 from idol.config import Config
+from idol.config.categories import differing
 from idol.network.model import IDOL
 from idol.weights import checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +22,7 @@ class Start:
 
     weights:          see idol.load; None: random
     backbone_weights: ImageNet weights for the backbone alone (see idol.weights.imagenet)
-    reset_classes:    initialise class heads of another size instead of raising
+    reset_classes:    initialise class heads for other categories instead of raising
     """
 
     weights: str | None = None
@@ -62,14 +66,24 @@ def initial_model(config: Config, start: Start) -> IDOL:
         load_imagenet(model.backbone, start.backbone_weights)
     if weights is None:
         return model
-    state = checkpoint.read(weights)[1]
+    stored, state = checkpoint.read(weights)
     checkpoint.adapt_training_heads(state, model)
-    replaced = checkpoint.adapt_classes(state, model)
+    known = checkpoint.known_categories(weights, stored)
+    other = differing(known, config.categories) if known and config.categories else ""
+    unknown = not known and start.reset_classes
+    replaced = checkpoint.adapt_classes(state, model, all_heads=bool(other) or unknown)
     if replaced and not start.reset_classes:
         raise ValueError(
-            f"{shown(weights)} has class heads of another size than this dataset's "
-            f"{config.model.num_classes} categories ({', '.join(config.categories[:8])}, ...). "
-            "Pass --reset-classes to start them from random weights."
+            f"{shown(weights)} has class heads for other categories than this dataset's "
+            f"{config.model.num_classes} ({', '.join(config.categories[:8])}, ...)"
+            f"{': ' + other if other else ''}. Pass --reset-classes to start them from random "
+            "weights."
+        )
+    if not known and not replaced:
+        _log.warning(
+            "%s does not say which categories it was trained on: its class heads are taken for "
+            "those of the dataset, in the order of the category ids",
+            shown(weights),
         )
     checkpoint.check_state(model, state, shown(weights))
     model.load_state_dict(state)

@@ -30,7 +30,7 @@ class TrainingSweep(Sweep):
     pairs:         a finished output of pairs.run, to train on
     annotations:   annotation JSON with truth, to evaluate on; other videos than those of pairs
     weights:       what every trial starts from (idol.load); None: random
-    reset_classes: give class heads of another size random weights
+    reset_classes: give class heads for other categories random weights
     workers:       data-parallel processes of a trial; 0: inside the process of the trial
     gpus:          one GPU for each of them
     reject_limit:  share of the videos of annotations that may have a fault, as of evaluate.run

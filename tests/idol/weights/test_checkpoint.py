@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -303,7 +304,7 @@ def test_a_presets_name_is_no_source_of_trained_weights(name):
 
 def test_a_released_file_is_known_by_its_name_and_the_log_says_so(tmp_path, caplog, monkeypatch):
     small = override(
-        presets.by_name("ytvis19_r50"),
+        presets.by_name("coco_r50"),
         ["model.width=32", "model.num_queries=5", "model.decoder_layers=1", "model.num_classes=3"],
     )
     monkeypatch.setattr(presets, "PRESETS", {"ytvis19_r50": lambda: small, "tiny": presets.tiny})
@@ -372,6 +373,29 @@ def test_other_class_heads_start_anew_only_when_asked(saved, monkeypatch):
             assert torch.equal(value, before[key])
     # They start as those of a fresh network: every class at a score of 0.01.
     assert torch.allclose(model.class_embed[0].bias.sigmoid(), torch.tensor(0.01), atol=1e-6)
+
+
+def test_a_released_file_is_not_read_with_the_categories_of_another_benchmark(
+    tmp_path, monkeypatch
+):
+    # Small networks under the names of the released ones: 40 categories each.
+    for name in ("ytvis19_r50", "ytvis21_r50"):
+        known = presets.by_name(name)
+        sizes = ["width=32", "num_queries=5", "decoder_layers=1", "num_classes=40"]
+        small = override(presets.by_name("coco_r50"), [f"model.{size}" for size in sizes])
+        small = replace(
+            small, name=name, categories=known.categories, category_ids=known.category_ids
+        )
+        monkeypatch.setitem(presets.PRESETS, name, lambda small=small: small)
+    model = idol.IDOL(presets.by_name("ytvis19_r50"))
+    path = tmp_path / "YTVIS19_R50_502AP.pth"
+    checkpoint.export_released(model, path)
+    assert idol.load(path).config.categories[0] == "person"
+    with pytest.raises(CheckpointError, match="label 0 is 'person' there and 'airplane' here"):
+        idol.load(path, preset="ytvis21_r50")
+    reset = idol.load(path, preset="ytvis21_r50", reset_classes=True)
+    assert reset.config.categories[0] == "airplane"
+    assert not torch.equal(reset.class_embed[0].weight, model.class_embed[0].weight)
 
 
 @pytest.mark.parametrize("had", ["linear", "mlp"])

@@ -174,6 +174,7 @@ def test_labels_are_given_the_categories_of_the_dataset() -> None:
     mapped = evaluate.with_categories(config, categories(person=3, car=7))
     assert (mapped.category_ids, mapped.categories) == ((3, 7), ("person", "car"))
     assert evaluate.with_categories(mapped, categories(person=3, car=7)) == mapped
+    assert evaluate.with_categories(mapped, categories(Person=3, CAR=7)) == mapped
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,40 @@ def test_other_categories_start_new_class_heads_only_when_asked(prepared, tmp_pa
     assert idol.load(tmp_path / "a" / train.WEIGHTS).config.model.num_classes == 4
 
 
+@pytest.mark.parametrize("names", [["bolt", "nut", "gear", "pin"], ["DISC", "box", "star", "ring"]])
+def test_other_categories_of_the_same_number_are_other_categories(tmp_path, names, caplog):
+    known = train.with_categories(quick(2), ["disc", "box", "star", "ring"], [1, 2, 3, 4])
+    weights = idol.IDOL(known)
+    path = str(checkpoint.save(weights, tmp_path / "x.safetensors"))
+    # The ids are those of another file: labels are what the heads were trained for.
+    config = train.with_categories(known, names, [0, 1, 2, 3])
+    reset = initial_model(config, Start(weights=path, reset_classes=True)).state_dict()
+    alike = [
+        torch.equal(reset[key], value)
+        for key, value in weights.state_dict().items()
+        if key.startswith(("class_embed.", "dense_head."))
+    ]
+    if names[0] == "DISC":
+        assert all(alike)
+        assert initial_model(config, Start(weights=path)).config == config
+    else:
+        assert not all(alike)
+        with pytest.raises(ValueError, match="label 0 is 'disc' there and 'bolt' here; 4 of 4"):
+            initial_model(config, Start(weights=path))
+    assert not caplog.records
+
+
+def test_weights_that_name_no_categories_are_taken_with_a_warning_or_reset(tmp_path, caplog):
+    model = idol.IDOL(quick(2))
+    path = str(checkpoint.save(model, tmp_path / "x.safetensors"))
+    config = train.with_categories(quick(2), ["bolt", "nut", "gear", "pin"], [1, 2, 3, 4])
+    kept = initial_model(config, Start(weights=path))
+    assert torch.equal(kept.class_embed[0].weight, model.class_embed[0].weight)
+    assert "does not say which categories" in caplog.text
+    reset = initial_model(config, Start(weights=path, reset_classes=True))
+    assert not torch.equal(reset.class_embed[0].weight, model.class_embed[0].weight)
+
+
 def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, tmp_path):
     # What the README's cluster run does: weights of 80 COCO classes, for another dataset.
     model = idol.IDOL(override(quick(2), ["model.num_classes=80", "model.dense_auxiliary=false"]))
