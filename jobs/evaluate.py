@@ -18,6 +18,7 @@ from jobs import command, places
 
 if TYPE_CHECKING:  # pipelines is imported when the job runs: --help needs none of it
     from pipelines.stages.evaluate import Request
+    from pipelines.storage.paths import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,9 @@ class Evaluate:
     """Weights: a .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a
     released .pth (then name its --preset). Several are evaluated one after the other, each in a
     folder of OUT, and compared; all are checked before the first begins."""
-    out: Annotated[Path, places.EVALUATIONS]
-    """Directory to write: new, empty, or left unfinished by the same command."""
+    out: Annotated[str, places.EVALUATIONS]
+    """Directory to write: new, empty, or left unfinished by the same command. Also an address, such
+    as s3://bucket/folder."""
     preset: str | None = None
     """Configuration of a released .pth, which carries none."""
     set: command.Repeated = ()
@@ -81,6 +83,7 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
     from pipelines import cluster
     from pipelines.report import compare
     from pipelines.stages import evaluate
+    from pipelines.storage import paths
 
     gpu, number = command.device(job.device)
     if number is not None:
@@ -90,13 +93,14 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
         )
     pool = None if job.actors is None else cluster.Pool.of(job.actors)
     named = compare.names(job.checkpoint)
-    outputs = {name: _outputs(job, job.out / name if len(named) > 1 else job.out) for name in named}
+    top = paths.at(job.out)
+    outputs = {name: _outputs(job, top / name if len(named) > 1 else top) for name in named}
     if len(named) > 1:
         # The tenth must not fail for a typing error after nine have run for hours.
         for checkpoint, path in itertools.product(job.checkpoint, job.annotations):
             _request(job, path, checkpoint).read()
 
-    def one(path: str, checkpoint: str, out: Path) -> dict[str, Any]:
+    def one(path: str, checkpoint: str, out: AnyPath) -> dict[str, Any]:
         manifest = evaluate.run(
             _request(job, path, checkpoint),
             out,
@@ -104,11 +108,11 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
             gpu=gpu,
             overwrite=job.overwrite,
             reject_limit=job.reject_limit,
-            log_to=job.log_to or job.out,
+            log_to=job.log_to or top,
         )
-        paths = {name: str(out / file) for name, file in evaluate.FILES.items()}
+        files = {name: str(out / file) for name, file in evaluate.FILES.items()}
         counts = {"rows": manifest.rows, "rejects": manifest.rejects, "seconds": manifest.seconds}
-        return {**manifest.extra["metrics"], **counts, "out": str(out), **paths}
+        return {**manifest.extra["metrics"], **counts, "out": str(out), **files}
 
     with cluster.kept(job.num_cpus):
         line = {
@@ -120,11 +124,11 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
     if len(named) == 1:
         return next(iter(line.values()))
     compare.write(
-        job.out,
+        top,
         {name: {title: out for title, (_, out) in sets.items()} for name, sets in outputs.items()},
     )
-    paths = {name: str(job.out / file) for name, file in compare.FILES.items()}
-    return {"checkpoints": line, **paths}
+    files = {name: str(top / file) for name, file in compare.FILES.items()}
+    return {"checkpoints": line, **files}
 
 
 def _request(job: Evaluate, annotations: str, checkpoint: str) -> Request:
@@ -149,11 +153,11 @@ def _one_or_sets(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return next(iter(values.values())) if len(values) == 1 else {"sets": values}
 
 
-def _outputs(job: Evaluate, out: Path) -> dict[str, tuple[str, Path]]:
+def _outputs(job: Evaluate, out: AnyPath) -> dict[str, tuple[str, AnyPath]]:
     """Name of the set -> (annotation file, directory): out, or a folder in it for each file."""
     if len(job.annotations) == 1:
         return {out.name: (job.annotations[0], out)}
-    named: dict[str, tuple[str, Path]] = {}
+    named: dict[str, tuple[str, AnyPath]] = {}
     for path in job.annotations:
         base = Path(path).resolve().parent.name or Path(path).stem
         numbered = (f"{base}-{number}" for number in itertools.count(2))

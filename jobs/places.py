@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from idol.addresses import is_remote
+
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """How s3://bucket/x begins once it is a Path, which makes one slash of two."""
 _START = 1024  # bytes by which an existing file is recognised
@@ -79,6 +81,8 @@ def check(job: Any) -> None:
                     f"{flag} {str(value).replace(':/', '://', 1)} is an address, but object "
                     "storage is not supported there. Give a path, such as that of a mounted disk."
                 )
+            if kind is not None and is_remote(str(value)):
+                continue  # a folder in object storage, of which claims says what may be in it
             if kind is not None:
                 written[flag] = Path(value), kind
             elif os.path.exists(value):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from idol import presets
@@ -27,8 +26,9 @@ class Prepare:
     annotations: command.AnnotationFiles
     """Annotation files, local paths or URLs. Several are united; their categories must be
     numbered alike, clashing video ids are raised."""
-    out: Annotated[Path, places.FOLDER]
-    """Directory to write: new, empty, or left unfinished by the same command."""
+    out: Annotated[str, places.FOLDER]
+    """Directory to write: new, empty, or left unfinished by the same command. Also an address, such
+    as s3://bucket/folder."""
     frames: command.Frames = None
     preset: str = "ytvis19_r50"
     """Configuration by name; its section `pairs` says how pairs are drawn and stored."""
@@ -52,6 +52,7 @@ def _prepare(job: Prepare) -> dict[str, Any]:
     from pipelines import cluster
     from pipelines.sources import annotations
     from pipelines.stages import pairs
+    from pipelines.storage import paths
 
     read = functools.partial(
         annotations.read, frames_root=job.frames, video_ids=job.videos or None, stride=job.stride
@@ -60,7 +61,7 @@ def _prepare(job: Prepare) -> dict[str, Any]:
     with cluster.kept(job.num_cpus):
         made = pairs.run(
             dataset,
-            job.out,
+            paths.at(job.out),
             config.pairs,
             overwrite=job.overwrite,
             reject_limit=job.reject_limit,

@@ -23,8 +23,8 @@ class Train:
     Writes checkpoint.safetensors (weights and configuration), losses.json and an MLflow run.
     """
 
-    pairs: Path
-    """Output of jobs.prepare."""
+    pairs: str
+    """Output of jobs.prepare: a folder, or an address such as s3://bucket/folder."""
     out: Annotated[Path, places.FOLDER]
     """Where the checkpoint and the losses go."""
     preset: Annotated[
@@ -58,16 +58,17 @@ def _train(job: Train) -> None:
     from pipelines import cluster
     from pipelines.report import experiment_log
     from pipelines.stages import train
-    from pipelines.storage import layout
+    from pipelines.storage import layout, paths
 
-    config = train.with_pairs(config, job.pairs, job.set)
+    pairs = paths.at(job.pairs)
+    config = train.with_pairs(config, pairs, job.set)
     log_to, title = job.log_to or job.out.parent, f"train {job.out.name}"
     with (
         cluster.kept(dashboard=True),
         experiment_log.run(log_to, title, to_dict(config)) as log,
     ):
         manifest = train.run(
-            job.pairs,
+            pairs,
             job.out,
             config,
             weights=job.weights,

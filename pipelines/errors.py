@@ -7,10 +7,9 @@ import functools
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ParamSpec
 
-from idol.addresses import without_secrets
+from idol.addresses import is_remote, without_secrets
 
 
 class PipelineError(Exception):
@@ -116,7 +115,7 @@ class ManifestError(_FieldsError):
 
 
 @contextlib.contextmanager
-def intact(path: Path) -> Iterator[None]:
+def intact(path: object) -> Iterator[None]:
     """Take apart what a stage has stored. Raises: ManifestError: that is not what it has written.
 
     path: the file that is at fault for whatever goes wrong in the block
@@ -126,14 +125,15 @@ def intact(path: Path) -> Iterator[None]:
     except PipelineError:
         raise
     except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # of the disk; those of Arrow have no number
+        # Errors of a disk have a number; those of Arrow have none, and a network is no damage.
+        if isinstance(error, OSError) and (error.errno or is_remote(str(path))):
             raise
         raise _damaged(path, error) from error
     except (TypeError, ValueError, NotImplementedError) as error:
         raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> ManifestError:
+def _damaged(path: object, error: Exception) -> ManifestError:
     told = (str(error).splitlines() or [""])[0]
     reason = f"is damaged, or was changed by hand ({type(error).__name__}: {told})"
     return ManifestError(str(path), reason, "Make it again with --overwrite.")

@@ -229,7 +229,7 @@ def _check_fields(entry: Any, index: int, *, compat: bool) -> None:
         raise ValueError(f"results[{index}] must be an object, got {str(entry)[:60]!r}")
     for key in ("video_id", "category_id"):
         value = entry.get(key)
-        if not isinstance(value, Integral) or isinstance(value, bool) or abs(value) > MAX_ID:
+        if not isinstance(value, Integral) or isinstance(value, bool) or abs(int(value)) > MAX_ID:
             raise ValueError(f"results[{index}].{key} must be a whole number, got {value!r:.60}")
     score = entry.get("score")
     if not isinstance(score, Real) or isinstance(score, bool):

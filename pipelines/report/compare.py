@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from idol.addresses import shown
 from pipelines.report import run_page
 from pipelines.storage import manifest
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.reports import EvaluationReport
 
 TABLE = "comparison.json"
@@ -34,7 +34,7 @@ def names(checkpoints: Sequence[str]) -> dict[str, str]:
     return {f"{'-'.join(parts[c])}-{number}": c for number, c in enumerate(checkpoints, start=1)}
 
 
-def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> None:
+def write(out: AnyPath, folders: Mapping[str, Mapping[str, AnyPath]]) -> None:
     """Compare finished evaluations in comparison.json and comparison.html.
 
     folders: checkpoint -> set of videos -> output of evaluate.run
@@ -42,7 +42,7 @@ def write(out: Path, folders: Mapping[str, Mapping[str, Path]]) -> None:
         ManifestError: one of them is not finished.
     """
     table: dict[str, dict[str, Any]] = {}
-    shown: dict[str, Path] = {}
+    shown: dict[str, AnyPath] = {}
     for checkpoint, sets in folders.items():
         for name, folder in sets.items():
             report = EvaluationReport.read(folder)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
+from pipelines.storage import paths
+from pipelines.storage.paths import AnyPath, RemotePath
 
 EXPERIMENT = "idol"
 _METRICS_PER_CALL = 500  # MLflow takes 1000 a call; one call costs about as much as one metric
@@ -66,10 +68,11 @@ class Log:
         for start in range(0, len(rows), _METRICS_PER_CALL):
             self._call("log_batch", self.run_id, metrics=rows[start : start + _METRICS_PER_CALL])
 
-    def artifacts(self, *paths: Path) -> None:
+    def artifacts(self, *files: AnyPath) -> None:
         """Copy these files into the run."""
-        for path in paths:
-            self._call("log_artifact", self.run_id, str(path))
+        for file in files:
+            with paths.local_file(file) as copy:
+                self._call("log_artifact", self.run_id, str(copy))
 
     def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Log a finished run below this one."""
@@ -102,7 +105,7 @@ class Log:
 
 
 @contextlib.contextmanager
-def run(out: Path, name: str, config: Mapping[str, Any]) -> Iterator[Log]:
+def run(out: AnyPath, name: str, config: Mapping[str, Any]) -> Iterator[Log]:
     """Open an MLflow run before the work; it ends FINISHED, or FAILED where the block raises.
 
     out:    its SQLite file and artifacts are made here, unless MLFLOW_TRACKING_URI says otherwise
@@ -133,7 +136,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def runs(out: Path) -> Sequence[Any]:
+def runs(out: AnyPath) -> Sequence[Any]:
     """All runs logged under out, newest first, as MLflow's own objects."""
     client, _, experiment = _open(out)
     return list(client.search_runs([experiment]))
@@ -173,7 +176,7 @@ def _opening(uri: str) -> Iterator[None]:
             RETRIES.unset()
 
 
-def _open(out: Path) -> tuple[Any, str, str]:
+def _open(out: AnyPath) -> tuple[Any, str, str]:
     """The client, its address, and the id of our experiment, made where it is missing.
 
     Done by the driver before anything else writes: many processes on a fresh SQLite file break
@@ -186,11 +189,17 @@ def _open(out: Path) -> tuple[Any, str, str]:
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
+    if isinstance(out, RemotePath) and not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise PipelineError(
+            f"the experiment log is a database and cannot lie in {out}. Give it another place: "
+            "--log-to FOLDER, or the variable MLFLOW_TRACKING_URI."
+        )
     out.mkdir(parents=True, exist_ok=True)
     # MLflow 3 refuses plain folders.
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
     # A server keeps artifacts where it was told to; beside our own file they go beside it.
-    place = (out / "mlruns").resolve().as_uri() if uri.startswith("sqlite:") else None
+    beside = uri.startswith("sqlite:") and isinstance(out, Path)
+    place = Path(str(out), "mlruns").resolve().as_uri() if beside else None
     with _opening(uri):
         client, found = _experiment(uri, place)
     if found.lifecycle_stage != "active":

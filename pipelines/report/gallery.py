@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from idol.images import visualize
 from pipelines.report.strips import Strip, draw, evenly
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.storage import stored
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.reports import EvaluationReport
 from pipelines.storage.schemas import ResultTrack
 from pipelines.storage.stored import StoredDetections
@@ -21,7 +21,7 @@ _AT_LEAST = 3  # tracks drawn of a video in which none reaches that score
 
 
 def pictures(
-    dataset: Dataset, source: StoredDetections, tracks: Path, report: EvaluationReport
+    dataset: Dataset, source: StoredDetections, tracks: AnyPath, report: EvaluationReport
 ) -> list[Strip]:
     """A few videos, from the worst to the best by AP; without truth, the first ones.
 

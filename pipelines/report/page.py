@@ -14,10 +14,10 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
-from idol.files import write_whole
 from pipelines.report import charts, sweep_charts
 from pipelines.report.charts import Run
 from pipelines.report.strips import Strip
+from pipelines.storage.paths import AnyPath, write_whole
 
 HEADLINE: Final = ("AP", "AP50", "AP75", "AR1", "AR10", "AP_so", "AP_mo", "AP_ho")
 """Metrics of the headline table in order; those that no set has are left out."""
@@ -129,9 +129,8 @@ class Report:
     """How to run it again: what it does -> command."""
 
 
-def write(path: Path | str, report: Report) -> Path:
+def write(path: AnyPath, report: Report) -> AnyPath:
     """Write the page, whole or not at all. Raises: OSError: the folder cannot be written."""
-    path = Path(path)
     write_whole(path, render(report).encode())
     return path
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pipelines.errors import intact
@@ -15,19 +14,20 @@ from pipelines.report.page import MetricSet, Report, SweepRow, VideoRow
 from pipelines.report.strips import Strip
 from pipelines.sources import annotations as annotation_files
 from pipelines.storage import layout, manifest, stored
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.reports import EvaluationReport
 from pipelines.storage.sweep_report import SweepReport
 
 
 def write(
-    path: Path,
+    path: AnyPath,
     *,
     title: str,
-    training: Path | None = None,
-    evaluations: Mapping[str, Path],
-    swept: Path | None = None,
+    training: AnyPath | None = None,
+    evaluations: Mapping[str, AnyPath],
+    swept: AnyPath | None = None,
     commands: Mapping[str, str] | None = None,
-) -> Path:
+) -> AnyPath:
     """One self-contained page about outputs of train.run, evaluate.run and sweep.run.
 
     evaluations: name of the set -> output of evaluate.run
@@ -111,7 +111,7 @@ def video_rows(report: EvaluationReport, set_name: str = "") -> list[VideoRow]:
     ]
 
 
-def curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+def curves(path: AnyPath) -> dict[str, list[tuple[int, float]]]:
     """Loss curves of a finished training directory: name → [(step, value), ...]."""
     named: dict[str, list[tuple[int, float]]] = {}
     points = manifest.read_json(path / layout.LOSSES, layout.TRAIN)
@@ -170,7 +170,7 @@ def held_out_sentence(found: SweepReport) -> str:
     return text + "."
 
 
-def _curves(training: Path) -> dict[str, list[tuple[int, float]]]:
+def _curves(training: AnyPath) -> dict[str, list[tuple[int, float]]]:
     """The total loss, then the losses of the last decoder layer; the others look like these."""
     named = curves(training)
     losses = [name for name in named if name.startswith("loss_") and not name[-1].isdigit()]

@@ -11,6 +11,7 @@ from pyarrow import fs
 
 from idol.addresses import is_remote
 from pipelines.sources import frames
+from pipelines.storage import paths
 
 _SAMPLE = 256  # files of which bytes are read
 _BLOCK, _BLOCKS = 2**16, 4  # of each: a video file has gigabytes
@@ -60,7 +61,7 @@ def _blocks(path: str, size: int) -> bytes:
     try:
         source, inner = fs.LocalFileSystem(), path
         if is_remote(path):
-            source, inner = fs.FileSystem.from_uri(path)
+            source, inner = paths.native(path)
         with source.open_input_file(inner) as file:
             return b"".join(file.read_at(_BLOCK, start) for start in starts)
     except OSError:

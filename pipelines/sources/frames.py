@@ -23,6 +23,7 @@ from pipelines.sources import video_cache
 from pipelines.sources.image_file import JPEG, check_size, decode
 from pipelines.sources.image_file import Image as Image
 from pipelines.sources.video_file import DamagedVideo, VideoFile
+from pipelines.storage import paths
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -41,7 +42,7 @@ def is_directory(path: str) -> bool:
     """Whether a local or remote directory exists."""
     if not is_remote(path):
         return os.path.isdir(path)
-    filesystem, inner = fs.FileSystem.from_uri(path)
+    filesystem, inner = paths.native(path)
     (info,) = filesystem.get_file_info([inner])
     return bool(info.type == fs.FileType.Directory)
 
@@ -55,7 +56,7 @@ def read_bytes(path: str) -> bytes:
     """The bytes of a local or remote file. Raises: OSError: it cannot be read."""
     if not is_remote(path):
         return Path(path).read_bytes()
-    filesystem, inner = fs.FileSystem.from_uri(path)
+    filesystem, inner = paths.native(path)
     with filesystem.open_input_stream(inner) as stream:
         data: bytes = stream.read()
     return data
@@ -64,7 +65,7 @@ def read_bytes(path: str) -> bytes:
 def files_in(directory: str) -> dict[str, int]:
     """Names and bytes of the files in a directory, in one listing: faster than to ask for each."""
     if is_remote(directory):
-        filesystem, inner = fs.FileSystem.from_uri(directory)
+        filesystem, inner = paths.native(directory)
         found = filesystem.get_file_info(fs.FileSelector(inner, allow_not_found=True))
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
     try:

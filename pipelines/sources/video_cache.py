@@ -26,6 +26,7 @@ from pyarrow import fs
 
 from idol.files import whole_file
 from pipelines.errors import PipelineError
+from pipelines.storage import paths
 
 LIMIT_VARIABLE = "IDOL_VIDEO_CACHE_BYTES"
 """Bytes that the copies of one user may take on a machine, those in use apart."""
@@ -42,7 +43,7 @@ def held(address: str) -> BinaryIO:
         OSError, ValueError: the remote file cannot be read.
         PipelineError: there is no room for the copy.
     """
-    filesystem, inner = fs.FileSystem.from_uri(address)
+    filesystem, inner = paths.native(address)
     info = filesystem.get_file_info(inner)
     if info.type != fs.FileType.File:
         raise FileNotFoundError("there is no such file")

@@ -8,7 +8,6 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,8 +27,9 @@ from pipelines.stages import shard_plan
 from pipelines.stages.frame_reader import Frame, read_ahead
 from pipelines.stages.reject_limit import check_rejects
 from pipelines.stages.shard_plan import Shard
-from pipelines.storage import claims, layout, schemas, tables
+from pipelines.storage import claims, layout, paths, schemas, tables
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath
 
 _NETWORK = "_network.safetensors"
 """The network, for the actors: beside the shards, where every machine and a restarted actor find
@@ -110,7 +110,7 @@ def _detections(
 def run(
     dataset: Dataset,
     model: IDOL,
-    out: Path,
+    out: AnyPath,
     config: Config,
     *,
     actors: cluster.Pool | int | None = None,
@@ -178,7 +178,7 @@ class DetectActor:
     must_be_gpu: an actor without CUDA is an error
     """
 
-    def __init__(self, config: Config, out: Path, truth: bool, must_be_gpu: bool) -> None:
+    def __init__(self, config: Config, out: AnyPath, truth: bool, must_be_gpu: bool) -> None:
         import ray
 
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
@@ -190,7 +190,8 @@ class DetectActor:
         if not gpu:
             torch.set_num_threads(1)
         self.config, self.out, self.truth = config, out, truth
-        model = idol.load(out / _NETWORK, device="cuda" if gpu else "cpu")
+        with paths.local_file(out / _NETWORK) as network:
+            model = idol.load(network, device="cuda" if gpu else "cpu")
         # On a GPU many frames of few shapes: compiling pays.
         self.detector = Detector(model, config, batch=config.detect.batch_frames, compiled=gpu)
 
@@ -215,7 +216,7 @@ def _detect(
     actors: cluster.Pool | int | None,
     gpu: bool | None,
     on_shard: Callable[[int], None],
-    arguments: tuple[Config, Path, bool, bool],
+    arguments: tuple[Config, AnyPath, bool, bool],
 ) -> None:
     """Hand the missing shards to a pool of actors, and wait for the last one.
 
@@ -229,7 +230,8 @@ def _detect(
         pool, share = _room(actors, gpu, len(todo))
         instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
         cluster.require(pool.least, 1.0, share, instead=instead)
-        checkpoint.save(model, network)
+        with paths.whole_file(network) as written:
+            checkpoint.save(model, written)
         cluster.set_up_data()
         rows = [
             {"shard": number, "pieces": pickle.dumps(shards[number])}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ import idol
 from idol.addresses import is_remote, shown
 from idol.config import Config, to_dict
 from idol.config.categories import same
-from idol.files import write_whole
 from idol.network.model import IDOL
 from idol.ytvis.truth import Truth
 from idol.ytvis.videos import Reject
@@ -26,9 +24,10 @@ from pipelines.stages import detect, shard_plan, stored_metrics, track
 from pipelines.stages.reject_limit import check_rejects, tell_rejects
 from pipelines.stages.stored_metrics import StoredMetrics
 from pipelines.stages.track_ahead import TrackAhead
-from pipelines.storage import claims, manifest, stored, tables
+from pipelines.storage import claims, manifest, paths, stored, tables
 from pipelines.storage.layout import DETECTIONS, EVALUATE, PAGE, REPORT, RESULTS, SUBMISSION, TRACKS
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath, write_whole
 from pipelines.storage.reports import CategoryMetrics, EvaluationReport, Selection
 from pipelines.storage.stored import StoredDetections
 
@@ -77,7 +76,8 @@ class Request:
         dataset = annotation_files.read(
             self.annotations, self.frames, video_ids=self.video_ids, stride=self.stride
         )
-        model = idol.load(str(self.checkpoint), preset=self.preset)
+        with paths.fetched(str(self.checkpoint)) as source:
+            model = idol.load(source, preset=self.preset)
         if not dataset.categories:  # nobody labelled these videos: they have the checkpoint's
             ids = model.config.category_ids or range(1, model.config.model.num_classes + 1)
             names = model.config.categories or map(str, ids)
@@ -99,13 +99,13 @@ class Request:
 
 def run(
     request: Request,
-    out: Path,
+    out: AnyPath,
     *,
     actors: cluster.Pool | int | None = None,
     gpu: bool | None = None,
     overwrite: bool = False,
     reject_limit: float | None = None,
-    log_to: Path | None = None,
+    log_to: AnyPath | None = None,
     log: bool = True,
 ) -> Manifest:
     """Evaluate a checkpoint on a dataset; a killed run goes on where it was by the same call.
@@ -150,7 +150,7 @@ def run(
 
 
 def _report(
-    request: Request, dataset: Dataset, truth: Truth | None, config: Config, out: Path
+    request: Request, dataset: Dataset, truth: Truth | None, config: Config, out: AnyPath
 ) -> EvaluationReport:
     """Score what was tracked, and write results, report and page to out."""
     source = stored.read(out / DETECTIONS)
@@ -196,7 +196,7 @@ def check_truth(annotation_file: str | Path) -> None:
 def _detect_and_track(
     dataset: Dataset,
     model: IDOL,
-    out: Path,
+    out: AnyPath,
     config: Config,
     actors: cluster.Pool | int | None,
     gpu: bool | None,
@@ -206,7 +206,7 @@ def _detect_and_track(
     """Detections, then tracks; of many frames, both at the same time."""
     detections, ahead = out / DETECTIONS, out / _AHEAD
     if overwrite:
-        shutil.rmtree(ahead, ignore_errors=True)
+        paths.remove_tree(ahead)
     total = sum(len(video.frames) for video in dataset.videos)
     together = total > track.FEW_FRAMES and not (detections / manifest.MANIFEST).exists()
     with cluster.session() if together else contextlib.nullcontext():

@@ -12,6 +12,7 @@ from idol.config import Config
 from idol.config.categories import differing
 from idol.network.model import IDOL
 from idol.weights import checkpoint
+from pipelines.storage import paths
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,8 @@ def initial_model(config: Config, start: Start) -> IDOL:
         load_imagenet(model.backbone, start.backbone_weights)
     if weights is None:
         return model
-    stored, state = checkpoint.read(weights)
+    with paths.fetched(weights) as source:
+        stored, state = checkpoint.read(source)
     checkpoint.adapt_training_heads(state, model)
     known = checkpoint.known_categories(weights, stored)
     other = differing(known, config.categories) if known and config.categories else ""

@@ -11,7 +11,6 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -27,6 +26,7 @@ from pipelines.errors import ManifestError, VideoError, intact
 from pipelines.sources import image_file
 from pipelines.stages.row_order import RowOrder
 from pipelines.storage import manifest, schemas, tables
+from pipelines.storage.paths import AnyPath
 
 _BATCHES_AHEAD = 3
 """Batches decoded before they are asked for."""
@@ -35,7 +35,7 @@ Identities = Mapping[tuple[int, int], int]
 """(video_id, instance_id) → the instance's number among all of the training set."""
 
 
-def number_instances(directory: str | Path) -> dict[tuple[int, int], int]:
+def number_instances(directory: str | AnyPath) -> dict[tuple[int, int], int]:
     """Classes of the identity head: a prepare output's instances, 0..M-1 by video_id and id."""
     found: set[tuple[int, int]] = set()
     for path in manifest.shard_paths(directory, "prepare"):
@@ -104,7 +104,7 @@ class PairLoader:
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | AnyPath,
         config: Config,
         *,
         rank: int = 0,

@@ -21,16 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from idol.config import PairConfig, to_dict
-from idol.files import whole_file
 from idol.ytvis.videos import Reject
 from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError, carried, raise_carried
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import pair_rows
 from pipelines.stages.reject_limit import check_rejects, tell_rejects
-from pipelines.storage import claims, layout, manifest, schemas, tables
+from pipelines.storage import claims, layout, manifest, paths, schemas, tables
 from pipelines.storage.layout import PREPARE
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath, whole_file
 
 # What the loader deals to workers is a row group: small ones keep its memory small.
 _ROWS_PER_GROUP = 16
@@ -73,7 +73,7 @@ def draw(video: VideoRecord, config: PairConfig) -> list[tuple[int, int]]:
 
 def run(
     dataset: Dataset,
-    out: str | Path,
+    out: str | AnyPath,
     config: PairConfig,
     *,
     overwrite: bool = False,
@@ -209,7 +209,7 @@ def _write_shards(
     path.unlink(missing_ok=True)
 
 
-def _write_plan(path: Path, shards: Iterable[Sequence[tuple[VideoRecord, Piece]]]) -> None:
+def _write_plan(path: AnyPath, shards: Iterable[Sequence[tuple[VideoRecord, Piece]]]) -> None:
     """Write what tasks need to know, a row group per shard: the driver holds one at a time."""
     schema = pa.schema([("videos", pa.binary())])
     with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
@@ -221,7 +221,7 @@ def _write_plan(path: Path, shards: Iterable[Sequence[tuple[VideoRecord, Piece]]
 def write_shard(
     item: Mapping[str, Any],
     *,
-    out: Path,
+    out: AnyPath,
     config: PairConfig,
     labels: Mapping[int, int],
     shards: Sequence[int],
@@ -237,7 +237,7 @@ def write_shard(
 
     cv2.setNumThreads(1)  # one task per core is faster than threads that fight for them
     number = shards[item["id"]]
-    with pq.ParquetFile(out / _PLAN) as file:
+    with paths.open_input(out / _PLAN) as plan, pq.ParquetFile(plan) as file:
         pieces = pickle.loads(file.read_row_group(item["id"])["videos"][0].as_py())
     planned = [
         pair_rows.planned(video, key, reference, labels)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from idol.ytvis.videos import Reject
 from pipelines.errors import PipelineError
 from pipelines.sources.annotations import Dataset
 from pipelines.storage import tables
+from pipelines.storage.paths import AnyPath
 
 REJECT_LIMIT = 0.1
 """Share of the videos that may have a fault; with more, the dataset itself is at fault."""
@@ -47,7 +47,7 @@ def check_rejects(
     return set(first)
 
 
-def tell_rejects(dataset: Dataset, out: Path, rejects: Sequence[Mapping[str, Any]]) -> None:
+def tell_rejects(dataset: Dataset, out: AnyPath, rejects: Sequence[Mapping[str, Any]]) -> None:
     """Say in one line what a finished output lacks: how many videos, the first reason, the list.
 
     rejects: {video_id, path, reason} of each fault and, where there are several, its effect

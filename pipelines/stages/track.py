@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 from idol.config import TrackerConfig, to_dict
 from idol.tracker.online import track_video
 from idol.ytvis import results, submission
 from pipelines import cluster
 from pipelines.errors import PipelineError, intact
-from pipelines.storage import claims, layout, schemas, stored, tables
+from pipelines.storage import claims, layout, paths, schemas, stored, tables
 from pipelines.storage.layout import RESULTS, SUBMISSION, TRACK
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.schemas import ResultTrack
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
@@ -45,13 +43,13 @@ def results_of_video(
 
 
 def run(
-    detections: Path,
-    out: Path,
+    detections: AnyPath,
+    out: AnyPath,
     config: TrackerConfig,
     *,
     overwrite: bool = False,
     few_frames: int | None = None,
-    ahead: Path | None = None,
+    ahead: AnyPath | None = None,
 ) -> Manifest:
     """Track every stored video; write RESULTS, results.json and the servers' results.zip to out.
 
@@ -76,14 +74,14 @@ def run(
         for position in output.missing(len(source.videos)):
             path = ahead_path(ahead, source.videos[position].video_id)
             if path.exists():
-                path.replace(output.shard(position))
-        shutil.rmtree(ahead, ignore_errors=True)
+                paths.move(path, output.shard(position))
+        paths.remove_tree(ahead)
     missing = output.missing(len(source.videos))
     # A long one at the end would run alone.
     longest_first = sorted(missing, key=lambda i: (-source.videos[i].length, i))
     few = FEW_FRAMES if few_frames is None else few_frames
     here = sum(source.videos[i].length for i in missing) <= few
-    shared = (source, config, str(out.resolve()))
+    shared = (source, config, str(paths.at(out)))
     for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
         pass
     entries = [
@@ -93,8 +91,10 @@ def run(
         for position, video in enumerate(source.videos)
         for row in stored.read_results(out, position, source)
     ]
-    results.write(out / RESULTS, entries)
-    submission.zip_results(out / RESULTS, out / SUBMISSION)
+    with paths.whole_file(out / RESULTS) as written:
+        results.write(written, entries)
+    with paths.local_file(out / RESULTS) as written, paths.whole_file(out / SUBMISSION) as archive:
+        submission.zip_results(written, archive)
     return output.finish(
         total_shards=len(source.videos),
         rejects=tables.read_rejects(source.path),
@@ -112,7 +112,7 @@ def check_floor(source: StoredDetections, config: TrackerConfig) -> None:
         )
 
 
-def ahead_path(folder: Path, video_id: int) -> Path:
+def ahead_path(folder: AnyPath, video_id: int) -> AnyPath:
     """Where the results of a video lie that was tracked ahead."""
     return folder / f"video-{video_id}.parquet"
 
@@ -120,11 +120,11 @@ def ahead_path(folder: Path, video_id: int) -> Path:
 def _track_one(shared: tuple[StoredDetections, TrackerConfig, str], position: int) -> None:
     """The task: a video's results become a finished file, or nothing."""
     source, config, out = shared
-    write_video(source, source.videos[position], config, layout.shard_path(Path(out), position))
+    write_video(source, source.videos[position], config, layout.shard_path(paths.at(out), position))
 
 
 def write_video(
-    source: StoredDetections, video: StoredVideo, config: TrackerConfig, path: Path
+    source: StoredDetections, video: StoredVideo, config: TrackerConfig, path: AnyPath
 ) -> None:
     """Track one video into a file of its own."""
     import torch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from idol.config import Config
@@ -14,6 +13,7 @@ from pipelines.stages import detect, shard_plan, track
 from pipelines.stages.shard_plan import Shard
 from pipelines.storage import layout, tables
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class TrackAhead:
     """
 
     def __init__(
-        self, shards: Sequence[Shard], detections: Path, config: Config, folder: Path
+        self, shards: Sequence[Shard], detections: AnyPath, config: Config, folder: AnyPath
     ) -> None:
         import ray
 

@@ -29,6 +29,7 @@ from pipelines.stages.initial_model import Start, initial_model
 from pipelines.storage import claims, manifest
 from pipelines.storage.layout import LOSSES, TRAIN
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath
 
 WEIGHTS = "checkpoint.safetensors"
 """The result: weights to evaluate with (the average where there is one), and their config."""
@@ -46,13 +47,13 @@ class Loop:
     """The settings of a worker: absolute paths, and the step after which to end."""
 
     config: Config
-    pairs: Path
+    pairs: AnyPath
     out: Path
     stop: int
 
 
 def run(
-    pairs: Path,
+    pairs: AnyPath,
     out: Path,
     config: Config,
     *,
@@ -101,7 +102,7 @@ def run(
 
 
 def advance(
-    pairs: Path,
+    pairs: AnyPath,
     out: Path,
     config: Config,
     steps: int,
@@ -134,7 +135,7 @@ def advance(
 
 
 def _begin(
-    pairs: Path, out: Path, config: Config, start: Start, workers: int, overwrite: bool
+    pairs: AnyPath, out: Path, config: Config, start: Start, workers: int, overwrite: bool
 ) -> tuple[claims.Output, Loop]:
     """Claim the directory and put the first weights there."""
     source = manifest.read(pairs, "prepare")
@@ -171,7 +172,7 @@ def _clean(out: Path) -> None:
     (out / _START).unlink(missing_ok=True)
 
 
-def with_pairs(config: Config, pairs: Path, assignments: Iterable[str] = ()) -> Config:
+def with_pairs(config: Config, pairs: AnyPath, assignments: Iterable[str] = ()) -> Config:
     """The configuration with the section that the pairs were made with.
 
     assignments: "section.field=value" that the caller asked for
@@ -202,7 +203,7 @@ def with_categories(config: Config, names: Sequence[str], category_ids: Sequence
     )
 
 
-def with_identities(config: Config, pairs: Path) -> Config:
+def with_identities(config: Config, pairs: AnyPath) -> Config:
     """The configuration for a training set's instances: M for the identity head, or no head."""
     count = len(loader.number_instances(pairs)) if config.losses.identity > 0 else 0
     return replace(config, model=replace(config.model, num_identities=count))

@@ -3,8 +3,8 @@
 A directory is in one of three states. *New*: it does not exist, or is empty. *Unfinished*:
 `_started.json` says which stage, configuration, input and frames its shards belong to; the same
 command again redoes only the missing shards. *Finished*: `_manifest.json` exists, which is written
-last. Directories lie on a local or shared file system, because files are committed by a
-rename.
+last. Directories lie on a disk, where files are committed by a rename, or in object storage, where
+a file is one object.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any
 
 from idol.ytvis.videos import Reject
 from pipelines.errors import ManifestError, intact
-from pipelines.storage import manifest, schemas, tables
+from pipelines.storage import manifest, paths, schemas, tables
 from pipelines.storage.layout import LOSSES, REPORT, shard_path
 from pipelines.storage.manifest import MANIFEST, STARTED, Manifest
+from pipelines.storage.paths import AnyPath, RemotePath
 
 OWNED = (
     MANIFEST,
@@ -53,7 +54,7 @@ class Output:
     finished: the manifest of an equal, completed run: a stage returns it at once
     """
 
-    path: Path
+    path: AnyPath
     stage: str
     config: dict[str, Any]
     input_hash: str
@@ -62,7 +63,7 @@ class Output:
     finished: Manifest | None = None
     started_at: float = field(default_factory=time.monotonic)
 
-    def shard(self, index: int) -> Path:
+    def shard(self, index: int) -> AnyPath:
         """Where a shard lies once it is committed."""
         return shard_path(self.path, index)
 
@@ -112,7 +113,7 @@ class Output:
             seconds=round(time.monotonic() - self.started_at, 3),
             files={
                 file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-                for file in sorted(map(self.path.joinpath, (REPORT, LOSSES)))
+                for file in sorted(self.path / name for name in (REPORT, LOSSES))
                 if file.is_file()
             },
             extra=_plain(extra or {}),
@@ -125,7 +126,7 @@ class Output:
 
 
 def prepare_output(
-    out: str | Path,
+    out: str | AnyPath,
     stage: str,
     config: Mapping[str, Any],
     input_hash: str,
@@ -141,7 +142,7 @@ def prepare_output(
     overwrite: delete an earlier output of this project first (never a foreign directory)
     Raises: ManifestError: the directory holds anything else.
     """
-    path = Path(out)
+    path = paths.at(out)
     output = Output(path, stage, _plain(config), input_hash, frames, code_version())
     claim = {
         "stage": stage,
@@ -181,7 +182,7 @@ def prepare_output(
     return output
 
 
-def is_claimed(path: Path) -> bool:
+def is_claimed(path: AnyPath) -> bool:
     """Whether a directory is, or will be, the output of a stage."""
     return any((path / name).exists() for name in (MANIFEST, STARTED))
 
@@ -215,7 +216,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_claim(
-    path: Path, previous: Mapping[str, Any], claim: dict[str, Any], state: str
+    path: AnyPath, previous: Mapping[str, Any], claim: dict[str, Any], state: str
 ) -> None:
     """Refuse a directory that belongs to another stage, configuration, input or frames."""
     # An output of a stage without frames has no entry for them where it is an old one.
@@ -253,15 +254,17 @@ def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix} was {old!r}, now {new!r}"]
 
 
-def _clear(path: Path) -> None:
+def _clear(path: AnyPath) -> None:
     """Delete a stage's own files, the manifest first: half deleted must not look finished."""
     for file in [*(file for pattern in OWNED for file in path.glob(pattern)), *_leftovers(path)]:
         if file.is_file() or file.is_symlink():
             file.unlink(missing_ok=True)
 
 
-def _leftovers(path: Path) -> Iterator[Path]:
+def _leftovers(path: AnyPath) -> Iterator[AnyPath]:
     """Files that a killed process has left half written (idol.files.whole_file)."""
+    if isinstance(path, RemotePath):  # where a file is there when it is whole
+        return
     for owned in OWNED:
         stem, suffix = owned.rsplit(".", 1)
         yield from path.glob(f".{stem}.????????.{suffix}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pipelines.storage.paths import AnyPath
 
 PREPARE, TRAIN, DETECT, TRACK = "prepare", "train", "detect", "track"
 EVALUATE, SWEEP = "evaluate", "sweep"
@@ -18,6 +18,6 @@ REPORT, PAGE = "report.json", "report.html"
 """Of evaluate and sweep: the numbers, and the page."""
 
 
-def shard_path(path: Path, number: int, prefix: str = "shard") -> Path:
+def shard_path(path: AnyPath, number: int, prefix: str = "shard") -> AnyPath:
     """Where a shard of a stage's table lies; the OVERLAP table of detect has prefix "overlap"."""
     return path / f"{prefix}-{number:05d}.parquet"

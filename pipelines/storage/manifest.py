@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
-from idol.files import parse_json, write_whole
+from idol.files import parse_json
 from pipelines.errors import ManifestError, intact
-from pipelines.storage import schemas
+from pipelines.storage import paths, schemas
 from pipelines.storage.layout import shard_path
+from pipelines.storage.paths import AnyPath, write_whole
 
 MANIFEST = "_manifest.json"
 STARTED = "_started.json"
@@ -63,13 +63,13 @@ class Manifest:
 _ANY = Manifest(stage="")
 
 
-def read(path: str | Path, stage: str | None = None) -> Manifest:
+def read(path: str | AnyPath, stage: str | None = None) -> Manifest:
     """The manifest of a finished directory.
 
     stage: what the directory must hold; None: anything
     Raises: ManifestError: it is absent, unfinished, another stage's, or another version's.
     """
-    path = Path(path)
+    path = paths.at(path)
     wanted = f"'{stage}' output" if stage else "output"
     todo = f"Run `{_JOBS.get(stage or '', 'the job that writes it').format(path=path)}` first."
     if not path.is_dir():
@@ -105,13 +105,13 @@ def read(path: str | Path, stage: str | None = None) -> Manifest:
     return manifest
 
 
-def commit(manifest: Manifest, path: Path) -> None:
+def commit(manifest: Manifest, path: AnyPath) -> None:
     """Write the manifest of a directory, with its checksum: from here on it is finished."""
     values = asdict(manifest)
     commit_json({**values, _CHECKSUM: hash_value(values)}, path / MANIFEST)
 
 
-def read_json(path: Path, stage: str) -> Any:
+def read_json(path: AnyPath, stage: str) -> Any:
     """The content of a JSON file of a finished directory.
 
     Raises: ManifestError: the directory is not finished, or the file is not as it was written.
@@ -124,27 +124,29 @@ def read_json(path: Path, stage: str) -> Any:
         return parse_json(data)
 
 
-def shard_paths(path: str | Path, stage: str | None = None, prefix: str = "shard") -> list[Path]:
+def shard_paths(
+    path: str | AnyPath, stage: str | None = None, prefix: str = "shard"
+) -> list[AnyPath]:
     """The parquet files of a finished directory, in order.
 
     prefix: see layout.shard_path
     Raises: ManifestError: as in read, or a file of it has gone since.
     """
-    path = Path(path)
-    paths = [shard_path(path, index, prefix) for index in range(read(path, stage).shards)]
-    missing = [shard.name for shard in paths if not shard.exists()]
+    path = paths.at(path)
+    found = [shard_path(path, index, prefix) for index in range(read(path, stage).shards)]
+    missing = [shard.name for shard in found if not shard.exists()]
     if missing:
-        reason = f"lost {len(missing)} of its {len(paths)} shards, the first is {missing[0]}"
+        reason = f"lost {len(missing)} of its {len(found)} shards, the first is {missing[0]}"
         raise ManifestError(str(path), reason, "Make it again with --overwrite.")
-    return paths
+    return found
 
 
-def commit_json(value: Any, path: Path) -> None:
+def commit_json(value: Any, path: AnyPath) -> None:
     """Write JSON whole or not at all, keys sorted, so that equal values are equal bytes."""
     write_whole(path, (json.dumps(value, sort_keys=True, indent=1) + "\n").encode())
 
 
-def load_json(path: Path) -> dict[str, Any]:
+def load_json(path: AnyPath) -> dict[str, Any]:
     """A mapping that commit_json wrote. Raises: ManifestError: it is none."""
     try:
         values = parse_json(path.read_bytes())

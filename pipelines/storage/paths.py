@@ -20,60 +20,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import pyarrow as pa
 from pyarrow import fs
 
 from idol import files
+from idol.addresses import is_remote, shown
 
 _ATTEMPTS = 10  # of one request, further and further apart, 20 s at most: about two minutes
+_BUCKETS = frozenset({"s3", "gs", "gcs", "abfs", "abfss", "hf"})
 _NO_SUCH = fs.FileType.NotFound
 
 
-def is_remote(path: object) -> bool:
-    """Whether a path is an address with a scheme, as in s3://bucket/key."""
-    return "://" in str(path)
-
-
 @functools.lru_cache(maxsize=64)
-def _storage(root: str) -> fs.FileSystem:
-    """The file system behind "scheme://bucket".
-
-    Raises: ValueError: nothing here reads such addresses.
-    """
-    scheme = root.partition("://")[0]
-    if scheme == "hf":
+def _storage(bucket: str) -> fs.FileSystem:
+    """The file system behind "scheme://bucket"."""
+    if bucket.startswith("hf://"):
         from huggingface_hub import HfFileSystem
 
         return fs.PyFileSystem(fs.FSSpecHandler(HfFileSystem()))
-    if scheme not in ("s3", "gs", "gcs", "abfs", "abfss", "file"):
-        raise ValueError(
-            f"{root}: addresses begin with s3://, gs://, abfs:// or hf://, or are local paths"
-        )
-    try:
-        system, _ = fs.FileSystem.from_uri(root)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{root} cannot be opened: {error}") from error
-    if isinstance(system, fs.S3FileSystem):
+    system, _ = fs.FileSystem.from_uri(bucket)
+    if not isinstance(system, fs.S3FileSystem):
+        return system
+    # Given explicitly, the endpoint of the environment would else be left out.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    spelt, _, host = endpoint.rpartition("://")
+    return fs.S3FileSystem(
+        region=system.region,
+        endpoint_override=host or None,
+        scheme=spelt or "https",
         # A bucket that is away for some seconds should not end a job of hours.
-        # Given explicitly, the endpoint of the environment would else be left out.
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-        spelt, _, host = endpoint.rpartition("://")
-        system = fs.S3FileSystem(
-            region=system.region,
-            endpoint_override=host or None,
-            scheme=spelt or "https",
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-        )
-    return system
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+    )
 
 
 def native(path: AnyPath | str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path, and what it calls the path: as pyarrow's functions take them."""
+    """The file system of a path, and what it calls the path: as pyarrow's functions take them.
+
+    Raises: ValueError: nothing here reads such addresses.
+    """
     address = str(path)
     if not is_remote(address):
         return fs.LocalFileSystem(), address
     scheme, _, inner = address.partition("://")
-    system = _storage(f"{scheme}://{inner.partition('/')[0]}")
-    return system, inner.rstrip("/")
+    try:
+        if scheme in _BUCKETS and "?" not in address:
+            return _storage(f"{scheme}://{inner.partition('/')[0]}"), inner.rstrip("/")
+        system, inner = fs.FileSystem.from_uri(address)  # a query says where and how
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{shown(address)} cannot be opened ({error}). Addresses begin with s3://, gs://, "
+            "abfs:// or hf://; anything else is a local path."
+        ) from error
+    return system, inner
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -175,11 +173,6 @@ class RemotePath:
             if not missing_ok:
                 raise
 
-    def replace(self, target: RemotePath) -> None:
-        """Move a file within one storage, over what was there."""
-        system, inner = native(self)
-        system.move(inner, native(target)[1])
-
 
 AnyPath: TypeAlias = Path | RemotePath
 
@@ -216,6 +209,15 @@ def write_whole(path: AnyPath, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def open_input(path: AnyPath) -> pa.NativeFile:
+    """A file to read from at any place.
+
+    Raises: FileNotFoundError, OSError: there is no such file, or no answer.
+    """
+    system, inner = native(path)
+    return system.open_input_file(inner)
+
+
 @contextmanager
 def local_file(path: AnyPath) -> Iterator[Path]:
     """A local file with the content of `path`, for readers of local files; remote ones are fetched.
@@ -232,6 +234,25 @@ def local_file(path: AnyPath) -> Iterator[Path]:
             raise FileNotFoundError(f"{path} does not exist")
         fs.copy_files(inner, str(target), source_filesystem=system)
         yield target
+
+
+@contextmanager
+def fetched(source: str) -> Iterator[str]:
+    """What readers of local files and hubs take as a source: of a bucket's file, a copy."""
+    if source.partition("://")[0] in _BUCKETS - {"hf"}:
+        with local_file(at(source)) as copy:
+            yield str(copy)
+    else:
+        yield source
+
+
+def move(path: AnyPath, target: AnyPath) -> None:
+    """Give a file another name in the same storage, over what was there."""
+    if isinstance(path, Path):
+        path.replace(str(target))
+    else:
+        system, inner = native(path)
+        system.move(inner, native(target)[1])
 
 
 def remove_tree(path: AnyPath) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.errors import intact
 from pipelines.storage import layout, manifest
+from pipelines.storage.paths import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ class EvaluationReport:
     """video_ids with truth but without results."""
 
     @classmethod
-    def read(cls, folder: Path) -> EvaluationReport:
+    def read(cls, folder: AnyPath) -> EvaluationReport:
         """The report of a folder. Raises: ManifestError: it holds no finished evaluation."""
         path = folder / layout.REPORT
         values = manifest.read_json(path, layout.EVALUATE)
@@ -99,7 +99,7 @@ class EvaluationReport:
             missing_videos=values.get("missing_videos", []),
         )
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: AnyPath) -> None:
         """Write report.json, whole or not at all."""
         manifest.commit_json(self.to_dict(), folder / layout.REPORT)
 

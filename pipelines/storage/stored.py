@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,8 +12,9 @@ import pyarrow.compute as pc
 from idol.evaluation.overlaps import FrameOverlap
 from idol.masks import rle
 from pipelines.errors import ManifestError, intact
-from pipelines.storage import layout, manifest, schemas, tables
+from pipelines.storage import layout, manifest, paths, schemas, tables
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.schemas import ResultTrack
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -61,7 +61,7 @@ class StoredDetections:
     videos: the readable ones by ascending video_id
     """
 
-    path: Path
+    path: AnyPath
     manifest: Manifest
     videos: tuple[StoredVideo, ...]
 
@@ -102,7 +102,7 @@ class StoredDetections:
 
     def _rows(
         self, video: StoredVideo, schema: pa.Schema, columns: Sequence[str], prefix: str = "shard"
-    ) -> Iterator[tuple[Path, dict[str, Any]]]:
+    ) -> Iterator[tuple[AnyPath, dict[str, Any]]]:
         """Each frame's row and the file that it is in; ManifestError: a frame is not there once."""
         expected = 0
         for number in video.shards:
@@ -121,13 +121,13 @@ class StoredDetections:
         return ManifestError(str(self.path), reason, "Make it again with --overwrite.")
 
 
-def read(path: str | Path) -> StoredDetections:
+def read(path: str | AnyPath) -> StoredDetections:
     """Open a finished detect directory.
 
     Raises: ManifestError: it is none, unfinished, or has lost a file.
     """
     # Absolute, for it is opened in workers too, whose working directory is another.
-    path = Path(path).resolve()
+    path = paths.at(path)
     found = manifest.read(path, layout.DETECT)
     manifest.shard_paths(path, layout.DETECT)
     with intact(path / manifest.MANIFEST):
@@ -141,7 +141,7 @@ def read(path: str | Path) -> StoredDetections:
     return source
 
 
-def read_results(out: Path, position: int, source: StoredDetections) -> list[ResultTrack]:
+def read_results(out: AnyPath, position: int, source: StoredDetections) -> list[ResultTrack]:
     """RESULTS of the video at this position of source.videos. ManifestError: they are damaged."""
     path, video = layout.shard_path(out, position), source.videos[position]
     table = tables.read(path, schemas.RESULTS)

@@ -11,15 +11,15 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from idol.files import whole_file
 from idol.ytvis.videos import Reject
 from pipelines.errors import intact
-from pipelines.storage import schemas
+from pipelines.storage import paths, schemas
+from pipelines.storage.paths import AnyPath, whole_file
 
 REJECTS = "rejects.parquet"
 _REJECTS_KEY = b"idol.rejects"
@@ -29,7 +29,7 @@ _TAIL = 8  # bytes at the end of a Parquet file: the length of the footer, and a
 
 def commit(
     table: pa.Table,
-    path: Path,
+    path: AnyPath,
     *,
     rejects: Sequence[Reject] = (),
     row_group_size: int | None = None,
@@ -51,42 +51,41 @@ def commit(
             # Readers skip rows by them; nothing of ours has rows to skip, and no checksum has them.
             write_statistics=False,
         )
-        start, footer = _footer(temporary)
         with temporary.open("r+b") as file:
+            start, footer = _footer(file)
             file.seek(start)
             file.write(_MARK + zlib.crc32(footer).to_bytes(4, "little") + footer)
 
 
-def _footer(path: Path) -> tuple[int, bytes]:
+def _footer(file: Any) -> tuple[int, bytes]:
     """Where the footer begins, and its bytes with the tail. Raises: ValueError: it has none."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - _TAIL))
-        start = end - _TAIL - int.from_bytes(file.read(4), "little")
-        if start < _TAIL:
-            raise ValueError("it is cut short")
-        file.seek(start)
-        return start, file.read()
+    file.seek(0, os.SEEK_END)
+    end = file.tell()
+    file.seek(max(0, end - _TAIL))
+    start = end - _TAIL - int.from_bytes(file.read(4), "little")
+    if start < _TAIL:
+        raise ValueError("it is cut short")
+    file.seek(start)
+    return start, file.read()
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[pq.ParquetFile]:
+def opened(path: AnyPath) -> Iterator[pq.ParquetFile]:
     """A table that commit wrote, with every checksum looked at.
 
     Raises: ManifestError: it is damaged, also while it is read in the block.
     """
-    with intact(path):
-        start, footer = _footer(path)
-        with path.open("rb") as file:
-            file.seek(start - _TAIL)
-            mark, stated = file.read(4), file.read(4)
+    with intact(path), paths.open_input(path) as file:
+        start, footer = _footer(file)
+        file.seek(start - _TAIL)
+        mark, stated = file.read(4), file.read(4)
         if mark == _MARK and int.from_bytes(stated, "little") != zlib.crc32(footer):
             raise ValueError("the checksum of its footer is wrong")
-        with pq.ParquetFile(path, page_checksum_verification=True) as table:
+        with pq.ParquetFile(file, page_checksum_verification=True) as table:
             yield table
 
 
-def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+def read(path: AnyPath, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a table of this schema. Raises: ManifestError: it is damaged, or another."""
     with opened(path) as file:
         table = file.read(columns=None if columns is None else list(columns))
@@ -94,27 +93,27 @@ def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) ->
         return table
 
 
-def shard_rejects(path: Path) -> list[Reject]:
+def shard_rejects(path: AnyPath) -> list[Reject]:
     """The rejects that commit stored with a shard."""
     with opened(path) as file:
         metadata = file.schema_arrow.metadata or {}
         return [Reject(**row) for row in json.loads(metadata.get(_REJECTS_KEY, b"[]"))]
 
 
-def group_rows(path: Path) -> list[int]:
+def group_rows(path: AnyPath) -> list[int]:
     """Rows of every row group of a parquet file, from its footer."""
     with opened(path) as file:
         found = file.metadata
         return [found.row_group(group).num_rows for group in range(found.num_row_groups)]
 
 
-def count_rows(path: Path) -> int:
+def count_rows(path: AnyPath) -> int:
     """Rows of a parquet file, from its footer."""
     with opened(path) as file:
         return int(file.metadata.num_rows)
 
 
-def read_rejects(path: str | Path) -> list[Reject]:
+def read_rejects(path: str | AnyPath) -> list[Reject]:
     """The rejects of a finished directory, sorted."""
-    table = read(Path(path) / REJECTS, schemas.REJECTS)
+    table = read(paths.at(path) / REJECTS, schemas.REJECTS)
     return [Reject(**row) for row in table.to_pylist()]

@@ -154,11 +154,8 @@ def test_a_path_that_is_an_address_is_refused(address: str) -> None:
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        (prepare, ["--annotations", "a.json", "--out", "s3://b/x"]),
         (train_job, ["--pairs", "p", "--out", "s3://b/x"]),
-        (train_job, ["--pairs", "s3://b/x", "--out", "o"]),
         (train_job, ["--pairs", "p", "--out", "o", "--log-to", "s3://b/x"]),
-        (evaluate, ["--annotations", "a", "--checkpoint", "shipped", "--out", "s3://b/x"]),
         (sweep, ["--evaluation", "e", "--out", "s3://b/x"]),
         (report, ["--evaluate", "e", "s3://b/x", "--out", "x.html"]),
         (report, ["--evaluate", "e", "--out", "s3://b/x"]),

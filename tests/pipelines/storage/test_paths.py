@@ -40,7 +40,7 @@ def test_files_are_written_whole_read_listed_moved_and_deleted(folder):
     assert (here.name, here.stem, here.suffix, here.parent) == ("b.txt", "b", ".txt", folder / "a")
     with paths.local_file(here) as local:
         assert (local.read_bytes(), local.suffix) == (b"one", ".txt")
-    here.replace(folder / "a" / "d.txt")
+    paths.move(here, folder / "a" / "d.txt")
     assert not here.exists()
     (folder / "a" / "d.txt").unlink()
     (folder / "a" / "d.txt").unlink(missing_ok=True)
