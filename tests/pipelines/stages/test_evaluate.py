@@ -140,6 +140,28 @@ def test_videos_whose_truth_cannot_be_read_are_not_scored(
     assert found.extra["metrics"]["AP"] == pytest.approx(1.0)
 
 
+def test_odd_names_are_repaired_told_and_scored_like_others(
+    make_videos: Callable[..., Any], perfect_detector: None, tmp_path: Path, caplog: Any
+) -> None:
+    videos = make_videos([4, 4])
+    for category in videos.content["categories"]:
+        category["name"] = "half \ud800"  # of a character; and one name for both
+    for video in videos.content["videos"]:
+        video["name"] = "clip \udfff"
+        video["file_names"] = [name.replace("/", "\\") for name in video["file_names"]]
+    # One frame's name cannot be on any disk: that video alone has no frames.
+    videos.content["videos"][1]["file_names"][0] = "v2\\\ud83d.jpg"
+    out = tmp_path / "out"
+    found = evaluate.run(request_of(videos, tmp_path), out, reject_limit=0.5)
+    assert found.extra["metrics"]["AR100"] == pytest.approx(0.5)
+    summary = json.loads((out / layout.REPORT).read_text())
+    assert [row["name"] for row in summary["per_category"]] == ["half ?", "half ? (2)"]
+    assert summary["rejects"][0]["path"].endswith("v2/?.jpg")
+    for words in ("replaced by '?'", "with backslashes", "with the name of another"):
+        assert words in caplog.text
+    assert "instances.json was repaired" in caplog.text
+
+
 def test_without_truth_there_are_results_and_no_scores(
     make_videos: Callable[..., Any], tmp_path: Path
 ) -> None:
