@@ -80,9 +80,7 @@ def _convert(job: Convert) -> dict[str, Any]:
     from pipelines import formats
     from pipelines.formats import joining
 
-    roots = job.frames * (len(job.sources) if len(job.frames) == 1 else 1) or (None,) * len(
-        job.sources
-    )
+    roots = job.frames if len(job.frames) > 1 else (*job.frames, None)[:1] * len(job.sources)
     pairs = zip(job.sources, roots, strict=True)
     joined = formats.join([formats.read(path, root, job.format) for path, root in pairs])
     if job.results is not None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import tyro
+
 from idol.addresses import is_remote
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -73,8 +75,10 @@ def check(job: Any) -> None:
     written: dict[str, tuple[Path, Kind]] = {}
     read: list[tuple[str, Path]] = []
     for option, hint in get_type_hints(type(job), include_extras=True).items():
-        kind = next((k for k in getattr(hint, "__metadata__", ()) if isinstance(k, Kind)), None)
-        flag = "--" + option.replace("_", "-")
+        marks = getattr(hint, "__metadata__", ())
+        kind = next((k for k in marks if isinstance(k, Kind)), None)
+        named = tyro.conf.Positional not in marks
+        flag = "--" + option.replace("_", "-") if named else option.upper()
         for value in _values(getattr(job, option)):
             if isinstance(value, Path) and _ADDRESS.match(str(value)):
                 raise ValueError(

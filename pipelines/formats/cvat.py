@@ -100,8 +100,9 @@ def _frames(path: Path, frames: Path | None, source: str) -> media.Frames:
 def _numbers(about: Element, there: int) -> dict[int, int]:
     """Frame number of the XML -> position among the frames that are there."""
     start, length = _whole(about, "start_frame", 0), _whole(about, "size", there)
-    step = re.search(r"step=([0-9]+)", about.findtext("frame_filter") or "")
-    numbers = range(start, start + length * (each := int(step[1]) if step else 1), each)
+    step = re.search(r"step=([1-9][0-9]*)", about.findtext("frame_filter") or "")
+    each = int(step[1]) if step else 1
+    numbers = range(start, start + length * each, each)
     if not length or (there != length and numbers[-1] >= there):
         raise ValueError(
             f"the task has {length} frames, the last number {max(numbers, default=0)}, but there "

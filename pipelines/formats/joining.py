@@ -68,8 +68,8 @@ def join(sources: Sequence[Labels]) -> Joined:
                 faults[f"video {video.video_id}"] = str(error)
         left_out |= {f"{source.origin}: {name}": reason for name, reason in faults.items()}
         if not videos:
-            first = next(iter(faults.items()))
-            raise ValueError(f"{source.origin} has no video that can be used: {': '.join(first)}")
+            why = next((f": {name}: {reason}" for name, reason in faults.items()), "")
+            raise ValueError(f"{source.origin} has no video that can be used{why}")
         parts.append((found, videos))
     labelled = {found.listed is not None for found, _ in parts}
     if len(labelled) > 1:

@@ -39,15 +39,15 @@ class Track(NamedTuple):
     """One object: its category's name; frame index -> segmentation in any form of COCO."""
 
     category: str
-    masks: Mapping[int, Any]
+    masks: dict[int, Any]
 
 
 class Builder:
     """Collects the videos of one source."""
 
-    def __init__(self, origin: Path, root: Path | None = None, *, labelled: bool = True) -> None:
+    def __init__(self, origin: str, root: Path | None = None, *, labelled: bool = True) -> None:
         """root: folder that frame paths will be relative to; None: the one that holds them all."""
-        self.origin, self.labelled = str(origin), labelled
+        self.origin, self.labelled = origin, labelled
         self.notes, self.left_out = Repairs(), dict[str, str]()
         self._root = root
         self._videos: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from idol.files import load_json
 from pipelines.formats import cvat, mask_folders, media, mots, sav, unlabelled
 from pipelines.formats.labels import Labels
-from pipelines.sources import annotations
+from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames as frame_files
 
 Reader = Callable[[Path, Path | None], Labels]
@@ -63,7 +63,7 @@ def _json(path: Path, frames: Path | None) -> Labels:
         return sav.read(path, frames)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} is no annotation file: its top level is no object")
-    root = frames or Path(annotations.default_root(str(path)))
+    root = frames or Path(annotation_files.default_root(str(path)))
     return Labels(str(path), content, Path(os.path.abspath(root)))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from idol.files import write_whole
 from idol.masks import rle
 from idol.ytvis.repairs import Repairs
-from idol.ytvis.videos import Rle, Video
+from idol.ytvis.videos import Instance, Rle, Video
 from pipelines.formats import media, mots
 from pipelines.formats.joining import Joined
 from pipelines.formats.mask_folders import MASKS
@@ -59,21 +59,20 @@ def _ytvis(joined: Joined) -> dict[str, Any]:
             masks = _visible(video, row)
             areas = video.areas[row] if one.stated_areas is None else one.stated_areas
             written = {
-                **_fields(joined, one.instance_id, one.category_id, one.crowd),
-                "video_id": video.video_id,
+                **_fields(joined, video, one),
                 **sizes,
-                "segmentations": [None if mask is None else _plain(mask) for mask in masks],
-                "bboxes": [None if mask is None else _box(mask) for mask in masks],
-                "areas": [
-                    a if m is not None else None for a, m in zip(areas.tolist(), masks, strict=True)
-                ],
+                "segmentations": masks,
+                "bboxes": [mask and _box(mask) for mask in masks],
+                "areas": [mask and a for a, mask in zip(areas.tolist(), masks, strict=True)],
             }
             annotations.append(written | ({"occlusion": one.occlusion} if one.occlusion else {}))
     return _labelled(joined, {"videos": videos}, annotations)
 
 
 def _cocovid(joined: Joined) -> dict[str, Any]:
-    videos, images, annotations = [], [], []
+    videos: list[Any] = []
+    images: list[Any] = []
+    annotations: list[Any] = []
     for video in joined.videos:
         height, width = video.size
         sizes = {"width": width, "height": height}
@@ -87,12 +86,11 @@ def _cocovid(joined: Joined) -> dict[str, Any]:
                 if mask is not None:
                     annotations.append(
                         {
-                            **_fields(joined, one.instance_id, one.category_id, one.crowd),
+                            **_fields(joined, video, one),
                             "id": len(annotations) + 1,
                             "image_id": first + t,
-                            "video_id": video.video_id,
                             "instance_id": one.instance_id,
-                            "segmentation": _plain(mask),
+                            "segmentation": mask,
                             "bbox": _box(mask),
                             "area": int(video.areas[row, t]),
                         }
@@ -106,19 +104,18 @@ def _labelled(joined: Joined, content: dict[str, Any], annotations: list[Any]) -
     return content | ({"annotations": annotations} if joined.labelled else {})
 
 
-def _fields(joined: Joined, instance_id: int, category_id: int, crowd: bool) -> dict[str, Any]:
-    scored = {"score": joined.scores[instance_id]} if instance_id in joined.scores else {}
-    return {"id": instance_id, "category_id": category_id, "iscrowd": int(crowd), **scored}
+def _fields(joined: Joined, video: Video, one: Instance) -> dict[str, Any]:
+    scored = {"score": joined.scores[one.instance_id]} if joined.scores else {}
+    ids = {"id": one.instance_id, "video_id": video.video_id, "category_id": one.category_id}
+    return {**ids, "iscrowd": int(one.crowd), **scored}
 
 
-def _visible(video: Video, row: int) -> list[Rle | None]:
-    """An instance's masks, None also where they cover nothing."""
-    areas = video.areas[row].tolist()
-    return [m if a else None for m, a in zip(video.instances[row].masks, areas, strict=True)]
-
-
-def _plain(mask: Rle) -> dict[str, Any]:
-    return {"size": list(mask["size"]), "counts": mask["counts"].decode("ascii")}
+def _visible(video: Video, row: int) -> list[dict[str, Any] | None]:
+    """An instance's masks as JSON holds them, None also where they cover nothing."""
+    masks = zip(video.instances[row].masks, video.areas[row].tolist(), strict=True)
+    return [
+        {**m, "counts": m["counts"].decode("ascii")} if m and area else None for m, area in masks
+    ]
 
 
 def _box(mask: Rle) -> list[float]:
@@ -181,12 +178,9 @@ def _classes(joined: Joined) -> dict[int, int]:
 
 def _palette_png(joined: Joined, out: Path, lost: Repairs) -> None:
     """Annotations/VIDEO/00000.png and meta.json, as YouTube-VOS has them."""
-    channels = np.zeros((256, 3), np.uint8)  # DAVIS's colours: neighbouring numbers look unlike
-    for bit in range(8):
-        for channel in range(3):
-            channels[:, channel] |= (
-                (np.arange(256) >> (3 * bit + channel) & 1) << (7 - bit)
-            ).astype(np.uint8)
+    # DAVIS's colours: bits 0, 3, 6 of a number make the first bits of red, 1, 4, 7 of green, ...
+    bits = np.arange(256)[:, None, None] >> (np.arange(3)[:, None] + [0, 3, 6]) & 1
+    palette = (bits << np.array([7, 6, 5])).sum(axis=2).astype(np.uint8).tobytes()
     meta: dict[str, Any] = {}
     for video, name in _named(joined, lost):
         if len(video.instances) > _MAX_OBJECTS:
@@ -197,7 +191,7 @@ def _palette_png(joined: Joined, out: Path, lost: Repairs) -> None:
         stems = _stems(video)
         for t, ids in _painted(joined, video, name, lost):
             image = Image.fromarray(ids.astype(np.uint8))
-            image.putpalette(channels.tobytes())
+            image.putpalette(palette)
             _save(image, out / MASKS / name / f"{stems[t]}.png")
         meta[name] = {
             "objects": {

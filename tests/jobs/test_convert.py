@@ -161,7 +161,7 @@ def test_a_source_is_not_written_over(tmp_path: Path, run: Any) -> None:
         source = tmp_path / "a.json"
         if out.name == "b.json":  # the second output of a split is a source
             source = (tmp_path / "a.json").rename(tmp_path / "b_held_out.json")
-        with pytest.raises(SystemExit, match=r"would replace .*, which --sources reads"):
+        with pytest.raises(SystemExit, match=r"would replace .*, which SOURCES reads"):
             run(source, "--out", out, "--split", "0.5")
 
 

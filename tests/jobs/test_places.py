@@ -11,7 +11,19 @@ from typing import Annotated
 
 import pytest
 
-from jobs import command, demo, evaluate, export, places, prepare, report, score, submit, sweep
+from jobs import (
+    command,
+    convert,
+    demo,
+    evaluate,
+    export,
+    places,
+    prepare,
+    report,
+    score,
+    submit,
+    sweep,
+)
 from jobs import track as track_job
 from jobs import train as train_job
 from pipelines.storage import claims, layout, manifest
@@ -154,6 +166,8 @@ def test_a_path_that_is_an_address_is_refused(address: str) -> None:
 @pytest.mark.parametrize(
     ("job", "words"),
     [
+        (convert, ["a.json", "--out", "s3://b/x"]),
+        (convert, ["s3://b/x", "--out", "x.json"]),
         (train_job, ["--pairs", "p", "--out", "s3://b/x"]),
         (train_job, ["--pairs", "p", "--out", "o", "--log-to", "s3://b/x"]),
         (sweep, ["--evaluation", "e", "--out", "s3://b/x"]),
@@ -177,6 +191,6 @@ def test_every_job_refuses_an_address_where_it_wants_a_path(
 
 def test_every_path_option_that_is_written_says_its_kind() -> None:
     jobs = [prepare.Prepare, train_job.Train, evaluate.Evaluate, sweep.Sweep, report.Report]
-    for options in (*jobs, track_job.Track, export.Export, demo.Demo):
+    for options in (*jobs, convert.Convert, track_job.Track, export.Export, demo.Demo):
         hint = command.places.get_type_hints(options, include_extras=True)["out"]
         assert any(isinstance(one, places.Kind) for one in hint.__metadata__), options

@@ -379,6 +379,15 @@ def test_two_videos_of_one_id_are_rejected_together():
 # -- no annotation file ---------------------------------------------------------------------------
 
 
+def test_videos_that_nobody_labelled_need_no_categories():
+    videos = [{"id": 1, "height": 2, "width": 3, "file_names": ["1.jpg"]}]
+    found = annotations.parse({"videos": videos}, "a.json")
+    assert (found.categories, list(found.videos), found.listed) == ({}, [1], None)
+    for labelled in ({"annotations": []}, {"categories": []}):
+        with pytest.raises(InvalidAnnotations, match="categories"):
+            annotations.parse({"videos": videos, **labelled}, "a.json")
+
+
 def test_a_top_level_that_is_no_object_is_refused():
     for content in ([], None, 3, "x"):
         with pytest.raises(InvalidAnnotations, match=r"a\.json is not YouTube-VIS: the top level"):

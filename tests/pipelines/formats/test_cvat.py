@@ -94,6 +94,13 @@ def test_labels_that_the_task_does_not_list_are_told(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("more", ["<frame_filter/>", "<frame_filter>step=0</frame_filter>"])
+def test_a_filter_that_says_nothing_is_none(tmp_path: Path, more: str) -> None:
+    drawn.film(tmp_path / "seen.mp4", 4)
+    found = cvat.read(write(tmp_path / "mine.xml", track(polygon(3)), more=more))
+    assert len(drawn.file_names(found.content)["mine"]) == 4
+
+
 @pytest.mark.parametrize("all_images", [True, False])
 def test_a_task_may_begin_later_and_use_each_third_frame(tmp_path: Path, all_images: bool) -> None:
     more = "<frame_filter>step=3</frame_filter>"
