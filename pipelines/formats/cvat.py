@@ -15,6 +15,7 @@ from xml.parsers import expat
 
 import numpy as np
 
+from idol.ytvis.repairs import Repairs
 from pipelines.formats import media
 from pipelines.formats.labels import Builder, Labels, Track, encoded
 
@@ -31,35 +32,28 @@ def read(path: Path, frames: Path | None = None) -> Labels:
     """
     path = path / NAME if path.is_dir() else path
     root = _parse(path)
-    meta = root.find("meta")
-    about = next(
-        (e for tag in ("task", "job") if meta is not None and (e := meta.find(tag)) is not None),
-        None,
-    )
+    about = next((e for tag in ("task", "job") for e in root.findall(f"meta/{tag}")), None)
     if root.tag != "annotations" or about is None or root.find("image") is not None:
         raise ValueError(
             f"{path} is no 'CVAT for video 1.1' of one task. Export each task in that format; what "
             "was exported as 'CVAT for images' or as a whole project has no tracks to read"
         )
-    source = about.findtext("source") or (meta is not None and meta.findtext("source")) or ""
+    source = about.findtext("source") or root.findtext("meta/source") or ""
     found = _frames(path, frames, Path(source).stem)
     name = path.stem if path.name != NAME else path.resolve().parent.name
     made = Builder(str(path))
     with made.video(name):
-        numbers = _numbers(about, len(found))
+        numbers = _numbers(about, found)
         size = _size(about, found)
-        tracks = [
-            track
-            for element in root.findall("track")
-            if (track := _track(element, size, numbers, made, name)) is not None
-        ]
+        index = {number: t for t, number in enumerate(numbers)}
+        made_of = (_track(e, size, index, made.notes, name) for e in root.findall("track"))
+        tracks = [track for track in made_of if track.masks]
         stated = {label.findtext("name") for label in about.iter("label")}
         for unknown in sorted({track.category for track in tracks} - stated):
             made.notes.add(
                 "labels of tracks that the task does not list, taken as they are", unknown
             )
-        positions = list(numbers.values())
-        made.add(name, size, [found.references[p] for p in positions], tracks)
+        made.add(name, size, [found.references[p] for p in numbers.values()], tracks)
     return made.labels()
 
 
@@ -97,19 +91,21 @@ def _frames(path: Path, frames: Path | None, source: str) -> media.Frames:
     return found
 
 
-def _numbers(about: Element, there: int) -> dict[int, int]:
+def _numbers(about: Element, found: media.Frames) -> dict[int, int]:
     """Frame number of the XML -> position among the frames that are there."""
+    there = len(found)
     start, length = _whole(about, "start_frame", 0), _whole(about, "size", there)
     step = re.search(r"step=([1-9][0-9]*)", about.findtext("frame_filter") or "")
     each = int(step[1]) if step else 1
     numbers = range(start, start + length * each, each)
-    if not length or (there != length and numbers[-1] >= there):
+    # Exported images are those of the task alone; a film, or its images, are all there are.
+    alone = there == length and not found.is_film
+    if not length or (not alone and numbers[-1] >= there):
         raise ValueError(
             f"the task has {length} frames, the last number {max(numbers, default=0)}, but there "
             f"are {there} images or film frames. Is it the film that was labelled?"
         )
-    # Exported images are those of the task alone; a film, or its images, are all there are.
-    return {n: i if there == length else n for i, n in enumerate(numbers)}
+    return {n: i if alone else n for i, n in enumerate(numbers)}
 
 
 def _size(about: Element, found: media.Frames) -> tuple[int, int]:
@@ -133,36 +129,34 @@ def _whole(element: Element, name: str, default: int) -> int:
 
 
 def _track(
-    element: Element, size: tuple[int, int], numbers: dict[int, int], made: Builder, name: str
-) -> Track | None:
-    """A track with its masks by index into numbers; None where it has none."""
-    where = f"{name}, track {element.get('id')}"
+    element: Element, size: tuple[int, int], index: dict[int, int], notes: Repairs, name: str
+) -> Track:
+    """A track with the masks it has; index: number of a frame -> its position in the video."""
+    me = f"track {element.get('id')}"
     label = element.get("label")
     if not label:
-        raise ValueError(f"track {element.get('id')} has no label")
-    index = {number: t for t, number in enumerate(numbers)}
+        raise ValueError(f"{me} has no label")
     masks: dict[int, Any] = {}
     for shape in element:
         if shape.get("outside") == "1":
             continue
         if shape.tag not in ("polygon", "mask"):
-            made.notes.add(f"shapes that are a {shape.tag}, left out (that is no mask)", where)
+            kind = f"shapes that are a {shape.tag}, left out (that is no mask)"
+            notes.add(kind, f"{name}, {me}")
             continue
         at = shape.get("frame", "")
         if not at.isdecimal() or int(at) not in index:
-            raise ValueError(
-                f"track {element.get('id')} has a shape on frame {at!r}, of "
-                f"{len(index)} frames from {next(iter(index))} on"
-            )
+            of = f"of {len(index)} frames from {next(iter(index))} on"
+            raise ValueError(f"{me} has a shape on frame {at!r}, {of}")
         t = index[int(at)]
         try:
             mask = _polygon(shape) if shape.tag == "polygon" else _mask(shape, size)
         except (KeyError, ValueError) as error:
-            raise ValueError(f"track {element.get('id')}, frame {at}: {error}") from error
+            raise ValueError(f"{me}, frame {at}: {error}") from error
         if t in masks and not (isinstance(masks[t], list) and isinstance(mask, list)):
-            raise ValueError(f"track {element.get('id')} has two masks on frame {at}")
+            raise ValueError(f"{me} has two masks on frame {at}")
         masks[t] = masks[t] + mask if t in masks else mask
-    return Track(label, masks) if masks else None
+    return Track(label, masks)
 
 
 def _polygon(shape: Element) -> list[list[float]]:

@@ -117,6 +117,12 @@ def test_a_task_may_begin_later_and_use_each_third_frame(tmp_path: Path, all_ima
         assert [m is not None for m in masks] == [True, False, True]
 
 
+def test_a_film_is_never_taken_for_the_frames_of_the_task(tmp_path: Path) -> None:
+    drawn.film(tmp_path / "seen.mp4", 4)  # as many frames as the task has, which began at 2
+    with pytest.raises(ValueError, match="the last number 5, but there are 4 images or film"):
+        cvat.read(write(tmp_path / "mine.xml", track(polygon(2)), start=2))
+
+
 def test_frames_lie_where_it_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.xml", track(polygon(0)))
     with pytest.raises(
