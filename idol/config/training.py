@@ -86,7 +86,7 @@ class PairConfig:
 
     def __post_init__(self) -> None:
         positive(self, "max_gap", "rows_per_shard")
-        not_negative(self, "pairs_per_video", "max_side", "seed")
+        not_negative(self, "pairs_per_video", "max_side")
         at_most(self, 100_000, "pairs_per_video", "rows_per_shard")
         within(self, 0, 100, "jpeg_quality")
 
@@ -229,6 +229,6 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive(self, "pairs_per_batch", "steps", "learning_rate", "clip_norm")
         positive(self, "report_every", "checkpoint_every", "shuffle_rows")
-        not_negative(self, "weight_decay", "warmup_steps", "seed")
+        not_negative(self, "weight_decay", "warmup_steps")
         at_most(self, 100_000, "pairs_per_batch", "shuffle_rows")
         unit(self, "backbone_rate", "final_rate", "ema_decay")

@@ -164,9 +164,10 @@ def _open(path: str) -> tuple[InputContainer, VideoStream]:
     except (av.FFmpegError, OSError, ValueError) as error:
         raise ValueError("the file cannot be opened as a video") from error
     stream = container.streams.best("video")
-    if not isinstance(stream, av.VideoStream):
+    # A stream of an unknown codec has no context.
+    if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
         container.close()
-        raise ValueError("the file has no video stream")
+        raise ValueError("the file has no video stream that can be decoded")
     stream.thread_type = "AUTO"
     stream.codec_context.options = {"err_detect": "explode"}
     return container, stream
