@@ -79,6 +79,11 @@ def join(sources: Sequence[Labels]) -> Joined:
         categories = found.categories
     else:
         categories, videos = _united(parts, notes)
+    taken: set[tuple[str, ...] | None] = set()
+    for video in videos:
+        if video.file_names in taken:  # a split may put one into each part
+            notes.add("videos of the same frames as another, kept", f"video {video.video_id}")
+        taken.add(video.file_names)
     return Joined(categories, videos, root, labelled.pop(), notes, repairs, left_out)
 
 

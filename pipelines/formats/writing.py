@@ -179,7 +179,7 @@ def _classes(joined: Joined) -> dict[int, int]:
 def _palette_png(joined: Joined, out: Path, lost: Repairs) -> None:
     """Annotations/VIDEO/00000.png and meta.json, as YouTube-VOS has them."""
     # DAVIS's colours: bits 0, 3, 6 of a number make the first bits of red, 1, 4, 7 of green, ...
-    bits = np.arange(256)[:, None, None] >> (np.arange(3)[:, None] + [0, 3, 6]) & 1
+    bits = np.arange(256)[:, None, None] >> (np.arange(3)[:, None] + np.array([0, 3, 6])) & 1
     palette = (bits << np.array([7, 6, 5])).sum(axis=2).astype(np.uint8).tobytes()
     meta: dict[str, Any] = {}
     for video, name in _named(joined, lost):

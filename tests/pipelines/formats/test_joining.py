@@ -51,6 +51,14 @@ def test_categories_of_one_name_are_one(make_videos: Callable[..., Videos]) -> N
         assert all((joined.frames / name).is_file() for name in video.file_names or ())
 
 
+def test_a_video_that_is_there_twice_is_told(make_videos: Callable[..., Videos]) -> None:
+    source = labels(make_videos([3, 2]))
+    joined = formats.join([source, source])
+    assert len(joined.videos) == 4
+    assert joined.notes["videos of the same frames as another, kept"] == (2, "video 3")
+    assert not formats.join([source]).notes
+
+
 def test_what_is_left_out_and_repaired_is_known(make_videos: Callable[..., Videos]) -> None:
     videos = make_videos([3, 2, 2, 2])
     videos.content["annotations"][0]["category_id"] = 99
