@@ -73,7 +73,7 @@ def _parse(path: Path) -> Element:
     try:
         parser.Parse(path.read_bytes(), True)
         return builder.close()
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError) as error:  # the latter of an unknown encoding
         raise ValueError(f"{path} is not XML ({error})") from error
 
 

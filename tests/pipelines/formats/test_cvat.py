@@ -149,6 +149,7 @@ BOMB = """<?xml version="1.0"?><!DOCTYPE a [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "
         ("<annotations><meta>", r"is not XML \(no element found"),
         ("", "is not XML"),
         ("{}", "is not XML"),
+        ('<?xml version="1.0" encoding="klingon"?><annotations/>', "unknown encoding: klingon"),
         (BOMB, "has a DOCTYPE, which CVAT does not write"),
         (BOMB.encode("utf-16"), "has a DOCTYPE"),
         ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotations/>', "has a DOCTYPE"),
