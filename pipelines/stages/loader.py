@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -139,7 +139,7 @@ class PairLoader:
         if self.total_rows == 0:
             raise ManifestError(str(directory), "holds no pairs", "Prepare other videos.")
 
-    def batches(self, start_step: int = 0) -> Iterator[PairBatch]:
+    def batches(self, start_step: int = 0) -> Generator[PairBatch, None, None]:
         """Batches without end, as an uninterrupted run has them from this step on; close it."""
         return self._generate(start_step)
 
@@ -200,7 +200,7 @@ class PairLoader:
                     raise ValueError(f"label {label} of {classes} classes")
         return transforms.augment(pair, self.config.transforms, rng)
 
-    def _generate(self, start_step: int) -> Iterator[PairBatch]:
+    def _generate(self, start_step: int) -> Generator[PairBatch, None, None]:
         cv2.setNumThreads(1)  # the threads below are the parallelism
         stop = threading.Event()
         ready: queue.Queue[list[Future[Example]] | BaseException] = queue.Queue(_BATCHES_AHEAD)
