@@ -80,17 +80,20 @@ def overlaps(tracks: Sequence[ClipTrack], truth: VideoTruth) -> MaskOverlaps:
     by_frame: dict[int, list[int]] = {}
     for t, n in places:
         by_frame.setdefault(t, []).append(n)
-    parts = [
-        frame_overlap(
+    # One array of the final size: with many tracks and instances a second one would not fit.
+    area, intersection = np.zeros(len(places)), np.zeros((len(places), len(truth)))
+    done = 0
+    for t, rows in by_frame.items():
+        found = frame_overlap(
             [tracks[n].masks[t]["counts"] for n in rows], truth_of_frame(truth, t), truth.size, t
         )
-        for t, rows in by_frame.items()
-    ]
+        here = slice(done, done := done + len(rows))
+        area[here], intersection[here] = found.area, found.intersection
     return MaskOverlaps(
         np.array([n for _, n in places], np.int64),
         np.array([t for t, _ in places], np.int64),
-        np.concatenate([np.zeros(0), *[p.area for p in parts]]),
-        np.concatenate([np.zeros((0, len(truth))), *[p.intersection for p in parts]]),
+        area,
+        intersection,
     )
 
 
@@ -235,20 +238,24 @@ def _given(
     config: AnalysisConfig,
 ) -> list[int]:
     """Position of the instance that each piece is given to, -1 for none."""
-    shared = np.zeros((len(pieces), len(truth)))
-    area = np.zeros(len(pieces))
-    np.add.at(shared, of_row, found.intersection)
-    np.add.at(area, of_row, found.area)
-    there = np.zeros(shared.shape)
-    for k, (part, _, _) in enumerate(pieces):
-        there[k] = truth.areas[:, part.frames[0] : part.frames[-1] + 1].sum(axis=1)
-    iou = ratio(shared, area[:, None] + there - shared)
+    # Only pairs that share a pixel: a table of all pieces and instances would not fit.
+    of_pair, at = np.nonzero(found.intersection)
+    pairs, place = np.unique(of_row[of_pair] * len(truth) + at, return_inverse=True)
+    rows, columns = np.divmod(pairs, max(1, len(truth)))
+    shared = np.bincount(place, found.intersection[of_pair, at], len(pairs))
+    area = np.bincount(of_row, found.area, len(pieces))
+    first = np.array([piece.part.frames[0] for piece in pieces], np.int64)
+    last = np.array([piece.part.frames[-1] for piece in pieces], np.int64)
+    before = np.pad(truth.areas.cumsum(axis=1), ((0, 0), (1, 0)))
+    there = before[columns, last[rows] + 1] - before[columns, first[rows]]
+    iou = shared / (area[rows] + there - shared)
     best = np.array([piece.score for piece in pieces])
     given = [-1] * len(pieces)
     taken: set[tuple[tuple[int, int, int], int]] = set()
-    rows, columns = np.nonzero(iou >= config.identity_iou)
     # Equal overlaps: the higher score, then the earlier track.
-    for k in np.lexsort((columns, rows, -best[rows], -iou[rows, columns])):
+    for k in np.lexsort((columns, rows, -best[rows], -iou)):
+        if iou[k] < config.identity_iou:
+            break
         n, g = int(rows[k]), int(columns[k])
         if given[n] < 0 and (pieces[n].cell, g) not in taken:
             given[n] = g

@@ -60,8 +60,10 @@ def find(
     tracks: Sequence[ClipTrack], masks: MaskOverlaps, truth: VideoTruth, config: AnalysisConfig
 ) -> Sightings:
     """The sightings of one video; masks: of these tracks, as of `oracles.overlaps`."""
-    there = truth.areas[:, masks.frame].T.astype(np.float64)
-    frame_iou = ratio(masks.intersection, masks.area[:, None] + there - masks.intersection)
+    union = truth.areas.T.astype(np.float64)[masks.frame]
+    union += masks.area[:, None]
+    union -= masks.intersection
+    frame_iou = ratio(masks.intersection, union)
     shared = np.zeros((len(tracks), len(truth)))
     area = np.zeros(len(tracks))
     np.add.at(shared, masks.track, masks.intersection)

@@ -1,6 +1,7 @@
 """Oracle experiments: what they leave untouched, where they end, and hand-worked ones."""
 
 import itertools
+import tracemalloc
 from collections import Counter
 from typing import Any
 
@@ -310,3 +311,24 @@ def test_a_clip_has_at_least_one_frame() -> None:
         made([], known, 0)
     with pytest.raises(ValueError, match="there is no video to analyse"):
         oracles.summarise([])
+
+
+def test_thousands_of_equal_tracks_are_as_many_tracks_in_linear_time() -> None:
+    known = video(2, moving(2, 0))
+    masks = moving(2, 0)
+    rows = [entry(0.5, masks) for _ in range(20_000)]
+    # Looking for a free place among all earlier copies would take minutes.
+    assert len(clips.tracks_of(rows, range(len(rows)), known)) == 20_000
+
+
+def test_oracles_of_many_tracks_hold_little_beside_what_is_measured() -> None:
+    masks = [moving(2, 5 * g, 0) for g in range(8)]
+    known = video(2, *(masks[min(g, 7)] for g in range(400)))
+    rows = [entry(0.5, masks[n % 7]) for n in range(2000)]
+    predicted = oracles.prediction(rows, range(len(rows)), known, CONFIG)
+    size = predicted.overlaps.intersection.nbytes  # 4000 masks, 400 instances: 12.8 MB
+    tracemalloc.start()
+    oracles.match_oracles(predicted, known, (), CONFIG)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * size  # 4.2 times, where pieces and instances were another table
