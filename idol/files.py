@@ -48,6 +48,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         _sync(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        if type(error).__module__ != "builtins":  # a download's, for example: not of this disk
+            raise
         # Arrow names no file, and the system the temporary one.
         raise _about(target, error) if error.filename in (None, name) else error from error
     except BaseException as error:

@@ -18,7 +18,6 @@ from idol.ytvis.truth import VideoTruth
 from pipelines.errors import VideoError
 from pipelines.report import strips
 from pipelines.report.strips import Image, Strip
-from pipelines.sources import frames
 
 _PICTURES = 6  # of each method
 _FRAMES = 5  # of a picture
@@ -102,6 +101,8 @@ def _read(files: Sequence[Path], frame: int, size: tuple[int, int]) -> Image | N
     """A frame as (H, W, 3) RGB at the truth's size; None where there is no readable one."""
     if frame >= len(files):
         return None
+    from pipelines.sources import frames  # with pyarrow, which scores without pictures do not need
+
     try:
         return frames.read(str(files[frame]), video_id=0, size=size)
     except VideoError:
