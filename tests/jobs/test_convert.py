@@ -165,6 +165,7 @@ def test_a_source_is_not_written_over(tmp_path: Path, run: Any) -> None:
             run(source, "--out", out, "--split", "0.5")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_films_without_labels_are_evaluated_and_written_as_masks(
     ray_local: None, tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]

@@ -187,6 +187,7 @@ def test_several_sets_have_folders_of_their_own(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_several_checkpoints_are_checked_then_evaluated_and_compared(
     ray_local: None,

@@ -61,6 +61,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_dataset(folder, SyntheticConfig(size=(32, 48), length=(6, 6)), 4, 0))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_prepare_and_train(ray_local: None, videos: str, tmp_path: Path) -> None:
     out = tmp_path / "pairs"
@@ -80,6 +81,7 @@ def test_prepare_and_train(ray_local: None, videos: str, tmp_path: Path) -> None
     assert any(run.glob("step-*")), "what the same command goes on from"
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_evaluate(videos: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -92,6 +94,7 @@ def test_evaluate(videos: str, tmp_path: Path) -> None:
     assert unfinished(out / "detections")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_sweep(videos: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detect, "run", perfect.run)

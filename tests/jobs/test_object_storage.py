@@ -100,6 +100,7 @@ def test_pairs_in_a_bucket_have_the_same_bytes_and_batches(bucket, data, tmp_pat
         batches.close()
 
 
+@pytest.mark.slow
 def test_training_reads_pairs_and_weights_from_a_bucket(bucket, data, tmp_path, capsys):
     prepared(str(data), str(tmp_path / "pairs"))
     prepared(bucket, f"{bucket}/pairs")
@@ -117,6 +118,7 @@ def test_training_reads_pairs_and_weights_from_a_bucket(bucket, data, tmp_path, 
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["input_hash"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_a_bucket_has_the_same_bytes(bucket, data, tmp_path, capsys):
     on_disk = evaluated(str(data), str(tmp_path / "out"), tmp_path)
     there = evaluated(bucket, f"{bucket}/out", tmp_path)
