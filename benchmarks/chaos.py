@@ -144,7 +144,7 @@ def kill(victim: str, process: subprocess.Popen[bytes], nodes: Nodes, rng: rando
     if victim == "node":
         nodes.lose_one(rng)
         return True
-    titles = ("MapWorker",) if victim == "detect actor" else ("_track", "_measure_one", "slowly")
+    titles = ("DetectActor",) if victim == "detect actor" else ("_track", "_measure_one", "slowly")
     found: list[int] = []
 
     def look() -> bool:

@@ -87,7 +87,7 @@ def evaluate(annotations: Path, out: Path) -> tuple[dict[str, float], float]:
 def _role(process: Process, driver: int) -> str | None:
     if process.pid == driver:
         return "driver"
-    if "MapWorker" in process.title:
+    if "DetectActor" in process.title:
         return "detect actor"
     if any(name in process.title for name in ("_track", "_measure_one")):
         return "track and score task"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +21,7 @@ from idol.network.model import IDOL
 from idol.structures import FrameDetections
 from idol.weights import checkpoint
 from idol.ytvis.videos import Reject
+from pipelines import actors as actors_of
 from pipelines import cluster
 from pipelines.errors import ResourcesError, VideoError, carried, raise_carried
 from pipelines.sources.annotations import Dataset
@@ -196,7 +198,7 @@ class DetectActor:
         self.detector = Detector(model, config, batch=config.detect.batch_frames, compiled=gpu)
 
     @carried
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def work(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Detect one row: {shard: its number, pieces: pickled} -> {shard, frames}."""
         number, pieces = int(row["shard"]), pickle.loads(row["pieces"])
         rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
@@ -224,31 +226,19 @@ def _detect(
     """
     network = arguments[1] / _NETWORK
     with cluster.session():
-        import ray
-        from ray.data import ActorPoolStrategy
-
         pool, share = _room(actors, gpu, len(todo))
         instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
         cluster.require(pool.least, 1.0, share, instead=instead)
         with paths.whole_file(network) as written:
             checkpoint.save(model, written)
-        cluster.set_up_data()
         rows = [
             {"shard": number, "pieces": pickle.dumps(shards[number])}
             for number in shard_plan.longest_first(shards, todo)
         ]
-        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-            DetectActor,
-            compute=ActorPoolStrategy(
-                min_size=pool.least, max_size=pool.most, max_tasks_in_flight_per_actor=2
-            ),
-            num_cpus=1,
-            num_gpus=share,
-            fn_constructor_args=arguments,
-        )
         total = sum(len(piece.frames) for number in todo for piece in shards[number])
-        with cluster.progress(total, "detect", "frames") as bar:
-            for row in done.iter_rows():
+        made = actors_of.work(DetectActor, arguments, rows, pool, share)
+        with contextlib.closing(made), cluster.progress(total, "detect", "frames") as bar:
+            for row in made:
                 raise_carried(row)
                 bar.update(int(row["frames"]))
                 on_shard(int(row["shard"]))
