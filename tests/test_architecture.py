@@ -47,7 +47,7 @@ INNER_ROOMS = {
     "pipelines": (
         ("errors",),
         ("cluster", "configuration", "storage"),
-        ("sources", "submit"),
+        ("sources", "submit", "actors"),
         ("report", "formats"),
         ("stages", "stream"),
         ("sweep",),
