@@ -33,6 +33,7 @@ def write(path: Path, config: Config, state: Mapping[str, Tensor]) -> Path:
     tensors = apart(state)
     values = to_dict(config)
     entry = {"format": FORMAT, "config": values, "crc32": _checksum(values, tensors)}
+    entry["names_crc32"] = _names_checksum(tensors)
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={_METADATA: json.dumps(entry, sort_keys=True)})
     return path
@@ -73,7 +74,9 @@ def read(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a damaged configuration: {error!r}") from error
-    if checksum != _checksum(values, state):
+    # Files from before it was written lack the second.
+    names = entry.get("names_crc32", _names_checksum(state))
+    if checksum != _checksum(values, state) or names != _names_checksum(state):
         raise CheckpointError(
             f"{path} is damaged: it has another checksum than when it was written. Copy or "
             "download it again."
@@ -98,6 +101,12 @@ def apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: tensor.detach().to("cpu", copy=True, memory_format=layout)
         for key, tensor in state.items()
     }
+
+
+def _names_checksum(state: Mapping[str, Tensor]) -> int:
+    """CRC-32 of every tensor's name, type and shape, which no content tells."""
+    told = [[key, str(tensor.dtype), list(tensor.shape)] for key, tensor in sorted(state.items())]
+    return zlib.crc32(json.dumps(told).encode())
 
 
 def _checksum(config: Any, state: Mapping[str, Tensor]) -> int:

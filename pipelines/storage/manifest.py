@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -133,10 +134,14 @@ def shard_paths(
     Raises: ManifestError: as in read, or a file of it has gone since.
     """
     path = paths.at(path)
-    found = [shard_path(path, index, prefix) for index in range(read(path, stage).shards)]
-    missing = [shard.name for shard in found if not shard.exists()]
-    if missing:
-        reason = f"lost {len(missing)} of its {len(found)} shards, the first is {missing[0]}"
+    total = read(path, stage).shards
+    there = {shard.name for shard in path.glob(f"{prefix}-*.parquet")}
+    wanted = (shard_path(path, index, prefix) for index in range(total))
+    # Up to the first that is missing: an edited number of shards may be larger than any list.
+    found = list(itertools.takewhile(lambda shard: shard.name in there, wanted))
+    if len(found) < total:
+        lost = shard_path(path, len(found), prefix).name
+        reason = f"lost {lost}, one of its {total} shards"
         raise ManifestError(str(path), reason, "Make it again with --overwrite.")
     return found
 

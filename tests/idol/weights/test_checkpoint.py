@@ -195,6 +195,17 @@ def test_a_flipped_bit_is_noticed(saved):
         idol.load(saved)
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong"), [(b"stages.0.conv1", b"stages.0&conv1"), (b'"F32"', b'"I32"')]
+)
+def test_another_name_or_type_of_a_tensor_is_noticed(saved, right, wrong):
+    content = saved.read_bytes()
+    assert right in content
+    saved.write_bytes(content.replace(right, wrong, 1))
+    with pytest.raises(CheckpointError, match="another checksum"):
+        checkpoint.read_file(saved)
+
+
 @given(st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=6))
 def test_a_file_with_any_bytes_changed_loads_unchanged_or_is_refused(small_file, changes):
     path, content, state = small_file

@@ -125,10 +125,20 @@ def test_going_on_with_other_code_is_recorded(tmp_path, monkeypatch):
     assert output.finish().code_version == f"{old} + newer"
 
 
+def test_an_edited_number_of_shards_is_refused_without_a_list_of_them(tmp_path):
+    finished(tmp_path / "out")
+    path = tmp_path / "out" / manifest.MANIFEST
+    path.write_text(path.read_text().replace('"shards": 2', f'"shards": {2**62}'))
+    with pytest.raises(
+        ManifestError, match=rf"shard-00002\.parquet, one of its {2**62} shards|edit"
+    ):
+        manifest.shard_paths(tmp_path / "out", "prepare")
+
+
 def test_a_finished_directory_that_lost_a_shard_is_not_finished(tmp_path):
     finished(tmp_path / "out")
     (tmp_path / "out" / "shard-00001.parquet").unlink()
-    with pytest.raises(ManifestError, match="lost 1 of its 2 shards"):
+    with pytest.raises(ManifestError, match=r"lost shard-00001\.parquet, one of its 2 shards"):
         manifest.shard_paths(tmp_path / "out", "prepare")
-    with pytest.raises(ManifestError, match="lost 1 of its 2 shards"):
+    with pytest.raises(ManifestError, match=r"lost shard-00001\.parquet, one of its 2 shards"):
         claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
