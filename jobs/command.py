@@ -122,7 +122,7 @@ def device(text: str) -> tuple[bool | None, int | None]:
 
 def _check_names(program: str, options: type[Any], words: Sequence[str]) -> None:
     """Name a mistyped option and the nearest; tyro asks for the one that was meant instead."""
-    known = ["help", *(field.name.replace("_", "-") for field in dataclasses.fields(options))]
+    known = ["help", *(f.name.rstrip("_").replace("_", "-") for f in dataclasses.fields(options))]
     for word in itertools.takewhile(lambda word: word != "--", words):
         given = word.partition("=")[0].replace("_", "-")[2:]
         if not word.startswith("--") or given.removeprefix("no-") in known:

@@ -61,6 +61,14 @@ COMPARISON = Kind("a comparison", _begins(rb'(\{\s*"[^"]*":\s*){2}\{\s*"AP'))
 FOLDER = Kind("a folder", None)
 EVALUATIONS = Kind("a folder", None, {"comparison.json": COMPARISON, "comparison.html": PAGE})
 STREAM = Kind("a folder", None, {"results.json": RESULTS, "annotated.mp4": FILM})
+CHECK = Kind(
+    "a folder",
+    None,
+    {
+        "check.json": Kind("an output of jobs.check", _begins(rb'\{\s*"checked": ')),
+        "check.html": PAGE,
+    },
+)
 WALK = Kind("a folder", None, {"report.html": PAGE})
 
 

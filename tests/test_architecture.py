@@ -50,7 +50,7 @@ INNER_ROOMS = {
         ("sources", "submit", "actors"),
         ("report", "formats"),
         ("stages", "stream"),
-        ("sweep",),
+        ("sweep", "check"),
         ("demo",),
     ),
 }

@@ -216,7 +216,7 @@ def _of_video(
 
 def _occlusion(videos: Sequence[Video]) -> dict[int, list[float]] | None:
     """video_id -> (G,) occlusion scores; None unless every instance has one."""
-    scores = {v.video_id: [_occlusion_score(i.occlusion) for i in v.instances] for v in videos}
+    scores = {v.video_id: [occlusion_score(i.occlusion) for i in v.instances] for v in videos}
     known = {v: [s for s in row if s is not None] for v, row in scores.items()}
     total, having = (sum(map(len, rows.values())) for rows in (scores, known))
     if 0 < having < total:
@@ -231,7 +231,7 @@ def _occlusion(videos: Sequence[Video]) -> dict[int, list[float]] | None:
     return known if 0 < having == total else None
 
 
-def _occlusion_score(words: Sequence[Any]) -> float | None:
+def occlusion_score(words: Sequence[Any]) -> float | None:
     """OVIS score of one instance, the mean of the upper half of its frames; None without words."""
     present = [word for word in words if word is not None]
     if not present or any(not isinstance(w, str) or w not in OCCLUSION_SCORES for w in present):

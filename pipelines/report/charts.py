@@ -13,6 +13,7 @@ from idol.arrays import Floats
 
 _WIDTH, _HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 30
+_LABELS: Final = 6  # of a histogram: more would run into one another
 _MOST_POINTS: Final = 240  # points a line is thinned to: more than the pixels would show
 
 
@@ -162,6 +163,23 @@ def lines(
     if not legend:
         return _frame(axes, x_ticks, x_label, name, body)
     return _frame(axes, x_ticks, x_label, name, [*body, *names], below=15 * len(drawn))
+
+
+def histogram(counts: Sequence[tuple[str, int]], name: str) -> Markup:
+    """How many there are of each, as bars side by side in the given order."""
+    most = max((count for _, count in counts), default=0)
+    if not most:
+        return _nothing(name)
+    axes = _Axes((-0.5, len(counts) - 0.5), (0.0, 1.05 * most))
+    rect = '<rect class="share" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
+    bar = Markup(rect + "<title>{}: {}</title></rect>")
+    body = []
+    for place, (label, count) in enumerate(counts):
+        left, right, top = axes.across(place - 0.4), axes.across(place + 0.4), axes.up(count)
+        body.append(bar.format(left, top, right - left, axes.up(0) - top, label, count))
+    every = -(-len(counts) // _LABELS)
+    x_ticks = [(float(place), counts[place][0]) for place in range(0, len(counts), every)]
+    return _frame(axes, x_ticks, "", name, body)
 
 
 def _frame(

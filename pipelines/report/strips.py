@@ -23,13 +23,13 @@ _JPEG_QUALITY: Final = 85
 class Strip:
     """Frames of one video side by side, predictions above the truth.
 
-    predictions:  (H, W, 3) uint8 RGB each, masks and identities already drawn
+    predictions:  (H, W, 3) uint8 RGB each, masks and identities already drawn; or none
     truth:        the same frames with the truth drawn; or none
     frame_labels: a word above each column, e.g. "frame 4"; or none
     """
 
     title: str
-    predictions: Sequence[Image]
+    predictions: Sequence[Image] = ()
     truth: Sequence[Image] = ()
     frame_labels: Sequence[str] = ()
     caption: str = ""
@@ -37,11 +37,16 @@ class Strip:
     def __post_init__(self) -> None:
         for name in ("truth", "frame_labels"):
             count = len(getattr(self, name))
-            if count not in (0, len(self.predictions)):
+            if count not in (0, self.columns):
                 raise ValueError(
                     f"{name} of strip {self.title!r} must have one entry for each of "
-                    f"{len(self.predictions)} predictions, or none, got {count}"
+                    f"{self.columns} frames, or none, got {count}"
                 )
+
+    @property
+    def columns(self) -> int:
+        """Frames shown."""
+        return len(self.predictions) or len(self.truth)
 
     def embedded(self) -> dict[str, Any]:
         """What the template strip.html needs: the texts, and every picture as text."""
@@ -50,7 +55,7 @@ class Strip:
             "title": self.title,
             "caption": self.caption,
             "labels": list(self.frame_labels),
-            "columns": len(self.predictions),
+            "columns": self.columns,
             "rows": [(name, [data_uri(i) for i in images]) for name, images in rows if len(images)],
         }
 

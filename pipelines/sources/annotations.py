@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import posixpath
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,8 @@ def read(
     source = str(json_path)
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    data, found = _parsed(source)
+    data, content = load(source)
+    found = parsed(content, source)
     wanted = None if video_ids is None else set(video_ids)
     rejects, annotated = list(found.rejects), list(found.videos.values())
     if wanted is not None:
@@ -157,12 +158,8 @@ def read(
         # Workers read the frames, and have a working directory of their own.
         root = str(Path(root).resolve())
     there = FrameListing(root)
-    videos = []
-    for video in annotated:
-        try:
-            videos.append(_record(video, source, root, there))
-        except VideoError as error:
-            rejects.append(Reject(*error.args))
+    videos, faults = placed(annotated, source, there)
+    rejects += faults
     digest = hashlib.sha256(data).hexdigest()
     if wanted is not None or stride != 1:
         chosen = None if wanted is None else sorted(wanted)
@@ -179,19 +176,23 @@ def read(
     )
 
 
-def _parsed(source: str) -> tuple[bytes, Annotations]:
-    """A file's bytes and what they hold. Raises: DatasetError: it is no annotation file."""
+def load(source: str) -> tuple[bytes, Any]:
+    """A file's bytes and the JSON in them. Raises: DatasetError: there is no such file or JSON."""
     todo = "Give the path of a YouTube-VIS JSON file."
     try:
         data = frame_files.read_bytes(source)
     except (OSError, ValueError) as error:
         raise DatasetError(source, f"cannot be read ({error}).", todo) from error
     try:
-        content = files.parse_json(data)
+        return data, files.parse_json(data)
     except ValueError as error:
         raise DatasetError(source, f"is not JSON ({error}).", todo) from error
+
+
+def parsed(content: Any, source: str) -> Annotations:
+    """What the JSON of a file holds. Raises: DatasetError: it is no annotation file."""
     try:
-        return data, annotation_files.parse(content, source)
+        return annotation_files.parse(content, source)
     except InvalidAnnotations as error:
         raise DatasetError(source, error.reason, annotation_files.EXPECTED) from error
 
@@ -260,12 +261,25 @@ def default_root(source: str) -> str:
     return inside if frame_files.is_directory(inside) else str(parent)
 
 
-def _record(video: Video, source: str, root: str, there: FrameListing) -> VideoRecord:
-    """The record of a video. Raises: VideoError: its frames cannot be used."""
+def placed(
+    videos: Iterable[Video], source: str, there: FrameListing
+) -> tuple[list[VideoRecord], list[Reject]]:
+    """The records of videos by where their frames are, and the rejects of the others."""
+    records, rejects = [], []
+    for video in videos:
+        try:
+            records.append(_record(video, source, there))
+        except VideoError as error:
+            rejects.append(Reject(*error.args))
+    return records, rejects
+
+
+def references(video: Video, source: str, root: str) -> list[str]:
+    """The frames of a video below a root. Raises: VideoError: it names none, or one elsewhere."""
     names = video.file_names
     if names is None:
         raise VideoError(video.video_id, source, "file_names must be a list of paths")
-    references = []
+    found = []
     for name in names:
         inside = posixpath.normpath(name)
         if (
@@ -276,13 +290,19 @@ def _record(video: Video, source: str, root: str, there: FrameListing) -> VideoR
         ):
             reason = "the frame path leaves the frames root: paths must be relative to it, "
             raise VideoError(video.video_id, name, reason + "without '..' above it")
-        references.append(frame_files.join(root, inside))
-    for path in dict.fromkeys(frame_files.split(r)[0] for r in references):
+        found.append(frame_files.join(root, inside))
+    return found
+
+
+def _record(video: Video, source: str, there: FrameListing) -> VideoRecord:
+    """The record of a video. Raises: VideoError: its frames cannot be used."""
+    frames = references(video, source, there.root)
+    for path in dict.fromkeys(frame_files.split(reference)[0] for reference in frames):
         if there.bytes_of(path) is None:
             raise VideoError(video.video_id, path, "the frame does not exist")
     instances = []
     for i, areas in zip(video.instances, video.areas.tolist(), strict=True):
         counts = (m["counts"] if m and a else None for m, a in zip(i.masks, areas, strict=True))
         instances.append(InstanceRecord(i.instance_id, i.category_id, i.crowd, tuple(counts)))
-    name = video.name or names[0].partition("/")[0]
-    return VideoRecord(video.video_id, video.size, tuple(references), tuple(instances), name)
+    name = video.name or (video.file_names or ("",))[0].partition("/")[0]
+    return VideoRecord(video.video_id, video.size, tuple(frames), tuple(instances), name)

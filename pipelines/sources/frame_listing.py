@@ -22,7 +22,7 @@ class FrameListing:
     """The frame files below a root; every folder is listed once."""
 
     def __init__(self, root: str) -> None:
-        self._root = root
+        self.root = root
         self._folders: dict[str, dict[str, int]] = {}
 
     def bytes_of(self, path: str) -> int | None:
@@ -42,11 +42,11 @@ class FrameListing:
         files = {path: self.bytes_of(path) or 0 for path in _paths(references)}
         digest = hashlib.sha256()
         for path, size in files.items():
-            digest.update(f"{path.removeprefix(self._root).lstrip('/')}\0{size}\0".encode())
+            digest.update(f"{path.removeprefix(self.root).lstrip('/')}\0{size}\0".encode())
         order = np.random.default_rng(0).permutation(len(files))[:_SAMPLE]
         paths = list(files)
         with ThreadPoolExecutor(_THREADS) as pool:
-            for content in pool.map(lambda i: _blocks(paths[i], files[paths[i]]), order):
+            for content in pool.map(lambda i: blocks(paths[i], files[paths[i]]), order):
                 digest.update(hashlib.sha256(content).digest())
         return f"{len(files)} files of {sum(files.values())} bytes ({digest.hexdigest()[:16]})"
 
@@ -55,7 +55,7 @@ def _paths(references: Iterable[str]) -> Iterator[str]:
     return (frames.split(reference)[0] for reference in references)
 
 
-def _blocks(path: str, size: int) -> bytes:
+def blocks(path: str, size: int) -> bytes:
     """A few blocks of a file, first and last included; of a file that cannot be read, nothing."""
     starts = np.unique(np.linspace(0, max(0, size - _BLOCK), _BLOCKS, dtype=np.int64)).tolist()
     try:

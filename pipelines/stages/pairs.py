@@ -92,7 +92,7 @@ def run(
         PipelineError: there is no pair, or more than reject_limit of the videos have a fault.
         ManifestError: out holds something else.
     """
-    plan, faults = _deal(dataset, config, reject_limit)
+    plan, faults = deal(dataset, config, reject_limit)
     content = input_hash(dataset)
     output = claims.prepare_output(
         out, PREPARE, to_dict(config), content, frames=dataset.frames, overwrite=overwrite
@@ -138,13 +138,15 @@ class Piece:
     stop: int
 
 
-def _deal(
+def deal(
     dataset: Dataset, config: PairConfig, reject_limit: float | None
 ) -> tuple[list[list[Piece]], list[Reject]]:
-    """Which pairs each shard holds, and the rejects so far.
+    """Which pairs each shard holds, and the rejects so far: all that is known without a frame.
 
     A shard is full when the next video does not fit; only a video with more pairs than a shard is
     cut, in time, for its pieces then need few frames of each other.
+
+    Raises: PipelineError: as of `run`.
     """
     check_rejects(dataset, dataset.rejects, reject_limit)
     sources = ", ".join(dataset.sources)

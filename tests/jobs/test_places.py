@@ -12,6 +12,7 @@ from typing import Annotated
 import pytest
 
 from jobs import (
+    check,
     command,
     convert,
     demo,
@@ -191,6 +192,6 @@ def test_every_job_refuses_an_address_where_it_wants_a_path(
 
 def test_every_path_option_that_is_written_says_its_kind() -> None:
     jobs = [prepare.Prepare, train_job.Train, evaluate.Evaluate, sweep.Sweep, report.Report]
-    for options in (*jobs, convert.Convert, track_job.Track, export.Export, demo.Demo):
+    for options in (*jobs, check.Check, convert.Convert, track_job.Track, export.Export, demo.Demo):
         hint = command.places.get_type_hints(options, include_extras=True)["out"]
         assert any(isinstance(one, places.Kind) for one in hint.__metadata__), options

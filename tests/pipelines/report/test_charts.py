@@ -138,3 +138,16 @@ def test_a_span_that_was_asked_for_is_kept() -> None:
     assert line is not None
     first = float(line[1].split()[0].split(",")[1])
     assert first == pytest.approx((190 - 30 + 12) / 2, abs=0.1)  # half of the frame's height
+
+
+def test_a_histogram_has_a_bar_for_each_and_few_labels() -> None:
+    counts = [(str(n), n) for n in range(13)]
+    text = str(charts.histogram(counts, "lengths <of> videos"))
+    heights = [float(h) for h in re.findall(r'<rect class="share".*? height="([\d.]+)"', text)]
+    assert len(heights) == 13
+    assert heights[0] == 0
+    np.testing.assert_allclose(heights, heights[12] / 12 * np.arange(13), atol=0.11)
+    assert "<title>12: 12</title>" in text
+    assert re.findall(r'text-anchor="middle">(\d+)<', text) == ["0", "3", "6", "9", "12"]
+    assert "lengths &lt;of&gt; videos" in text
+    assert "no finite value" in charts.histogram([("a", 0)], "x")
