@@ -102,7 +102,7 @@ def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def prepared(dataset: Dataset, out: Path, config: Config) -> int:
     """All shards, made in this process as the stage's tasks make them; their number."""
-    plan, _ = pairs._deal(dataset, config.pairs, None)
+    plan, _ = pairs.deal(dataset, config.pairs, None)
     claims.prepare_output(out, layout.PREPARE, {}, "benchmark")
     shards = ([(dataset.videos[p.position], p) for p in shard] for shard in plan)
     pairs._write_plan(out / pairs._PLAN, shards)
@@ -207,7 +207,7 @@ def growth(folder: Path, kind: str, times: int) -> None:
         "from pipelines.sources import annotations; from pipelines.stages import pairs\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "data = annotations.read(sys.argv[1], sys.argv[2]); config = presets.tiny().pairs\n"
-        "plan, _ = pairs._deal(data, config, None)\n"
+        "plan, _ = pairs.deal(data, config, None)\n"
         "shards = ([(data.videos[p.position], p) for p in s] for s in plan)\n"
         "pairs._write_plan(Path(sys.argv[1]).with_suffix('.plan'), shards)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

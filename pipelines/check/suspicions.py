@@ -85,9 +85,9 @@ def of_boxes(content: Mapping[str, Any]) -> Iterator[Suspicion]:
         if masks is None:
             key, masks, boxes = "image", [row.get("segmentation")], [row.get("bbox")]
         video = key, str(row.get(f"{key}_id"))
-        lists = isinstance(masks, list) and isinstance(boxes, list)
-        pairs = zip(masks, boxes, strict=False) if lists else ()
-        for t, (segmentation, box) in enumerate(pairs):
+        if not isinstance(masks, list) or not isinstance(boxes, list):
+            continue
+        for t, (segmentation, box) in enumerate(zip(masks, boxes, strict=False)):
             try:
                 own = _box(segmentation, sizes[video])
                 stated = np.array(box, np.float64).reshape(4)

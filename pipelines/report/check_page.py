@@ -90,7 +90,7 @@ def render(report: CheckReport, strips: Sequence[Strip] = ()) -> str:
 
 def table(report: CheckReport) -> str:
     """All counts and findings as text, for the terminal."""
-    lines = [f"{name:<22}{fact}" for name, fact in _facts(report.counts)]
+    lines = [f"{name:<26}{fact}" for name, fact in _facts(report.counts)]
     rows = sorted(report.categories, key=lambda row: -row["tracks"])
     if rows:
         lines.append(f"\n{'category':<28}{'tracks':>8}{'videos':>8}{'frames':>8}")

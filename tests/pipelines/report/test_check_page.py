@@ -66,8 +66,8 @@ def test_a_page_without_faults_says_so(report: CheckReport) -> None:
 def test_the_table_has_counts_categories_and_findings(report: CheckReport) -> None:
     lines = check_page.table(report).splitlines()
     assert lines[:2] == [
-        "videos                70",
-        "frames a video        min 2, median 4.5",
+        "videos                    70",
+        "frames a video            min 2, median 4.5",
     ]
     assert lines[3].split() == ["category", "tracks", "videos", "frames"]
     assert lines[4].split() == ["<c24>", "24", "24", "48"]

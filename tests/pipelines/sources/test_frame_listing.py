@@ -59,7 +59,7 @@ def test_a_video_file_is_read_in_a_few_places(root: Path) -> None:
         content[place] = 1
         path.write_bytes(content)
         assert (fingerprint(root, names) != before) == (place != 2**19 - 2**17)
-    assert len(frame_listing._blocks(str(path), 2**20)) == 4 * 2**16
+    assert len(frame_listing.blocks(str(path), 2**20)) == 4 * 2**16
 
 
 def test_a_folder_is_listed_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,4 +80,4 @@ def test_a_file_that_cannot_be_read_is_left_to_its_reader(root: Path) -> None:
     (root / NAMES[0]).unlink()
     (root / NAMES[0]).symlink_to(root / "nowhere")
     assert FrameListing(str(root)).bytes_of(str(root / NAMES[0])) is None
-    assert frame_listing._blocks(str(root / "nowhere"), 50) == b""
+    assert frame_listing.blocks(str(root / "nowhere"), 50) == b""
