@@ -16,6 +16,7 @@ def test_a_damaged_file_is_refused_in_words_or_read_as_it_was_meant(kind: str) -
     assert "refused" in {outcome for _, outcome, _ in found}
 
 
+@pytest.mark.slow
 def test_a_reader_that_dies_is_counted_and_the_next_file_is_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

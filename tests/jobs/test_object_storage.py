@@ -136,6 +136,7 @@ def test_an_experiment_log_beside_an_output_in_a_bucket_is_refused_before_the_wo
         evaluate.main([*words, "--checkpoint", f"{bucket}/weights.safetensors"])
 
 
+@pytest.mark.slow
 def test_an_output_of_another_run_in_a_bucket_is_refused(bucket):
     prepared(bucket, f"{bucket}/pairs")
     with pytest.raises(SystemExit, match=r"s3://.*max_gap was .*, now 2"):

@@ -131,6 +131,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_on_an_empty_cache_all_get_it_right(tmp_path):
     # Two precisions of one kernel are what could overwrite each other. The third process comes
     # later and reads what the two have left.

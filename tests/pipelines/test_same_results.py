@@ -15,6 +15,7 @@ from pipelines.stages import detect, track
 from pipelines.storage import layout, stored
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of_single_frames(
     ray_local: None, tmp_path: Path

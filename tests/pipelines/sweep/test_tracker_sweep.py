@@ -200,6 +200,7 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
     assert not (out / "tune").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
     ray_local: None, evaluated: Path, tmp_path: Path

@@ -56,6 +56,7 @@ def wanted(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Trainin
     )
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_trial_goes_on_at_its_next_rung_and_tells_what_it_really_used(
     wanted: TrainingSweep, tmp_path: Path
