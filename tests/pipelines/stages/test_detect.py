@@ -222,7 +222,7 @@ def test_a_lost_shard_is_noticed_by_the_reader(
     out = tmp_path / "damaged"
     shutil.copytree(whole, out)
     layout.shard_path(out, 0, "overlap").unlink()
-    with pytest.raises(ManifestError, match="the first is overlap-00000"):
+    with pytest.raises(ManifestError, match="lost overlap-00000"):
         stored.read(out)
 
 
