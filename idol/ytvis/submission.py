@@ -13,8 +13,7 @@ from typing import Any
 from idol.files import load_json, whole_file
 from idol.ytvis import annotations as annotation_files
 from idol.ytvis import results as results_file
-from idol.ytvis import truth as truth_file
-from idol.ytvis.truth import VideoTruth
+from idol.ytvis.truth import without_instances
 
 MEMBER = "results.json"
 """The one file in the archive, at its root."""
@@ -156,7 +155,7 @@ def _mask_problems(
 ) -> list[str]:
     entry = {"segmentations": masks}
     try:
-        results_file.check_video([entry], [index], _empty(video_id, size, length))
+        results_file.check_video([entry], [index], without_instances(video_id, size, length))
     except ValueError as error:
         if len(masks) != length:
             return [str(error)]
@@ -167,25 +166,13 @@ def _mask_problems(
     for frame, mask in enumerate(masks):
         try:
             results_file.check_video(
-                [{"segmentations": [mask]}], [index], _empty(video_id, size, 1)
+                [{"segmentations": [mask]}],
+                [index],
+                without_instances(video_id, size, 1),
             )
         except ValueError as error:
             found.append(str(error).replace("segmentations[0]", f"segmentations[{frame}]", 1))
     return found
-
-
-def _empty(video_id: int, size: tuple[int, int], length: int) -> VideoTruth:
-    """A video without instances: all that checking results needs to know."""
-    return truth_file.from_masks(
-        video_id,
-        size,
-        length,
-        (),
-        instance_ids=(),
-        category_ids=(),
-        crowd=(),
-        segmentations=(),
-    )
 
 
 def zip_results(results: Path, out: Path) -> None:

@@ -189,6 +189,20 @@ def from_masks(
     )
 
 
+def without_instances(video_id: int, size: tuple[int, int], length: int) -> VideoTruth:
+    """A video without instances: all that checking its results needs to know."""
+    return from_masks(
+        video_id,
+        size,
+        length,
+        (),
+        instance_ids=(),
+        category_ids=(),
+        crowd=(),
+        segmentations=(),
+    )
+
+
 def _of_video(
     video: Video, categories: Iterable[int], occlusion: Mapping[int, list[float]] | None
 ) -> VideoTruth:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from idol.addresses import is_remote
 from idol.ytvis import annotations as annotation_files
 from idol.ytvis import results as results_file
 from idol.ytvis import truth
 from idol.ytvis.repairs import Repairs
 from idol.ytvis.videos import Annotations, Instance, Video
 from pipelines.formats.labels import Labels
+from pipelines.sources.annotations import inside_root
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Joined:
 def join(sources: Sequence[Labels]) -> Joined:
     """Read the sources by the rules of `idol.ytvis.annotations`, and unite them.
 
-    A single source keeps its ids. Several are numbered anew from 1, in their order.
+    A single source keeps its ids. The ids of several are renumbered from 1, in their order.
 
     Raises: ValueError: a source is no annotation file, none of its videos can be used, or some have
             annotations and others none.
@@ -91,13 +90,13 @@ def _placed(video: Video, old: Path, new: Path) -> Video:
     """The video with its frame paths relative to another root, above the old one."""
     if video.file_names is None:
         raise ValueError("it names no frames")
-    names = [posixpath.normpath(name) for name in video.file_names]
-    for name in names:
-        if name.startswith(("/", "../")) or is_remote(name):
+    below = Path(os.path.relpath(old, new))
+    names = []
+    for name in video.file_names:
+        inside = inside_root(name)
+        if inside is None:
             raise ValueError(f"the frame path {name} leaves the frames root {old}")
-    inside = Path(os.path.relpath(old, new)).as_posix()
-    if inside != ".":
-        names = [f"{inside}/{name}" for name in names]
+        names.append((below / inside).as_posix())
     return dataclasses.replace(video, file_names=tuple(names))
 
 
@@ -149,10 +148,7 @@ def with_results(joined: Joined, path: Path, min_score: float = -np.inf) -> Join
     videos = []
     for video in joined.videos:
         indices = rows[video.video_id]
-        empty = truth.from_masks(
-            video.video_id, video.size, video.length, categories,
-            instance_ids=(), category_ids=(), crowd=(), segmentations=(),
-        )  # fmt: skip
+        empty = truth.without_instances(video.video_id, video.size, video.length)
         masks, areas = results_file.check_video([entries[i] for i in indices], indices, empty)
         instances = tuple(
             Instance(index + 1, entries[index]["category_id"], False, tuple(own))

@@ -274,6 +274,18 @@ def placed(
     return records, rejects
 
 
+def inside_root(name: str) -> str | None:
+    """A frame path relative to the frames root, in its shortest form; None where it leaves it."""
+    inside = posixpath.normpath(name)
+    leaves = (
+        "\0" in name
+        or is_remote(name)
+        or re.match("[A-Za-z]:/", name)
+        or re.match(r"/|\.\.?(/|\Z)", inside)
+    )
+    return None if leaves else inside
+
+
 def references(video: Video, source: str, root: str) -> list[str]:
     """The frames of a video below a root. Raises: VideoError: it names none, or one elsewhere."""
     names = video.file_names
@@ -281,13 +293,8 @@ def references(video: Video, source: str, root: str) -> list[str]:
         raise VideoError(video.video_id, source, "file_names must be a list of paths")
     found = []
     for name in names:
-        inside = posixpath.normpath(name)
-        if (
-            "\0" in name
-            or is_remote(name)
-            or re.match("[A-Za-z]:/", name)
-            or re.match(r"/|\.\.?(/|\Z)", inside)
-        ):
+        inside = inside_root(name)
+        if inside is None:
             reason = "the frame path leaves the frames root: paths must be relative to it, "
             raise VideoError(video.video_id, name, reason + "without '..' above it")
         found.append(frame_files.join(root, inside))

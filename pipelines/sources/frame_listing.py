@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from pyarrow import fs
 
-from idol.addresses import is_remote
 from pipelines.sources import frames
 from pipelines.storage import paths
 
@@ -59,10 +57,7 @@ def blocks(path: str, size: int) -> bytes:
     """A few blocks of a file, first and last included; of a file that cannot be read, nothing."""
     starts = np.unique(np.linspace(0, max(0, size - _BLOCK), _BLOCKS, dtype=np.int64)).tolist()
     try:
-        source, inner = fs.LocalFileSystem(), path
-        if is_remote(path):
-            source, inner = paths.native(path)
-        with source.open_input_file(inner) as file:
+        with paths.open_input(path) as file:
             return b"".join(file.read_at(_BLOCK, start) for start in starts)
     except OSError:
         return b""

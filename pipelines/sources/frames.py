@@ -24,6 +24,7 @@ from pipelines.sources.image_file import JPEG, check_size, decode
 from pipelines.sources.image_file import Image as Image
 from pipelines.sources.video_file import DamagedVideo, VideoFile
 from pipelines.storage import paths
+from pipelines.storage.paths import RemotePath
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -42,9 +43,7 @@ def is_directory(path: str) -> bool:
     """Whether a local or remote directory exists."""
     if not is_remote(path):
         return os.path.isdir(path)
-    filesystem, inner = paths.native(path)
-    (info,) = filesystem.get_file_info([inner])
-    return bool(info.type == fs.FileType.Directory)
+    return RemotePath(path).is_dir()
 
 
 def join(root: str, name: str) -> str:
@@ -56,10 +55,7 @@ def read_bytes(path: str) -> bytes:
     """The bytes of a local or remote file. Raises: OSError: it cannot be read."""
     if not is_remote(path):
         return Path(path).read_bytes()
-    filesystem, inner = paths.native(path)
-    with filesystem.open_input_stream(inner) as stream:
-        data: bytes = stream.read()
-    return data
+    return RemotePath(path).read_bytes()
 
 
 def files_in(directory: str) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Copies of remote video files on this machine, because OpenCV reads local files only.
+"""Copies of remote video files on this machine, because the decoder reads local files only.
 
 A copy belongs to one version of the remote file: its name is a hash of the address, the size and
 the time of change. Copies beyond a limit are dropped, the one that was used longest ago first.

@@ -140,10 +140,6 @@ class RemotePath:
         """Object storage has none."""
         return False
 
-    def size(self) -> int:
-        """Bytes of a file."""
-        return int(self._info().size or 0)
-
     def iterdir(self) -> Iterator[RemotePath]:
         """What lies in a folder; nothing where there is none."""
         from pyarrow import fs
@@ -217,7 +213,7 @@ def write_whole(path: AnyPath, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def open_input(path: AnyPath) -> pa.NativeFile:
+def open_input(path: AnyPath | str) -> pa.NativeFile:
     """A file to read from at any place.
 
     Raises: FileNotFoundError, OSError: there is no such file, or no answer.
