@@ -23,6 +23,7 @@ def work(
     and does its item again.
 
     arguments: small, for they travel with each start
+    items:     each is asked for when an actor is free for it
     pool:      an item is begun as soon as any actor is up, so only its upper bound counts here
     gpus:      what each actor holds of one, beside a CPU
     Raises: ResourcesError: `kind` cannot be made; whatever `work` raises.
@@ -31,8 +32,8 @@ def work(
 
     options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1}
     remote = ray.remote(**options)(kind)
-    left = list(reversed(items))
-    members = [remote.remote(*arguments) for _ in range(min(pool.most, len(left)))]
+    left, items_left = len(items), iter(items)
+    members = [remote.remote(*arguments) for _ in range(min(pool.most, left))]
     begun: dict[Any, Any] = {}  # of each call in flight: its actor
     starting = {member.__ray_ready__.remote(): member for member in members}
     try:
@@ -47,7 +48,8 @@ def work(
             fresh = starting.pop(done[0], None) is not None
             begun.pop(done[0], None)
             if left:
-                begun[actor.work.remote(left.pop())] = actor
+                begun[actor.work.remote(next(items_left))] = actor
+                left -= 1
             else:
                 ray.kill(actor)
             if not fresh:

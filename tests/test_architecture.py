@@ -37,7 +37,7 @@ MAX_LINES, MAX_FUNCTION = 400, 60
 INNER_ROOMS = {
     "idol": (
         ("arrays",),
-        ("structures", "config", "lazy", "files", "addresses"),
+        ("structures", "config", "lazy", "files", "addresses", "spool"),
         ("masks", "presets"),
         ("images", "network"),
         ("learning", "detection", "tracker", "ytvis"),

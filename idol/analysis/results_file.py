@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from idol.config import AnalysisConfig
 from idol.ytvis import results as results_file
 from idol.ytvis.index import ResultsIndex, UnusualLayout
 from idol.ytvis.results import Entry
-from idol.ytvis.truth import Truth
+from idol.ytvis.truth import Truth, VideoTruth
 
 _log = logging.getLogger(__name__)
 
@@ -24,47 +25,45 @@ Made = TypeVar("Made")
 class ResultsFile:
     """One results file, its entries by video.
 
-    truth: whose ids the entries must have
-    clips: whether the entries are clip predictions (`clips.py`)
-    index: reads a video's entries from the file; None: entries holds all of them
-    rows:  video_id -> positions of its entries in the whole file
+    categories: ids that the entries may have
+    clips:      whether the entries are clip predictions (`clips.py`)
+    index:      reads a video's entries from the file; None: entries holds all of them
+    rows:       video_id -> positions of its entries in the whole file
     """
 
     path: Path
-    truth: Truth
+    categories: tuple[int, ...]
     clips: bool = False
     index: ResultsIndex | None = None
-    entries: list[Entry] = field(default_factory=list)
+    entries: Sequence[Entry] = ()
     rows: dict[int, list[int]] = field(default_factory=dict)
 
     def of(self, video_id: int) -> tuple[list[Entry], list[int]]:
-        """A video's entries and their positions in the file.
+        """The entries of a video of the truth, and their positions in the file.
 
         Raises:
             UnusualLayout: the file must be read as a whole.
-            ValueError: an id is not in the truth; the message has the entry's position.
+            ValueError: a category is not in the truth; the message has the entry's position.
         """
         if self.index is None:
             rows = self.rows[video_id]
             return [self.entries[i] for i in rows], rows
         entries, rows = self.index.of(video_id)
         for row, entry in zip(rows, entries, strict=True):
-            results_file.check_ids(
-                entry, row, self.truth.videos, self.truth.categories, compat=False
-            )
+            results_file.check_ids(entry, row, (video_id,), self.categories, compat=False)
         return entries, rows
 
-    def tracks(self, video_id: int, config: AnalysisConfig) -> tuple[list[Entry], list[int]]:
+    def tracks(self, truth: VideoTruth, config: AnalysisConfig) -> tuple[list[Entry], list[int]]:
         """As `of`, with clips joined to whole tracks, which are counted from 0."""
-        entries, rows = self.of(video_id)
+        entries, rows = self.of(truth.video_id)
         if not self.clips:
             return entries, rows
-        joined = clips.join(entries, rows, self.truth.videos[video_id], config)
+        joined = clips.join(entries, rows, truth, config)
         return joined, list(range(len(joined)))
 
 
 def read_results(path: Path, truth: Truth, *, compat: bool = False) -> ResultsFile:
-    """Read a results file, or clip predictions, as a whole.
+    """Read a results file, or clip predictions, that no index can be made of.
 
     compat: accept malformed entries as the official evaluator does
     Raises:
@@ -86,7 +85,7 @@ def read_results(path: Path, truth: Truth, *, compat: bool = False) -> ResultsFi
         if not truth.leaves_out(entry):
             results_file.check_ids(entry, number, truth.videos, truth.categories, compat=compat)
             rows[entry["video_id"]].append(number)
-    return ResultsFile(path, truth, as_clips, entries=entries, rows=rows)
+    return ResultsFile(path, tuple(truth.categories), as_clips, entries=entries, rows=rows)
 
 
 def with_results(
@@ -102,7 +101,7 @@ def with_results(
             try:
                 index = ResultsIndex(path)
                 index.check_videos([*truth.videos, *truth.left_out], truth.categories)
-                return work(ResultsFile(path, truth, index=index))
+                return work(ResultsFile(path, tuple(truth.categories), index=index))
             except UnusualLayout as error:
                 _log.debug("%s is read as a whole: %s", path, error)
         return work(read_results(path, truth, compat=compat))
@@ -123,9 +122,8 @@ def join(truth: Truth, path: Path, out: Path, config: AnalysisConfig) -> int:
             f"{path} has no clip predictions to join: no entry has a 'first_frame'. Entries of "
             "clips say in which frame their clip starts."
         )
-    joined = [entry for video_id in truth.videos for entry in results.tracks(video_id, config)[0]]
-    results_file.write(out, joined)
-    return len(joined)
+    joined = (results.tracks(video, config)[0] for video in truth.videos.values())
+    return results_file.write(out, itertools.chain.from_iterable(joined))
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from idol.analysis import causes as error_causes
 from idol.analysis import intervals, oracles, shares
 from idol.analysis.causes import VideoErrors
-from idol.analysis.cores import usable_cores
+from idol.analysis.cores import in_order, usable_cores
 from idol.analysis.intervals import Difference, Interval
 from idol.analysis.oracles import OracleExperiments, VideoOracles
 from idol.analysis.results_file import ResultsFile, with_results
@@ -31,7 +31,7 @@ from idol.evaluation.average_precision import Metrics
 from idol.evaluation.matching import VideoMatches
 from idol.evaluation.tracking_metrics import TrackingMetrics, TrackingOptions, VideoTracking
 from idol.masks import rle
-from idol.ytvis.truth import Truth
+from idol.ytvis.truth import Truth, VideoTruth
 
 TRACKING_SHOWN = ("HOTA", "DetA", "AssA", "LocA", "IDF1", "MOTSA", "sMOTSA", "IDSW", "Frag")
 """Tracking metrics in the table and the page, averaged over the classes that have truth."""
@@ -39,6 +39,7 @@ WORST_IN_JSON = 20
 """Worst videos and instances in the JSON object."""
 _PROCESS_BYTES = 8 << 20  # of a results file; for less, starting processes takes longer
 _COMPILE_BYTES = 6 << 20  # of a results file; for less, loading compiled code takes longer
+_AHEAD = 16  # videos sent to each process before the first of them is done
 _ANALYSIS_COST = 24  # of oracles and error shares: 13 s of one core for a MiB of results
 
 _log = logging.getLogger(__name__)
@@ -184,7 +185,7 @@ def _score(
 ) -> FileMetrics:
     def analysed(results: ResultsFile) -> list[_Part]:
         done = []
-        for part in _parts(results, analyses, workers):
+        for part in _parts(results, truth, analyses, workers):
             done.append(part)
             if progress is not None:
                 progress(name, len(done), len(truth.videos))
@@ -222,13 +223,13 @@ class _Part(NamedTuple):
     tracking: VideoTracking | None = None
 
 
-def _part(results: ResultsFile, analyses: Analyses, video_id: int) -> _Part:
-    known, config, tracking = results.truth.videos[video_id], analyses.config, analyses.tracking
-    tracks, where = results.tracks(video_id, config)
+def _part(results: ResultsFile, analyses: Analyses, known: VideoTruth) -> _Part:
+    config, tracking = analyses.config, analyses.tracking
+    tracks, where = results.tracks(known, config)
     matches = matching.match_video(tracks, known, where, compat=analyses.compat)
     experiments = causes = counts = None
     if analyses.oracle:
-        predicted = oracles.prediction(*results.of(video_id), known, config)
+        predicted = oracles.prediction(*results.of(known.video_id), known, config)
         experiments = oracles.match_oracles(predicted, known, analyses.oracle, config)
     if analyses.errors:
         causes = error_causes.causes_of_video(tracks, where, known, config)
@@ -237,9 +238,9 @@ def _part(results: ResultsFile, analyses: Analyses, video_id: int) -> _Part:
     return _Part(matches, experiments, causes, counts)
 
 
-def _parts(results: ResultsFile, analyses: Analyses, workers: int) -> Iterator[_Part]:
+def _parts(results: ResultsFile, truth: Truth, analyses: Analyses, workers: int) -> Iterator[_Part]:
     """Every video's part, in order of the truth; with several workers from all of them."""
-    videos = list(results.truth.videos)
+    videos = truth.videos
     workers = min(workers, len(videos))
     size = results.path.stat().st_size
     part = partial(_part, results, analyses)
@@ -251,21 +252,20 @@ def _parts(results: ResultsFile, analyses: Analyses, workers: int) -> Iterator[_
         if workers > 1 and overlaps_only and size > _COMPILE_BYTES:
             # Compiled code lets threads run side by side, and they start at once.
             with ThreadPoolExecutor(workers) as threads:
-                yield from threads.map(part, videos)
+                yield from threads.map(lambda video_id: part(videos[video_id]), videos)
         else:
-            yield from map(part, videos)
+            yield from map(part, videos.values())
         return
     # Not forked: this process may have threads, and a lock that one of them holds stays locked.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _begin, (results, analyses))
     try:
-        # A few at a time keeps all busy to the end.
-        yield from pool.map(_part_of, videos, chunksize=max(1, len(videos) // (16 * workers)))
+        yield from in_order(pool, _part_of, videos.values(), _AHEAD * workers)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_work: list[Callable[[int], _Part]] = []  # what a worker process does with a video
+_work: list[Callable[[VideoTruth], _Part]] = []  # what a worker process does with a video
 
 
 def _begin(results: ResultsFile, analyses: Analyses) -> None:
@@ -277,5 +277,5 @@ def _begin(results: ResultsFile, analyses: Analyses) -> None:
     _work.append(partial(_part, results, analyses))
 
 
-def _part_of(video_id: int) -> _Part:
-    return _work[-1](video_id)
+def _part_of(known: VideoTruth) -> _Part:
+    return _work[-1](known)

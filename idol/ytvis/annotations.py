@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from idol import files
 from idol.masks import rle
-from idol.ytvis import image_layouts, repairs
+from idol.spool import Keyed, Spool
+from idol.ytvis import image_layouts, lazy_rows, repairs
 from idol.ytvis.repairs import Repairs
-from idol.ytvis.videos import Annotations, Instance, Reject, Rle, Video
+from idol.ytvis.videos import Annotations, Instance, Reject, Rle, Video, checked_areas
 
 EXPECTED = (
     "Expected YouTube-VIS JSON: {videos: [{id, width, height, file_names}], categories: "
@@ -46,6 +47,10 @@ class InvalidAnnotations(ValueError):
         return f"{self.origin} {self.reason} {EXPECTED}"
 
 
+class InvalidJson(ValueError):
+    """A file is no JSON."""
+
+
 def read(source: Mapping[str, Any] | str | Path, *, compat: bool = False) -> Annotations:
     """Read a file, or parsed JSON; see `parse`.
 
@@ -53,9 +58,31 @@ def read(source: Mapping[str, Any] | str | Path, *, compat: bool = False) -> Ann
         FileNotFoundError, IsADirectoryError: the path names no file.
         ValueError: it is no JSON, or as of `parse`.
     """
-    if isinstance(source, str | Path):
-        return parse(files.load_json(Path(source), "truth"), str(source), compat=compat)
-    return parse(source, "truth", compat=compat)
+    if not isinstance(source, str | Path):
+        return parse(source, "truth", compat=compat)
+    path = Path(source)
+    files.check_file(path, "truth")
+    try:
+        return read_file(path, str(source), compat=compat)
+    except InvalidJson as error:
+        raise ValueError(f"the truth file {path} is not valid JSON: {error}") from error
+
+
+def read_file(path: Path, origin: str, *, compat: bool = False) -> Annotations:
+    """As `parse` of the JSON in a file; one of YouTube-VIS is never in memory as a whole.
+
+    origin: what messages call the file
+    Raises: OSError: it cannot be read; InvalidJson: it is no JSON; ValueError: as of `parse`.
+    """
+    try:
+        return parse(lazy_rows.load(path), origin, compat=compat)
+    except (lazy_rows.WholeFileOnly, InvalidJson) as reason:
+        _log.debug("%s is read as a whole: %s", origin, reason)
+    try:
+        content = files.parse_json(path.read_bytes())
+    except ValueError as error:
+        raise InvalidJson(str(error)) from error
+    return parse(content, origin, compat=compat)
 
 
 def parse(content: Any, origin: str, *, compat: bool = False) -> Annotations:
@@ -66,37 +93,19 @@ def parse(content: Any, origin: str, *, compat: bool = False) -> Annotations:
             out annotations of unknown videos and categories. Repairs are not made
     Raises:
         InvalidAnnotations: it is no annotation file.
+        InvalidJson: one of its `lazy_rows.Row`s is no JSON.
         ValueError: in compat mode, where a video cannot be read.
     """
-    found = _Reader(content, origin, compat).read()
+    try:
+        found = _Reader(content, origin, compat).read()
+    except lazy_rows.NotJson as error:
+        raise InvalidJson(str(error)) from error
     if compat and found.rejects:
         first = found.rejects[0]
         raise ValueError(f"{origin}: video {first.video_id}: {first.reason}")
     if found.repairs and not compat:
         _log.warning("%s was repaired while reading: %s", origin, found.repairs)
     return found
-
-
-def checked_areas(
-    tracks: Sequence[Sequence[Rle | None]], length: int, names: Sequence[str]
-) -> NDArray[np.int64]:
-    """Areas (G, length) of G tracks' masks, 0 where absent.
-
-    names:  (G,) what messages call the tracks
-    Raises: ValueError: a mask does not fill its size.
-    """
-    areas, wrong = rle.check_tracks(tracks, length)
-    if wrong is not None:
-        mask = tracks[wrong[0]][wrong[1]]
-        assert mask is not None
-        covered = int(rle.measure([mask["counts"]])[0][0])
-        height, width = mask["size"]
-        raise ValueError(
-            f"{names[wrong[0]]}, frame {wrong[1]}: the RLE "
-            f"{'is unreadable' if covered < 0 else f'covers {covered} pixels'}, "
-            f"a frame has {height * width} pixels"
-        )
-    return areas
 
 
 class _Row(NamedTuple):
@@ -126,25 +135,34 @@ class _Reader:
 
     def read(self) -> Annotations:
         """All of the file."""
-        rows, repeated = self.videos()
+        videos, repeated = self.videos()
         self.names = self.categories()
         listed = None
         if self.content.get("annotations") is not None:
             listed = self.objects("annotations")
-        rows_of = self.grouped(listed or (), rows)
-        videos: dict[int, Video] = {}
-        rejects = []
-        for video_id in sorted(rows):
-            try:
-                if video_id in self.faults:
-                    raise ValueError(self.faults[video_id])
-                if video_id in repeated:
-                    raise ValueError("two videos have this id")
-                videos[video_id] = self.video(video_id, rows[video_id], rows_of[video_id])
-            except ValueError as error:
-                rejects.append(Reject(video_id, self.origin, str(error)))
+        rows_of = self.grouped(listed or (), videos)
         count = None if listed is None else len(listed)
-        return Annotations(self.origin, self.names, videos, tuple(rejects), self.repairs, count)
+        del listed
+        usable: list[int] = []
+        rejects = []
+
+        def found() -> Iterator[Video]:
+            for video_id in sorted(videos):
+                try:
+                    if video_id in self.faults:
+                        raise ValueError(self.faults[video_id])
+                    if video_id in repeated:
+                        raise ValueError("two videos have this id")
+                    video = self.video(video_id, videos[video_id], rows_of[video_id])
+                except ValueError as error:
+                    rejects.append(Reject(video_id, self.origin, str(error)))
+                else:
+                    usable.append(video_id)
+                    yield video
+
+        spool = Spool(found())
+        kept = Keyed(usable, spool)
+        return Annotations(self.origin, self.names, kept, tuple(rejects), self.repairs, count)
 
     def objects(self, key: str) -> list[tuple[str, Mapping[str, Any]]]:
         """A list of JSON objects, each after what messages call it."""
@@ -246,7 +264,7 @@ class _Reader:
 
     def video(self, video_id: int, row: Mapping[str, Any], rows: Sequence[_Row]) -> Video:
         """One video."""
-        where = f"video {video_id}"
+        where, row = f"video {video_id}", lazy_rows.whole(row)
         size = self.size(row, where)
         names = self.file_names(row, where)
         length = self.length(row, names, where)
@@ -305,7 +323,7 @@ class _Reader:
 
     def instance(self, row: _Row, size: tuple[int, int], length: int) -> Instance:
         """One annotation."""
-        name, number, json = row
+        name, number, json = row.name, row.instance_id, lazy_rows.whole(row.json)
         category_id = self.repairs.whole(json.get("category_id"), name)
         if category_id not in self.names:
             raise ValueError(

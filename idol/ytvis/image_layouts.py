@@ -94,13 +94,13 @@ def _in_order(images: Sequence[Row]) -> list[Row]:
 
 
 def _video(video_id: Any, row: Row, images: Sequence[Row]) -> dict[str, Any]:
-    sizes = {(image.get("height"), image.get("width")) for image in images}
-    if len(sizes) > 1:
+    sizes = [(place.get("height"), place.get("width")) for place in images or [row]]
+    if any(size != sizes[0] for size in sizes):
         raise ValueError(
             "its images have different sizes (height, width): "
-            + ", ".join(sorted(map(str, sizes))[:3])
+            + ", ".join(sorted(set(map(str, sizes)))[:3])
         )
-    (height, width) = sizes.pop() if sizes else (row.get("height"), row.get("width"))
+    height, width = sizes[0]
     names = [image.get("file_name") for image in images]
     named = {"file_names": names} if any(name is not None for name in names) else {}
     size = {"height": height, "width": width, "length": len(images)}

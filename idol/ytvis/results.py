@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from idol.arrays import Ints
 from idol.config import TrackerConfig
-from idol.files import load_json, whole_file
+from idol.files import whole_file
 from idol.masks import rle
+from idol.spool import Mapped, Spool
+from idol.ytvis import lazy_rows
 from idol.ytvis.repairs import MAX_ID
 from idol.ytvis.truth import VideoTruth
 from idol.ytvis.videos import Rle
@@ -152,22 +157,38 @@ def to_ytvis(
     ]
 
 
-def write(path: str | Path, entries: Iterable[Mapping[str, Any]]) -> None:
+def write(path: str | Path, entries: Iterable[Mapping[str, Any]]) -> int:
     """Write a results file: the same entries give the same bytes, and no half file is ever seen.
 
     Entries are sorted by video, category and descending score. Equal scores keep their order, as
     it decides ties when scoring; entries of one video must therefore come in a fixed order.
+
+    entries: any number of them; one is in memory at a time
+    returns: their number
     Raises: ValueError: a score is not finite, or a mask is no compressed RLE.
     """
-    plain = [_plain(entry, index) for index, entry in enumerate(entries)]
-    plain.sort(key=lambda e: (e["video_id"], e["category_id"], -e["score"]))
+    ranks = array("q"), array("q"), array("d")
+
+    def lines() -> Iterator[str]:
+        for index, given in enumerate(entries):
+            plain = _plain(given, index)
+            for values, value in zip(ranks, _rank(plain), strict=True):
+                values.append(value)
+            yield json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+    spool = Spool(lines())
     # One entry per line: as valid as any JSON, and lines of two runs can be compared.
     with whole_file(path) as temporary, temporary.open("w", encoding="ascii") as file:
         file.write("[")
-        for index, written in enumerate(plain):
+        for index, place in enumerate(np.lexsort(ranks[::-1]).tolist()):
             file.write(",\n" if index else "\n")
-            file.write(json.dumps(written, sort_keys=True, separators=(",", ":")))
+            file.write(spool[place])
         file.write("\n]\n")
+    return len(spool)
+
+
+def _rank(plain: Entry) -> tuple[int, int, float]:
+    return plain["video_id"], plain["category_id"], -plain["score"]
 
 
 def _plain(given: Mapping[str, Any], index: int) -> Entry:
@@ -188,15 +209,18 @@ def _plain(given: Mapping[str, Any], index: int) -> Entry:
     }
 
 
-def read(source: str | Path | list[Any]) -> list[Entry]:
-    """Load a results file, or take the parsed list; `check_video` looks at the entries.
+def read(source: str | Path | list[Any]) -> Sequence[Entry]:
+    """Open a results file, or take the parsed list; `check_video` looks at the entries.
 
+    returns: of a file, each entry is parsed when it is asked for; ValueError: it is not JSON
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON, or not a list.
     """
-    entries = load_json(Path(source), "results") if isinstance(source, str | Path) else source
-    if not isinstance(entries, list):
+    entries: Any = source
+    if isinstance(source, str | Path):
+        entries = lazy_rows.load_list(Path(source), "results")
+    if not isinstance(entries, list | Mapped):
         truth = isinstance(entries, Mapping) and "videos" in entries
         hint = " (Is it the truth? That is the other argument.)" if truth else ""
         raise ValueError(f"results must be a JSON list, got {type(entries).__name__}.{hint}")

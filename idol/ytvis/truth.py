@@ -6,14 +6,16 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.spool import Keyed, Mapped
 from idol.ytvis import annotations as annotation_files
-from idol.ytvis.videos import Reject, Rle, Video
+from idol.ytvis.videos import Reject, Rle, Video, checked_areas
 
 OCCLUSION_SCORES = {"no_occlusion": 0.0, "slight_occlusion": 0.25, "severe_occlusion": 0.75}
 """OVIS's score of each per-frame word."""
@@ -35,6 +37,7 @@ class VideoTruth:
     areas:         (G, T) pixels of every mask, 0 where absent
     masks:         G tuples of T masks, None where absent; () after without_masks. In compat mode
                    a tuple has as many masks as the file, and areas as many columns as the longest
+    file_names:    (T,) relative paths of the frames; (): none are named, or after without_masks
     """
 
     video_id: int
@@ -48,13 +51,14 @@ class VideoTruth:
     occlusion: NDArray[np.float64] | None
     areas: NDArray[np.int64]
     masks: tuple[tuple[Rle | None, ...], ...]
+    file_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.instance_ids)
 
     def without_masks(self) -> VideoTruth:
         """The same for scoring from stored overlaps: small enough to send with every task."""
-        return dataclasses.replace(self, masks=())
+        return dataclasses.replace(self, masks=(), file_names=())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,17 +66,15 @@ class Truth:
     """A data set's truth.
 
     categories: category_id -> name, ascending
-    videos:     video_id -> VideoTruth, ascending
+    videos:     video_id -> VideoTruth, ascending; made anew at each access, see idol.spool
     left_out:   ids of videos whose truth cannot be read: neither they nor their results are scored
-    names:      video_id -> what the file calls the video, or ""
-    file_names: video_id -> relative paths of its frames; absent where the file names none
+    names:      video_id -> what the file calls the video, or the folder of its first frame, or ""
     """
 
     categories: dict[int, str]
-    videos: dict[int, VideoTruth]
+    videos: Mapping[int, VideoTruth]
     left_out: frozenset[int] = frozenset()
     names: dict[int, str] = field(default_factory=dict)
-    file_names: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
     def leaves_out(self, entry: Any) -> bool:
         """Whether an entry of results.json is of a video that is not scored."""
@@ -112,40 +114,47 @@ def read(source: Truth | Mapping[str, Any] | str | Path, *, compat: bool = False
             f"{found.origin} has no video with truth that can be read. The first, video "
             f"{first.video_id}: {first.reason}"
         )
-    return of_videos(found.categories, found.videos.values(), found.rejects)
+    return of_videos(found.categories, found.videos.items_in_order, found.rejects)
 
 
 def of_videos(
-    categories: Mapping[int, str], videos: Iterable[Video], rejects: Iterable[Reject] = ()
+    categories: Mapping[int, str], videos: Sequence[Video], rejects: Iterable[Reject] = ()
 ) -> Truth:
     """The truth of videos read from annotations.
 
     categories: category_id -> name, ascending
     rejects:    videos whose truth cannot be read, which a warning names
     """
-    listed = sorted(videos, key=lambda video: video.video_id)
     left_out = {row.video_id: f"video {row.video_id} ({row.reason})" for row in rejects}
     if left_out:
         _log.warning(
             "%d of %d videos are not scored, for their truth cannot be read: %s%s",
             len(left_out),
-            len(left_out) + len(listed),
+            len(left_out) + len(videos),
             ", ".join(list(left_out.values())[:10]),
             ", ..." if len(left_out) > 10 else "",
         )
-    if not any(video.instances for video in listed):
+    names: dict[int, str] = {}
+    scores: dict[int, list[float | None]] = {}
+    for video in videos:
+        first = (video.file_names or ("",))[0]
+        names[video.video_id] = video.name or first.rpartition("/")[0]
+        scores[video.video_id] = [occlusion_score(one.occlusion) for one in video.instances]
+    ids, ascending = list(names), sorted(names)
+    if not any(scores.values()):
         _log.warning(
             "the truth has no object in any of %d videos, so there is nothing to find: AP and the "
             "other metrics are -1. Where a benchmark keeps its truth, submit the results instead",
-            len(listed),
+            len(videos),
         )
-    occlusion = _occlusion(listed)
+    occlusion = _occlusion({video_id: scores[video_id] for video_id in ascending})
+    make = partial(_of_video, categories=tuple(categories), occlusion=occlusion)
+    order = sorted(range(len(ids)), key=ids.__getitem__)
     return Truth(
         categories=dict(categories),
-        videos={v.video_id: _of_video(v, categories, occlusion) for v in listed},
+        videos=Keyed(ascending, Mapped(make, videos, order)),
         left_out=frozenset(left_out),
-        names={v.video_id: v.name for v in listed},
-        file_names={v.video_id: v.file_names for v in listed if v.file_names is not None},
+        names={video_id: names[video_id] for video_id in ascending},
     )
 
 
@@ -173,7 +182,7 @@ def from_masks(
         tuple(None if c is None else {"size": list(size), "counts": c} for c in counts)
         for counts in segmentations
     )
-    areas = annotation_files.checked_areas(masks, length, [f"instance {i}" for i in instance_ids])
+    areas = checked_areas(masks, length, [f"instance {i}" for i in instance_ids])
     return VideoTruth(
         video_id=video_id,
         size=size,
@@ -204,7 +213,7 @@ def without_instances(video_id: int, size: tuple[int, int], length: int) -> Vide
 
 
 def _of_video(
-    video: Video, categories: Iterable[int], occlusion: Mapping[int, list[float]] | None
+    video: Video, categories: tuple[int, ...], occlusion: Mapping[int, list[float]] | None
 ) -> VideoTruth:
     rows = video.instances
     averages = average_area(video.areas)
@@ -217,7 +226,7 @@ def _of_video(
         video_id=video.video_id,
         size=video.size,
         length=video.length,
-        categories=tuple(categories),
+        categories=categories,
         instance_ids=np.array([i.instance_id for i in rows], np.int64),
         category_ids=np.array([i.category_id for i in rows], np.int64),
         crowd=np.array([i.crowd for i in rows], bool),
@@ -225,12 +234,12 @@ def _of_video(
         occlusion=None if occlusion is None else np.array(occlusion[video.video_id], np.float64),
         areas=video.areas,
         masks=tuple(i.masks for i in rows),
+        file_names=video.file_names or (),
     )
 
 
-def _occlusion(videos: Sequence[Video]) -> dict[int, list[float]] | None:
-    """video_id -> (G,) occlusion scores; None unless every instance has one."""
-    scores = {v.video_id: [occlusion_score(i.occlusion) for i in v.instances] for v in videos}
+def _occlusion(scores: Mapping[int, list[float | None]]) -> dict[int, list[float]] | None:
+    """The (G,) occlusion scores by video_id; None unless every instance has one."""
     known = {v: [s for s in row if s is not None] for v, row in scores.items()}
     total, having = (sum(map(len, rows.values())) for rows in (scores, known))
     if 0 < having < total:

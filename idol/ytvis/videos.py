@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.masks import rle
+from idol.spool import Keyed
 from idol.ytvis.repairs import Repairs
 
 Rle: TypeAlias = dict[str, Any]
@@ -90,14 +93,36 @@ class Annotations:
 
     origin:     the file's name
     categories: category_id -> name, both unique
-    videos:     video_id -> Video
+    videos:     video_id -> Video, read anew at each access
     rejects:    videos left out
     listed:     annotations in the file; None: it has no such list, as where truth is not public
     """
 
     origin: str
     categories: dict[int, str]
-    videos: dict[int, Video]
+    videos: Keyed[Video]
     rejects: tuple[Reject, ...]
     repairs: Repairs
     listed: int | None
+
+
+def checked_areas(
+    tracks: Sequence[Sequence[Rle | None]], length: int, names: Sequence[str]
+) -> NDArray[np.int64]:
+    """Areas (G, length) of G tracks' masks, 0 where absent.
+
+    names:  (G,) what messages call the tracks
+    Raises: ValueError: a mask does not fill its size.
+    """
+    areas, wrong = rle.check_tracks(tracks, length)
+    if wrong is not None:
+        mask = tracks[wrong[0]][wrong[1]]
+        assert mask is not None
+        covered = int(rle.measure([mask["counts"]])[0][0])
+        height, width = mask["size"]
+        raise ValueError(
+            f"{names[wrong[0]]}, frame {wrong[1]}: the RLE "
+            f"{'is unreadable' if covered < 0 else f'covers {covered} pixels'}, "
+            f"a frame has {height * width} pixels"
+        )
+    return areas

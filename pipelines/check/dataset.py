@@ -6,8 +6,9 @@ The rules are those of the readers, the decoder and the stages: here they are ap
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from idol.addresses import is_remote, shown
-from idol.analysis.cores import usable_cores
+from idol.analysis.cores import in_order, usable_cores
 from idol.config import Config
+from idol.ytvis import lazy_rows
+from idol.ytvis.annotations import parse
 from idol.ytvis.results import MAX_TRACKS
 from idol.ytvis.truth import average_area, occlusion_score
 from idol.ytvis.videos import Reject
@@ -85,11 +88,12 @@ def run(request: Request) -> tuple[CheckReport, list[Strip]]:
     Raises: ValueError, PipelineError, OSError: it cannot be read as a whole.
     """
     labels, root = _labels(request)
-    found = annotation_files.parsed(labels.content, labels.origin)
-    there, annotated = FrameListing(root), tuple(found.videos.values())
+    with annotation_files.judged(labels.origin):
+        found = parse(labels.content, labels.origin)
+    there, annotated = FrameListing(root), found.videos.items_in_order
     videos, faults = annotation_files.placed(annotated, labels.origin, there)
     dataset = Dataset(
-        videos=tuple(videos),
+        videos=videos,
         categories=found.categories,
         rejects=(*found.rejects, *faults),
         input_hash="",
@@ -106,8 +110,9 @@ def run(request: Request) -> tuple[CheckReport, list[Strip]]:
         for video_id, path, reason in rejects:
             place = f"video {video_id}: {path}: {reason}"
             told.add("left out", f"videos whose {kind} cannot be used", place, video_id)
+    of_tracks = map(suspicions.of_tracks, annotated if dataset.labelled else ())
     for kind, place, video in itertools.chain(
-        *(suspicions.of_tracks(video) for video in annotated if dataset.labelled),
+        itertools.chain.from_iterable(of_tracks),
         suspicions.of_boxes(labels.content),
         suspicions.of_frames(videos, there),
         suspicions.of_names(annotated, found.categories.values()),
@@ -138,7 +143,8 @@ def _labels(request: Request) -> tuple[Labels, str]:
         return labels, str(labels.frames)
     if request.format not in ("auto", "json"):
         raise ValueError(f"only JSON goes with an address, not --format {request.format}")
-    _, content = annotation_files.load(path)
+    with annotation_files.opened(path) as local:
+        content = lazy_rows.load_json(local, "annotation")
     root = frames or annotation_files.default_root(path)
     return Labels(path, content, Path()), root if is_remote(root) else str(Path(root).resolve())
 
@@ -147,40 +153,51 @@ def _listed(
     told: _Findings, dataset: Dataset, origin: str, there: FrameListing
 ) -> dict[str, dict[str, int]]:
     """How many files of frames are named, and are missing."""
-    files: dict[str, int] = {}
+    named = array("q")  # hashes: all names would take too much memory
+    missing: dict[str, int] = {}
     for video in dataset.annotated:
         try:
             references = annotation_files.references(video, origin, there.root)
         except VideoError:
             continue  # it is among the rejects
-        files |= {frame_files.split(name)[0]: video.video_id for name in references}
-    missing = [path for path in files if there.bytes_of(path) is None]
-    for path in missing:
-        told.add("left out", "files of frames that do not exist", path, files[path])
-    return {"frame_files": {"named": len(files), "missing": len(missing)}}
+        files = dict.fromkeys(frame_files.split(name)[0] for name in references)
+        named.extend(map(hash, files))
+        missing |= {path: video.video_id for path in files if there.bytes_of(path) is None}
+    for path, video_id in missing.items():
+        told.add("left out", "files of frames that do not exist", path, video_id)
+    return {"frame_files": {"named": len(np.unique(named)), "missing": len(missing)}}
 
 
 def _decoded(
     told: _Findings, videos: Sequence[VideoRecord], there: FrameListing, which: str
 ) -> tuple[int, list[Reject]]:
     """Decode frames: how many, and the rejects that come of it."""
-    every = [name for video in videos for name in video.frames]
-    chosen: Sequence[int] = range(len(every) if which == "all" else 0)
+    count = 0 if which == "none" else sum(map(len, videos))
     if which == "sample":
-        drawn = np.random.default_rng(0).permutation(len(every))[:_SAMPLE].tolist()
-        # An empty file is no image, and the listing tells of it.
-        empty = (n for n, f in enumerate(every) if not there.bytes_of(frame_files.split(f)[0]))
-        chosen = sorted({*drawn, *empty})
-    owners = np.repeat(np.arange(len(videos)), [len(video) for video in videos])
-    by_video: dict[int, list[str]] = {}
-    for n in chosen:
-        by_video.setdefault(int(owners[n]), []).append(every[n])
-    jobs = [(videos[owner], names) for owner, names in by_video.items()]
-    rejects, total = [], len(chosen)
-    bar = cluster.progress(total, "decode", "frames")
-    with bar, ThreadPoolExecutor(usable_cores()) as pool:
-        for names, faults in pool.map(_decode, jobs):
+        drawn = set(np.random.default_rng(0).permutation(count)[:_SAMPLE].tolist())
+        expected = len(drawn)
+    else:
+        drawn, expected = range(count), count
+
+    def jobs() -> Iterator[tuple[VideoRecord, list[str]]]:
+        first = 0
+        for video in videos if count else ():
+            names = [
+                # An empty file is no image, and the listing tells of it.
+                name
+                for n, name in enumerate(video.frames, first)
+                if n in drawn or not there.bytes_of(frame_files.split(name)[0])
+            ]
+            first += len(video)
+            if names:
+                yield video, names
+
+    rejects, total = [], 0
+    bar, cores = cluster.progress(expected, "decode", "frames"), usable_cores()
+    with bar, ThreadPoolExecutor(cores) as pool:
+        for names, faults in in_order(pool, _decode, jobs(), 4 * cores):
             bar.update(names)
+            total += names
             for kind, times, error in faults:
                 told.add("left out", kind, f"{error.path}: {error.reason}", error.video_id, times)
                 rejects.append(Reject(*error.args))
@@ -231,18 +248,12 @@ def _stages(
 
 def _scoring(told: _Findings, dataset: Dataset, max_detections: int) -> None:
     """What has no metric, or counts in none."""
-    tracks = [(video, one) for video in dataset.annotated for one in video.instances]
-    if not tracks:
-        what = "an object, so that all metrics are -1" if dataset.labelled else "annotations"
-        told.add("not scored", f"sets without {what}", dataset.sources[0])
-        return
-    without = [title(v) for v, one in tracks if occlusion_score(one.occlusion) is None]
-    if 0 < len(without) < len(tracks):
-        kind = "tracks that do not say how occluded they are, so that AP_so, AP_mo, AP_ho are none"
-        told.add("not scored", kind, without[0], times=len(without))
-    for category_id in dataset.categories.keys() - {one.category_id for _, one in tracks}:
-        told.add("not scored", "categories without a track", dataset.categories[category_id])
+    tracks, seen, without = 0, set[int](), list[str]()
     for video in dataset.annotated:
+        tracks += len(video.instances)
+        seen.update(one.category_id for one in video.instances)
+        silent = (occlusion_score(one.occlusion) is None for one in video.instances)
+        without += [title(video)] * sum(silent)
         for category_id, count in Counter(i.category_id for i in video.instances).items():
             if count > MAX_TRACKS:
                 kind = f"videos with more than {MAX_TRACKS} tracks of a category, as many as count"
@@ -253,22 +264,41 @@ def _scoring(told: _Findings, dataset: Dataset, max_detections: int) -> None:
             kind = f"videos with more than {max_detections} objects in a frame, as many as are kept"
             place = f"{title(video)}: {visible.max()} in frame {visible.argmax()}"
             told.add("not scored", kind, place, video.video_id)
+    if not tracks:
+        what = "an object, so that all metrics are -1" if dataset.labelled else "annotations"
+        told.add("not scored", f"sets without {what}", dataset.sources[0])
+        return
+    if 0 < len(without) < tracks:
+        kind = "tracks that do not say how occluded they are, so that AP_so, AP_mo, AP_ho are none"
+        told.add("not scored", kind, without[0], times=len(without))
+    for category_id in dataset.categories.keys() - seen:
+        told.add("not scored", "categories without a track", dataset.categories[category_id])
 
 
 def _counts(
     dataset: Dataset,
 ) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, _Counts]]:
     """Numbers of the whole set, those of each category, and histograms."""
-    videos = dataset.annotated
-    tracks = [
-        (video.video_id, one, np.flatnonzero(areas))
-        for video in videos
-        for one, areas in zip(video.instances, video.areas, strict=True)
-    ]
-    gaps = [int(np.diff(frames).max(initial=1)) - 1 for _, _, frames in tracks]
-    lengths, of_video = [v.length for v in videos], [len(v.instances) for v in videos]
-    words = (word for _, one, _ in tracks for word in one.occlusion if word is not None)
-    sizes = Counter(f"{video.size[0]}x{video.size[1]}" for video in videos).most_common()
+    lengths, of_video, gaps = array("q"), array("q"), array("q")
+    crowds = masks = 0
+    words, by_size, powers = Counter[str](), Counter[str](), Counter[int]()
+    columns = {i: Counter({"tracks": 0, "videos": 0, "frames": 0}) for i in dataset.categories}
+    for video in dataset.annotated:
+        lengths.append(video.length)
+        of_video.append(len(video.instances))
+        by_size[f"{video.size[0]}x{video.size[1]}"] += 1
+        for one, areas in zip(video.instances, video.areas, strict=True):
+            frames = np.flatnonzero(areas)
+            gaps.append(int(np.diff(frames).max(initial=1)) - 1)
+            masks += len(frames)
+            crowds += one.crowd
+            words.update(str(word) for word in one.occlusion if word is not None)
+            columns[one.category_id].update(tracks=1, frames=len(frames))
+        for category_id in {one.category_id for one in video.instances}:
+            columns[category_id].update(videos=1)
+        sides = (max(1.0, float(area)) ** 0.5 for area in average_area(video.areas))
+        powers.update(int(np.log2(side)) for side in sides)
+    sizes = by_size.most_common()
     sizes[_BINS:] = [("others", sum(n for _, n in sizes[_BINS:]))] if sizes[_BINS:] else []
     counts = {
         "videos": len(dataset.videos) + len(dataset.rejected_videos),
@@ -277,21 +307,14 @@ def _counts(
         "frames_a_video": _spread(lengths),
         "videos_by_height_x_width": dict(sizes),
         "categories": len(dataset.categories),
-        "tracks": len(tracks),
+        "tracks": len(gaps),
         "tracks_a_video": _spread(of_video),
         "tracks_with_gaps": sum(gap > 0 for gap in gaps),
         "longest_gap_in_frames": max(gaps, default=0),
-        "crowd_regions": sum(one.crowd for _, one, _ in tracks),
-        "masks": sum(len(frames) for _, _, frames in tracks),
-        "masks_by_occlusion": dict(sorted(Counter(map(str, words)).items())),
+        "crowd_regions": crowds,
+        "masks": masks,
+        "masks_by_occlusion": dict(sorted(words.items())),
     }
-    columns = {i: Counter({"tracks": 0, "videos": 0, "frames": 0}) for i in dataset.categories}
-    for _, one, frames in tracks:
-        columns[one.category_id].update(tracks=1, frames=len(frames))
-    for category_id in (c for _, c in {(v, one.category_id) for v, one, _ in tracks}):
-        columns[category_id].update(videos=1)
-    sides = [max(1.0, float(area)) ** 0.5 for v in videos for area in average_area(v.areas)]
-    powers = Counter(int(np.log2(side)) for side in sides)
     histograms = {
         "Videos by their frames": _binned(lengths),
         "Videos by height x width": sizes,

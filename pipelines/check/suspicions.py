@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from idol.masks import rle
+from idol.ytvis.lazy_rows import whole
 from idol.ytvis.repairs import Repairs
 from idol.ytvis.videos import Video
 from pipelines.sources import frames as frame_files
@@ -78,9 +79,9 @@ def of_boxes(content: Mapping[str, Any]) -> Iterator[Suspicion]:
     sizes = {
         (key, str(row.get("id"))): (row.get("height"), row.get("width"))
         for key in ("video", "image")
-        for row in _rows(content.get(f"{key}s"))
+        for row in map(whole, _rows(content.get(f"{key}s")))
     }
-    for index, row in enumerate(_rows(content.get("annotations"))):
+    for index, row in enumerate(map(whole, _rows(content.get("annotations")))):
         key, masks, boxes = "video", row.get("segmentations"), row.get("bboxes")
         if masks is None:
             key, masks, boxes = "image", [row.get("segmentation")], [row.get("bbox")]
@@ -118,7 +119,11 @@ def _box(segmentation: Any, size: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 def of_frames(videos: Sequence[VideoRecord], there: FrameListing) -> Iterator[Suspicion]:
     """Frames that several videos have, by name or by content, and frames out of order."""
-    owners: dict[str, int] = {}  # frame -> place of its first video
+    # Hashes of the frames that are named more than once: all names would take too much memory.
+    hashes = np.fromiter((hash(frame) for video in videos for frame in video.frames), np.int64)
+    values, times = np.unique(hashes, return_counts=True)
+    repeated = set(values[times > 1].tolist())
+    owners: dict[str, int] = {}  # repeated frame -> place of its first video
     known: dict[int, int] = {}  # hash of the bytes of all files -> place of the first such video
     for place, video in enumerate(videos):
         others = Counter(owners[f] for f in dict.fromkeys(video.frames) if f in owners)
@@ -131,13 +136,14 @@ def of_frames(videos: Sequence[VideoRecord], there: FrameListing) -> Iterator[Su
         if list(video.frames) != sorted(video.frames, key=live.natural):
             yield UNORDERED, title(video), video.video_id
         for frame in video.frames:
-            owners.setdefault(frame, place)
+            if hash(frame) in repeated:
+                owners.setdefault(frame, place)
         files = [frame_files.split(frame) for frame in video.frames]
         if len(video) == 1 or others:
             continue  # single images of equally many bytes are many by chance
         sizes = hash(tuple((there.bytes_of(path), number) for path, number in files))
-        first = videos[known.setdefault(sizes, place)]
-        if first is not video and _ends(first, there) == _ends(video, there):
+        earlier = known.setdefault(sizes, place)
+        if earlier != place and _ends(first := videos[earlier], there) == _ends(video, there):
             yield COPIED, f"{title(video)}: as {title(first)}", video.video_id
 
 

@@ -38,7 +38,7 @@ def pictures(
     }
     if not ranked:
         notes = {video.video_id: "" for video in source.videos[:_PICTURES]}
-    records = {video.video_id: video for video in dataset.videos}
+    records = {video.video_id: video for video in dataset.videos if video.video_id in notes}
     positions = {video.video_id: i for i, video in enumerate(source.videos)}
     return [
         _strip(records[v], stored.read_results(tracks, positions[v], source), dataset, note)
@@ -85,7 +85,7 @@ def examples(dataset: Dataset, notes: Mapping[int, str]) -> list[Strip]:
 
     notes: video_id -> what to write above it
     """
-    records = {video.video_id: video for video in dataset.videos}
+    records = {video.video_id: video for video in dataset.videos if video.video_id in notes}
     made = []
     for video_id, note in notes.items():
         video, images = records[video_id], {}

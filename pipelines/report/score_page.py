@@ -52,7 +52,7 @@ class ScorePage:
 
     categories: category_id -> name
     videos:     video_id -> name, where videos have one
-    frames:     video_id -> file of each frame, where the truth says
+    frames:     video_id -> file of each frame, of the videos of the worst instances
     """
 
     title: str
@@ -92,13 +92,19 @@ def write(
     """
     truth = scores.truth
     names = [found.name for found in scores.files]
+    worst = {
+        one.video_id
+        for found in scores.files
+        if found.errors is not None
+        for one in found.errors.instances[:_WORST]
+    }
     page = ScorePage(
         title="Scores of "
         + (names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"),
         methods=scores.files,
         categories=scores.truth.categories,
         videos={video_id: _video_name(video_id, truth) for video_id in truth.videos},
-        frames=truth.file_names,
+        frames={video_id: truth.videos[video_id].file_names for video_id in sorted(worst)},
         config=config,
         differences=scores.differences,
         command=command,
@@ -129,7 +135,9 @@ def _pictures(
     tracks = with_results(
         path,
         scores.truth,
-        lambda results: [results.tracks(i.video_id, page.config) for i in chosen],
+        lambda results: [
+            results.tracks(scores.truth.videos[i.video_id], page.config) for i in chosen
+        ],
     )
     out = []
     for instance, of_video in zip(chosen, tracks, strict=True):
@@ -149,8 +157,7 @@ def _pictures(
 
 def _video_name(video_id: int, truth: Truth) -> str:
     """The id, and the name or folder that a person knows it by."""
-    frames = truth.file_names.get(video_id)
-    name = truth.names.get(video_id) or (frames[0].rpartition("/")[0] if frames else "")
+    name = truth.names.get(video_id, "")
     return f"{video_id} {name.rpartition('/')[2]}" if name else str(video_id)
 
 

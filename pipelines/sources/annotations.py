@@ -10,22 +10,25 @@ import dataclasses
 import hashlib
 import posixpath
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from idol import files
 from idol.addresses import is_remote, shown
+from idol.spool import Mapped, Spool
 from idol.ytvis import annotations as annotation_files
 from idol.ytvis import truth as truth_file
-from idol.ytvis.annotations import InvalidAnnotations
+from idol.ytvis.annotations import InvalidAnnotations, InvalidJson
 from idol.ytvis.truth import Truth
 from idol.ytvis.videos import Annotations, Reject, Video
 from pipelines.errors import DatasetError, VideoError
 from pipelines.sources import frames as frame_files
 from pipelines.sources.frame_listing import FrameListing
-from pipelines.storage import manifest
+from pipelines.storage import manifest, paths
+from pipelines.storage.paths import RemotePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +68,24 @@ class VideoRecord:
 class Dataset:
     """What `read` found.
 
-    videos:     the usable videos, by ascending video_id
+    videos:     the usable videos, by ascending video_id; those of `read` are made anew at each
+                access, see idol.spool
     categories: category_id → name, ascending; the position is the label
     rejects:    everything left out
     input_hash: names the content of the annotations and the selection made from them
     frames:     names the frame files of the videos (FrameListing.fingerprint), wherever they lie
     sources:    the annotation files
-    annotated:  videos whose annotations can be read, with usable frames or without
+    annotated:  videos whose annotations can be read, with usable frames or without; as videos
     labelled:   whether the files list annotations, be it none; without, the truth is not public
     """
 
-    videos: tuple[VideoRecord, ...]
+    videos: Sequence[VideoRecord]
     categories: Mapping[int, str]
     rejects: tuple[Reject, ...]
     input_hash: str
     frames: str = ""
     sources: tuple[str, ...] = ()
-    annotated: tuple[Video, ...] = ()
+    annotated: Sequence[Video] = ()
     labelled: bool = True
 
     @property
@@ -101,8 +105,8 @@ class Dataset:
 
     @property
     def rejected_videos(self) -> set[int]:
-        """video_ids that were left out."""
-        return {reject.video_id for reject in self.rejects} - {v.video_id for v in self.videos}
+        """video_ids that were left out: none of them is in videos."""
+        return {reject.video_id for reject in self.rejects}
 
     def truth(self) -> Truth | None:
         """The truth of these videos, for scoring; None where they have none.
@@ -139,10 +143,9 @@ def read(
     source = str(json_path)
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    data, content = load(source)
-    found = parsed(content, source)
+    found, digest = load(source)
     wanted = None if video_ids is None else set(video_ids)
-    rejects, annotated = list(found.rejects), list(found.videos.values())
+    rejects, chosen = list(found.rejects), list(found.videos)
     if wanted is not None:
         unknown = wanted - found.videos.keys() - {reject.video_id for reject in rejects}
         if unknown:
@@ -151,8 +154,8 @@ def read(
                 f"{source}, for example {min(unknown)}"
             )
         rejects = [reject for reject in rejects if reject.video_id in wanted]
-        annotated = [video for video in annotated if video.video_id in wanted]
-    annotated = [video.strided(stride) for video in annotated]
+        chosen = [video_id for video_id in chosen if video_id in wanted]
+    annotated = Mapped(lambda video_id: found.videos[video_id].strided(stride), chosen)
     root = default_root(source) if frames_root is None else str(frames_root)
     if not is_remote(root):
         # Workers read the frames, and have a working directory of their own.
@@ -160,41 +163,52 @@ def read(
     there = FrameListing(root)
     videos, faults = placed(annotated, source, there)
     rejects += faults
-    digest = hashlib.sha256(data).hexdigest()
     if wanted is not None or stride != 1:
-        chosen = None if wanted is None else sorted(wanted)
-        digest = manifest.hash_value([digest, chosen, stride])
+        selected = None if wanted is None else sorted(wanted)
+        digest = manifest.hash_value([digest, selected, stride])
     return Dataset(
-        videos=tuple(videos),
+        videos=videos,
         categories=found.categories,
         rejects=tuple(rejects),
         input_hash=digest,
-        frames=there.fingerprint(frame for video in videos for frame in video.frames),
+        frames=there.fingerprint(lambda: (frame for video in videos for frame in video.frames)),
         sources=(shown(source),),
-        annotated=tuple(annotated),
+        annotated=annotated,
         labelled=found.listed is not None,
     )
 
 
-def load(source: str) -> tuple[bytes, Any]:
-    """A file's bytes and the JSON in them. Raises: DatasetError: there is no such file or JSON."""
+def load(source: str) -> tuple[Annotations, str]:
+    """What a file at any place holds, and the SHA-256 of its bytes. Raises: DatasetError."""
+    with opened(source) as local:
+        with local.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return annotation_files.read_file(local, source), digest
+
+
+@contextmanager
+def opened(source: str) -> Iterator[Path]:
+    """A local file with the content of one at any place, for a block of `judged`."""
+    place = RemotePath(source) if is_remote(source) else Path(source)
+    with judged(source), paths.local_file(place) as local:
+        yield local
+
+
+@contextmanager
+def judged(source: str) -> Iterator[None]:
+    """A block that reads annotations.
+
+    Raises: DatasetError: there is no such file, or it is no annotation file.
+    """
     todo = "Give the path of a YouTube-VIS JSON file."
     try:
-        data = frame_files.read_bytes(source)
-    except (OSError, ValueError) as error:
-        raise DatasetError(source, f"cannot be read ({error}).", todo) from error
-    try:
-        return data, files.parse_json(data)
-    except ValueError as error:
-        raise DatasetError(source, f"is not JSON ({error}).", todo) from error
-
-
-def parsed(content: Any, source: str) -> Annotations:
-    """What the JSON of a file holds. Raises: DatasetError: it is no annotation file."""
-    try:
-        return annotation_files.parse(content, source)
+        yield
     except InvalidAnnotations as error:
         raise DatasetError(source, error.reason, annotation_files.EXPECTED) from error
+    except InvalidJson as error:
+        raise DatasetError(source, f"is not JSON ({error}).", todo) from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(source, f"cannot be read ({error}).", todo) from error
 
 
 def combine(datasets: Sequence[Dataset]) -> Dataset:
@@ -211,8 +225,8 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
     if len(datasets) == 1:
         return datasets[0]
     names: dict[int, str] = {}
-    videos: list[VideoRecord] = []
-    annotated: list[Video] = []
+    videos: list[Sequence[VideoRecord]] = []
+    annotated: list[Sequence[Video]] = []
     rejects: list[Reject] = []
     taken: set[int] = set()
     taken_instances: set[int] = set()
@@ -224,29 +238,44 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
                     f"{name!r} in {', '.join(dataset.sources)}. Data sets that are "
                     "combined must number their categories alike: renumber one of them."
                 )
-        ids = {v.video_id for v in dataset.annotated} | {r.video_id for r in dataset.rejects}
+        ids, instance_ids = {r.video_id for r in dataset.rejects}, set()
+        for video in dataset.annotated:
+            ids.add(video.video_id)
+            instance_ids.update(one.instance_id for one in video.instances)
         raised = max(taken) if taken & ids else 0
         taken |= {number + raised for number in ids}
-        ids = {i.instance_id for v in dataset.annotated for i in v.instances}
-        raised_instances = max(taken_instances) if taken_instances & ids else 0
-        taken_instances |= {number + raised_instances for number in ids}
-        videos += [_raised(video, raised, raised_instances) for video in dataset.videos]
-        annotated += [_raised(video, raised, raised_instances) for video in dataset.annotated]
+        raised_instances = max(taken_instances) if taken_instances & instance_ids else 0
+        taken_instances |= {number + raised_instances for number in instance_ids}
+        change = partial(_raised, raised=raised, raised_instances=raised_instances)
+        videos.append(Mapped(change, dataset.videos))
+        annotated.append(Mapped(change, dataset.annotated))
         rejects += [r._replace(video_id=r.video_id + raised) for r in dataset.rejects]
     return Dataset(
-        videos=tuple(sorted(videos, key=lambda v: v.video_id)),
+        videos=_ascending(videos),
         categories=dict(sorted(names.items())),
         rejects=tuple(rejects),
         input_hash=manifest.hash_value([dataset.input_hash for dataset in datasets]),
         frames=" + ".join(dataset.frames for dataset in datasets),
         sources=tuple(source for dataset in datasets for source in dataset.sources),
-        annotated=tuple(annotated),
+        annotated=_ascending(annotated),
         labelled=all(dataset.labelled for dataset in datasets),
     )
 
 
+def _ascending(parts: Sequence[Sequence[Any]]) -> Sequence[Any]:
+    """The videos of several sequences as one, by ascending video_id."""
+    places = [
+        (video.video_id, part, place)
+        for part, videos in enumerate(parts)
+        for place, video in enumerate(videos)
+    ]
+    return Mapped(lambda at: parts[at[1]][at[2]], sorted(places))
+
+
 def _raised(video: Any, raised: int, raised_instances: int) -> Any:
     """A VideoRecord or Video with its ids raised."""
+    if not raised and not raised_instances:
+        return video
     instances = tuple(
         dataclasses.replace(i, instance_id=i.instance_id + raised_instances)
         for i in video.instances
@@ -263,9 +292,9 @@ def default_root(source: str) -> str:
 
 def placed(
     videos: Iterable[Video], source: str, there: FrameListing
-) -> tuple[list[VideoRecord], list[Reject]]:
+) -> tuple[Spool[VideoRecord], list[Reject]]:
     """The records of videos by where their frames are, and the rejects of the others."""
-    records, rejects = [], []
+    records, rejects = Spool[VideoRecord](), []
     for video in videos:
         try:
             records.append(_record(video, source, there))

@@ -18,6 +18,7 @@ from idol.config import Config, to_dict
 from idol.detection.detector import Detector
 from idol.evaluation.overlaps import frame_overlap
 from idol.network.model import IDOL
+from idol.spool import Mapped
 from idol.structures import FrameDetections
 from idol.weights import checkpoint
 from idol.ytvis.videos import Reject
@@ -28,7 +29,7 @@ from pipelines.sources.annotations import Dataset
 from pipelines.stages import shard_plan
 from pipelines.stages.frame_reader import Frame, read_ahead
 from pipelines.stages.reject_limit import check_rejects
-from pipelines.stages.shard_plan import Shard
+from pipelines.stages.shard_plan import Piece, Shard
 from pipelines.storage import claims, layout, paths, schemas, tables
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
@@ -50,7 +51,9 @@ class ShardRows:
     rejects: list[Reject]
 
 
-def detect_pieces(detector: Detector, pieces: Shard, config: Config, *, truth: bool) -> ShardRows:
+def detect_pieces(
+    detector: Detector, pieces: Sequence[Piece], config: Config, *, truth: bool
+) -> ShardRows:
     """Run the network over the frames of a shard.
 
     Frames of one shape share a batch, also across videos. Batches never cross shards, so the
@@ -80,7 +83,7 @@ def detect_pieces(detector: Detector, pieces: Shard, config: Config, *, truth: b
 
 
 def _batches(
-    pieces: Shard, detector: Detector, size: int, rejects: dict[int, VideoError]
+    pieces: Sequence[Piece], detector: Detector, size: int, rejects: dict[int, VideoError]
 ) -> Iterator[list[Frame]]:
     """The frames in batches of one shape; the faults of videos are put into rejects."""
     waiting: dict[object, list[Frame]] = {}
@@ -231,11 +234,11 @@ def _detect(
         cluster.require(pool.least, 1.0, share, instead=instead)
         with paths.whole_file(network) as written:
             checkpoint.save(model, written)
-        rows = [
-            {"shard": number, "pieces": pickle.dumps(shards[number])}
-            for number in shard_plan.longest_first(shards, todo)
-        ]
-        total = sum(len(piece.frames) for number in todo for piece in shards[number])
+        rows = Mapped(
+            lambda number: {"shard": number, "pieces": pickle.dumps(tuple(shards[number]))},
+            shard_plan.longest_first(shards, todo),
+        )
+        total = sum(shards[number].frames for number in todo)
         made = actors_of.work(DetectActor, arguments, rows, pool, share)
         with contextlib.closing(made), cluster.progress(total, "detect", "frames") as bar:
             for row in made:

@@ -274,7 +274,8 @@ def summarise(
 ) -> EvaluationReport:
     """What report.json holds; found is None where there is no truth."""
     metrics = None if found is None else found.oracles.predicted
-    names = {video.video_id: video.name for video in dataset.videos}
+    rows = [] if found is None else found.per_video
+    names = {video.video_id: video.name for video in dataset.videos} if rows else {}
     categories = dict(zip(config.category_ids, config.categories, strict=True))
     return EvaluationReport(
         videos=len(source.videos),
@@ -290,10 +291,7 @@ def summarise(
             CategoryMetrics(category_id=i, name=categories.get(i, str(i)), stats=stats)
             for i, stats in ({} if metrics is None else metrics.per_class).items()
         ],
-        per_video=[
-            replace(row, name=names.get(row.video_id, ""))
-            for row in ([] if found is None else found.per_video)
-        ],
+        per_video=[replace(row, name=names.get(row.video_id, "")) for row in rows],
         missing_videos=[] if metrics is None else metrics.missing_videos,
     )
 

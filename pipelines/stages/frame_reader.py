@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from idol.detection.detector import Detector, Prepared
 from pipelines.errors import VideoError
 from pipelines.sources import frames
 from pipelines.sources.image_file import check_size
-from pipelines.stages.shard_plan import Piece, Shard
+from pipelines.stages.shard_plan import Piece
 
 _DECODE_THREADS = 2  # decoding releases the GIL; two keep ahead of the network
 
@@ -31,7 +31,9 @@ class Frame:
         return self.piece.start + self.offset
 
 
-def read_ahead(pieces: Shard, detector: Detector, depth: int) -> Iterator[Frame | VideoError]:
+def read_ahead(
+    pieces: Sequence[Piece], detector: Detector, depth: int
+) -> Iterator[Frame | VideoError]:
     """All frames of the pieces in order; of a video with a fault, the fault once and no more.
 
     depth: frames decoded before they are asked for

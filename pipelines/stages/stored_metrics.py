@@ -9,6 +9,7 @@ from idol.analysis.oracles import OracleExperiments, VideoOracles
 from idol.config import AnalysisConfig, TrackerConfig
 from idol.evaluation import average_precision, identities, matching
 from idol.evaluation.stored_overlaps import VideoOverlaps
+from idol.spool import Mapped
 from idol.tracker.online import track_video
 from idol.ytvis.truth import Truth, VideoTruth
 from pipelines import cluster
@@ -46,16 +47,14 @@ def measure(
     """
     stored = {video.video_id: video for video in source.videos}
     parts: dict[int, MeasuredVideo] = {}
-    work: list[tuple[StoredVideo, VideoTruth]] = []
-    for video_id, known in truth.videos.items():
-        if video_id in stored:
-            work.append((stored[video_id], known.without_masks()))
-        else:
-            missed = matching.match_video([], known)
-            parts[video_id] = MeasuredVideo(VideoOracles(missed, missed, {}, missed), None)
-    work.sort(key=lambda pair: (-pair[0].length, pair[0].video_id))
+    for video_id in truth.videos.keys() - stored.keys():
+        missed = matching.match_video([], truth.videos[video_id])
+        parts[video_id] = MeasuredVideo(VideoOracles(missed, missed, {}, missed), None)
+    videos = [stored[video_id] for video_id in truth.videos if video_id in stored]
+    videos.sort(key=lambda video: (-video.length, video.video_id))
+    work = Mapped(lambda video: (video, truth.videos[video.video_id].without_masks()), videos)
     few = track.FEW_FRAMES if few_frames is None else few_frames
-    here = sum(video.length for video, _ in work) <= few
+    here = sum(video.length for video in videos) <= few
     for item, part in cluster.videos(_measure_one, (source, tracker), work, "score", here):
         parts[item[0].video_id] = part
     ordered = [parts[video_id] for video_id in truth.videos]

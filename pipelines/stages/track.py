@@ -84,13 +84,13 @@ def run(
     shared = (source, config, str(paths.at(out)))
     for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
         pass
-    entries = [
+    entries = (
         results.entry(
             row.video_id, source.category_ids[row.label], row.score, row.segmentations, video.size
         )
         for position, video in enumerate(source.videos)
         for row in stored.read_results(out, position, source)
-    ]
+    )
     with paths.whole_file(out / RESULTS) as written:
         results.write(written, entries)
     with paths.local_file(out / RESULTS) as written, paths.whole_file(out / SUBMISSION) as archive:

@@ -53,7 +53,7 @@ class TrackAhead:
 
     def shard(self, number: int) -> None:
         """Take note that a shard is written: the on_shard of detect.run."""
-        for video_id in {piece.video_id for piece in self._shards[number]}:
+        for video_id in {cut.video_id for cut in self._shards[number].cuts}:
             missing = self._missing[video_id]
             if missing == {number} and not track.ahead_path(self._folder, video_id).exists():
                 video = self._videos[video_id]

@@ -124,12 +124,18 @@ def workload(wanted: TrackerSweep, source: StoredDetections) -> TrackerTrials:
     truth = dataset.truth()
     assert truth is not None, "detections with overlaps come from annotations with truth"
     there = {video.video_id for video in source.videos}
-    occlusion = any(video.occlusion is not None for video in truth.videos.values())
     order = np.random.default_rng([wanted.search.seed, 1]).permutation(sorted(truth.videos))
+    truths, missed, occlusion = {}, {}, False
+    for video_id, video in truth.videos.items():
+        occlusion |= video.occlusion is not None
+        if video_id in there:
+            truths[video_id] = video.without_masks()
+        else:
+            missed[video_id] = MissedVideo.of(video)
     return TrackerTrials(
         source=source,
-        truths={i: video.without_masks() for i, video in truth.videos.items() if i in there},
-        missed={i: MissedVideo.of(video) for i, video in truth.videos.items() if i not in there},
+        truths=truths,
+        missed=missed,
         order=order.tolist(),
         base=wanted.base,
         goal=objective.parse(wanted.search.objective, occlusion=occlusion),

@@ -242,6 +242,7 @@ def test_an_entry_that_is_wrong_ends_several_processes(
 def test_results_travel_to_other_processes(files: dict[str, Path]) -> None:
     known = truth.read(files["truth"])
     index = ResultsIndex(files["poor"])
-    sent = pickle.loads(pickle.dumps(ResultsFile(files["poor"], known, index=index)))
+    results = ResultsFile(files["poor"], tuple(known.categories), index=index)
+    sent = pickle.loads(pickle.dumps(results))
     assert sent.of(2) == index.of(2)
     assert sent.path == files["poor"]

@@ -118,12 +118,12 @@ def test_numbers_of_numpy_and_bytes_are_written_as_plain_json(tmp_path):
             )
         ],
     )
-    assert results.read(tmp_path / "r.json") == [entry()]
+    assert list(results.read(tmp_path / "r.json")) == [entry()]
 
 
 def test_empty_results_are_an_empty_list(tmp_path):
     results.write(tmp_path / "r.json", [])
-    assert results.read(tmp_path / "r.json") == []
+    assert list(results.read(tmp_path / "r.json")) == []
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):

@@ -29,8 +29,9 @@ def test_truth_is_read_from_a_path_and_from_parsed_json(tmp_path):
     for source in (path, str(path), minimal()):
         truth = truth_file.read(source)
         assert truth.categories == {2: "cat", 9: "fish"}
-        assert truth.file_names == {4: ("v/a.jpg", "v/b.jpg", "v/c.jpg")}
+        assert truth.names == {4: "v"}
         video = truth.videos[4]
+        assert video.file_names == ("v/a.jpg", "v/b.jpg", "v/c.jpg")
         assert (video.size, video.length, len(video)) == ((8, 10), 3, 1)
         assert video.areas.tolist() == [[8, 16, 0]]
         assert video.average_areas.tolist() == [12.0]

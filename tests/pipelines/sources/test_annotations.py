@@ -213,9 +213,9 @@ def test_combining_refuses_one_number_for_two_categories(make_videos):
 
 def test_the_order_in_the_file_does_not_matter_for_the_videos(make_videos):
     videos = make_videos([2, 3])
-    straight = annotations.read(videos.write()).videos
+    straight = tuple(annotations.read(videos.write()).videos)
     videos.content["videos"].reverse()
-    assert annotations.read(videos.write()).videos == straight
+    assert tuple(annotations.read(videos.write()).videos) == straight
 
 
 def test_the_real_clips_are_read_without_a_reject(shared):
@@ -248,8 +248,8 @@ def test_truth_is_of_the_videos_and_frames_that_were_chosen_and_the_file_is_read
 ):
     path = make_videos([5, 2, 3]).write()
     parsed = []
-    parse = annotations.files.parse_json
-    monkeypatch.setattr(annotations.files, "parse_json", lambda d: parsed.append(1) or parse(d))
+    files, read = annotations.annotation_files, annotations.annotation_files.read_file
+    monkeypatch.setattr(files, "read_file", lambda *d: parsed.append(1) or read(*d))
     dataset = annotations.read(path, video_ids=[1, 3], stride=2)
     truth = dataset.truth()
     assert parsed == [1]
