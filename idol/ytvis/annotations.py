@@ -99,7 +99,7 @@ def parse(content: Any, origin: str, *, compat: bool = False) -> Annotations:
     try:
         found = _Reader(content, origin, compat).read()
     except lazy_rows.NotJson as error:
-        raise InvalidJson(str(error)) from error
+        raise InvalidJson(f"{origin} is not valid JSON: {error}") from error
     if compat and found.rejects:
         first = found.rejects[0]
         raise ValueError(f"{origin}: video {first.video_id}: {first.reason}")

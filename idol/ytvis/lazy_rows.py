@@ -89,7 +89,7 @@ class Row(Mapping[str, Any]):
         return len(self.whole())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Row) and self.whole() == other.whole()
+        return isinstance(other, Mapping) and self.whole() == whole(other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -119,7 +119,7 @@ def load_list(path: Path, what: str) -> Any:
 
 
 def load_json(path: Path, what: str) -> Any:
-    """As `files.load_json`, but of YouTube-VIS JSON the rows are `Row`s where they can be."""
+    """As `files.load_json`; of YouTube-VIS JSON the rows are `Row`s, which may raise NotJson."""
     files.check_file(path, what)
     try:
         return load(path)

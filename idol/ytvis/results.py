@@ -167,28 +167,25 @@ def write(path: str | Path, entries: Iterable[Mapping[str, Any]]) -> int:
     returns: their number
     Raises: ValueError: a score is not finite, or a mask is no compressed RLE.
     """
-    ranks = array("q"), array("q"), array("d")
+    videos, categories, scores = array("q"), array("q"), array("d")
 
     def lines() -> Iterator[str]:
         for index, given in enumerate(entries):
             plain = _plain(given, index)
-            for values, value in zip(ranks, _rank(plain), strict=True):
-                values.append(value)
+            videos.append(plain["video_id"])
+            categories.append(plain["category_id"])
+            scores.append(-plain["score"])
             yield json.dumps(plain, sort_keys=True, separators=(",", ":"))
 
     spool = Spool(lines())
     # One entry per line: as valid as any JSON, and lines of two runs can be compared.
     with whole_file(path) as temporary, temporary.open("w", encoding="ascii") as file:
         file.write("[")
-        for index, place in enumerate(np.lexsort(ranks[::-1]).tolist()):
+        for index, place in enumerate(np.lexsort((scores, categories, videos)).tolist()):
             file.write(",\n" if index else "\n")
             file.write(spool[place])
         file.write("\n]\n")
     return len(spool)
-
-
-def _rank(plain: Entry) -> tuple[int, int, float]:
-    return plain["video_id"], plain["category_id"], -plain["score"]
 
 
 def _plain(given: Mapping[str, Any], index: int) -> Entry:

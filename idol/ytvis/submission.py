@@ -203,8 +203,8 @@ def write(results: str | Path, out: str | Path, videos: VideoList | None = None)
     if found:
         raise InvalidResults(found)
     zip_results(source, target)
-    having = {entry["video_id"] for entry in entries}
     counts = Counter((entry["video_id"], entry["category_id"]) for entry in entries)
+    having = {video_id for video_id, _ in counts}
     return Submission(
         entries=len(entries),
         videos=len(having),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,11 +173,11 @@ def _decoded(
 ) -> tuple[int, list[Reject]]:
     """Decode frames: how many, and the rejects that come of it."""
     count = 0 if which == "none" else sum(map(len, videos))
+    drawn: Container[int] = range(count)
+    expected = count
     if which == "sample":
         drawn = set(np.random.default_rng(0).permutation(count)[:_SAMPLE].tolist())
-        expected = len(drawn)
-    else:
-        drawn, expected = range(count), count
+        expected = min(_SAMPLE, count)
 
     def jobs() -> Iterator[tuple[VideoRecord, list[str]]]:
         first = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from idol.spool import Mapped, Spool
 from idol.ytvis import annotations as annotation_files
 from idol.ytvis import results as results_file
 from idol.ytvis import truth
@@ -52,14 +54,14 @@ def join(sources: Sequence[Labels]) -> Joined:
     """
     root = Path(os.path.commonpath([source.frames for source in sources]))
     notes, repairs, left_out = Repairs(), Repairs(), dict[str, str]()
-    parts: list[tuple[Annotations, list[Video]]] = []
+    parts: list[tuple[Annotations, Sequence[Video]]] = []
     for source in sources:
         found = annotation_files.parse(source.content, source.origin)
         for told, counts in ((notes, source.notes), (repairs, found.repairs)):
             for kind, (times, first) in counts.items():
                 told.add(kind, f"{source.origin}: {first}", times)
         faults = {**source.left_out, **{f"video {r.video_id}": r.reason for r in found.rejects}}
-        videos = []
+        videos = Spool[Video]()
         for video in found.videos.values():
             try:
                 videos.append(_placed(video, source.frames, root))
@@ -73,17 +75,20 @@ def join(sources: Sequence[Labels]) -> Joined:
     labelled = {found.listed is not None for found, _ in parts}
     if len(labelled) > 1:
         raise ValueError("some sources have annotations and others none; convert them apart")
+    united: Sequence[Video]
     if len(parts) == 1:
-        ((found, videos),) = parts
+        ((found, united),) = parts
         categories = found.categories
     else:
-        categories, videos = _united(parts, notes)
-    taken: set[tuple[str, ...] | None] = set()
-    for video in videos:
-        if video.file_names in taken:  # a split may put one into each part
+        categories, united = _united(parts, notes)
+    taken: set[bytes] = set()
+    for video in united:
+        # Of all names the digests: the names themselves would take too much memory.
+        frames = hashlib.sha256("\0".join(video.file_names or ()).encode()).digest()
+        if frames in taken:  # a split may put one into each part
             notes.add("videos of the same frames as another, kept", f"video {video.video_id}")
-        taken.add(video.file_names)
-    return Joined(categories, videos, root, labelled.pop(), notes, repairs, left_out)
+        taken.add(frames)
+    return Joined(categories, united, root, labelled.pop(), notes, repairs, left_out)
 
 
 def _placed(video: Video, old: Path, new: Path) -> Video:
@@ -101,10 +106,10 @@ def _placed(video: Video, old: Path, new: Path) -> Video:
 
 
 def _united(
-    parts: Sequence[tuple[Annotations, list[Video]]], notes: Repairs
-) -> tuple[dict[int, str], list[Video]]:
+    parts: Sequence[tuple[Annotations, Sequence[Video]]], notes: Repairs
+) -> tuple[dict[int, str], Spool[Video]]:
     numbers: dict[str, int] = {}
-    videos: list[Video] = []
+    videos = Spool[Video]()
     instance_ids = itertools.count(1)
     for found, own in parts:
         for name in found.categories.values():
@@ -139,23 +144,25 @@ def with_results(joined: Joined, path: Path, min_score: float = -np.inf) -> Join
     known = {video.video_id for video in joined.videos}
     rows: dict[int, list[int]] = {video_id: [] for video_id in known}
     notes = Repairs(joined.notes)
+    scores: dict[int, float] = {}
     for index, entry in enumerate(entries):
         results_file.check_ids(entry, index, known, categories, compat=False)
+        scores[index + 1] = float(entry["score"])
         if entry["score"] < min_score:
             notes.add(f"entries with a score below {min_score}, left out", f"results[{index}]")
         else:
             rows[entry["video_id"]].append(index)
-    videos = []
+    videos = Spool[Video]()
     for video in joined.videos:
         indices = rows[video.video_id]
+        own = [entries[i] for i in indices]
         empty = truth.without_instances(video.video_id, video.size, video.length)
-        masks, areas = results_file.check_video([entries[i] for i in indices], indices, empty)
+        masks, areas = results_file.check_video(own, indices, empty)
         instances = tuple(
-            Instance(index + 1, entries[index]["category_id"], False, tuple(own))
-            for index, own in zip(indices, masks, strict=True)
+            Instance(index + 1, entry["category_id"], False, tuple(track))
+            for index, entry, track in zip(indices, own, masks, strict=True)
         )
         videos.append(dataclasses.replace(video, instances=instances, areas=areas))
-    scores = {i + 1: float(entry["score"]) for i, entry in enumerate(entries)}
     return dataclasses.replace(
         joined, categories=categories, videos=videos, labelled=True, notes=notes, scores=scores
     )
@@ -194,7 +201,10 @@ def split(joined: Joined, share: float, seed: int) -> tuple[Joined, Joined]:
     for category_id, videos in having.items():
         if len({parts[i] for i in videos}) == 1:
             notes.add("categories in one part alone", joined.categories[category_id])
-    first, second = ([v for i, v in enumerate(joined.videos) if parts[i] == p] for p in (0, 1))
+    first, second = (
+        Mapped(lambda video: video, joined.videos, [i for i in range(count) if parts[i] == p])
+        for p in (0, 1)
+    )
     held_out = dataclasses.replace(
         joined, videos=second, notes=Repairs(), repairs=Repairs(), left_out={}
     )

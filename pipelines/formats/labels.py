@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from idol.masks import rle
+from idol.spool import Spool
+from idol.ytvis.lazy_rows import Ids, Row
 from idol.ytvis.repairs import Repairs
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources import frames as frame_files
@@ -22,7 +24,8 @@ OBJECT = "object"
 class Labels:
     """One source.
 
-    content:  YouTube-VIS JSON; without "annotations" where nothing is labelled
+    content:  YouTube-VIS JSON, its rows as `lazy_rows.Row`s where there can be many; without
+              "annotations" where nothing is labelled
     frames:   absolute folder that its file_names are relative to
     notes:    kind of what was repaired, dropped or merged -> how often, and where first
     left_out: video -> why it cannot be used
@@ -43,15 +46,16 @@ class Track(NamedTuple):
 
 
 class Builder:
-    """Collects the videos of one source."""
+    """Collects the videos of one source, in a file."""
 
     def __init__(self, origin: str, root: Path | None = None, *, labelled: bool = True) -> None:
         """root: folder that frame paths will be relative to; None: the one that holds them all."""
         self.origin, self.labelled = origin, labelled
         self.notes, self.left_out = Repairs(), dict[str, str]()
         self._root = root
-        self._videos: list[dict[str, Any]] = []
-        self._annotations: list[dict[str, Any]] = []
+        self._videos = Spool[dict[str, Any]]()
+        self._annotations = Spool[dict[str, Any]]()
+        self._ids: list[Ids] = []  # of the annotations
         self._categories: dict[str, int] = {}
 
     @contextmanager
@@ -78,15 +82,14 @@ class Builder:
         self._videos.append({"id": video_id, "name": name, **sizes, "file_names": references})
         for track in tracks:
             category_id = self._categories.setdefault(track.category, len(self._categories) + 1)
-            self._annotations.append(
-                {
-                    "id": len(self._annotations) + 1,
-                    "video_id": video_id,
-                    "category_id": category_id,
-                    "iscrowd": 0,
-                    "segmentations": [track.masks.get(t) for t in range(length)],
-                }
-            )
+            ids = {
+                "id": len(self._annotations) + 1,
+                "video_id": video_id,
+                "category_id": category_id,
+            }
+            masks = [track.masks.get(t) for t in range(length)]
+            self._annotations.append({**ids, "iscrowd": 0, "segmentations": masks})
+            self._ids.append(Ids(**ids))
 
     def labels(self) -> Labels:
         """All of it. Raises: ValueError: no video can be used, or a frame lies outside the root."""
@@ -95,16 +98,15 @@ class Builder:
             raise ValueError(f"{self.origin} has no video that can be used{first}")
         places = {self._place(reference) for v in self._videos for reference in v["file_names"]}
         root = Path(os.path.abspath(self._root or os.path.commonpath(places)))
-        for video in self._videos:
-            names = [Path(os.path.relpath(r, root)).as_posix() for r in video["file_names"]]
-            if any(name.startswith("../") for name in names):
-                raise ValueError(f"{video['file_names'][0]} is not in the folder of frames {root}")
-            video["file_names"] = names
+        placed = Spool(_below(root, video) for video in self._videos)
+        videos = [Row(Ids(id=n + 1), placed.__getitem__, n) for n in range(len(placed))]
+        rows = enumerate(self._ids)
+        annotations = [Row(ids, self._annotations.__getitem__, n) for n, ids in rows]
         categories = [{"id": i, "name": name} for name, i in self._categories.items()]
-        content: dict[str, Any] = {"videos": self._videos}
+        content: dict[str, Any] = {"videos": videos}
         if self.labelled:
             categories = categories or [{"id": 1, "name": OBJECT}]
-            content |= {"categories": categories, "annotations": self._annotations}
+            content |= {"categories": categories, "annotations": annotations}
         return Labels(self.origin, content, root, self.notes, self.left_out)
 
     @staticmethod
@@ -113,6 +115,14 @@ class Builder:
         path, number = frame_files.split(reference)
         folder = os.path.dirname(path)
         return folder if number is not None else os.path.dirname(folder)
+
+
+def _below(root: Path, video: dict[str, Any]) -> dict[str, Any]:
+    """The row of a video with its frame paths relative to a root. Raises: ValueError."""
+    names = [Path(os.path.relpath(r, root)).as_posix() for r in video["file_names"]]
+    if any(name.startswith("../") for name in names):
+        raise ValueError(f"{video['file_names'][0]} is not in the folder of frames {root}")
+    return {**video, "file_names": names}
 
 
 def encoded(mask: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from idol.files import load_json
+from idol.ytvis import lazy_rows
 from pipelines.formats import cvat, mask_folders, media, mots, sav, unlabelled
 from pipelines.formats.labels import Labels
 from pipelines.sources import annotations as annotation_files
@@ -58,7 +58,7 @@ def _json(path: Path, frames: Path | None) -> Labels:
     """YouTube-VIS, OVIS, CocoVID and COCO: what they hold is read when they are joined."""
     if path.is_dir():
         (path,) = path.glob("*.json")
-    content = load_json(path, "annotation")
+    content = lazy_rows.load_json(path, "annotation")
     if isinstance(content, dict) and "masklet" in content:
         return sav.read(path, frames)
     if not isinstance(content, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import posixpath
 import tempfile
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from idol.files import write_whole
+from idol.files import whole_file
 from idol.masks import rle
 from idol.ytvis.repairs import Repairs
 from idol.ytvis.videos import Instance, Rle, Video
@@ -40,65 +41,91 @@ def write(joined: Joined, out: Path, to: str) -> Repairs:
     """
     lost = Repairs()
     if to in _JSON:
-        content = {"info": INFO, **_JSON[to](joined)}
-        write_whole(out, (json.dumps(content) + "\n").encode())
+        with whole_file(out) as temporary, temporary.open("w", encoding="ascii") as file:
+            file.writelines(_encoded({"info": INFO, **_JSON[to](joined)}))
     else:
         with _whole_folder(out) as folder:
             _FOLDERS[to](joined, folder, lost)
     return lost
 
 
+def _encoded(content: Mapping[str, Any]) -> Iterator[str]:
+    """An object as json.dumps writes it, of iterators one item at a time."""
+    for n, (key, value) in enumerate(content.items()):
+        yield f"{', ' if n else '{'}{json.dumps(key)}: "
+        if isinstance(value, Iterator):
+            items = (f"{', ' if i else ''}{json.dumps(item)}" for i, item in enumerate(value))
+            yield from itertools.chain("[", items, "]")
+        else:
+            yield json.dumps(value)
+    yield "}\n"
+
+
 def _ytvis(joined: Joined) -> dict[str, Any]:
-    videos, annotations = [], []
-    for video in joined.videos:
-        height, width = video.size
-        sizes = {"width": width, "height": height, "length": video.length}
-        names = {"name": video.name, "file_names": video.file_names}
-        videos.append({"id": video.video_id, **names, **sizes})
-        for row, one in enumerate(video.instances):
-            masks = _visible(video, row)
-            areas = video.areas[row] if one.stated_areas is None else one.stated_areas
-            written = {
-                **_fields(joined, video, one),
-                **sizes,
-                "segmentations": masks,
-                "bboxes": [mask and _box(mask) for mask in masks],
-                "areas": [mask and a for a, mask in zip(areas.tolist(), masks, strict=True)],
-            }
-            annotations.append(written | ({"occlusion": one.occlusion} if one.occlusion else {}))
-    return _labelled(joined, {"videos": videos}, annotations)
+    def annotations() -> Iterator[dict[str, Any]]:
+        for video in joined.videos:
+            for row, one in enumerate(video.instances):
+                masks = _visible(video, row)
+                areas = video.areas[row] if one.stated_areas is None else one.stated_areas
+                written = {
+                    **_fields(joined, video, one),
+                    **_sizes(video),
+                    "length": video.length,
+                    "segmentations": masks,
+                    "bboxes": [mask and _box(mask) for mask in masks],
+                    "areas": [mask and a for a, mask in zip(areas.tolist(), masks, strict=True)],
+                }
+                yield written | ({"occlusion": one.occlusion} if one.occlusion else {})
+
+    videos = (
+        {
+            "id": video.video_id,
+            "name": video.name,
+            "file_names": video.file_names,
+            **_sizes(video),
+            "length": video.length,
+        }
+        for video in joined.videos
+    )
+    return _labelled(joined, {"videos": videos}, annotations())
 
 
 def _cocovid(joined: Joined) -> dict[str, Any]:
-    videos: list[Any] = []
-    images: list[Any] = []
-    annotations: list[Any] = []
-    for video in joined.videos:
-        height, width = video.size
-        sizes = {"width": width, "height": height}
-        videos.append({"id": video.video_id, "name": video.name, **sizes})
-        first = len(images) + 1
-        for t, name in enumerate(video.file_names or ()):
-            place = {"video_id": video.video_id, "frame_id": t, "file_name": name}
-            images.append({"id": first + t, **place, **sizes})
-        for row, one in enumerate(video.instances):
-            for t, mask in enumerate(_visible(video, row)):
-                if mask is not None:
-                    annotations.append(
-                        {
+    def images() -> Iterator[dict[str, Any]]:
+        number = itertools.count(1)
+        for video in joined.videos:
+            for t, name in enumerate(video.file_names or ()):
+                place = {"video_id": video.video_id, "frame_id": t, "file_name": name}
+                yield {"id": next(number), **place, **_sizes(video)}
+
+    def annotations() -> Iterator[dict[str, Any]]:
+        number, first = itertools.count(1), 1
+        for video in joined.videos:
+            for row, one in enumerate(video.instances):
+                for t, mask in enumerate(_visible(video, row)):
+                    if mask is not None:
+                        yield {
                             **_fields(joined, video, one),
-                            "id": len(annotations) + 1,
+                            "id": next(number),
                             "image_id": first + t,
                             "instance_id": one.instance_id,
                             "segmentation": mask,
                             "bbox": _box(mask),
                             "area": int(video.areas[row, t]),
                         }
-                    )
-    return _labelled(joined, {"videos": videos, "images": images}, annotations)
+            first += len(video.file_names or ())
+
+    videos = ({"id": v.video_id, "name": v.name, **_sizes(v)} for v in joined.videos)
+    return _labelled(joined, {"videos": videos, "images": images()}, annotations())
 
 
-def _labelled(joined: Joined, content: dict[str, Any], annotations: list[Any]) -> dict[str, Any]:
+def _sizes(video: Video) -> dict[str, int]:
+    return {"width": video.size[1], "height": video.size[0]}
+
+
+def _labelled(
+    joined: Joined, content: dict[str, Any], annotations: Iterator[Any]
+) -> dict[str, Any]:
     categories = [{"id": i, "name": name} for i, name in joined.categories.items()]
     content |= {"categories": categories} if categories else {}
     return content | ({"annotations": annotations} if joined.labelled else {})

@@ -238,7 +238,7 @@ def combine(datasets: Sequence[Dataset]) -> Dataset:
                     f"{name!r} in {', '.join(dataset.sources)}. Data sets that are "
                     "combined must number their categories alike: renumber one of them."
                 )
-        ids, instance_ids = {r.video_id for r in dataset.rejects}, set()
+        ids, instance_ids = {r.video_id for r in dataset.rejects}, set[int]()
         for video in dataset.annotated:
             ids.add(video.video_id)
             instance_ids.update(one.instance_id for one in video.instances)
