@@ -5,7 +5,7 @@ python -m benchmarks.data_scale --videos 60 120 --frames 36
 
 Videos share their pictures (links to the frames of a few drifting textures), each has masks of its
 own. Every row is one run of the job in a process of its own: seconds of the clock with the start of
-Ray, the driver's peak of memory above that of an empty process with the same imports, and what was
+Ray, the driver's peak of memory (Ray's own part of it is the same for all sets), and what was
 written. The last line is the slope between the smallest and the largest set.
 """
 
@@ -31,24 +31,19 @@ from pipelines.storage import manifest
 SIZE = (360, 640)
 _TEXTURES = 8
 _DRIVER = """
-import json, resource, sys
-from pipelines import cluster
-from pipelines.sources import annotations
-from pipelines.stages import pairs
+import resource, sys
 from jobs import prepare
-import ray.data
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 prepare.main(sys.argv[1:])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
 class Row(NamedTuple):
-    """One run: seconds of the clock, KiB of the driver's growth, rows, files and bytes written."""
+    """One run: seconds of the clock, KiB of the driver's peak, rows, files and bytes written."""
 
     videos: int
     seconds: float
-    growth: int
+    peak: int
     rows: int
     files: int
     size: int
@@ -109,9 +104,9 @@ def measured(annotations: Path, out: Path, videos: int, more: Sequence[str]) -> 
     seconds = time.monotonic() - began
     files = [path for path in out.rglob("*") if path.is_file()]
     written = manifest.read(out, "prepare")
-    growth = int(done.stdout.split()[-1])
+    peak = int(done.stdout.split()[-1])
     size = sum(path.stat().st_size for path in files)
-    return Row(videos, seconds, growth, written.rows, len(files), size)
+    return Row(videos, seconds, peak, written.rows, len(files), size)
 
 
 def main() -> None:
@@ -127,7 +122,7 @@ def main() -> None:
     parser.add_argument("--preset", default="ovis_r50")
     options = parser.parse_args()
     print(machine.header(machine.command("benchmarks.data_scale")))
-    print("\n| videos | frames | JSON | seconds | driver grows by | rows | files | written |")
+    print("\n| videos | frames | JSON | seconds | peak of the driver | rows | files | written |")
     print("|---|---|---|---|---|---|---|---|")
     found = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -140,7 +135,7 @@ def main() -> None:
             found.append(row)
             print(
                 f"| {videos} | {videos * options.frames} | {made.stat().st_size / 2**20:.0f} MiB "
-                f"| {row.seconds:.0f} | {row.growth / 1024:.0f} MiB | {row.rows} | {row.files} "
+                f"| {row.seconds:.0f} | {row.peak / 1024:.0f} MiB | {row.rows} | {row.files} "
                 f"| {row.size / 2**20:.0f} MiB |",
                 flush=True,
             )
@@ -148,7 +143,7 @@ def main() -> None:
     more = max(1, last.videos - first.videos)
     print(
         f"\nEach further video: {1e3 * (last.seconds - first.seconds) / more:.0f} ms, "
-        f"{(last.growth - first.growth) / more:.1f} KiB of the driver, "
+        f"{(last.peak - first.peak) / more:.1f} KiB of the driver, "
         f"{(last.size - first.size) / more / 1024:.0f} KiB written."
     )
 
