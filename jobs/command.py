@@ -32,7 +32,7 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a --no- form."""
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """An option that is given once for each value."""
-AnnotationFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="JSON [JSON ...]")]
+AnnotationFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABELS [LABELS ...]")]
 Weights = Annotated[
     str,
     tyro.conf.arg(
@@ -50,8 +50,8 @@ Tracker = Annotated[
 Frames = Annotated[
     str | None,
     tyro.conf.arg(
-        help="Folder (or URL) that the frame paths are relative to. Default: JPEGImages beside "
-        "each annotation file where that exists, else the file's own folder."
+        help="Folder (or URL) that the frame paths are relative to. Default: as the format of the "
+        "labels has it; of JSON JPEGImages beside the file where that exists, else its folder."
     ),
 ]
 Device = Annotated[str, tyro.conf.arg(metavar="auto|cpu|gpu|cuda[:N]")]

@@ -38,8 +38,9 @@ class Evaluate:
     """
 
     annotations: command.AnnotationFiles
-    """YouTube-VIS or OVIS JSON. Several are evaluated one after the other, each in a folder of OUT
-    named after the folder of its file."""
+    """YouTube-VIS or OVIS JSON, any other labels that jobs.convert reads, or videos without any: a
+    film, or a folder of films or of folders of images. Several are evaluated one after the other,
+    each in a folder of OUT named after the folder of its file."""
     checkpoint: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WEIGHTS [WEIGHTS ...]")]
     """Weights: a .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a
     released .pth (then name its --preset). Several are evaluated one after the other, each in a

@@ -18,14 +18,15 @@ from jobs import command, places
 class Prepare:
     """Draw key/reference frame pairs from annotated videos and store them, shuffled, in parquet.
 
-    Reads YouTube-VIS or OVIS JSON and the frames beside it. Videos with a fault are listed in
+    Reads annotations and the frames beside them. Videos with a fault are listed in
     OUT/rejects.parquet with the reason. Interrupted, the same command goes on where it stopped.
     The last line of stdout is the manifest as one JSON object.
     """
 
     annotations: command.AnnotationFiles
-    """Annotation files, local paths or URLs. Several are united; their categories must be
-    numbered alike, clashing video ids are raised."""
+    """YouTube-VIS, OVIS or COCO JSON, local or at an address, or other labels that jobs.convert
+    reads. Several are united; their categories must be numbered alike, clashing video ids are
+    raised."""
     out: Annotated[str, places.FOLDER]
     """Directory to write: new, empty, or left unfinished by the same command. Also an address, such
     as s3://bucket/folder."""
@@ -49,13 +50,13 @@ def _prepare(job: Prepare) -> dict[str, Any]:
     config = override(presets.by_name(job.preset), job.set)
     if job.videos and len(job.annotations) > 1:
         raise ValueError("--videos needs a single annotation file: ids of several may clash")
-    from pipelines import cluster
+    from pipelines import cluster, formats
     from pipelines.sources import annotations
     from pipelines.stages import pairs
     from pipelines.storage import paths
 
     read = functools.partial(
-        annotations.read, frames_root=job.frames, video_ids=job.videos or None, stride=job.stride
+        formats.dataset, frames=job.frames, video_ids=job.videos or None, stride=job.stride
     )
     dataset = annotations.combine([read(path) for path in job.annotations])
     with cluster.kept(job.num_cpus):

@@ -10,9 +10,9 @@ from idol.lazy import attach
 if TYPE_CHECKING:
     from pipelines.formats.joining import Joined, join, split
     from pipelines.formats.labels import Labels
-    from pipelines.formats.recognition import FORMATS, read
+    from pipelines.formats.recognition import FORMATS, dataset, read
     from pipelines.formats.writing import WRITERS, write
 
-__all__ = ["FORMATS", "Joined", "Labels", "WRITERS", "join", "read", "split", "write"]
+__all__ = ["FORMATS", "Joined", "Labels", "WRITERS", "dataset", "join", "read", "split", "write"]
 
 __getattr__, __dir__ = attach(__name__)

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+from idol.addresses import is_remote
 from idol.ytvis import lazy_rows
+from idol.ytvis.annotations import parse
+from idol.ytvis.videos import Reject
+from pipelines.errors import DatasetError, PipelineError
 from pipelines.formats import cvat, mask_folders, media, mots, sav, unlabelled
 from pipelines.formats.labels import Labels
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames as frame_files
+from pipelines.sources.annotations import Dataset
+
+_log = logging.getLogger(__name__)
 
 Reader = Callable[[Path, Path | None], Labels]
 
@@ -29,10 +42,55 @@ def read(path: Path, frames: Path | None = None, format: str = "auto") -> Labels
     return FORMATS[recognise(path) if format == "auto" else format](path, frames)
 
 
+def dataset(
+    path: str | Path,
+    frames: str | Path | None = None,
+    *,
+    video_ids: Collection[int] | None = None,
+    stride: int = 1,
+) -> Dataset:
+    """The videos of labels in any format that is known: what every job reads.
+
+    Arguments, result and errors as of `annotations.read`. Videos that cannot be read from their
+    format are among the rejects, with ids after all others; what was changed is logged.
+    """
+    selected: dict[str, Any] = {"video_ids": video_ids, "stride": stride}
+    place = Path(path)
+    if is_remote(str(path)) or is_remote(str(frames or "")) or not place.exists():
+        return annotation_files.read(path, frames, **selected)
+    try:
+        kind = recognise(place)
+        if kind == "json":
+            (file,) = place.glob("*.json") if place.is_dir() else [place]
+            return annotation_files.read(file, frames, **selected)
+        labels = read(place, frames and Path(frames), kind)
+    except DatasetError:
+        raise
+    except (OSError, PipelineError, ValueError) as error:
+        todo = "Formats and options: python -m jobs.convert --help, which writes JSON of them."
+        raise DatasetError(str(path), str(error), todo) from error
+    if labels.notes:
+        _log.warning("%s was changed while reading: %s", path, labels.notes)
+    with annotation_files.judged(str(path)):
+        found = parse(labels.content, str(path))
+    ids = itertools.count(1 + max((*found.videos, *(r.video_id for r in found.rejects)), default=0))
+    faults = [Reject(next(ids), name, reason) for name, reason in labels.left_out.items()]
+    found = dataclasses.replace(found, rejects=(*found.rejects, *faults))
+    digest = hashlib.sha256(kind.encode())
+    for name in ("videos", "annotations", "categories"):
+        for row in labels.content.get(name, ()):
+            digest.update(json.dumps(dict(row), sort_keys=True).encode())
+    return annotation_files.chosen(
+        found, digest.hexdigest(), str(path), str(labels.frames), **selected
+    )
+
+
 def recognise(path: Path) -> str:
     """The name of the format. Raises: ValueError: there is none, or more than one."""
     if path.is_file():
         suffix = path.suffix.lower()
+        if suffix == ".json" and path.stem.endswith(sav.KINDS):
+            return "sav"
         by_suffix = {".json": "json", ".xml": "cvat", ".txt": "mots"}
         found = [by_suffix[suffix]] if suffix in by_suffix else []
         if suffix in frame_files.VIDEO_SUFFIXES:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipelines import formats
 from pipelines.errors import intact
 from pipelines.report import page as report_page
 from pipelines.report.gallery import pictures
 from pipelines.report.page import MetricSet, Report, SweepRow, VideoRow
 from pipelines.report.strips import Strip
-from pipelines.sources import annotations as annotation_files
 from pipelines.storage import layout, manifest, stored
 from pipelines.storage.paths import AnyPath
 from pipelines.storage.reports import EvaluationReport
@@ -43,7 +43,7 @@ def write(
         metrics += metric_sets(name, report)
         videos += video_rows(report, name)
         chosen = report.selection
-        dataset = annotation_files.read(
+        dataset = formats.dataset(
             chosen.annotations, chosen.frames, video_ids=chosen.videos, stride=chosen.stride
         )
         source = stored.read(folder / layout.DETECTIONS)

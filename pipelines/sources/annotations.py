@@ -141,11 +141,27 @@ def read(
         ValueError: a video id that is not there, or a stride below 1.
     """
     source = str(json_path)
+    root = default_root(source) if frames_root is None else str(frames_root)
+    return chosen(*load(source), source, root, video_ids=video_ids, stride=stride)
+
+
+def chosen(
+    found: Annotations,
+    digest: str,
+    source: str,
+    root: str,
+    *,
+    video_ids: Collection[int] | None = None,
+    stride: int = 1,
+) -> Dataset:
+    """The data set of what was read; arguments, result and errors as of `read`.
+
+    digest: names what was read
+    """
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
-    found, digest = load(source)
     wanted = None if video_ids is None else set(video_ids)
-    rejects, chosen = list(found.rejects), list(found.videos)
+    rejects, kept = list(found.rejects), list(found.videos)
     if wanted is not None:
         unknown = wanted - found.videos.keys() - {reject.video_id for reject in rejects}
         if unknown:
@@ -154,9 +170,8 @@ def read(
                 f"{source}, for example {min(unknown)}"
             )
         rejects = [reject for reject in rejects if reject.video_id in wanted]
-        chosen = [video_id for video_id in chosen if video_id in wanted]
-    annotated = Mapped(lambda video_id: found.videos[video_id].strided(stride), chosen)
-    root = default_root(source) if frames_root is None else str(frames_root)
+        kept = [video_id for video_id in kept if video_id in wanted]
+    annotated = Mapped(lambda video_id: found.videos[video_id].strided(stride), kept)
     if not is_remote(root):
         # Workers read the frames, and have a working directory of their own.
         root = str(Path(root).resolve())

@@ -16,9 +16,8 @@ from idol.config.categories import same
 from idol.network.model import IDOL
 from idol.ytvis.truth import Truth
 from idol.ytvis.videos import Reject
-from pipelines import cluster, configuration
+from pipelines import cluster, configuration, formats
 from pipelines.report import experiment_log, gallery, page, run_page
-from pipelines.sources import annotations as annotation_files
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect, shard_plan, stored_metrics, track
 from pipelines.stages.reject_limit import check_rejects, tell_rejects
@@ -49,12 +48,12 @@ _AHEAD = "ahead"  # what was tracked before detection had ended, until it is tak
 class Request:
     """What is evaluated: all that decides the outcome.
 
-    annotations: YouTube-VIS or OVIS JSON, with truth or without
+    annotations: labels in any known format, or videos without any
     checkpoint:  see idol.load
     preset:      configuration of a released checkpoint, which carries none
     overrides:   "section.field=value" on the checkpoint's configuration
     tracker:     see configuration.tracker_config; None: the checkpoint's
-    frames, video_ids, stride: as of annotations.read
+    frames, video_ids, stride: as of formats.dataset
     """
 
     annotations: str | Path
@@ -73,7 +72,7 @@ class Request:
             ValueError: the checkpoint has other categories, or an override is bad.
             PipelineError: the annotations cannot be used, or a threshold is below the score floor.
         """
-        dataset = annotation_files.read(
+        dataset = formats.dataset(
             self.annotations, self.frames, video_ids=self.video_ids, stride=self.stride
         )
         with paths.fetched(str(self.checkpoint)) as source:
@@ -189,7 +188,7 @@ def _with_effect(faults: Sequence[Reject], truth: Truth | None) -> list[dict[str
 
 def check_truth(annotation_file: str | Path) -> None:
     """Raise ValueError where there is nothing to score against, DatasetError for a bad file."""
-    if annotation_files.read(annotation_file).truth() is None:
+    if formats.dataset(annotation_file).truth() is None:
         raise ValueError(f"{annotation_file} holds no truth: there is nothing to score against")
 
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from idol.config import Config, TrackerConfig, from_dict, override, to_dict
-from pipelines import configuration
+from pipelines import configuration, formats
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.report import experiment_log
-from pipelines.sources import annotations as annotation_files
 from pipelines.stages import track
 from pipelines.storage import claims, layout, manifest, stored
 from pipelines.storage.manifest import Manifest
@@ -116,7 +115,7 @@ def workload(wanted: TrackerSweep, source: StoredDetections) -> TrackerTrials:
     selection = EvaluationReport.read(wanted.evaluated).selection
     path = wanted.annotation_file or selection.annotations
     chosen: dict[str, Any] = {"video_ids": selection.videos, "stride": selection.stride}
-    dataset = annotation_files.read(path, selection.frames, **chosen)
+    dataset = formats.dataset(path, selection.frames, **chosen)
     if dataset.input_hash != selection.input_hash:
         reason = f"was made from other annotations than {path} holds now"
         todo = "Give the file it was made from with --annotations, or evaluate again."

@@ -15,7 +15,6 @@ import pytest
 
 from idol.config import PairConfig
 from pipelines import formats
-from pipelines.sources import annotations
 from pipelines.stages import pairs
 from pipelines.storage import layout, manifest, schemas, tables
 from tests import object_storage
@@ -26,9 +25,9 @@ SOME = ("davis_breakdance", "davis_camel", "davis_car-roundabout", "davis_bear")
 Rows = list[tuple[Any, ...]]
 
 
-def rows_of(json_path: str | Path, frames: str | Path | None, out: Path) -> Rows:
+def rows_of(labels: str | Path, frames: str | Path | None, out: Path) -> Rows:
     """Every pair in its place: its frames' bytes, and its objects by category, with both masks."""
-    dataset = annotations.read(json_path, None if frames is None else str(frames))
+    dataset = formats.dataset(labels, frames)
     assert not dataset.rejects
     names = {video.video_id: video.name for video in dataset.videos}
     pairs.run(dataset, out, PairConfig(rows_per_shard=100), num_cpus=0.5)
@@ -101,13 +100,10 @@ def test_labels_in_other_forms_give_the_same_pairs(
         content = coco_of_tracks(json.loads((tmp_path / "labels.json").read_text()))
         (tmp_path / "labels.json").write_text(json.dumps(content))
     frames = clips / "JPEGImages"
-    if form == "cocovid":
-        source = tmp_path / "labels.json"
-    else:
-        back = formats.join([formats.read(tmp_path / "labels.json", frames)])
-        source, frames = tmp_path / "back.json", back.frames
-        formats.write(back, source, "ytvis")
-    assert rows_of(source, frames, tmp_path / "pairs") == expected
+    assert rows_of(tmp_path / "labels.json", frames, tmp_path / "pairs") == expected
+    back = formats.join([formats.read(tmp_path / "labels.json", frames)])
+    formats.write(back, tmp_path / "back.json", "ytvis")
+    assert rows_of(tmp_path / "back.json", back.frames, tmp_path / "converted") == expected
 
 
 def test_object_storage_gives_the_same_pairs(

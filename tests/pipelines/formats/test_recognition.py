@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import formats
-from pipelines.formats import recognition
+from pipelines.errors import DatasetError
+from pipelines.formats import Labels, recognition
+from pipelines.sources import annotations
 from tests.pipelines.conftest import Videos
 from tests.pipelines.formats import drawn
 
@@ -89,3 +91,42 @@ def test_sa_v_is_known_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "any.json").write_text("[]")
     with pytest.raises(ValueError, match="is no annotation file: its top level is no object"):
         formats.read(tmp_path / "any.json")
+
+
+def test_jobs_read_other_formats_as_what_convert_makes_of_them(
+    make_videos: Callable[..., Videos], tmp_path: Path
+) -> None:
+    videos = make_videos([3, 4])
+    joined = formats.join([Labels("set", videos.content, videos.folder / "JPEGImages")])
+    formats.write(joined, tmp_path / "labels", "png")
+    straight = formats.dataset(tmp_path / "labels", videos.folder / "JPEGImages")
+    back = formats.join([formats.read(tmp_path / "labels", videos.folder / "JPEGImages")])
+    formats.write(back, tmp_path / "back.json", "ytvis")
+    converted = annotations.read(tmp_path / "back.json", back.frames)
+    assert list(straight.videos) == list(converted.videos)
+    assert straight.categories == converted.categories
+    assert straight.frames == converted.frames
+    again = formats.dataset(tmp_path / "labels", videos.folder / "JPEGImages")
+    assert straight.input_hash == again.input_hash != converted.input_hash
+    one = formats.dataset(tmp_path / "labels", videos.folder / "JPEGImages", video_ids=[2])
+    assert [v.video_id for v in one.videos] == [2]
+
+
+def test_jobs_read_videos_without_labels_and_say_which_they_cannot(tmp_path: Path) -> None:
+    drawn.film(tmp_path / "films" / "a.mp4", 5)
+    drawn.images(tmp_path / "films" / "b", ["0.png", "1.png"])
+    (tmp_path / "films" / "c.mp4").write_bytes(b"no film")
+    found = formats.dataset(tmp_path / "films")
+    assert [(v.name, len(v)) for v in found.videos] == [("a", 5), ("b", 2)]
+    assert found.truth() is None
+    ((video_id, path, reason),) = found.rejects
+    assert (video_id, Path(path).name) == (3, "c.mp4")
+    assert reason
+
+
+def test_what_is_of_no_format_is_refused_as_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    with pytest.raises(DatasetError, match=r"unpack it first.*jobs\.convert"):
+        formats.dataset(tmp_path / "set.zip")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        formats.dataset(tmp_path / "not there.json")
