@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import itertools
 import json
 import resource
 import subprocess
@@ -32,21 +33,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks import machine
+from benchmarks import loaders, machine
 from idol import presets
-from idol.config import Config, override
-from idol.images import transforms
-from idol.structures import PairBatch
+from idol.config import Config, override, to_dict
+from idol.structures import ClipBatch
+from pipelines.batches import loader
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames, video_file
 from pipelines.sources.annotations import Dataset
-from pipelines.stages import loader, pair_rows, pairs
+from pipelines.stages import pairs
 from pipelines.storage import claims, layout, paths
 
 SIZE = (720, 1280)
 LENGTH = 36
 _BATCHES = 24
-_BATCH = 4
 
 
 def make(folder: Path, videos: int) -> None:
@@ -103,7 +103,8 @@ def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
 def prepared(dataset: Dataset, out: Path, config: Config) -> int:
     """All shards, made in this process as the stage's tasks make them; their number."""
     plan, _ = pairs.deal(dataset, config.pairs, None)
-    claims.prepare_output(out, layout.PREPARE, {}, "benchmark")
+    claim = to_dict(config.pairs)
+    claims.prepare_output(out, layout.PREPARE, claim, "benchmark")
     shards = ([(dataset.videos[p.position], p) for p in shard] for shard in plan)
     pairs._write_plan(out / pairs._PLAN, shards)
     for number in range(len(plan)):
@@ -116,13 +117,13 @@ def prepared(dataset: Dataset, out: Path, config: Config) -> int:
         )
         assert not row["error"], row
     (out / pairs._PLAN).unlink()
-    claims.prepare_output(out, layout.PREPARE, {}, "benchmark").finish(total_shards=len(plan))
+    claims.prepare_output(out, layout.PREPARE, claim, "benchmark").finish(total_shards=len(plan))
     return len(plan)
 
 
 def floor(dataset: Dataset, out: Path, config: Config) -> None:
     """Every frame once, in a plain loop."""
-    schema = pa.schema([("jpeg", pa.binary()), ("reference", pa.binary())])
+    schema = pa.schema([("jpeg", pa.binary())])
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         for video in dataset.videos:
             data = []
@@ -131,8 +132,7 @@ def floor(dataset: Dataset, out: Path, config: Config) -> None:
                 film = frames.split(name)[1] is not None
                 jpeg = frames.encode_jpeg(image, config.pairs.jpeg_quality) if film else b""
                 data.append(jpeg or Path(name).read_bytes())
-            # A pair has two frames: every frame is written twice, as the stage does.
-            writer.write_table(pa.table({"jpeg": data, "reference": data[::-1]}, schema))
+            writer.write_table(pa.table({"jpeg": data}, schema))
 
 
 class Counted:
@@ -150,42 +150,9 @@ class Counted:
         setattr(video_file.VideoFile, "_step", step)  # noqa: B010
 
 
-class Folder(torch.utils.data.Dataset[transforms.Example]):
-    """The same pairs straight from JPEG files, as one would write it without this project."""
-
-    def __init__(self, dataset: Dataset, config: Config) -> None:
-        self.dataset, self.config = dataset, config
-        drawn = ((v, pair) for v in dataset.videos for pair in pairs.draw(v, config.pairs))
-        self.pairs = list(drawn)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> transforms.Example:
-        video, (key, reference) = self.pairs[index]
-        stored, _ = pair_rows.fill(
-            [pair_rows.planned(video, key, reference, self.dataset.labels)], self.config.pairs
-        )
-        pair = loader.pair_of_row(stored[0])
-        return transforms.augment(pair, self.config.transforms, np.random.default_rng(index))
-
-
-def torch_batches(dataset: Dataset, config: Config) -> Iterator[PairBatch]:
-    """Batches of torch's DataLoader."""
-    divisor = config.transforms.size_divisor
-    return iter(
-        torch.utils.data.DataLoader(
-            Folder(dataset, config),
-            batch_size=_BATCH,
-            shuffle=True,
-            collate_fn=lambda examples: transforms.collate(examples, divisor),
-        )
-    )
-
-
-def taken(batches: Iterator[PairBatch], count: int = _BATCHES) -> int:
+def taken(batches: Iterator[ClipBatch], count: int = _BATCHES) -> int:
     """Images in so many batches."""
-    return sum(2 * len(next(batches).key_targets) for _ in range(count))
+    return sum(batch.images[:, :, 0, 0, 0].numel() for batch in itertools.islice(batches, count))
 
 
 def growth(folder: Path, kind: str, times: int) -> None:
@@ -249,19 +216,20 @@ def main() -> None:
             print(f"| {kind}: prepare | {1e3 * ours / total:.2f} ms a frame | {ours / plain:.2f} |")
             if kind == "mp4":
                 print(f"| mp4: decoded frames | | {counted.frames / total:.2f} a frame |")
-        theirs, images = cpu(partial(taken, torch_batches(data["jpeg"], config)))
+        files = loaders.Folder(data["jpeg"], config)
+        theirs, images = cpu(partial(taken, loaders.torch_batches(files, workers=0)))
         print(f"| DataLoader on JPEG files | {1e3 * theirs / images:.1f} ms an image | |")
         small = override(config, ["pairs.max_side=640"])
         prepared(data["jpeg"], work / "small", small)
         for name, settings in (("jpeg", config), ("small", small)):
-            made = loader.PairLoader(paths.at(work / name), settings, batch_size=_BATCH)
+            made = loader.ClipLoader(paths.at(work / name), settings, batch_size=loaders.BATCH)
             started = time.perf_counter()
             batches = stack.enter_context(contextlib.closing(made.batches()))
             first = cpu(partial(next, batches))[0]
             waited = time.perf_counter() - started
             seconds, images = cpu(partial(taken, batches))
-            title = "loader" if name == "jpeg" else "loader, pairs stored at 640 pixels"
-            ratio = seconds / images / (theirs / (2 * _BATCH * _BATCHES))
+            title = "loader" if name == "jpeg" else "loader, frames stored at 640 pixels"
+            ratio = seconds / images / (theirs / (2 * loaders.BATCH * _BATCHES))
             print(f"| {title} | {1e3 * seconds / images:.1f} ms an image | {ratio:.2f} |")
             print(f"| {title}: first batch | {waited:.2f} s ({first:.2f} s of CPU) | |")
         for times in (1, 10):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,14 @@ class Process:
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) / 1024
         return 0.0
+
+    def cpu(self) -> float:
+        """Seconds of processors that it has used; 0 once it has ended."""
+        try:
+            words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def below(root: int) -> list[Process]:

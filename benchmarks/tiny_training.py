@@ -24,7 +24,7 @@ from idol.config import Config, override
 from idol.detection.detector import Detector
 from idol.evaluation.average_precision import Metrics, evaluate
 from idol.images.synthetic import SyntheticConfig, SyntheticVideo, make_video
-from idol.images.transforms import Pair, augment, collate
+from idol.images.transforms import Clip, Frame, augment, collate
 from idol.learning.training import Trainer
 from idol.masks import rle
 from idol.network.model import IDOL
@@ -48,12 +48,9 @@ def batch_of(
         first = int(rng.integers(len(video.frames) - 1))
         last = min(first + config.pairs.max_gap, len(video.frames) - 1)
         second = int(rng.integers(first + 1, last + 1))
-        pair = Pair(
-            video.frames[first], video.frames[second], video.labels,
-            video.masks[first], video.masks[second],
-        )  # fmt: skip
-        examples.append(augment(pair, config.transforms, rng))
-    return collate(examples, config.transforms.size_divisor)
+        frames = tuple(Frame(video.frames[t], video.masks[t]) for t in (first, second))
+        examples.append(augment(Clip(frames, video.labels), config.transforms, rng))
+    return collate(examples, config.transforms.size_divisor).pairs()
 
 
 def truth_of(videos: Sequence[SyntheticVideo], classes: int) -> dict[str, Any]:

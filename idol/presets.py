@@ -35,7 +35,7 @@ def ovis() -> Config:
         transforms=TransformConfig(
             train_short_sides=_SIDES_480_TO_800, train_max_side=1333, test_short_side=720
         ),
-        train=TrainConfig(pairs_per_batch=16),
+        train=TrainConfig(pairs_per_batch=16, group_pairs=2),
         tracker=TrackerConfig.released("ovis"),
     )
 
@@ -61,7 +61,9 @@ def coco() -> Config:
 def coco_swin_l() -> Config:
     """COCO for Swin-L: half the batch and 2.5 times the steps of ResNet-50."""
     base = coco()
-    train = replace(base.train, pairs_per_batch=16, steps=148000, checkpoint_every=2000)
+    train = replace(
+        base.train, pairs_per_batch=16, group_pairs=2, steps=148000, checkpoint_every=2000
+    )
     return replace(
         base,
         transforms=replace(base.transforms, test_short_side=800),
@@ -118,7 +120,8 @@ def paper(config: Config) -> Config:
             f"the paper describes ytvis19, ytvis21, ovis and coco, not {config.name!r}. Start from "
             f"one of: {', '.join(_DATASETS)}."
         )
-    transforms, train = config.transforms, replace(config.train, pairs_per_batch=16)
+    transforms = config.transforms
+    train = replace(config.train, pairs_per_batch=16, group_pairs=2)
     if dataset == "ovis":
         transforms = replace(transforms, crop_probability=0.0)
     elif dataset == "coco":
@@ -171,6 +174,7 @@ def tiny() -> Config:
         losses=LossConfig(supervise_reference=True, reid=0.25),
         train=TrainConfig(
             pairs_per_batch=4,
+            group_pairs=1,  # stretch makes all frames one size
             steps=5500,
             learning_rate=3e-3,
             backbone_rate=1.0,

@@ -60,7 +60,7 @@ class _Shapes:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Targets(_Shapes):
-    """One frame's truth. Rows of a pair's key and reference are the same G instances.
+    """One frame's truth. Rows of all frames of a clip are the same G instances.
 
     labels:     (G,)      int64, 0..K-1
     boxes:      (G, 4)    float32, cxcywh in units of the un-padded image
@@ -88,7 +88,7 @@ class Targets(_Shapes):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PairBatch(_Shapes):
-    """B key frames with their B reference frames (door 2).
+    """B key frames with their B reference frames.
 
     *_images:  (B, 3, H, W) float32, normalised, zero where padded
     *_padding: (B, H, W)    bool, True where padded
@@ -110,6 +110,44 @@ class PairBatch(_Shapes):
             _check(f"{name}_padding", getattr(self, f"{name}_padding"), size, *images.shape[2:])
             if len(getattr(self, f"{name}_targets")) != size:
                 raise ValueError(f"{name}_targets must have {size} entries, one per image")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ClipBatch(_Shapes):
+    """B clips of K frames, of the same instances in every frame of a clip (door 2).
+
+    images:  (B, K, 3, H, W) float32, normalised, zero where padded
+    padding: (B, K, H, W)    bool, True where padded
+    targets: B lists of K Targets, masks of the padded size (H, W)
+    """
+
+    images: Tensor
+    padding: Tensor
+    targets: list[list[Targets]]
+
+    def __post_init__(self) -> None:
+        _check("images", self.images, "B", "K", 3, "H", "W")
+        size, frames = self.images.shape[:2]
+        _check("padding", self.padding, size, frames, *self.images.shape[3:])
+        counts = [len(clip) for clip in self.targets]
+        if counts != [frames] * size:
+            raise ValueError(f"targets must be {size} lists of {frames}, got lists of {counts}")
+
+    def pairs(self) -> PairBatch:
+        """Clips of two frames as pairs. Raises: ValueError: they have more."""
+        if self.images.shape[1] != 2:
+            raise ValueError(
+                f"a pair has 2 frames, these clips have {self.images.shape[1]}. Read clips with "
+                "pairs.clip=2."
+            )
+        return PairBatch(
+            key_images=self.images[:, 0],
+            key_padding=self.padding[:, 0],
+            key_targets=[clip[0] for clip in self.targets],
+            reference_images=self.images[:, 1],
+            reference_padding=self.padding[:, 1],
+            reference_targets=[clip[1] for clip in self.targets],
+        )
 
 
 @dataclass(frozen=True, slots=True, repr=False)

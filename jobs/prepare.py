@@ -1,4 +1,4 @@
-"""Annotated videos → key/reference training pairs in parquet.
+"""Annotated videos → what key/reference pairs are drawn from in training.
 
 python -m jobs.prepare --annotations train/instances.json --out pairs --preset tiny
 """
@@ -16,7 +16,7 @@ from jobs import command, places
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Draw key/reference frame pairs from annotated videos and store them, shuffled, in parquet.
+    """Store the frames of annotated videos, shuffled, for training to draw pairs from.
 
     Reads annotations and the frames beside them. Videos with a fault are listed in
     OUT/rejects.parquet with the reason. Interrupted, the same command goes on where it stopped.
@@ -32,7 +32,8 @@ class Prepare:
     as s3://bucket/folder."""
     frames: command.Frames = None
     preset: str = "ytvis19_r50"
-    """Configuration by name; its section `pairs` says how pairs are drawn and stored."""
+    """Configuration by name; its section `pairs` says how pairs are drawn: from stored frames at
+    each visit, as released, or once, now (pairs.sampling=stored)."""
     set: command.Repeated = ()
     """Replace a field of the preset, SECTION.FIELD=VALUE; repeat for more. For example
     pairs.max_gap=5, or pairs.max_side=640 to store smaller frames."""

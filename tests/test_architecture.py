@@ -49,7 +49,7 @@ INNER_ROOMS = {
         ("cluster", "configuration", "storage"),
         ("sources", "submit", "actors"),
         ("formats",),
-        ("report",),
+        ("report", "batches"),
         ("stages", "stream"),
         ("sweep", "check"),
         ("demo",),

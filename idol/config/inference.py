@@ -23,8 +23,9 @@ class DetectConfig:
     mask_resize: Literal["released", "smooth"] = "released"
     """From logits at 1/4 of the input to the original size. released: bilinear to the input's
     size, threshold, nearest. smooth: bilinear to the original size, threshold: smooth outlines."""
-    max_detections: int = 100
-    """At most this many per frame are stored, best first."""
+    max_detections: int = 300
+    """At most this many per frame are stored, best first. 300: every query of the full-size
+    networks, so that nothing is left out that the released code keeps."""
     batch_frames: int = 8
     """Frames in one forward pass."""
     speed: Speed = "exact"

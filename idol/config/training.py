@@ -66,21 +66,30 @@ class TransformConfig:
 class PairConfig:
     """How key and reference frames are paired (paper Sec. 3.2, specification 5.2)."""
 
+    sampling: Literal["released", "stored"] = "released"
+    """released: every video counts alike, and each visit draws a frame of it and that frame's
+    partner anew; frames are stored once, and training reads those that it draws. stored: pairs are
+    drawn once, for every frame one, and stored as they are; every frame counts alike, and training
+    reads in sequence what takes twice the space."""
+    clip: int = beside(2, sampling=("released",))
+    """Frames of a training sample. 2: a pair. More, for networks of clips: the frame, and the
+    others drawn one by one from its neighbourhood, so that frames may come twice."""
     max_gap: int = 10
-    """Largest distance in frames between key and reference."""
-    pairs_per_video: int = 0
+    """Largest distance in frames between the frame that is drawn and its partners."""
+    pairs_per_video: int = beside(0, sampling=("stored",))
     """Rows per video; 0: one row per frame of the video."""
     order: Literal["released", "any"] = "released"
-    """released: the earlier frame is the key; any: as drawn (the paper's text)."""
+    """released: in order of time, the earliest frame is the key; any: as drawn (the paper's
+    text)."""
     pseudo: bool = False
     """Pair every annotated frame with itself, for pre-training on still images (specification
     5.3); transforms.independent then makes key and reference differ."""
     max_side: int = 0
     """Resize stored frames so that the longer side is at most this; 0: keep the bytes."""
     seed: int = 0
-    """Seeds the choice of pairs, per video, and the order of the rows."""
+    """Seeds which videos a shard holds; with sampling "stored" also the choice of pairs."""
     rows_per_shard: int = 512
-    """Rows per parquet file, at most."""
+    """Pairs or frames per shard, at most."""
     jpeg_quality: int = 95
     """Quality of frames that have to be encoded: resized ones, PNG files, frames of video files."""
 
@@ -89,6 +98,12 @@ class PairConfig:
         not_negative(self, "pairs_per_video", "max_side")
         at_most(self, 100_000, "pairs_per_video", "rows_per_shard")
         within(self, 0, 100, "jpeg_quality")
+        within(self, 2, 1000, "clip")
+        require(
+            self.clip == 2 or self.sampling == "released",
+            f'clips of {self.clip} frames are drawn at each visit: they need sampling "released", '
+            f"got {self.sampling!r}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,8 +232,11 @@ class TrainConfig:
     """bf16: the network's products in bfloat16 (autocast). fp32: as released."""
     ema_decay: float = 0.0
     """Exponential moving average of the weights, used for evaluation; 0: none."""
-    shuffle_rows: int = 1024
-    """Rows in the shuffle buffer of the loader."""
+    shuffle_rows: int = beside(1024, **{"pairs.sampling": ("stored",)})
+    """Pairs in the shuffle buffer of the loader."""
+    group_pairs: int = beside(4, **{"pairs.sampling": ("released",)})
+    """So many pairs of a batch are all wide or all upright, as in the batch of each of the 8 GPUs
+    of the released runs; 1: as they come."""
     report_every: int = 50
     """Steps between two reports of the losses."""
     checkpoint_every: int = 1000
@@ -228,7 +246,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         positive(self, "pairs_per_batch", "steps", "learning_rate", "clip_norm")
-        positive(self, "report_every", "checkpoint_every", "shuffle_rows")
+        positive(self, "report_every", "checkpoint_every", "shuffle_rows", "group_pairs")
         not_negative(self, "weight_decay", "warmup_steps")
         at_most(self, 100_000, "pairs_per_batch", "shuffle_rows")
         unit(self, "backbone_rate", "final_rate", "ema_decay")

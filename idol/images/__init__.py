@@ -7,11 +7,12 @@ from idol.lazy import attach
 if TYPE_CHECKING:
     from idol.images.synthetic import SyntheticConfig, SyntheticVideo, make_video
     from idol.images.synthetic_dataset import write_dataset
-    from idol.images.transforms import Pair, augment, collate, collate_images, normalise
+    from idol.images.transforms import Clip, Frame, augment, collate, collate_images, normalise
     from idol.images.visualize import overlay
 
 __all__ = [
-    "Pair",
+    "Clip",
+    "Frame",
     "SyntheticConfig",
     "SyntheticVideo",
     "augment",

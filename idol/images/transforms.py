@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,64 +13,73 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from idol.arrays import Bools, Ints
+from idol.arrays import Bools, Floats32, Ints
 from idol.config import TransformConfig
-from idol.structures import PairBatch, Targets
+from idol.structures import ClipBatch, Targets
 
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 """ImageNet mean of RGB in 0..255 (specification 1.1)."""
 STD = np.array([58.395, 57.12, 57.375], np.float32)
 """ImageNet standard deviation."""
+_SMALLEST_SIDE = 1e-5  # of a box in pixels, as released
 
 Image = npt.NDArray[np.uint8]
-Frame = tuple[Image, Bools]
-"""An image (H, W, 3) and the masks (G, H, W) of its instances."""
+
+
+class Frame(NamedTuple):
+    """One frame of a clip, with its G instances.
+
+    image: (H, W, 3) uint8 RGB
+    masks: (G, H, W) bool; empty where the instance is not visible
+    boxes: (G, 4) float32 xyxy in pixels, as annotated; a row of NaN, and None for all rows: the box
+           is the tight one of the mask
+    """
+
+    image: Image
+    masks: Bools
+    boxes: Floats32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A key frame, its reference frame, and the same G instances in both, at original size.
+class Clip:
+    """K frames with the same G instances in each, at original size; of a pair, the key is first.
 
-    key_image, reference_image: (H, W, 3) uint8 RGB
-    labels:                     (G,) int64, 0..K-1
-    key_masks, reference_masks: (G, H, W) bool; empty where the instance is not visible
-    identities:                 (G,) int64, as in Targets; None: not known
+    labels:     (G,) int64, 0..K-1
+    identities: (G,) int64, as in Targets; None: not known
     """
 
-    key_image: Image
-    reference_image: Image
+    frames: tuple[Frame, ...]
     labels: Ints
-    key_masks: Bools
-    reference_masks: Bools
     identities: Ints | None = None
 
     def __post_init__(self) -> None:
-        for name in ("key", "reference"):
-            image, masks = getattr(self, f"{name}_image"), getattr(self, f"{name}_masks")
+        count = len(self.labels)
+        if not self.frames:
+            raise ValueError("a clip must have a frame, got none")
+        for number, (image, masks, boxes) in enumerate(self.frames):
             if image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(f"{name}_image must be (H, W, 3) RGB, got {image.shape}")
-            if masks.shape != (len(self.labels), *image.shape[:2]):
-                raise ValueError(
-                    f"{name}_masks must be ({len(self.labels)}, {image.shape[0]}, "
-                    f"{image.shape[1]}), got {masks.shape}"
-                )
+                raise ValueError(f"image {number} must be (H, W, 3) RGB, got {image.shape}")
+            wanted = (count, *image.shape[:2])
+            if masks.shape != wanted:
+                raise ValueError(f"masks of frame {number} must be {wanted}, got {masks.shape}")
+            if boxes is not None and boxes.shape != (count, 4):
+                raise ValueError(f"boxes of frame {number} must be ({count}, 4), got {boxes.shape}")
         if self.identities is not None and self.identities.shape != self.labels.shape:
             raise ValueError(
-                f"identities must be ({len(self.labels)},) like labels, got {self.identities.shape}"
+                f"identities must be ({count},) like labels, got {self.identities.shape}"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An augmented pair, ready to be batched.
+    """An augmented clip, ready to be batched.
 
-    key, reference: (3, h, w) float32 normalised; the two may differ in size
+    images:  K times (3, h, w) float32 normalised; frames may differ in size
+    targets: the truth of each
     """
 
-    key: Tensor
-    reference: Tensor
-    key_targets: Targets
-    reference_targets: Targets
+    images: tuple[Tensor, ...]
+    targets: tuple[Targets, ...]
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_side: int) -> tuple[int, int]:
@@ -143,10 +153,13 @@ def collate_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tens
     return batch, padding
 
 
-def make_targets(masks: Bools, labels: Ints) -> Targets:
+def make_targets(masks: Bools, labels: Ints, annotated: Floats32 | None = None) -> Targets:
     """Truth of one frame from un-padded masks (G, h, w); one with an empty mask is not present.
 
     Boxes are tight, right and bottom exclusive.
+
+    annotated: (G, 4) xyxy in pixels, to use instead, cut to the frame; NaN: tight. An instance with
+               nothing left of its box is not present.
     """
     count, height, width = masks.shape
     boxes = np.zeros((count, 4), np.float32)
@@ -155,8 +168,14 @@ def make_targets(masks: Bools, labels: Ints) -> Targets:
         x0, x1 = columns.argmax(1), width - columns[:, ::-1].argmax(1)
         y0, y1 = rows.argmax(1), height - rows[:, ::-1].argmax(1)
         scale = np.array([width, height, width, height], np.float32)
-        tight = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], 1) / scale
-        boxes[present] = tight[present]
+        corners = np.stack([x0, y0, x1, y1], 1)
+        if annotated is not None:
+            stated = np.clip(annotated, 0, scale)
+            corners = np.where(np.isnan(stated), corners, stated)
+            present = present & (corners[:, 2:] - corners[:, :2] > _SMALLEST_SIDE).all(1)
+        x0, y0, x1, y1 = corners.T
+        found = np.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0], 1) / scale
+        boxes[present] = found[present]
     return Targets(
         labels=torch.from_numpy(np.ascontiguousarray(labels)),
         boxes=torch.from_numpy(boxes),
@@ -165,33 +184,32 @@ def make_targets(masks: Bools, labels: Ints) -> Targets:
     )
 
 
-def augment(pair: Pair, config: TransformConfig, rng: np.random.Generator) -> Example:
-    """Random crop, resize, flip and colour of a pair (specification 5.2; independent: 5.3)."""
-    frames = [(pair.key_image, pair.key_masks), (pair.reference_image, pair.reference_masks)]
+def augment(clip: Clip, config: TransformConfig, rng: np.random.Generator) -> Example:
+    """Random crop, resize, flip and colour of a clip (specification 5.2; independent: 5.3)."""
     if config.independent:
-        made = [_augment_frames([frame], pair.labels, config, rng)[0] for frame in frames]
+        made = [_augment_frames([frame], clip.labels, config, rng)[0] for frame in clip.frames]
     else:
-        made = _augment_frames(frames, pair.labels, config, rng)
-    if pair.identities is not None:
-        identities = torch.from_numpy(pair.identities)
+        made = _augment_frames(clip.frames, clip.labels, config, rng)
+    if clip.identities is not None:
+        identities = torch.from_numpy(clip.identities)
         made = [(image, replace(truth, identities=identities)) for image, truth in made]
-    (key, key_targets), (reference, reference_targets) = made
-    return Example(key, reference, key_targets, reference_targets)
+    images, targets = zip(*made, strict=True)
+    return Example(images, targets)
 
 
 def _augment_frames(
-    frames: list[Frame], labels: Ints, config: TransformConfig, rng: np.random.Generator
+    frames: Sequence[Frame], labels: Ints, config: TransformConfig, rng: np.random.Generator
 ) -> list[tuple[Tensor, Targets]]:
     """Augment frames of the same G instances with the same draws, except for crop windows."""
     if rng.random() < config.crop_probability:
         if config.crop_short_sides:
             side = int(rng.choice(config.crop_short_sides))
             frames = [_resize_frame(f, resized_size(_size(f), side, sys.maxsize)) for f in frames]
-        window = _crop_window(frames[0][0].shape, config.crop_range, rng)
+        window = _crop_window(frames[0].image.shape, config.crop_range, rng)
         cropped = []
         for index, frame in enumerate(frames):
             if index and not config.shared_crop:
-                window = _crop_window(frame[0].shape, config.crop_range, rng)
+                window = _crop_window(frame.image.shape, config.crop_range, rng)
             cropped.append(_crop(frame, window))
         frames = cropped
     if config.scale_jitter > 0:
@@ -206,22 +224,28 @@ def _augment_frames(
     made = []
     for frame in frames:
         size = config.stretch or resized_size(_size(frame), short_side, config.train_max_side)
-        image, masks = _resize_frame(frame, size)
+        image, masks, boxes = _resize_frame(frame, size)
         if flip:
             image, masks = image[:, ::-1], masks[:, :, ::-1]
+            if boxes is not None:
+                left, right = size[1] - boxes[:, 2], size[1] - boxes[:, 0]
+                boxes = np.stack([left, boxes[:, 1], right, boxes[:, 3]], 1)
         tensor = _to_tensor(image)
         if color is not None:
             tensor = _recolor(tensor, *color)
-        made.append((tensor, make_targets(masks, labels)))
+        made.append((tensor, make_targets(masks, labels, boxes)))
     return made
 
 
 def _size(frame: Frame) -> tuple[int, int]:
-    return frame[0].shape[0], frame[0].shape[1]
+    return frame.image.shape[0], frame.image.shape[1]
 
 
 def _resize_frame(frame: Frame, size: tuple[int, int]) -> Frame:
-    return _resize(frame[0], size), _resize_masks(frame[1], size)
+    boxes, old = frame.boxes, _size(frame)
+    if boxes is not None:
+        boxes = boxes * np.array([size[1] / old[1], size[0] / old[0]] * 2, np.float32)
+    return Frame(_resize(frame.image, size), _resize_masks(frame.masks, size), boxes)
 
 
 Window = tuple[int, int, int, int]
@@ -241,8 +265,11 @@ def _placed(shape: Sequence[int], sides: Sequence[int], rng: np.random.Generator
 
 
 def _crop(frame: Frame, window: Window) -> Frame:
-    (image, masks), (y, x, height, width) = frame, window
-    return image[y : y + height, x : x + width], masks[:, y : y + height, x : x + width]
+    (image, masks, boxes), (y, x, height, width) = frame, window
+    if boxes is not None:
+        boxes = boxes - np.array([x, y, x, y], np.float32)  # cut to the frame in the end
+    rows, columns = slice(y, y + height), slice(x, x + width)
+    return Frame(image[rows, columns], masks[:, rows, columns], boxes)
 
 
 def _recolor(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
@@ -251,19 +278,15 @@ def _recolor(image: Tensor, brightness: float, contrast: float, saturation: floa
     return (grey + (image - grey) * (1.0 + saturation)) * (1.0 + contrast) + brightness
 
 
-def collate(examples: Sequence[Example], divisor: int) -> PairBatch:
-    """Batch pairs; all images and masks are padded to one size, a multiple of divisor."""
-    frames = [e.key for e in examples] + [e.reference for e in examples]
-    images, padding = collate_images(frames, divisor)
+def collate(examples: Sequence[Example], divisor: int) -> ClipBatch:
+    """Batch clips of one length; images and masks are padded to one size, a multiple of divisor."""
+    images, padding = collate_images([image for e in examples for image in e.images], divisor)
     size = (images.shape[2], images.shape[3])
     count = len(examples)
-    return PairBatch(
-        key_images=images[:count],
-        key_padding=padding[:count],
-        key_targets=[_pad_targets(e.key_targets, size) for e in examples],
-        reference_images=images[count:],
-        reference_padding=padding[count:],
-        reference_targets=[_pad_targets(e.reference_targets, size) for e in examples],
+    return ClipBatch(
+        images=images.unflatten(0, (count, -1)),
+        padding=padding.unflatten(0, (count, -1)),
+        targets=[[_pad_targets(truth, size) for truth in e.targets] for e in examples],
     )
 
 

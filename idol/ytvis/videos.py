@@ -19,6 +19,10 @@ Rle: TypeAlias = dict[str, Any]
 """{"size": [height, width], "counts": compressed bytes}, as pycocotools takes it."""
 
 
+Box: TypeAlias = tuple[float, float, float, float]
+"""(x, y, width, height) in pixels."""
+
+
 class Reject(NamedTuple):
     """A video that cannot be used: its id, the file at fault, the rule and what came instead."""
 
@@ -35,6 +39,8 @@ class Instance:
     masks:        (T,) RLE of the video's size, None where absent; in compat mode as many as given
     stated_areas: (T,) pixels that the file states, 0 where it says null; None: states none
     occlusion:    (T,) OVIS's words, None where absent; (): none
+    boxes:        (T,) stated (x, y, width, height) in pixels of images, None where unusable; (): of
+                  videos, whose boxes are those of their masks
     """
 
     instance_id: int
@@ -43,6 +49,7 @@ class Instance:
     masks: tuple[Rle | None, ...]
     stated_areas: NDArray[np.float64] | None = None
     occlusion: tuple[Any, ...] = ()
+    boxes: tuple[Box | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,6 +88,7 @@ class Video:
                     masks=one.masks[every],
                     stated_areas=None if one.stated_areas is None else one.stated_areas[every],
                     occlusion=one.occlusion[every],
+                    boxes=one.boxes[every],
                 )
                 for one in itertools.compress(self.instances, seen)
             ),

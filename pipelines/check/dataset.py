@@ -230,7 +230,7 @@ def _stages(
     if request.purpose != "evaluate":
         for video in dataset.videos:
             try:
-                pairs.draw(video, request.config.pairs)
+                pairs.rows_of(video, request.config.pairs)
             except VideoError as error:
                 place = f"{title(video)}: {error.reason}"
                 told.add("left out", "videos without a pair to train on", place, video.video_id)

@@ -23,7 +23,7 @@ from idol.ytvis import annotations as annotation_files
 from idol.ytvis import truth as truth_file
 from idol.ytvis.annotations import InvalidAnnotations, InvalidJson
 from idol.ytvis.truth import Truth
-from idol.ytvis.videos import Annotations, Reject, Video
+from idol.ytvis.videos import Annotations, Box, Reject, Video
 from pipelines.errors import DatasetError, VideoError
 from pipelines.sources import frames as frame_files
 from pipelines.sources.frame_listing import FrameListing
@@ -36,12 +36,14 @@ class InstanceRecord:
     """One true object of a video of T frames.
 
     segmentations: (T,) compressed COCO RLE counts at the video's size, None where not visible
+    boxes:         (T,) as Instance has them
     """
 
     instance_id: int
     category_id: int
     iscrowd: bool
     segmentations: tuple[bytes | None, ...]
+    boxes: tuple[Box | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +356,7 @@ def _record(video: Video, source: str, there: FrameListing) -> VideoRecord:
     instances = []
     for i, areas in zip(video.instances, video.areas.tolist(), strict=True):
         counts = (m["counts"] if m and a else None for m, a in zip(i.masks, areas, strict=True))
-        instances.append(InstanceRecord(i.instance_id, i.category_id, i.crowd, tuple(counts)))
+        record = InstanceRecord(i.instance_id, i.category_id, i.crowd, tuple(counts), i.boxes)
+        instances.append(record)
     name = video.name or (video.file_names or ("",))[0].partition("/")[0]
     return VideoRecord(video.video_id, video.size, tuple(frames), tuple(instances), name)

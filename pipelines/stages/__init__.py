@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from idol.lazy import attach
 
 if TYPE_CHECKING:
-    from pipelines.stages import detect, evaluate, loader, pairs, track, train
+    from pipelines.stages import detect, evaluate, pairs, track, train
 
-__all__ = ["detect", "evaluate", "loader", "pairs", "track", "train"]
+__all__ = ["detect", "evaluate", "pairs", "track", "train"]
 
 __getattr__, __dir__ = attach(__name__)

@@ -1,9 +1,10 @@
-"""Videos → key/reference pairs (paper Sec. 3.2): dealt into shards by the driver, made by Ray Data.
+"""Videos → what pairs are drawn from (paper Sec. 3.2): dealt by the driver, made by Ray Data.
 
-Videos are shuffled and fill shards one after the other, and the rows of a shard are shuffled: so a
-frame is read and decoded for one shard alone, and the loader mixes shards. The driver writes a plan
-with a row group per shard, of which a Ray Data task reads its own, then the frames, and commits one
-parquet file. The bytes depend on the data and the configuration, never on who wrote which shard.
+Videos are shuffled and fill shards one after the other: so a frame is read and decoded for one
+shard alone. A row is a frame or, with pairs.sampling=stored, a pair, and then rows are shuffled in
+their shard and the loader mixes shards. The driver writes a plan with a row group per shard, of
+which a Ray Data task reads its own, then the frames, and commits the shard. The bytes depend on the
+data and the configuration, never on who wrote which shard.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from idol.ytvis.videos import Reject
 from pipelines import cluster
 from pipelines.errors import PipelineError, VideoError, carried, raise_carried
 from pipelines.sources.annotations import Dataset, VideoRecord
-from pipelines.stages import pair_rows
+from pipelines.stages import shard_rows
 from pipelines.stages.reject_limit import check_rejects, tell_rejects
-from pipelines.storage import claims, layout, manifest, paths, schemas, tables
+from pipelines.storage import claims, frame_store, layout, manifest, paths, schemas, tables
 from pipelines.storage.layout import PREPARE
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath, whole_file
@@ -40,23 +41,41 @@ _ORDER = "shards of whole videos"
 _log = logging.getLogger(__name__)
 
 
-def draw(video: VideoRecord, config: PairConfig) -> list[tuple[int, int]]:
-    """(key, reference) frame indices of one video, seeded by the video and not by the worker.
-
-    Each frame, in a random order, gets a partner drawn uniformly from the max_gap frames before
-    and after it. With config.pseudo every frame with an object is its own partner.
+def usable_frames(video: VideoRecord, config: PairConfig) -> list[int]:
+    """The frames that pairs can be drawn from; with config.pseudo those with an object.
 
     Raises: VideoError: the video has one frame, so no pair.
     """
     length = len(video.frames)
     if config.pseudo:
         objects = [i.segmentations for i in video.instances if not i.iscrowd]
-        return [(t, t) for t in range(length) if any(masks[t] for masks in objects)]
+        return [t for t in range(length) if any(masks[t] for masks in objects)]
     if length < 2:
         fault = (
             f"a pair needs 2 frames, the video has {length}; still images want pairs.pseudo=true"
         )
         raise VideoError(video.video_id, video.frames[0], fault)
+    return list(range(length))
+
+
+def rows_of(video: VideoRecord, config: PairConfig) -> list[tuple[int, ...]]:
+    """The frames of every row of one video, in order of time. Raises: VideoError: as of `draw`."""
+    if config.sampling == "stored":
+        return [*sorted(draw(video, config))]
+    return [(t,) for t in usable_frames(video, config)]
+
+
+def draw(video: VideoRecord, config: PairConfig) -> list[tuple[int, int]]:
+    """(key, reference) frame indices to store, seeded by the video and not by the worker.
+
+    Each frame, in a random order, gets a partner drawn uniformly from the max_gap frames before
+    and after it. With config.pseudo every frame with an object is its own partner.
+
+    Raises: VideoError: the video has one frame, so no pair.
+    """
+    usable, length = usable_frames(video, config), len(video.frames)
+    if config.pseudo:
+        return [(t, t) for t in usable]
     rng = np.random.default_rng([config.seed % 2**64, video.video_id % 2**64])
     count = config.pairs_per_video or length
     anchors = np.concatenate([rng.permutation(length) for _ in range(-(-count // length))])[:count]
@@ -80,11 +99,10 @@ def run(
     reject_limit: float | None = None,
     num_cpus: float = 0.5,
 ) -> Manifest:
-    """Write the pairs of all videos to out, then the manifest that says they are complete.
+    """Write the rows of all videos to out, then the manifest that says they are complete.
 
-    Rows are in a seeded random order over all
-    videos. A frame that cannot be read rejects the pairs that need it. A later call completes
-    what an interrupted one left.
+    A frame that cannot be read rejects the pairs that need it. A later call completes what an
+    interrupted one left.
 
     reject_limit: see check_rejects; whoever raises it keeps the shards that are done
     num_cpus:     logical CPUs of one task; reading and decoding share their time
@@ -128,7 +146,7 @@ def input_hash(dataset: Dataset) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Some pairs of one video: its rows start..stop-1 in order of time; of nearly all videos, all.
+    """Some of one video: its rows start..stop-1 in order of time; of nearly all videos, all.
 
     position: of the video in the data set
     """
@@ -141,9 +159,9 @@ class Piece:
 def deal(
     dataset: Dataset, config: PairConfig, reject_limit: float | None
 ) -> tuple[list[list[Piece]], list[Reject]]:
-    """Which pairs each shard holds, and the rejects so far: all that is known without a frame.
+    """Which rows each shard holds, and the rejects so far: all that is known without a frame.
 
-    A shard is full when the next video does not fit; only a video with more pairs than a shard is
+    A shard is full when the next video does not fit; only a video with more rows than a shard is
     cut, in time, for its pieces then need few frames of each other.
 
     Raises: PipelineError: as of `run`.
@@ -161,7 +179,7 @@ def deal(
     order = np.random.default_rng(config.seed % 2**64).permutation(len(dataset.videos))
     for position in order.tolist():
         try:
-            count = len(draw(dataset.videos[position], config))
+            count = len(rows_of(dataset.videos[position], config))
         except VideoError as error:
             faults.append(Reject(*error.args))
             continue
@@ -228,7 +246,7 @@ def write_shard(
     labels: Mapping[int, int],
     shards: Sequence[int],
 ) -> dict[str, Any]:
-    """Read the frames of one shard's pairs and commit its file: the work of one task.
+    """Read the frames of one shard and commit it: the work of one task.
 
     item:    {"id": position in the plan}
     labels:  category_id → label
@@ -241,14 +259,20 @@ def write_shard(
     number = shards[item["id"]]
     with paths.open_input(out / _PLAN) as plan, pq.ParquetFile(plan) as file:
         pieces = pickle.loads(file.read_row_group(item["id"])["videos"][0].as_py())
-    planned = [
-        pair_rows.planned(video, key, reference, labels)
+    rows = [
+        (video, indices)
         for video, piece in pieces
-        for key, reference in sorted(draw(video, config))[piece.start : piece.stop]
+        for indices in rows_of(video, config)[piece.start : piece.stop]
     ]
-    order = np.random.default_rng([config.seed % 2**64, number]).permutation(len(planned))
-    stored, faults = pair_rows.fill([planned[i] for i in order], config)
-    table = schemas.table(stored, schemas.PAIRS)
-    path = layout.shard_path(out, number)
-    tables.commit(table, path, rejects=faults, row_group_size=_ROWS_PER_GROUP)
+    if config.sampling == "released":
+        frames = [shard_rows.planned_frame(video, t, labels) for video, (t,) in rows]
+        stored, faults = shard_rows.fill_frames(frames, config)
+        frame_store.commit(stored, out, number, rejects=faults)
+    else:
+        pairs = [shard_rows.planned_pair(video, *pair, labels) for video, pair in rows]
+        order = np.random.default_rng([config.seed % 2**64, number]).permutation(len(pairs))
+        stored, faults = shard_rows.fill_pairs([pairs[i] for i in order], config)
+        table = schemas.table(stored, schemas.PAIRS)
+        path = layout.shard_path(out, number)
+        tables.commit(table, path, rejects=faults, row_group_size=_ROWS_PER_GROUP)
     return {"shard": number, "rows": len(stored), "rejects": len(faults)}

@@ -1,4 +1,4 @@
-"""PAIRS → weights: the Ray Train loop around `idol.learning`, data parallel over any workers."""
+"""Pairs → weights: the Ray Train loop around `idol.learning`, data parallel over any workers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from idol.config import Config, PairConfig, from_dict, override, to_dict
+from idol.analysis.cores import usable_cores
+from idol.config import Config, override, to_dict
 from idol.files import whole_file
 from idol.learning.training import Trainer
 from idol.network.model import IDOL
 from idol.weights import checkpoint
 from pipelines import cluster
+from pipelines.batches import loader
+from pipelines.batches.speed import Speed
 from pipelines.errors import intact
-from pipelines.stages import loader
 from pipelines.stages.initial_model import Start, initial_model
 from pipelines.storage import claims, manifest
 from pipelines.storage.layout import LOSSES, TRAIN
@@ -75,7 +77,7 @@ def run(
     weights, backbone_weights, reset_classes: see Start
     workers:   data-parallel processes, one core or GPU each; 0: inside this process
     gpus:      one GPU per worker, NCCL instead of gloo
-    on_report: called with step and mean losses while training goes on
+    on_report: called with step, mean losses and the numbers of Speed while training goes on
     Raises:
         ManifestError: the pairs are unfinished.
         ValueError: a batch does not divide by the workers, or both kinds of weights are given.
@@ -142,6 +144,11 @@ def _begin(
     config = with_pairs(config, pairs)
     with intact(pairs / manifest.MANIFEST):
         config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
+    if config.pairs.clip != 2:
+        raise ValueError(
+            f"this network learns from pairs of frames, but {pairs} was made with "
+            f"pairs.clip={config.pairs.clip}. Make it with pairs.clip=2."
+        )
     config = with_identities(config, pairs)
     share, left = divmod(config.train.pairs_per_batch, max(workers, 1))
     if left:
@@ -180,8 +187,7 @@ def with_pairs(config: Config, pairs: AnyPath, assignments: Iterable[str] = ()) 
         ManifestError: the pairs are unfinished.
         ValueError: they were made otherwise than the caller asked for.
     """
-    with intact(pairs / manifest.MANIFEST):
-        made = from_dict(PairConfig, manifest.read(pairs, "prepare").config, "pairs.")
+    made = loader.stored_config(pairs)
     found = replace(config, pairs=made)
     for text in assignments:
         if text.strip().startswith("pairs.") and override(found, [text]) != found:
@@ -309,20 +315,24 @@ def _worker(settings: dict[str, Any]) -> None:
     # Dropout: another one on every worker, and not the first steps' again after a restart.
     seeds = np.random.SeedSequence([config.train.seed % 2**64, rank, trainer.step_number])
     torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-    batches = loader.PairLoader(
+    batches = loader.ClipLoader(
         loop.pairs,
         config,
         rank=rank,
         world_size=world,
         batch_size=config.train.pairs_per_batch // world,
         seed=config.train.seed,
+        # Those of this machine, shared with the workers beside it.
+        threads=max(1, usable_cores() // context.get_local_world_size()),
         identities=loader.number_instances(loop.pairs) if config.model.num_identities else None,
     ).batches(trainer.step_number)
     device = get_device()
     sums: dict[str, float] = {}
-    since = 0
+    since, speed = 0, Speed()
     while trainer.step_number < loop.stop:
-        for name, value in trainer.step(next(batches).to(device)).items():
+        with speed.waiting():
+            batch = next(batches)
+        for name, value in trainer.step(batch.to(device).pairs()).items():
             sums[name] = sums.get(name, 0.0) + value
         since += 1
         done = trainer.step_number
@@ -330,8 +340,10 @@ def _worker(settings: dict[str, Any]) -> None:
             means = {name: value / since for name, value in sums.items()}
             curve.append((done, means))
             if rank == 0:
-                settings["mailbox"].put.remote(done, means)
-            sums, since = {}, 0
+                measured = speed.measured(2 * config.train.pairs_per_batch * since)
+                # Not into the curve: equal runs have equal curves.
+                settings["mailbox"].put.remote(done, means | measured)
+            sums, since, speed = {}, 0, Speed()
         if rank == 0 and (done % config.train.checkpoint_every == 0 or done == loop.stop):
             _commit(trainer, curve, loop.out)
 

@@ -31,6 +31,7 @@ OWNED = (
     MANIFEST,
     STARTED,
     "*.parquet",
+    "*.arrows",
     "results.json",
     "results.zip",
     "report.json",

@@ -21,3 +21,8 @@ REPORT, PAGE = "report.json", "report.html"
 def shard_path(path: AnyPath, number: int, prefix: str = "shard") -> AnyPath:
     """Where a shard of a stage's table lies; the OVERLAP table of detect has prefix "overlap"."""
     return path / f"{prefix}-{number:05d}.parquet"
+
+
+def frames_path(path: AnyPath, number: int) -> AnyPath:
+    """Where the frames of a shard lie whose table is a FRAME_INDEX."""
+    return path / f"frames-{number:05d}.arrows"

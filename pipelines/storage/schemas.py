@@ -21,7 +21,7 @@ from idol.evaluation.overlaps import FrameOverlap
 if TYPE_CHECKING:  # torch takes seconds to import, and workers that only move bytes never need it
     from idol.structures import FrameDetections
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a table changes; manifests carry it."""
 
 _FLOATS = pa.list_(pa.float32())
@@ -30,9 +30,10 @@ _COUNTS = ("intersection", "area", "truth_area")  # of an OVERLAP row
 _BOUNDS = {
     **dict.fromkeys(("scores", "class_scores", "overlaps", "score"), (0.0, 1.001)),  # rounded up
     **dict.fromkeys(
-        (*_COUNTS, "frame_index", "key_index", "reference_index", "label"), (0, np.inf)
+        (*_COUNTS, "frame_index", "key_index", "reference_index", "label", "offset", "checksum"),
+        (0, np.inf),
     ),
-    **dict.fromkeys(("height", "width"), (1, np.inf)),
+    **dict.fromkeys(("height", "width", "length"), (1, np.inf)),
 }
 """The least and largest number of a column."""
 
@@ -65,6 +66,39 @@ PAIRS = _required(
 instance has a null RLE in that frame; RLEs are COCO compressed counts. Where key_index and
 reference_index are equal (a still image), the frame is stored once: reference_jpeg is empty and
 every reference_rle null, and both stand for the key's."""
+
+FRAMES = _required(
+    video_id=pa.int64(),
+    frame_index=pa.int32(),
+    height=pa.int32(),
+    width=pa.int32(),
+    jpeg=pa.binary(),
+    instances=pa.list_(
+        pa.struct(
+            [
+                pa.field("instance_id", pa.int64(), nullable=False),
+                pa.field("label", pa.int32(), nullable=False),
+                pa.field("rle", pa.binary(), nullable=False),
+                pa.field("box", pa.list_(pa.float32())),
+            ]
+        )
+    ),
+)
+"""One frame, from which pairs and longer clips are drawn, and the objects that are visible in it.
+height and width are those of the stored frame, its masks and boxes; box is the annotated one, xyxy
+in pixels, or null where the mask's own is to be used. Not parquet: see frame_store."""
+
+FRAME_INDEX = _required(
+    video_id=pa.int64(),
+    frame_index=pa.int32(),
+    height=pa.int32(),
+    width=pa.int32(),
+    offset=pa.int64(),
+    length=pa.int32(),
+    checksum=pa.int64(),
+    instance_ids=pa.list_(pa.int64()),
+)
+"""Where a row of FRAMES lies: its bytes in the shard's file, and their CRC-32."""
 
 DETECTIONS = _required(
     video_id=pa.int64(),

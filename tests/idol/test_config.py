@@ -100,6 +100,7 @@ def test_categories_name_every_class_or_none(names, ids, classes):
         ("transforms.train_short_sides=[0]", "train_short_sides must be positive"),
         ("detect.batch_frames=1000000000", "batch_frames must be at most 10000"),
         ("train.shuffle_rows=1000000000", "shuffle_rows must be at most 100000"),
+        ("pairs.clip=1000000000", r"clip must lie in \[2, 1000\]"),
         ("train.learning_rate=Infinity", "learning_rate must be a finite number, got inf"),
         ("losses.ce=NaN", "losses.ce must be a finite number, got nan"),
         pytest.param("losses.ce=1" + 400 * "0", "must be a finite number", id="400 digits"),
@@ -110,6 +111,12 @@ def test_categories_name_every_class_or_none(names, ids, classes):
 def test_absurd_numbers_are_refused_before_memory_is_asked_for(change: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         override(presets.by_name("tiny"), [change])
+
+
+def test_longer_clips_are_drawn_at_each_visit_and_never_stored():
+    with pytest.raises(ValueError, match=r'clips of 5 frames .* need sampling "released"'):
+        override(presets.by_name("tiny"), ["pairs.sampling=stored", "pairs.clip=5"])
+    assert override(presets.by_name("tiny"), ["pairs.clip=5"]).pairs.clip == 5
 
 
 @pytest.mark.parametrize(
@@ -124,6 +131,8 @@ def test_absurd_numbers_are_refused_before_memory_is_asked_for(change: str, mess
          "tracker.position_weight above 0, which is 0.0 here"),
         ("tracker.size_weight", [], {"tracker.position_weight": (0.0, 2.0)}, ""),
         ("train.final_rate", ["train.schedule=step"], {}, "train.schedule cosine"),
+        ("train.shuffle_rows", [], {}, "pairs.sampling stored, which is released here"),
+        ("train.group_pairs", ["pairs.sampling=stored"], {}, "pairs.sampling released"),
         ("transforms.test_short_side", ["transforms.stretch=[64,96]"], {}, "stretch None"),
         ("assignment.iou_positive", [], {}, "assignment.selection iou"),
         ("losses.dense", ["model.dense_auxiliary=false"], {}, "model.dense_auxiliary True"),

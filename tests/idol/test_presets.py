@@ -55,6 +55,9 @@ SHARED = {
     "transforms.size_divisor": 32,
     "pairs.max_gap": 10,
     "pairs.order": "released",
+    "pairs.sampling": "released",
+    "pairs.clip": 2,
+    "detect.max_detections": 300,  # all queries: the released code has no limit
     "assignment.cost": "released",
     "assignment.giou_weight": 3.0,
     "assignment.center_radius": 0.078125,
@@ -121,6 +124,7 @@ def test_released_presets_carry_the_numbers_of_their_files(name):
     assert {path: field(config, path) for path in SHARED} == SHARED
     # Specification 5.3: independent images of one picture, the crop after a resize of its own.
     coco = name.startswith("coco_")
+    assert 8 * config.train.group_pairs == config.train.pairs_per_batch  # of 8 GPUs
     assert config.pairs.pseudo is config.transforms.independent is coco
     assert config.transforms.crop_short_sides == ((400, 500, 600) if coco else ())
 
@@ -153,7 +157,9 @@ def test_paper_presets_differ_from_the_released_ones_where_the_text_does_and_now
     assert text.assignment == AssignmentConfig.paper()
     assert text.pairs == replace(released.pairs, order="any")
     # Sec. 4.2: 8 GPUs with 2 pairs each, AdamW at 1e-4.
-    assert text.train == replace(released.train, pairs_per_batch=16, learning_rate=1e-4)
+    assert text.train == replace(
+        released.train, pairs_per_batch=16, group_pairs=2, learning_rate=1e-4
+    )
     # Sec. 3.3: Eq. 5 to 7 and a single NMS at 0.5.
     assert text.detect == replace(released.detect, box_nms=1.0)
     assert text.tracker == replace(

@@ -15,7 +15,7 @@ from idol.config import override
 from idol.images import synthetic, synthetic_dataset
 from idol.weights import checkpoint
 from jobs import evaluate, prepare, train
-from pipelines.stages import loader
+from pipelines.batches import loader
 from pipelines.storage import paths
 from tests.object_storage import BUCKET, S3Server
 
@@ -89,13 +89,13 @@ def test_pairs_in_a_bucket_have_the_same_bytes_and_batches(bucket, data, tmp_pat
     assert prepared(bucket, f"{bucket}/pairs") == on_disk
     prepared(bucket, f"{bucket}/pairs")  # again: it is finished
     loaders = [
-        loader.PairLoader(place, idol.presets.tiny(), batch_size=4).batches()
+        loader.ClipLoader(place, idol.presets.tiny(), batch_size=4).batches()
         for place in (tmp_path / "pairs", paths.at(f"{bucket}/pairs"))
     ]
     for here, there in zip(
         *([next(batches) for _ in range(5)] for batches in loaders), strict=True
     ):
-        torch.testing.assert_close(here.key_images, there.key_images, rtol=0, atol=0)
+        torch.testing.assert_close(here.images, there.images, rtol=0, atol=0)
     for batches in loaders:
         batches.close()
 

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 import idol
 from idol.config import Config, TrainConfig, override
 from idol.images.synthetic import SyntheticConfig, make_video
-from idol.images.transforms import Pair, augment, collate
+from idol.images.transforms import Clip, Frame, augment, collate
 from idol.learning.training import PairLoss, Trainer, learning_rate_factor, make_optimizer
 from idol.structures import PairBatch
 
@@ -29,9 +29,9 @@ def batch(config) -> PairBatch:
     examples = []
     for seed in (1, 2):
         video = make_video(SyntheticConfig.easy(), seed)
-        pair = Pair(video.frames[0], video.frames[2], video.labels, video.masks[0], video.masks[2])
-        examples.append(augment(pair, config.transforms, rng))
-    return collate(examples, 32)
+        clip = Clip(tuple(Frame(video.frames[t], video.masks[t]) for t in (0, 2)), video.labels)
+        examples.append(augment(clip, config.transforms, rng))
+    return collate(examples, 32).pairs()
 
 
 def make_trainer(config, seed=0):

@@ -110,6 +110,25 @@ def test_every_form_of_a_mask_that_coco_allows_is_the_same_mask():
     assert found.repairs == {}
 
 
+@pytest.mark.parametrize(
+    ("stated", "box"),
+    [
+        ([1, 2.5, 3, 4], (1.0, 2.5, 3.0, 4.0)),
+        ([1, 2, 0, 0], (1.0, 2.0, 0.0, 0.0)),
+        *((odd, None) for odd in (None, [], [1, 2, 3], [1, 2, -3, 4], [1, 2, float("nan"), 4])),
+        *((odd, None) for odd in ("x", [True] * 4, [1e9, 0, 1, 1], [1, 2, "3", 4])),
+    ],
+)
+def test_stated_boxes_are_kept_of_images_and_not_of_videos(stated, box):
+    data = images()
+    for row in data["annotations"]:
+        row["bbox"] = stated
+    found = annotations.parse(data, "coco.json")
+    assert [one.boxes for v in found.videos.values() for one in v.instances] == [(box,)] * 2
+    assert found.repairs == {}
+    assert only(parsed(bbox=stated, bboxes=[stated] * 3)).boxes == ()
+
+
 def test_images_of_coco_were_a_crash_for_scoring_and_are_videos_of_one_frame():
     found = annotations.parse(images(), "coco.json")
     assert list(found.videos) == [2, 3]

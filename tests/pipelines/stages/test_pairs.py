@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from idol.config import PairConfig
 from idol.masks.rle import decode_masks
+from pipelines.batches.stored_pairs import clip_of_row
 from pipelines.errors import ManifestError, PipelineError, VideoError
 from pipelines.sources import annotations
 from pipelines.sources.annotations import InstanceRecord, VideoRecord
-from pipelines.stages import loader, pairs
-from pipelines.storage import claims, layout, manifest, tables
+from pipelines.stages import pairs
+from pipelines.storage import claims, frame_store, layout, manifest, tables
 from tests.pipelines.drawn_pairs import pairs_of_video
 
 
@@ -182,7 +183,7 @@ def test_frames_of_a_video_file_become_pairs(tmp_path):
 @pytest.mark.ray
 def test_the_stage_writes_every_drawn_pair_once_and_shuffled(ray_local, make_videos, tmp_path):
     dataset = annotations.read(make_videos([5, 4, 6]).write())
-    config = PairConfig(rows_per_shard=9)
+    config = PairConfig(sampling="stored", rows_per_shard=9)
     written = pairs.run(dataset, tmp_path / "out", config)
     rows = read_rows(tmp_path / "out")
     expected = {
@@ -203,9 +204,43 @@ def test_the_stage_writes_every_drawn_pair_once_and_shuffled(ray_local, make_vid
 
 
 @pytest.mark.ray
+def test_the_stage_stores_every_frame_once_and_the_same_in_any_number_of_tasks(
+    ray_local, make_videos, tmp_path
+):
+    videos = make_videos([5, 4, 30])
+    corrupt = videos.frame(1, 2)
+    corrupt.write_bytes(corrupt.read_bytes()[:200])
+    dataset = annotations.read(videos.write())
+    config = PairConfig(rows_per_shard=12)
+    written = pairs.run(dataset, tmp_path / "out", config, reject_limit=0.5)
+    index, shards = frame_store.read_index(tmp_path / "out", ["video_id", "frame_index"])
+    found = [tuple(row.values()) for row in index.to_pylist()]
+    expected = {(v.video_id, t) for v in dataset.videos for t in range(len(v))} - {(1, 2)}
+    assert sorted(found) == sorted(expected)
+    assert (written.rows, written.rejects) == (38, 1)
+    assert max(Counter(shards.tolist()).values()) <= 12
+    # A video lies in one shard, and its frames in order of time; a long one is cut.
+    for video in (1, 2):
+        assert len({s for s, (v, _) in zip(shards.tolist(), found, strict=True) if v == video}) == 1
+    assert [t for v, t in found if v == 2] == [0, 1, 2, 3]
+    # In one task at a time, after a death: a shard is there, of another only the frames.
+    cut, done = tmp_path / "cut", manifest.read(tmp_path / "out")
+    claims.prepare_output(cut, layout.PREPARE, done.config, done.input_hash, frames=dataset.frames)
+    for name in ("frames-00000.arrows", "shard-00000.parquet", "frames-00001.arrows"):
+        shutil.copy(tmp_path / "out" / name, cut)
+    kept = (cut / "frames-00000.arrows").stat().st_mtime_ns
+    pairs.run(dataset, cut, config, reject_limit=0.5, num_cpus=4)
+    assert (cut / "frames-00000.arrows").stat().st_mtime_ns == kept
+    assert sorted(os.listdir(cut)) == sorted(os.listdir(tmp_path / "out"))
+    for path in [*cut.glob("*.parquet"), *cut.glob("*.arrows")]:
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    assert manifest.read(cut).hash == done.hash
+
+
+@pytest.mark.ray
 def test_a_frame_is_read_once_and_a_long_video_is_cut_in_time(ray_local, make_videos, tmp_path):
     dataset = annotations.read(make_videos([30, 5, 6, 4]).write())
-    config = PairConfig(rows_per_shard=12, max_gap=2)
+    config = PairConfig(sampling="stored", rows_per_shard=12, max_gap=2)
     written = pairs.run(dataset, tmp_path / "out", config)
     shards = [
         {(r["video_id"], r[f"{n}_index"]) for r in rows_of(path) for n in ("key", "reference")}
@@ -224,7 +259,7 @@ def test_a_restart_redoes_only_what_is_missing_and_ends_with_equal_bytes(
     ray_local, make_videos, tmp_path
 ):
     dataset = annotations.read(make_videos([5, 4, 6]).write())
-    config = PairConfig(rows_per_shard=4)
+    config = PairConfig(sampling="stored", rows_per_shard=4)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pairs.run(dataset, whole, config)
     # What a killed driver leaves: the claim, some shards, half a file under a temporary name.
@@ -248,7 +283,7 @@ def test_faults_are_recorded_and_the_rest_goes_on(ray_local, make_videos, tmp_pa
     corrupt = videos.frame(1, 2)
     corrupt.write_bytes(corrupt.read_bytes()[:200])
     dataset = annotations.read(path)
-    config = PairConfig(rows_per_shard=5)
+    config = PairConfig(sampling="stored", rows_per_shard=5)
     written = pairs.run(dataset, tmp_path / "out", config, reject_limit=0.5)
     told = "3 of 8 videos left out; the first is video 1: "
     assert sum(message.startswith(told) for message in caplog.messages) == 1
@@ -348,10 +383,10 @@ def test_a_still_image_is_paired_with_itself_and_stored_once(make_images):
     assert [(r["key_index"], r["reference_index"]) for r in rows] == [(0, 0), (0, 0)]
     for row in rows:
         assert row["reference_jpeg"] == b""
-        pair = loader.pair_of_row(row)
-        np.testing.assert_array_equal(pair.key_image, pair.reference_image)
-        np.testing.assert_array_equal(pair.key_masks, pair.reference_masks)
-        assert pair.key_masks.any((1, 2)).all()
+        key, reference = clip_of_row(row).frames
+        np.testing.assert_array_equal(key.image, reference.image)
+        np.testing.assert_array_equal(key.masks, reference.masks)
+        assert key.masks.any((1, 2)).all()
 
 
 def test_an_image_without_an_object_makes_no_pair(make_images):

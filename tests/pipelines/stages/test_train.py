@@ -1,9 +1,10 @@
 """Training runs: finished, resumed, started from other weights, and refused."""
 
 import json
+import shutil
 import sys
 import types
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,13 @@ from idol.images.synthetic_dataset import write_dataset
 from idol.weights import checkpoint
 from idol.weights.released import PREFIXES, from_released
 from idol.weights.report import CheckpointError
+from pipelines.batches import loader
 from pipelines.errors import ManifestError
 from pipelines.report import run_page
 from pipelines.sources import annotations
-from pipelines.stages import loader, pairs, train
+from pipelines.stages import pairs, train
 from pipelines.stages.initial_model import Start, initial_model
+from pipelines.storage import manifest
 
 pytestmark = pytest.mark.ray
 
@@ -52,14 +55,18 @@ def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
     seen = []
     made = train.run(
         prepared, tmp_path / "run", quick(4, "pairs.max_gap=1"), workers=0,
-        on_report=lambda step, values: seen.append((step, values["loss"])),
+        on_report=lambda step, values: seen.append((step, values)),
     )  # fmt: skip
     model = idol.load(tmp_path / "run" / train.WEIGHTS)
     assert model.config.categories == ("star", "fish", "flower", "cross")
     assert model.config.category_ids == (1, 2, 3, 4)
-    curve = run_page.curves(tmp_path / "run")["loss"]
-    assert [step for step, _ in curve] == [2, 4]
-    assert seen == curve
+    curves = run_page.curves(tmp_path / "run")
+    assert [step for step, _ in curves["loss"]] == [2, 4]
+    assert [(step, values["loss"]) for step, values in seen] == curves["loss"]
+    # Told while it runs, and not part of what equal runs have in common.
+    assert all(values["images_per_second"] > 0 for _, values in seen)
+    assert all(0 <= values["data_wait_share"] <= 1 for _, values in seen)
+    assert not {"images_per_second", "data_wait_share"} & set(curves)
     assert made.extra["steps"] == 4
     # What the pairs were made with is recorded, whatever the configuration says of pairs.
     assert model.config.pairs == presets.by_name("tiny").pairs
@@ -244,6 +251,16 @@ def test_weights_of_another_network_are_refused_before_anything_starts(prepared,
 def test_a_batch_that_does_not_divide_by_the_workers_is_refused(prepared, tmp_path):
     with pytest.raises(ValueError, match=r"--set train\.pairs_per_batch=3"):
         train.run(prepared, tmp_path / "a", quick(2), workers=3)
+
+
+def test_clips_of_more_than_two_frames_are_refused(prepared, tmp_path):
+    longer = tmp_path / "longer"
+    shutil.copytree(prepared, longer)
+    made = manifest.read(longer)
+    manifest.commit(replace(made, config={**made.config, "clip": 5}), longer)
+    with pytest.raises(ValueError, match=r"made with pairs\.clip=5. Make it with pairs\.clip=2"):
+        train.run(longer, tmp_path / "a", quick(2), workers=0)
+    assert not (tmp_path / "a").exists()
 
 
 def test_unprepared_pairs_and_a_foreign_output_are_refused(prepared, tmp_path):

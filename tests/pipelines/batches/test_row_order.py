@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.stages.row_order import RowOrder, shuffled
+from pipelines.batches.row_order import RowOrder, shuffled
 
 group_rows = st.lists(st.integers(0, 9), min_size=1, max_size=20).filter(any)
 

@@ -1,4 +1,4 @@
-"""Batches: every row once an epoch, no row on two workers, the same batch after a restart."""
+"""Batches of stored pairs: every row once a pass, none on two workers, the same after a restart."""
 
 import itertools
 import threading
@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from idol import presets
-from idol.config import PairConfig, override
+from idol.config import override, to_dict
+from pipelines.batches import loader, stored_pairs
+from pipelines.batches.stored_pairs import StoredPairs, clip_of_row
 from pipelines.errors import ManifestError, VideoError
 from pipelines.sources import annotations
-from pipelines.stages import loader
 from pipelines.storage import claims, layout, manifest, schemas, tables
-from tests.pipelines.drawn_pairs import pairs_of_video
+from tests.pipelines.drawn_pairs import STORED, pairs_of_video
 
 CONFIG = override(
     presets.tiny(),
@@ -29,11 +30,10 @@ CONFIG = override(
 def prepared(make_videos, tmp_path) -> Path:
     """17 rows in shards of 5, written as the stage writes them, without Ray."""
     dataset = annotations.read(make_videos([5, 4, 8]).write())
-    config = PairConfig()
     rows = [
-        row for video in dataset.videos for row in pairs_of_video(video, config, dataset.labels)
+        row for video in dataset.videos for row in pairs_of_video(video, STORED, dataset.labels)
     ]
-    output = claims.prepare_output(tmp_path / "pairs", layout.PREPARE, {}, "h")
+    output = claims.prepare_output(tmp_path / "pairs", layout.PREPARE, to_dict(STORED), "h")
     for shard, start in enumerate(range(0, len(rows), 5)):
         table = schemas.table(rows[start : start + 5], schemas.PAIRS)
         tables.commit(table, output.shard(shard), row_group_size=2)
@@ -42,7 +42,7 @@ def prepared(make_videos, tmp_path) -> Path:
 
 
 def make(path, **options):
-    return loader.PairLoader(path, CONFIG, **{"batch_size": 3, **options})
+    return loader.ClipLoader(path, CONFIG, **{"batch_size": 3, **options})
 
 
 def take(iterator, count):
@@ -53,38 +53,37 @@ def take(iterator, count):
 
 
 def same(a, b) -> bool:
-    return torch.equal(a.key_images, b.key_images) and torch.equal(
-        a.reference_images, b.reference_images
-    )
+    return torch.equal(a.images, b.images)
 
 
 def test_decoding_gives_pixels_and_masks_of_the_same_instances(make_videos):
     videos = make_videos([3])
     dataset = annotations.read(videos.write())
-    for row in pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels):
-        pair = loader.pair_of_row(row)
-        assert pair.key_image.shape == (24, 36, 3)
-        assert pair.key_image.dtype == np.uint8
+    for row in pairs_of_video(dataset.videos[0], STORED, dataset.labels):
+        pair = clip_of_row(row)
+        key, reference = pair.frames
+        assert key.image.shape == (24, 36, 3)
+        assert key.image.dtype == np.uint8
         assert pair.labels.tolist() == [1, 0]
         expected = np.zeros((24, 36), bool)
         left = row["reference_index"] + 1
         expected[4:12, left : left + 6] = True
-        np.testing.assert_array_equal(pair.reference_masks[0], expected)
-        assert pair.key_masks[0].any() == (row["key_index"] != 0)
+        np.testing.assert_array_equal(reference.masks[0], expected)
+        assert key.masks[0].any() == (row["key_index"] != 0)
 
 
 def test_a_pair_without_instances_decodes(make_videos):
     dataset = annotations.read(make_videos([2]).write())
-    row = next(pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
-    pair = loader.pair_of_row({**row, "instances": []})
-    assert pair.key_masks.shape == (0, 24, 36)
+    row = next(pairs_of_video(dataset.videos[0], STORED, dataset.labels))
+    pair = clip_of_row({**row, "instances": []})
+    assert pair.frames[0].masks.shape == (0, 24, 36)
 
 
 def test_a_stored_frame_that_is_broken_names_its_video_and_frame(make_videos):
     dataset = annotations.read(make_videos([2]).write())
-    row = next(pairs_of_video(dataset.videos[0], PairConfig(), dataset.labels))
+    row = next(pairs_of_video(dataset.videos[0], STORED, dataset.labels))
     with pytest.raises(VideoError, match="video 1: key frame 0"):
-        loader.pair_of_row({**row, "key_jpeg": row["key_jpeg"][:100]})
+        clip_of_row({**row, "key_jpeg": row["key_jpeg"][:100]})
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 6])
@@ -101,9 +100,10 @@ def test_batches_do_not_depend_on_the_number_of_workers(prepared, world_size):
 
 def unpadded(batch) -> list[bytes]:
     """The pixels of every key image: what is padded depends on the images beside it."""
+    pairs = batch.pairs()
     return [
         image[:, ~padding.all(1)][:, :, ~padding.all(0)].numpy().tobytes()
-        for image, padding in zip(batch.key_images, batch.key_padding, strict=True)
+        for image, padding in zip(pairs.key_images, pairs.key_padding, strict=True)
     ]
 
 
@@ -113,37 +113,59 @@ def test_every_row_is_visited_about_equally_often(prepared, world_size):
         make(prepared, rank=rank, world_size=world_size, batch_size=1) for rank in range(world_size)
     ]
     steps = 10 * 17 // world_size
-    seen = Counter(n for step in range(steps) for w in workers for n in w.rows_of(step))
+    seen = Counter(n for step in range(steps) for w in workers for n in w.names(step))
     # Two of the 17 rows are of the same frames.
-    once = Counter(make(prepared, batch_size=1).rows_of(step)[0] for step in range(17))
+    once = Counter(make(prepared, batch_size=1).names(step)[0] for step in range(17))
     assert sorted(once.values()) == [1] * 15 + [2]
     assert all(abs(seen[name] - 10 * count) <= 2 * count for name, count in once.items())
 
 
 def test_passes_differ_in_order_and_not_in_content(prepared):
     worker = make(prepared, batch_size=1)
-    first, second = ([worker.rows_of(s)[0] for s in range(a, a + 17)] for a in (0, 17))
+    first, second = ([worker.names(s)[0] for s in range(a, a + 17)] for a in (0, 17))
     assert first != second
     assert sorted(first) == sorted(second)
 
 
 def test_every_row_group_is_read_by_one_worker_and_once_a_pass(prepared, monkeypatch):
-    read: list[tuple[int, int]] = []
-    whole = loader.PairLoader._read
+    read: list[int] = []
+    whole = StoredPairs._read
 
     def counted(self, group, places, columns=None):
-        read.append((self._ranks.start, group))
+        read.append(group)
         return whole(self, group, places, columns)
 
-    monkeypatch.setattr(loader.PairLoader, "_read", counted)
+    monkeypatch.setattr(StoredPairs, "_read", counted)
     for rank in range(3):
-        worker = make(prepared, rank=rank, world_size=3, batch_size=1)
-        expected = [(rank, group) for group in worker._order.groups(rank, 0).tolist()]
+        rows = make(prepared, rank=rank, world_size=3, batch_size=1)._samples
+        expected = rows._order.groups(rank, 0).tolist()
         read.clear()
-        stream = worker._stream(rank, 0)
+        stream = rows._rows(rank, 0)
         while next(stream)[0] == 0:
             pass
         assert read[: len(expected)] == expected
+
+
+def test_32_ranks_read_each_row_group_about_once_a_pass(prepared, monkeypatch):
+    read: list[int] = []
+    whole = StoredPairs._read
+
+    def counted(self, group, *more):
+        read.append(group)
+        return whole(self, group, *more)
+
+    monkeypatch.setattr(StoredPairs, "_read", counted)
+    passes, ranks = 64, 32
+    rows = make(prepared, batch_size=ranks)._samples
+    given = 0
+    for rank in range(ranks):
+        for number, _, _ in rows._rows(rank, 0):
+            if number >= passes:  # not every rank has rows in every pass
+                break
+            given += 1
+    assert given == 17 * passes
+    # The groups of a pass more are begun; those of 17 rows are 10.
+    assert len(read) <= 1.1 * 10 * passes
 
 
 def test_a_restart_goes_on_with_the_batch_it_would_have_had(prepared):
@@ -165,10 +187,10 @@ def test_threads_do_not_change_the_batches_and_seeds_do(prepared):
 def test_batches_hold_what_rows_of_says(prepared):
     worker = make(prepared, batch_size=17)
     (batch,) = take(worker.batches(), 1)
-    names = worker.rows_of(0)
-    assert len(names) == len(batch.key_targets) == 17
+    names = worker.names(0)
+    assert len(names) == len(batch.targets) == 17
     # Object 11/21/31 (label 1) is absent from frame 0 only, so its presence tells the key frame.
-    for name, targets in zip(names, batch.key_targets, strict=True):
+    for name, (targets, _) in zip(names, batch.targets, strict=True):
         starts_at_zero = "frames 0 and" in name
         assert targets.present.tolist() == [not starts_at_zero, True]
 
@@ -185,13 +207,12 @@ def test_instances_are_numbered_by_video_and_instance(prepared):
 def test_numbers_of_instances_do_not_depend_on_the_shards(make_videos, tmp_path):
     dataset = annotations.read(make_videos([3, 2]).write())
     rows = [
-        row
-        for video in dataset.videos
-        for row in pairs_of_video(video, PairConfig(), dataset.labels)
+        row for video in dataset.videos for row in pairs_of_video(video, STORED, dataset.labels)
     ]
     found = []
     for size in (1, 2, 5):
-        output = claims.prepare_output(tmp_path / f"by{size}", layout.PREPARE, {}, "h")
+        out = tmp_path / f"by{size}"
+        output = claims.prepare_output(out, layout.PREPARE, to_dict(STORED), "h")
         mixed = rows[::2] + rows[1::2] if size == 2 else rows
         cuts = [mixed[i : i + size] for i in range(0, len(mixed), size)]
         # One without instances: its list is empty, not missing.
@@ -208,12 +229,13 @@ def test_batches_carry_the_numbers_of_their_instances_in_both_frames(prepared):
     del known[2, 22]
     worker = make(prepared, batch_size=17, identities=known)
     (batch,) = take(worker.batches(), 1)
-    videos = [int(name.split()[1].rstrip(",")) for name in worker.rows_of(0)]
+    videos = [int(name.split()[1].rstrip(",")) for name in worker.names(0)]
     expected = {1: [0, 1], 2: [2, -1], 3: [4, 5]}
-    for side in (batch.key_targets, batch.reference_targets):
-        assert [t.identities.tolist() for t in side] == [expected[v] for v in videos]
+    for side in range(2):
+        found = [targets[side].identities.tolist() for targets in batch.targets]
+        assert found == [expected[v] for v in videos]
     (plain,) = take(make(prepared, batch_size=17).batches(), 1)
-    assert all(t.identities.tolist() == [-1, -1] for t in plain.key_targets)
+    assert all(t.identities.tolist() == [-1, -1] for t, _ in plain.targets)
 
 
 def test_closing_the_batches_stops_the_threads(prepared):
@@ -229,7 +251,7 @@ def test_a_fault_in_a_thread_is_raised_where_batches_are_asked(prepared, monkeyp
     def broken(row, identities):
         raise VideoError(1, "a.jpg", "is gone")
 
-    monkeypatch.setattr(loader, "pair_of_row", broken)
+    monkeypatch.setattr(stored_pairs, "clip_of_row", broken)
     iterator = make(prepared).batches()
     with pytest.raises(ManifestError, match=r"shard-.*\.parquet is damaged.*is gone"):
         next(iterator)
@@ -281,14 +303,14 @@ def test_an_unfinished_directory_is_refused(prepared):
 
 
 def test_a_directory_without_pairs_is_refused(tmp_path):
-    claims.prepare_output(tmp_path / "none", layout.PREPARE, {}, "h").finish()
+    claims.prepare_output(tmp_path / "none", layout.PREPARE, to_dict(STORED), "h").finish()
     with pytest.raises(ManifestError, match="holds no pairs"):
         make(tmp_path / "none")
 
 
 def test_more_workers_than_rows_are_served(prepared):
     batches = take(make(prepared, rank=17, world_size=18, batch_size=1).batches(), 3)
-    assert [len(batch.key_targets) for batch in batches] == [1, 1, 1]
+    assert [len(batch.targets) for batch in batches] == [1, 1, 1]
 
 
 @pytest.mark.parametrize("options", [{"rank": 1}, {"rank": -1}, {"batch_size": 0}, {"threads": 0}])

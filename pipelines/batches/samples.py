@@ -1,0 +1,48 @@
+"""What every form of stored data gives to the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from idol.arrays import Ints
+from idol.images.transforms import Clip
+
+Identities = Mapping[tuple[int, int], int]
+"""(video_id, instance_id) → the instance's number among all of the training set."""
+Sample: TypeAlias = tuple[Clip, np.random.Generator]
+"""A clip as stored, and what draws its augmentation: seeded by what it is, not by who reads it."""
+
+
+class Samples(Protocol):
+    """A finished directory, read in an order that the number of workers does not change."""
+
+    def __len__(self) -> int:
+        """What is stored and can be drawn, in units of its own; 0: nothing."""
+
+    def stream(self, rank: int, step: int) -> Iterator[Callable[[], Sample]]:
+        """What the rank-th place of a batch has from a step on, without end.
+
+        The functions decode, in any thread. They raise ManifestError where the data is damaged.
+        """
+
+    def name(self, rank: int, step: int) -> str:
+        """Which frames that place has at a step, for a message."""
+
+
+def check_labels(clip: Clip, classes: int) -> None:
+    """Raises: ValueError: a label is none of a network of so many classes."""
+    for label in clip.labels.tolist():
+        if not 0 <= label < classes:
+            raise ValueError(f"label {label} of {classes} classes")
+
+
+def numbers_of(
+    video_id: int, instance_ids: Sequence[int], identities: Identities | None
+) -> Ints | None:
+    """(G,) numbers of the instances of a video, -1 where there is none; None without numbers."""
+    if identities is None:
+        return None
+    return np.array([identities.get((video_id, i), -1) for i in instance_ids], np.int64)
