@@ -83,7 +83,8 @@ class PairConfig:
     text)."""
     pseudo: bool = False
     """Pair every annotated frame with itself, for pre-training on still images (specification
-    5.3); transforms.independent then makes key and reference differ."""
+    5.3); transforms.independent then makes key and reference differ. Boxes are the annotated ones,
+    with sampling "stored" those of the masks."""
     max_side: int = 0
     """Resize stored frames so that the longer side is at most this; 0: keep the bytes."""
     seed: int = 0

@@ -22,7 +22,7 @@ from idol.masks import rle
 from idol.spool import Keyed, Spool
 from idol.ytvis import image_layouts, lazy_rows, repairs
 from idol.ytvis.repairs import Repairs
-from idol.ytvis.videos import Annotations, Box, Instance, Reject, Rle, Video, checked_areas
+from idol.ytvis.videos import Annotations, Instance, Reject, Rle, Video, checked_areas, stated_box
 
 EXPECTED = (
     "Expected YouTube-VIS JSON: {videos: [{id, width, height, file_names}], categories: "
@@ -106,16 +106,6 @@ def parse(content: Any, origin: str, *, compat: bool = False) -> Annotations:
     if found.repairs and not compat:
         _log.warning("%s was repaired while reading: %s", origin, found.repairs)
     return found
-
-
-def _box(stated: Any) -> Box | None:
-    """A stated box; None where it is none, and the mask's own has to do."""
-    if not isinstance(stated, list) or len(stated) != 4:
-        return None
-    if not all(type(side) in (int, float) and abs(side) <= _MAX_SIDE for side in stated):
-        return None
-    x, y, width, height = map(float, stated)
-    return (x, y, width, height) if min(width, height) >= 0 else None
 
 
 class _Row(NamedTuple):
@@ -353,7 +343,7 @@ class _Reader:
             masks=self.masks(segmentations, size, name),
             stated_areas=self.stated_areas(json, length, name),
             occlusion=tuple(words) if isinstance(words, list) else (),
-            boxes=(_box(json.get("bbox")),) if self.images else (),
+            boxes=(stated_box(json.get("bbox")),) if self.images else (),
         )
 
     def masks(

@@ -19,6 +19,8 @@ Rle: TypeAlias = dict[str, Any]
 """{"size": [height, width], "counts": compressed bytes}, as pycocotools takes it."""
 
 
+_FARTHEST = 1 << 16  # pixels: no side of a frame is longer
+
 Box: TypeAlias = tuple[float, float, float, float]
 """(x, y, width, height) in pixels."""
 
@@ -134,3 +136,13 @@ def checked_areas(
             f"a frame has {height * width} pixels"
         )
     return areas
+
+
+def stated_box(stated: Any) -> Box | None:
+    """A box as a file states it; None where it is none, and the mask's own has to do."""
+    if not isinstance(stated, list) or len(stated) != 4:
+        return None
+    if not all(type(side) in (int, float) and abs(side) <= _FARTHEST for side in stated):
+        return None
+    x, y, width, height = map(float, stated)
+    return (x, y, width, height) if min(width, height) >= 0 else None

@@ -120,7 +120,10 @@ class StoredFrames:
         order = np.lexsort([facts["frame_index"], facts["video_id"]])
         self._videos: npt.NDArray[np.int64] = facts["video_id"][order]
         self._frames: npt.NDArray[np.int32] = facts["frame_index"][order]
-        self._places = [shards[order], *(facts[n][order] for n in ("offset", "length", "checksum"))]
+        # 33 bytes a frame stay in memory, in every worker.
+        facts |= {"shard": shards.astype(np.int32), "checksum": facts["checksum"].astype(np.uint32)}
+        where = ("shard", "offset", "length", "checksum")
+        self._places = [facts[name][order] for name in where]
         same = self._videos[1:] == self._videos[:-1]  # as the row before
         near = same & (np.diff(self._frames) <= config.max_gap)
         self._usable: Bools = np.append(near, False)[: len(order)]

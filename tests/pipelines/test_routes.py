@@ -30,7 +30,7 @@ def rows_of(labels: str | Path, frames: str | Path | None, out: Path) -> Rows:
     dataset = formats.dataset(labels, frames)
     assert not dataset.rejects
     names = {video.video_id: video.name for video in dataset.videos}
-    pairs.run(dataset, out, PairConfig(rows_per_shard=100), num_cpus=0.5)
+    pairs.run(dataset, out, PairConfig(sampling="stored", rows_per_shard=100), num_cpus=0.5)
     found: Rows = []
     for path in manifest.shard_paths(out, layout.PREPARE):
         for row in tables.read(path, schemas.PAIRS).to_pylist():
