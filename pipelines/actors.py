@@ -31,7 +31,8 @@ def work(
     import ray
 
     options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": -1}
-    remote = ray.remote(**options)(kind)
+    # Inside a trial of Ray Tune actors would else have to fit into what the trial has reserved.
+    remote = ray.remote(**options, scheduling_strategy="DEFAULT")(kind)
     left, items_left = len(items), iter(items)
     members = [remote.remote(*arguments) for _ in range(min(pool.most, left))]
     begun: dict[Any, Any] = {}  # of each call in flight: its actor

@@ -7,8 +7,10 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,9 +79,22 @@ def growing(folder: Path) -> Iterator[dict[str, str]]:
             start_new_session=True,
         )
     try:
+        _wait_for(head, port)
         yield environment | {"RAY_ADDRESS": address}
     finally:
         # The nodes are children of the monitor, in the group of the head.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
+
+
+def _wait_for(head: subprocess.Popen[bytes], port: int) -> None:
+    """Return when the head takes connections: a job says at once that none answers."""
+    deadline = time.monotonic() + 180
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 5).close()
+            return
+        assert head.poll() is None, "the head ended"
+        assert time.monotonic() < deadline, "the head takes no connections"
+        time.sleep(0.2)
