@@ -23,20 +23,20 @@ import pyarrow.parquet as pq
 from benchmarks import data, machine
 from idol.config import PairConfig
 from pipelines.sources import annotations as annotation_files
-from pipelines.sources.annotations import Dataset
+from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import pairs, shard_rows
 from pipelines.storage import frame_store, schemas
 
 Rows = list[dict[str, Any]]
 
 
-def frames_of(dataset: Dataset, config: PairConfig) -> list[Rows]:
-    """Per video with a pair, its rows of FRAMES."""
+def frames_of(dataset: Dataset, config: PairConfig) -> list[tuple[VideoRecord, Rows]]:
+    """The videos with a pair, and the rows of FRAMES of each."""
     found = []
     for video in dataset.videos:
         plan = [shard_rows.planned_frame(video, t, dataset.labels) for t in range(len(video))]
         if len(plan) > 1:
-            found.append(shard_rows.fill_frames(plan, config)[0])
+            found.append((video, shard_rows.fill_frames(plan, config)[0]))
     return found
 
 
@@ -45,15 +45,26 @@ def size_of(row: dict[str, Any]) -> int:
     return len(row["jpeg"]) + sum(len(one["rle"]) for one in row["instances"])
 
 
-def pairs_of(dataset: Dataset, config: PairConfig) -> Rows:
-    """Rows of PAIRS of all videos."""
-    plan = [
-        shard_rows.planned_pair(video, *pair, dataset.labels)
-        for video in dataset.videos
-        if len(video) > 1
-        for pair in pairs.draw(video, config)
-    ]
-    return shard_rows.fill_pairs(plan, config)[0]
+def pairs_of(videos: list[tuple[VideoRecord, Rows]], config: PairConfig) -> Rows:
+    """Rows of PAIRS."""
+    made = []
+    for video, rows in videos:
+        for key, reference in pairs.draw(video, config):
+            sides = {"key": rows[key], "reference": rows[reference]}
+            objects: dict[int, dict[str, Any]] = {}
+            for name, side in sides.items():
+                for one in side["instances"]:
+                    new = {"instance_id": one["instance_id"], "label": one["label"]}
+                    new |= {"key_rle": None, "reference_rle": None}
+                    objects.setdefault(one["instance_id"], new)[f"{name}_rle"] = one["rle"]
+            shared = ("video_id", "height", "width")
+            made.append(
+                {name: rows[key][name] for name in shared}
+                | {f"{name}_index": side["frame_index"] for name, side in sides.items()}
+                | {f"{name}_jpeg": side["jpeg"] for name, side in sides.items()}
+                | {"instances": list(objects.values())}
+            )
+    return made
 
 
 def windows(length: int, size: int, gap: int) -> list[range]:
@@ -92,7 +103,7 @@ def main() -> None:
             dataset = annotation_files.read(path)
         config = PairConfig(max_gap=gap)
         videos = frames_of(dataset, config)
-        sizes = [[size_of(row) for row in rows] for rows in videos]
+        sizes = [[size_of(row) for row in rows] for _, rows in videos]
         total, count = sum(map(sum, sizes)), sum(map(len, sizes))
         print(f"{len(videos)} videos, {count} frames of {total / count / 1e3:.1f} KB on average\n")
         print("| what | stored | read a visit, bytes of frames | partners of a frame |")
@@ -103,13 +114,12 @@ def main() -> None:
 
         mean = [sum(each) / len(each) for each in sizes]  # a visit draws a frame of a video
         for many in (1, 4):
-            table = pa.concat_tables(
-                schemas.table(
-                    pairs_of(dataset, PairConfig(sampling="stored", max_gap=gap, seed=seed)),
-                    schemas.PAIRS,
-                )
+            drawn = [
+                one
                 for seed in range(many)
-            )
+                for one in pairs_of(videos, PairConfig(sampling="stored", max_gap=gap, seed=seed))
+            ]
+            table = schemas.table(drawn, schemas.PAIRS)
             row(
                 f"pairs, {many} a frame",
                 written(table, folder / "pairs.parquet", 16),
@@ -118,7 +128,7 @@ def main() -> None:
             )
         for size in (2 * gap + 8, 4 * gap, 8 * gap):
             rows, read = [], []
-            for frames, each in zip(videos, sizes, strict=True):
+            for (_, frames), each in zip(videos, sizes, strict=True):
                 cuts = windows(len(frames), size, gap)
                 rows += [{"frames": [frames[t] for t in cut]} for cut in cuts]
                 # A key lies in the first window that holds its partners.
@@ -136,7 +146,7 @@ def main() -> None:
                 float(np.mean(read)),
                 "all",
             )
-        everything = [one for rows in videos for one in rows]
+        everything = [one for _, rows in videos for one in rows]
         frame_store.commit(everything, folder, 0)
         stored = sum(f.stat().st_size for f in folder.glob("*-00000.*"))
         row("frames", stored, 2 * float(np.mean(mean)), "all")

@@ -284,8 +284,8 @@ def collate(examples: Sequence[Example], divisor: int) -> ClipBatch:
     size = (images.shape[2], images.shape[3])
     count = len(examples)
     return ClipBatch(
-        images=images.unflatten(0, (count, -1)),
-        padding=padding.unflatten(0, (count, -1)),
+        images=images.reshape(count, -1, *images.shape[1:]),
+        padding=padding.reshape(count, -1, *padding.shape[1:]),
         targets=[[_pad_targets(truth, size) for truth in e.targets] for e in examples],
     )
 

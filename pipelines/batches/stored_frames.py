@@ -35,7 +35,9 @@ def number_instances(directory: str | AnyPath) -> set[tuple[int, int]]:
     return found
 
 
-def draw(frames: Ints, keys: Ints, config: PairConfig, rng: np.random.Generator) -> list[int]:
+def draw(
+    frames: npt.NDArray[np.integer[Any]], keys: Ints, config: PairConfig, rng: np.random.Generator
+) -> list[int]:
     """The positions of the frames of one clip: key and reference, or more.
 
     A frame is drawn, and clip - 1 others one by one from the max_gap frames before and after it, as

@@ -269,7 +269,7 @@ def write_shard(
         stored, faults = shard_rows.fill_frames(frames, config)
         frame_store.commit(stored, out, number, rejects=faults)
     else:
-        pairs = [shard_rows.planned_pair(video, *pair, labels) for video, pair in rows]
+        pairs = [shard_rows.planned_pair(video, k, r, labels) for video, (k, r) in rows]
         order = np.random.default_rng([config.seed % 2**64, number]).permutation(len(pairs))
         stored, faults = shard_rows.fill_pairs([pairs[i] for i in order], config)
         table = schemas.table(stored, schemas.PAIRS)

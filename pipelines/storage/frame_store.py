@@ -96,5 +96,5 @@ class FrameReader:
             if zlib.crc32(data) != checksum:
                 raise ValueError(f"the checksum of the frame at byte {offset} is wrong")
             batch = pa.ipc.read_record_batch(pa.py_buffer(data), schemas.FRAMES)
-            (row,) = batch.to_pylist()
-        return row
+            rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows[0]
