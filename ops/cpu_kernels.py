@@ -40,7 +40,10 @@ _TOGETHER = 8
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)  # called with a number, a constant
 
-_jit: Callable[[Any], Any] = numba.njit(nogil=True, fastmath=FLAGS)
+# Inlined, not linked: a process that compiles a kernel would otherwise call the passes' own machine
+# code, and one that reads the kernel from the cache the copy in it, which was optimised once more
+# and adds in another order: equal runs would differ in the last bits.
+_jit: Callable[[Any], Any] = numba.njit(nogil=True, fastmath=FLAGS, forceinline=True)
 _inline: Callable[[Any], Any] = intrinsic
 
 

@@ -148,6 +148,31 @@ def test_processes_that_start_together_on_an_empty_cache_all_get_it_right(tmp_pa
     assert len(list(tmp_path.rglob("*.nbi"))) == 2
 
 
+BITS = """
+import hashlib, torch
+from ops import cpu
+g = torch.Generator().manual_seed(0)
+shapes = [(16, 24), (8, 12), (4, 6), (2, 3)]
+value, grad = torch.randn(2, 510, 2, 16, generator=g), torch.randn(2, 510, 32, generator=g)
+locations = 1.2 * torch.rand(2, 510, 2, 4, 4, 2, generator=g) - 0.1
+weights = torch.rand(2, 510, 2, 4, 4, generator=g)
+results = cpu.forward(value, shapes, locations, weights), *cpu.backward(
+    grad, value, shapes, locations, weights
+)
+print(hashlib.md5(b"".join(r.numpy().tobytes() for r in results)).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_kernel_just_compiled_and_one_from_the_cache_give_the_same_bits(tmp_path):
+    answers = []
+    for _ in range(2):
+        out, errors = start_python(BITS, NUMBA_CACHE_DIR=str(tmp_path)).communicate(timeout=300)
+        assert len(out.strip()) == 32, errors
+        answers.append(out)
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_computes_with_threads_of_its_own(threads, monkeypatch):
