@@ -124,12 +124,19 @@ def _resize_masks(masks: Bools, size: tuple[int, int]) -> Bools:
         np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(np.intp)
         for new, old in zip(size, masks.shape[1:], strict=True)
     )
-    return masks[:, rows][:, :, columns]
+    # Not by [:, :, columns]: that is laid out column by column, which reducing it pays for.
+    small: Bools = masks.take(rows, 1).take(columns, 2)
+    return small
 
 
 def _to_tensor(image: Image) -> Tensor:
-    values = (image.astype(np.float32) - MEAN) / STD
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+    # Plane by plane: numpy is five times slower where the last axis has three entries.
+    planes = np.empty((3, *image.shape[:2]), np.float32)
+    for channel, plane in enumerate(planes):
+        plane[:] = image[:, :, channel]
+        plane -= MEAN[channel]
+        plane /= STD[channel]
+    return torch.from_numpy(planes)
 
 
 def normalise(image: Image, config: TransformConfig) -> Tensor:
@@ -145,11 +152,13 @@ def collate_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tens
     returns: (B, 3, H, W), and (B, H, W) bool, True where padded; H, W multiples of divisor
     """
     height, width = (-(-max(x.shape[i] for x in images) // divisor) * divisor for i in (1, 2))
-    batch = images[0].new_zeros(len(images), 3, height, width)
+    batch = images[0].new_empty(len(images), 3, height, width)
     padding = torch.ones(len(images), height, width, dtype=torch.bool)
-    for i, image in enumerate(images):
-        batch[i, :, : image.shape[1], : image.shape[2]] = image
-        padding[i, : image.shape[1], : image.shape[2]] = False
+    for whole, padded, image in zip(batch, padding, images, strict=True):
+        h, w = image.shape[1:]
+        whole[:, :h, :w] = image
+        whole[:, h:] = whole[:, :h, w:] = 0
+        padded[:h, :w] = False
     return batch, padding
 
 
@@ -161,6 +170,7 @@ def make_targets(masks: Bools, labels: Ints, annotated: Floats32 | None = None) 
     annotated: (G, 4) xyxy in pixels, to use instead, cut to the frame; NaN: tight. An instance with
                nothing left of its box is not present.
     """
+    masks = np.ascontiguousarray(masks)  # a flipped one is not, and takes ten times as long below
     count, height, width = masks.shape
     boxes = np.zeros((count, 4), np.float32)
     rows, columns, present = (np.asarray(masks.any(axis=axes)) for axes in (2, 1, (1, 2)))
@@ -179,7 +189,7 @@ def make_targets(masks: Bools, labels: Ints, annotated: Floats32 | None = None) 
     return Targets(
         labels=torch.from_numpy(np.ascontiguousarray(labels)),
         boxes=torch.from_numpy(boxes),
-        masks=torch.from_numpy(np.ascontiguousarray(masks)),
+        masks=torch.from_numpy(masks),
         present=torch.from_numpy(present),
     )
 
