@@ -74,7 +74,11 @@ def dataset(
     with annotation_files.judged(str(path)):
         found = parse(labels.content, str(path))
     ids = itertools.count(1 + max((*found.videos, *(r.video_id for r in found.rejects)), default=0))
-    faults = [Reject(next(ids), name, reason) for name, reason in labels.left_out.items()]
+    faults = [
+        # Of a video of its own the path is its name, and the reason begins with it.
+        Reject(next(ids), name, reason.removeprefix(f"{name}: "))
+        for name, reason in labels.left_out.items()
+    ]
     found = dataclasses.replace(found, rejects=(*found.rejects, *faults))
     digest = hashlib.sha256(kind.encode())
     for name in ("videos", "annotations", "categories"):

@@ -121,7 +121,7 @@ def test_jobs_read_videos_without_labels_and_say_which_they_cannot(tmp_path: Pat
     assert found.truth() is None
     ((video_id, path, reason),) = found.rejects
     assert (video_id, Path(path).name) == (3, "c.mp4")
-    assert reason
+    assert reason == "the file cannot be opened as a video"
 
 
 def test_what_is_of_no_format_is_refused_as_a_data_set(tmp_path: Path) -> None:
