@@ -1,11 +1,53 @@
-"""Commands: flags in, one call of a pipeline, one line of JSON out."""
+"""Commands: flags in, one call of a pipeline, one line of JSON out.
 
+`python -m jobs.VERB ...` is `idol VERB ...`, which is `main` here.
+"""
+
+import ast
+import difflib
+import importlib
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 INTERRUPTED = 130
 """The exit status of what Ctrl-C has ended, by the convention of shells."""
+
+VERBS = (
+    *("demo", "track", "check", "convert", "prepare", "train", "evaluate", "sweep"),
+    *("score", "report", "export", "submit"),
+)
+"""In the order in which a user meets them."""
+
+_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the job that the first word names with the words after it; argv: None: the process's."""
+    verb, *rest = (sys.argv[1:] if argv is None else argv) or ("",)
+    if verb in VERBS:
+        importlib.import_module(f"jobs.{verb}").main(rest)
+        return
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    told = f"there is no command {verb!r}. {hint}" if verb else ""
+    print(f"{told}`idol --help` lists all.", file=sys.stderr)
+    sys.exit(_USAGE)
+
+
+def _overview() -> str:
+    """A line for every job, the first of its docstring: importing them all would take seconds."""
+    lines = ["usage: idol COMMAND ...", ""]
+    for verb in VERBS:
+        tree = ast.parse(Path(__file__).with_name(f"{verb}.py").read_text(encoding="utf-8"))
+        first = (ast.get_docstring(tree) or "").splitlines()[0]
+        lines.append(f"  {verb:9} {first.partition(': `')[0]}")
+    return "\n".join([*lines, "", "`idol COMMAND --help` lists the options of one."])
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -11,6 +11,7 @@ import difflib
 import itertools
 import json
 import logging
+import os
 import re
 import sys
 import traceback
@@ -90,7 +91,11 @@ def run(
     """
     words = sys.argv[1:] if argv is None else argv
     _check_names(f"python -m jobs.{name}", options, words)
-    job = tyro.cli(options, args=words, prog=f"python -m jobs.{name}")
+    try:
+        job = tyro.cli(options, args=words, prog=f"python -m jobs.{name}")
+    except BrokenPipeError:  # the help went to a pager that was left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     _set_up_stderr()
     callers: tuple[type[Exception], ...] = (PipelineError, ValueError, OSError, *also)
     try:
