@@ -1,12 +1,14 @@
-"""Evaluation while processes and machines die: every run must end with the undisturbed bytes.
+"""A stage while processes and machines die: every run must end with the undisturbed bytes.
 
 python -m benchmarks.chaos --runs 20
+python -m benchmarks.chaos --runs 10 --stage prepare
 
-A local cluster of three nodes runs jobs.evaluate again and again, each time from nothing. At a
-random moment one of these is killed with SIGKILL: a detect actor, a worker that tracks or scores, a
-whole node (its raylet and all its workers), or the driver. Where the driver died the same command
-is given once more. Then results.json, results.zip and report.json are compared byte by byte with
-those of an undisturbed run. Exits with 1 if any run differs or does not end.
+A local cluster of three nodes runs jobs.evaluate or jobs.prepare again and again, each time from
+nothing. At a random moment one of these is killed with SIGKILL: a detect actor, a worker that
+tracks, scores or writes pairs, a whole node (its raylet and all its workers), or the driver. Where
+the driver died the same command is given once more. Then results.json, results.zip and report.json,
+or the whole directory of pairs, are compared byte by byte with those of an undisturbed run. Exits
+with 1 if any run differs or does not end.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +33,41 @@ from benchmarks.processes import below
 from idol.images.synthetic import SyntheticConfig
 from idol.images.synthetic_dataset import write_dataset
 
-VICTIMS = ("detect actor", "track or score task", "node", "driver")
-COMPARED = ("results.json", "results.zip", "report.json")
-_FRAMES_PER_SHARD = 6
-_PAUSE_S = 0.4  # in every tracking and scoring task, so that a kill can hit one
+_PAUSE_S = 0.4  # in every task, so that a kill can hit one
 _LIMIT_S = 300.0  # of one run
-_MOMENTS = 24  # shards and tracked videos of the eight videos, more or less
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage under attack.
+
+    words:   of its job, beside --annotations and --out
+    victims: who dies -> parts of the titles of its workers
+    moments: files that count as progress, of the eight videos, more or less
+    """
+
+    words: tuple[str, ...]
+    victims: Mapping[str, tuple[str, ...]]
+    moments: int
+
+
+STAGES = {
+    "evaluate": Stage(
+        ("--checkpoint", "shipped", "--set", "detect.frames_per_shard=6", "--actors", "2"),
+        {
+            "detect actor": ("DetectActor",),
+            "track or score task": ("_track", "_measure_one", "slowly"),
+            "node": (),
+            "driver": (),
+        },
+        24,
+    ),
+    "prepare": Stage(
+        ("--preset", "tiny", "--set", "pairs.rows_per_shard=8"),
+        {"task": ("Map",), "driver": ()},
+        12,
+    ),
+}
 
 
 @dataclass
@@ -58,10 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--videos", type=int, default=8)
+    parser.add_argument("--stage", choices=STAGES, default="evaluate")
     parser.add_argument("--drive", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.drive:
-        drive(options.drive)
+        drive(options.stage, options.drive)
         return
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -93,32 +125,43 @@ def run(options: argparse.Namespace, annotations: Path, nodes: Nodes) -> Iterato
     calm = options.out / "calm"
     # Always anew: other code may give other bytes.
     shutil.rmtree(calm, ignore_errors=True)
-    if start(annotations, calm, nodes).wait(_LIMIT_S) != 0:
+    if start(options.stage, annotations, calm, nodes).wait(_LIMIT_S) != 0:
         sys.exit("the undisturbed run failed; its log is beside it")
-    expected = {name: (calm / name).read_bytes() for name in COMPARED}
+    expected = content(options.stage, calm)
+    victims = tuple(STAGES[options.stage].victims)
     for number in range(options.runs):
-        victim = VICTIMS[(number + options.seed) % len(VICTIMS)]
+        victim = victims[(number + options.seed) % len(victims)]
         out = options.out / f"run-{options.seed}-{number}"
         shutil.rmtree(out, ignore_errors=True)
-        outcome = disturbed(annotations, out, nodes, victim, rng)
+        outcome = disturbed(options.stage, annotations, out, nodes, victim, rng)
         if (out / "_manifest.json").exists():
-            found = {name: (out / name).read_bytes() for name in COMPARED}
-            outcome.same = found == expected
+            outcome.same = content(options.stage, out) == expected
         print(f"{number}: {outcome}", file=sys.stderr, flush=True)
         yield outcome
 
 
+def content(stage: str, out: Path) -> dict[str, Any]:
+    """What has to be the same: all but how long it took."""
+    if stage == "evaluate":
+        names = ("results.json", "results.zip", "report.json")
+        return {name: (out / name).read_bytes() for name in names}
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in out.iterdir()}
+    told = json.loads(found.pop("_manifest.json"))
+    return found | {k: v for k, v in told.items() if k not in ("seconds", "checksum")}
+
+
 def disturbed(
-    annotations: Path, out: Path, nodes: Nodes, victim: str, rng: random.Random
+    stage: str, annotations: Path, out: Path, nodes: Nodes, victim: str, rng: random.Random
 ) -> Outcome:
     """One run with one death."""
     began = time.monotonic()
-    process = start(annotations, out, nodes)
-    # Detect actors die while there are shards to come, the others at any time until all is tracked.
-    done = rng.randrange(0, 8 if victim == "detect actor" else _MOMENTS)
+    process = start(stage, annotations, out, nodes)
+    # Detect actors die while there are shards to come, the others at any time until all is done.
+    soon = victim == "detect actor" or stage == "prepare"
+    done = rng.randrange(0, 8 if victim == "detect actor" else STAGES[stage].moments)
     wait_for(lambda: sum(progress(out)) >= done or process.poll() is not None)
-    time.sleep(rng.uniform(0.0, 1.0 if victim == "detect actor" else 4.0))
-    killed = kill(victim, process, nodes, rng)
+    time.sleep(rng.uniform(0.0, 1.0 if soon else 4.0))
+    killed = kill(STAGES[stage].victims[victim], victim, process, nodes, rng)
     when = "after {} shards, {} tracked".format(*progress(out))
     note = ""
     try:
@@ -127,14 +170,20 @@ def disturbed(
         process.kill()
         return Outcome(victim, when, killed, False, time.monotonic() - began, "did not end")
     if status != 0 and victim == "driver":
-        status = start(annotations, out, nodes).wait(_LIMIT_S)
+        status = start(stage, annotations, out, nodes).wait(_LIMIT_S)
         note = "the same command again"
     if status != 0:
         note = f"ended with status {status}"
     return Outcome(victim, when, killed, False, time.monotonic() - began, note)
 
 
-def kill(victim: str, process: subprocess.Popen[bytes], nodes: Nodes, rng: random.Random) -> bool:
+def kill(
+    titles: Sequence[str],
+    victim: str,
+    process: subprocess.Popen[bytes],
+    nodes: Nodes,
+    rng: random.Random,
+) -> bool:
     """Kill one; False where there was none (the run was over, or had not begun)."""
     if process.poll() is not None:
         return False
@@ -144,7 +193,6 @@ def kill(victim: str, process: subprocess.Popen[bytes], nodes: Nodes, rng: rando
     if victim == "node":
         nodes.lose_one(rng)
         return True
-    titles = ("DetectActor",) if victim == "detect actor" else ("_track", "_measure_one", "slowly")
     found: list[int] = []
 
     def look() -> bool:
@@ -158,29 +206,27 @@ def kill(victim: str, process: subprocess.Popen[bytes], nodes: Nodes, rng: rando
     return True
 
 
-def start(annotations: Path, out: Path, nodes: Nodes) -> subprocess.Popen[bytes]:
+def start(stage: str, annotations: Path, out: Path, nodes: Nodes) -> subprocess.Popen[bytes]:
     """The job, as a process of its own that joins the cluster."""
-    job = [
-        *("--annotations", str(annotations), "--checkpoint", "shipped", "--out", str(out)),
-        *("--set", f"detect.frames_per_shard={_FRAMES_PER_SHARD}", "--actors", "2"),
-    ]
+    job = ["--annotations", str(annotations), "--out", str(out), *STAGES[stage].words]
+    module = [sys.executable, "-m", "benchmarks.chaos", "--stage", stage]
     out.parent.mkdir(parents=True, exist_ok=True)
     with (out.parent / f"{out.name}.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.chaos", "--drive", json.dumps(job)],
+            [*module, "--drive", json.dumps(job)],
             stdout=log,
             stderr=log,
             env={**os.environ, "RAY_ADDRESS": nodes.address},
         )
 
 
-def drive(words: Sequence[str]) -> None:
+def drive(stage: str, words: Sequence[str]) -> None:
     """The job itself; every video is a Ray task, as on a large set, and takes its time."""
     import ray
 
-    from jobs import evaluate
+    from jobs import evaluate, prepare
     from pipelines import cluster
-    from pipelines.stages import track
+    from pipelines.stages import pairs, track
 
     # Joined by hand, for the code is on PYTHONPATH: as a working_dir it would be unpacked anew by
     # each node that joins, on this one machine over the copy that the other nodes' workers run in.
@@ -192,13 +238,23 @@ def drive(words: Sequence[str]) -> None:
         return tasks(slowly, (function, shared), items, **how)
 
     cluster.tasks = slow_tasks
-    evaluate.main(json.loads(words[0]))
+    pairs.write_shard = slow_shard
+    job = {"evaluate": evaluate, "prepare": prepare}[stage]
+    job.main(json.loads(words[0]))
 
 
 def slowly(shared: tuple[Callable[[Any, Any], Any], Any], item: Any) -> Any:
     """A task with a pause before it."""
     time.sleep(_PAUSE_S)
     return shared[0](shared[1], item)
+
+
+def slow_shard(item: Mapping[str, Any], **shared: Any) -> dict[str, Any]:
+    """A shard of pairs, with a pause before it is written."""
+    from pipelines.stages import pairs
+
+    time.sleep(_PAUSE_S)
+    return pairs.write_shard(item, **shared)
 
 
 class Nodes:
@@ -235,9 +291,10 @@ class Nodes:
 
 
 def progress(out: Path) -> tuple[int, int]:
-    """Finished shards of detections, and videos tracked, ahead of the last shard or after it."""
+    """Finished shards, and videos tracked, ahead of the last shard or after it."""
     tracked = [*out.glob("ahead/video-*.parquet"), *out.glob("tracks/shard-*.parquet")]
-    return len([*out.glob("detections/shard-*.parquet")]), len(tracked)
+    shards = [*out.glob("detections/shard-*.parquet"), *out.glob("shard-*.parquet")]
+    return len(shards), len(tracked)
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 120.0) -> None:

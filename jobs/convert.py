@@ -10,7 +10,6 @@ import functools
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -19,6 +18,7 @@ from jobs import command, places
 
 if TYPE_CHECKING:
     from pipelines.formats import Joined
+    from pipelines.storage.paths import AnyPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,12 @@ class Convert:
     """
 
     sources: Annotated[
-        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")
     ]
-    """Files or folders."""
-    out: Annotated[Path, places.ANNOTATIONS]
-    """JSON to write; for mots and png a new folder."""
-    frames: tuple[Path, ...] = ()
+    """Files or folders; of JSON also addresses, such as s3://bucket/a.json."""
+    out: Annotated[str, places.ANNOTATIONS]
+    """JSON to write; for mots and png a new folder. Also an address."""
+    frames: tuple[str, ...] = ()
     """Where the frames are: one place for all sources, or one for each. Default: where the format
     of a source has them."""
     format: Literal["auto", "json", "masks", "mots", "cvat", "sav", "videos"] = "auto"
@@ -49,7 +49,7 @@ class Convert:
     """Form to write: JSON; MOTS (16-bit PNG and text); PNG with a palette for each frame. The last
     two hold one object at a pixel: where masks overlap the higher score wins, and it is told how
     many pixels that cost."""
-    results: Path | None = None
+    results: str | None = None
     """Write this results.json of jobs.evaluate in place of the truth. Needs a single source, the
     JSON that was evaluated."""
     min_score: float = -math.inf
@@ -73,18 +73,26 @@ def _convert(job: Convert) -> dict[str, Any]:
         raise ValueError("--min-score is of --results")
     if job.results is not None and len(job.sources) > 1:
         raise ValueError("--results needs a single source: ids of several are numbered anew")
-    outs = [job.out]
+    from pipelines.storage import paths
+
+    outs = [paths.as_written(job.out)]
     if job.split is not None:
-        outs.append(job.out.with_name(f"{job.out.stem}_held_out{job.out.suffix}"))
-        places.check(dataclasses.replace(job, out=outs[1]))
+        outs.append(outs[0].parent / f"{outs[0].stem}_held_out{outs[0].suffix}")
+        places.check(dataclasses.replace(job, out=str(outs[1])))
     from pipelines import formats
     from pipelines.formats import joining
 
     roots = job.frames if len(job.frames) > 1 else (*job.frames, None)[:1] * len(job.sources)
     pairs = zip(job.sources, roots, strict=True)
-    joined = formats.join([formats.read(path, root, job.format) for path, root in pairs])
+    joined = formats.join(
+        [
+            formats.read(paths.as_written(path), root and paths.as_written(root), job.format)
+            for path, root in pairs
+        ]
+    )
     if job.results is not None:
-        joined = joining.with_results(joined, job.results, job.min_score)
+        with paths.local_file(paths.at(job.results)) as file:
+            joined = joining.with_results(joined, file, job.min_score)
     parts = [joined]
     if job.split is not None:
         parts = list(formats.split(joined, job.split, job.seed))
@@ -92,7 +100,7 @@ def _convert(job: Convert) -> dict[str, Any]:
     return {**line, "held_out": others[0]} if others else line
 
 
-def _write(joined: Joined, out: Path, to: str) -> dict[str, Any]:
+def _write(joined: Joined, out: AnyPath, to: str) -> dict[str, Any]:
     """Write one output, tell what it lacks, and return its part of the last line."""
     from pipelines import formats
 

@@ -73,7 +73,7 @@ class Evaluate:
     reject_limit: command.RejectLimit = None
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
-    log_to: Path | None = None
+    log_to: Annotated[Path | None, places.LOG] = None
     """Folder of the MLflow file. Default: OUT; without effect where MLFLOW_TRACKING_URI is set."""
     num_cpus: command.NumCpus = None
 

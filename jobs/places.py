@@ -9,11 +9,14 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import IO, TYPE_CHECKING, Any, get_type_hints
 
 import tyro
 
-from idol.addresses import is_remote
+from idol.addresses import is_remote, shown
+
+if TYPE_CHECKING:
+    from pipelines.storage.paths import AnyPath
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 """How s3://bucket/x begins once it is a Path, which makes one slash of two."""
@@ -28,23 +31,25 @@ class Kind:
     ours: whether an existing file, given with its first bytes, is an earlier one of this kind;
           None: a folder, of which pipelines.storage.claims says what may be in it already
     holds: files of a folder that claims knows nothing of
+    adds:  files are only added, so the place may be another option's too
     """
 
     name: str
-    ours: Callable[[Path, bytes], bool] | None
+    ours: Callable[[IO[bytes], bytes], bool] | None
     holds: Mapping[str, Kind] = field(default_factory=dict)
+    adds: bool = False
 
 
-def _begins(pattern: bytes) -> Callable[[Path, bytes], bool]:
-    return lambda path, start: re.match(pattern, start) is not None
+def _begins(pattern: bytes) -> Callable[[IO[bytes], bytes], bool]:
+    return lambda file, start: re.match(pattern, start) is not None
 
 
-def _is_score(path: Path, start: bytes) -> bool:
-    if not zipfile.is_zipfile(path):
+def _is_score(file: IO[bytes], start: bytes) -> bool:
+    if not zipfile.is_zipfile(file):
         return start.startswith((b'{"AP"', b'{"entries"'))
     from idol.ytvis import submission
 
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         return archive.namelist() == [submission.MEMBER]
 
 
@@ -59,6 +64,7 @@ FILM = Kind("a film", _begins(rb"(?s).{4}ftyp"))
 NETWORK = Kind("an exported network", _begins(rb"\x08|PK"))
 COMPARISON = Kind("a comparison", _begins(rb'(\{\s*"[^"]*":\s*){2}\{\s*"AP'))
 FOLDER = Kind("a folder", None)
+LOG = Kind("a folder", None, adds=True)
 EVALUATIONS = Kind("a folder", None, {"comparison.json": COMPARISON, "comparison.html": PAGE})
 STREAM = Kind("a folder", None, {"results.json": RESULTS, "annotated.mp4": FILM})
 CHECK = Kind(
@@ -77,11 +83,13 @@ def check(job: Any) -> None:
 
     No Path is an address. A file to be written is no input of the job and no file of a stage's
     directory, its folder is there and can be written to, and what it replaces is of its own kind.
+    In a job that a cluster was given, what is written has an absolute path.
 
     Raises: ValueError, OSError: the rule, what came instead, and what to do.
     """
     written: dict[str, tuple[Path, Kind]] = {}
     read: list[tuple[str, Path]] = []
+    addresses: list[tuple[str, str, bool]] = []
     for option, hint in get_type_hints(type(job), include_extras=True).items():
         marks = getattr(hint, "__metadata__", ())
         kind = next((k for k in marks if isinstance(k, Kind)), None)
@@ -93,10 +101,14 @@ def check(job: Any) -> None:
                     f"{flag} {str(value).replace(':/', '://', 1)} is an address, but object "
                     "storage is not supported there. Give a path, such as that of a mounted disk."
                 )
-            if kind is not None and is_remote(str(value)):
-                continue  # a folder in object storage, of which claims says what may be in it
-            if kind is not None:
-                written[flag] = Path(value), kind
+            if is_remote(str(value)):
+                addresses.append((flag, str(value).rstrip("/"), kind is not None))
+                if kind is not None:
+                    _check_address(flag, str(value), kind)
+            elif kind is not None:
+                _check_absolute(flag, Path(value))
+                if not kind.adds:
+                    written[flag] = Path(value), kind
             elif os.path.exists(value):
                 read.append((flag, Path(value)))
     for flag, (path, kind) in written.items():
@@ -108,6 +120,49 @@ def check(job: Any) -> None:
     places = [path.resolve() for path, _ in written.values()]
     if len(set(places)) < len(places):
         raise ValueError(f"{' and '.join(written)} name one file; name them differently")
+    _check_distinct(addresses)
+
+
+def _check_absolute(flag: str, path: Path) -> None:
+    """Refuse a relative path where the working directory is a copy of the code on some node."""
+    from pipelines import cluster
+
+    if not cluster.submitted() or path.expanduser().is_absolute():
+        return
+    here = os.environ.get(cluster.SUBMITTED_FROM, "/shared")
+    raise ValueError(
+        f"{flag} {path} is relative, but this job was sent to a cluster and runs in a copy of the "
+        "code there, which is deleted with all in it. Give an absolute path on storage that every "
+        f"node sees, such as {os.path.normpath(os.path.join(here, path))}, or an address such as "
+        f"s3://bucket/{path.name}."
+    )
+
+
+def _check_address(flag: str, address: str, kind: Kind) -> None:
+    """Refuse to write where nothing can be written, or over what is not ours."""
+    if address.startswith("hf://"):
+        raise ValueError(
+            f"{flag} {shown(address)}: hf:// can only be read here. Write to a folder, s3://, "
+            "gs:// or abfs://, and upload it with the Hub's own tools."
+        )
+    from pipelines.storage import paths
+
+    place = paths.at(address)
+    if kind.ours is not None:
+        _check_replaced(flag, place, kind)
+    for name, inner in kind.holds.items():
+        _check_replaced(flag, place / name, inner)
+
+
+def _check_distinct(addresses: list[tuple[str, str, bool]]) -> None:
+    """Refuse to write to an address that another option reads or writes.
+
+    addresses: (flag, address, whether it is written)
+    """
+    for flag, address, written in addresses:
+        others = [other for other, same, _ in addresses if same == address and other != flag]
+        if written and others:
+            raise ValueError(f"{flag} and {others[0]} name {shown(address)}. Write elsewhere.")
 
 
 def _values(value: Any) -> Iterator[str | Path]:
@@ -160,14 +215,17 @@ def _check_file(flag: str, path: Path, kind: Kind) -> None:
         raise OSError(error.errno, f"{flag}: {error.strerror}", str(path)) from error
 
 
-def _check_replaced(flag: str, path: Path, kind: Kind) -> None:
+def _check_replaced(flag: str, path: AnyPath, kind: Kind) -> None:
     """Refuse an existing file of another kind."""
-    if not path.exists() or kind.ours is None:
+    if kind.ours is None or not path.exists():
         return
+    from pipelines.storage import paths
+
     fits = path.is_file()
-    if fits and path.stat().st_size:
-        with path.open("rb") as file:
-            fits = kind.ours(path, file.read(_START))
+    if fits:
+        with paths.local_file(path) as local, local.open("rb") as file:
+            start = file.read(_START)
+            fits = not start or kind.ours(file, start)
     if not fits:
         raise ValueError(
             f"{flag}: {path} exists and is not {kind.name}, so it is not replaced. Write "

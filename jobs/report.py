@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from jobs import command, places
@@ -21,13 +20,13 @@ class Report:
     where they were, for the pictures.
     """
 
-    evaluate: tuple[Path, ...]
+    evaluate: tuple[str, ...]
     """Outputs of jobs.evaluate, one set of metrics each, named after the folder."""
-    out: Annotated[Path, places.PAGE]
-    """The page to write."""
-    train: Path | None = None
+    out: Annotated[str, places.PAGE]
+    """The page to write. This and the outputs may be addresses, such as s3://bucket/folder."""
+    train: str | None = None
     """Output of jobs.train."""
-    sweep: Path | None = None
+    sweep: str | None = None
     """Output of jobs.sweep."""
     title: str = "IDOL: training, evaluation and sweep"
     """Heading of the page."""
@@ -35,13 +34,14 @@ class Report:
 
 def _report(job: Report) -> dict[str, str]:
     from pipelines.report import run_page
+    from pipelines.storage import paths
 
     page = run_page.write(
-        job.out,
+        paths.as_written(job.out),
         title=job.title,
-        training=job.train,
-        evaluations={folder.resolve().name: folder for folder in job.evaluate},
-        swept=job.sweep,
+        training=None if job.train is None else paths.at(job.train),
+        evaluations={(place := paths.at(folder)).name: place for folder in job.evaluate},
+        swept=None if job.sweep is None else paths.at(job.sweep),
     )
     return {"page": str(page)}
 

@@ -5,12 +5,13 @@ python -m jobs.score --truth val/instances.json --results results.json
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,11 +20,13 @@ import tyro
 
 from idol.addresses import without_secrets
 from idol.config import AnalysisConfig
-from idol.files import write_whole
 from jobs import command, places
 
 if TYPE_CHECKING:
     from idol.analysis.score_files import Analyses
+
+Local = Callable[[str], Path]
+"""A local file with the content of what lies at a place."""
 
 _DEFAULTS = AnalysisConfig()
 _ANY_LENGTHS: tuple[int, ...] = (-1,)  # --oracle was not given
@@ -46,9 +49,10 @@ class Score:
     With --submission nothing is scored: the file is checked entry by entry, and zipped to --out.
     """
 
-    truth: Path | None = None
-    """Annotations: YouTube-VIS or OVIS JSON. For --submission a list of videos is enough."""
-    results: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="JSON [JSON ...]")] = ()
+    truth: str | None = None
+    """Annotations: YouTube-VIS or OVIS JSON. For --submission a list of videos is enough. Files may
+    also be addresses, such as s3://bucket/results.json."""
+    results: Annotated[tuple[str, ...], tyro.conf.arg(metavar="JSON [JSON ...]")] = ()
     """JSON lists of {video_id, category_id, score, segmentations}."""
     oracle: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[FRAMES ...]")] = _ANY_LENGTHS
     """Oracle experiments of the paper (Sec. 4.3) with clips of these lengths; without a length,
@@ -63,7 +67,7 @@ class Score:
     results made for AP, with many low scores, need it."""
     one_class: command.Switch = False
     """With --tracking: of entries with the same masks only the best-scored is a track."""
-    html: Annotated[Path | None, places.PAGE] = None
+    html: Annotated[str | None, places.PAGE] = None
     """Write a page with precision-recall curves, and the analyses that were asked for."""
     frames: Path | None = None
     """Folder of the frames, for pictures of the worst instances in the page (with --errors).
@@ -74,13 +78,13 @@ class Score:
     """Of the draws."""
     compat: bool = False
     """Score malformed input as the official evaluator does, instead of refusing it."""
-    join: Annotated[Path | None, places.RESULTS] = None
+    join: Annotated[str | None, places.RESULTS] = None
     """Join the clips of a results file by their overlap, write whole tracks to this file, and score
     nothing."""
-    submission: Path | None = None
+    submission: str | None = None
     """Check this results file and zip it to --out, as evaluation servers take it. With --truth, its
     ids, sizes and lengths are checked against that list of videos."""
-    out: Annotated[Path | None, places.SCORES] = None
+    out: Annotated[str | None, places.SCORES] = None
     """Also write the JSON object to this file. With --submission: the zip."""
 
 
@@ -91,15 +95,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _work(job: Score, words: Sequence[str]) -> dict[str, Any]:
-    if job.submission is not None:
-        return _submit(job)
-    line = _score(job, words) if job.join is None else _join(job)
-    if job.out is not None:
-        write_whole(job.out, (json.dumps(line, sort_keys=True) + "\n").encode())
-    return line
+    from pipelines.storage import paths
+
+    with contextlib.ExitStack() as stack:
+
+        def local(place: str) -> Path:
+            return stack.enter_context(paths.local_file(paths.as_written(place)))
+
+        if job.submission is not None:
+            return _submit(job, local)
+        line = _score(job, words, local) if job.join is None else _join(job, local)
+        if job.out is not None:
+            data = (json.dumps(line, sort_keys=True) + "\n").encode()
+            paths.write_whole(paths.as_written(job.out), data)
+        return line
 
 
-def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
+def _score(job: Score, words: Sequence[str], local: Local) -> dict[str, Any]:
     if job.truth is None or not job.results:
         raise ValueError(
             "scoring needs --truth GT.json and --results results.json. To check and zip a file for "
@@ -114,10 +126,13 @@ def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
     from idol.analysis import results_file, score_files
     from idol.ytvis import truth
     from pipelines.report import score_page, score_table
+    from pipelines.storage import paths
 
     analyses = _analyses(job)
-    known = truth.read(job.truth, compat=job.compat)
-    paths = dict(zip(results_file.names_of(job.results), job.results, strict=True))
+    truth_file = local(job.truth)
+    known = truth.read(truth_file, compat=job.compat)
+    names = results_file.names_of([Path(file) for file in job.results])
+    files = dict(zip(names, map(local, job.results), strict=True))
     bars: dict[str, Any] = {}
 
     def progress(name: str, done: int, total: int) -> None:
@@ -127,14 +142,14 @@ def _score(job: Score, words: Sequence[str]) -> dict[str, Any]:
         if done == total:
             bars[name].close()
 
-    found = score_files.run(known, paths, analyses, progress=progress)
+    found = score_files.run(known, files, analyses, progress=progress)
     print(score_table.table(found), file=sys.stderr)
     if job.html is not None:
         score_page.write(
-            job.html,
+            paths.as_written(job.html),
             found,
-            paths,
-            job.truth,
+            files,
+            truth_file,
             analyses.config,
             frames=job.frames,
             command=without_secrets(shlex.join(["python", "-m", "jobs.score", *words])),
@@ -161,17 +176,20 @@ def _analyses(job: Score) -> Analyses:
     )
 
 
-def _join(job: Score) -> dict[str, Any]:
+def _join(job: Score, local: Local) -> dict[str, Any]:
     if job.truth is None or len(job.results) != 1 or job.join is None:
         raise ValueError("--join needs --truth GT.json and one file of clips in --results")
     from idol.analysis import results_file
     from idol.ytvis import truth
+    from pipelines.storage import paths
 
-    count = results_file.join(truth.read(job.truth), job.results[0], job.join, _DEFAULTS)
-    return {"entries": count, "out": str(job.join)}
+    with paths.whole_file(paths.as_written(job.join)) as file:
+        known = truth.read(local(job.truth))
+        count = results_file.join(known, local(job.results[0]), file, _DEFAULTS)
+    return {"entries": count, "out": job.join}
 
 
-def _submit(job: Score) -> dict[str, Any]:
+def _submit(job: Score, local: Local) -> dict[str, Any]:
     if job.submission is None or job.out is None:
         raise ValueError("--submission results.json needs --out results.zip")
     if job.results or job.html or job.join:
@@ -180,9 +198,12 @@ def _submit(job: Score) -> dict[str, Any]:
             "--join away"
         )
     from idol.ytvis import submission
+    from pipelines.storage import paths
 
-    videos = None if job.truth is None else submission.read_videos(job.truth)
-    done = submission.write(job.submission, job.out, videos)
+    videos = None if job.truth is None else submission.read_videos(local(job.truth))
+    with paths.whole_file(paths.as_written(job.out)) as file:
+        done = submission.write(local(job.submission), file, videos)
+        size = file.stat().st_size
     for rows, meaning in (
         (done.missing_videos, "videos have no results and will score as empty"),
         (done.crowded, "(video, category) have more than 100 entries, of which the best 100 count"),
@@ -190,7 +211,7 @@ def _submit(job: Score) -> dict[str, Any]:
         if rows:
             shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
             print(f"{len(rows)} {meaning}: {shown}", file=sys.stderr)
-    return {**asdict(done), "out": str(job.out), "bytes": job.out.stat().st_size}
+    return {**asdict(done), "out": job.out, "bytes": size}
 
 
 if __name__ == "__main__":

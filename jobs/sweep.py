@@ -48,12 +48,13 @@ class Sweep:
     the held-out scores.
     """
 
-    evaluation: Path | None = None
+    evaluation: str | None = None
     """A finished OUT of jobs.evaluate, on annotations with truth: sweep its tracker."""
-    pairs: Path | None = None
+    pairs: str | None = None
     """A finished OUT of jobs.prepare: sweep training on it."""
-    out: Annotated[Path, places.FOLDER]
-    """Directory to write: new, empty, or left unfinished by the same command."""
+    out: Annotated[str, places.FOLDER]
+    """Directory to write: new, empty, or left unfinished by the same command. OUT and what it is
+    made from may be addresses, such as s3://bucket/folder."""
     space: command.Repeated = ()
     """tracker.FIELD=LOW..HIGH, tracker.FIELD=LOW..HIGH:log, tracker.FIELD=A,B,C, or tracker.FIELD
     for its usual values; repeat for more fields. Default: the numbers that matter most for this
@@ -104,7 +105,7 @@ class Sweep:
     """Configurations at the same time. Default: half the logical CPUs; with --pairs, what fits."""
     overwrite: command.Switch = False
     """Delete an earlier sweep in OUT first. Never deletes anything else."""
-    log_to: Path | None = None
+    log_to: Annotated[Path | None, places.LOG] = None
     """Folder of the MLflow file. Default: OUT; without effect where MLFLOW_TRACKING_URI is set."""
     num_cpus: command.NumCpus = None
 
@@ -112,8 +113,10 @@ class Sweep:
 def _sweep(job: Sweep) -> dict[str, object]:
     from pipelines import cluster
     from pipelines.stages import train
+    from pipelines.storage import paths
     from pipelines.sweep import TrainingSweep, every_sweep, tracker_sweep, training_sweep
 
+    out = paths.at(job.out)
     wanted = asked_for(job)
     if isinstance(wanted, TrainingSweep):
         wanted = replace(wanted, base=train.with_pairs(wanted.base, wanted.pairs, job.set))
@@ -123,21 +126,22 @@ def _sweep(job: Sweep) -> dict[str, object]:
     training = isinstance(wanted, TrainingSweep)
     with cluster.kept(job.num_cpus, dashboard=training):
         if isinstance(wanted, TrainingSweep):
-            manifest = training_sweep.run(wanted, job.out, **how)
+            manifest = training_sweep.run(wanted, out, **how)
         else:
-            manifest = tracker_sweep.run(wanted, job.out, **how)
+            manifest = tracker_sweep.run(wanted, out, **how)
     best, base = manifest.extra["best"], manifest.extra["base"]
     return {
         "best": {**best["values"], **best["metrics"], "value": best["value"]},
         "base": {**base["values"], **base["metrics"], "value": base["value"]},
         **{name: manifest.extra[name] for name in _TOLD},
         "seconds": manifest.seconds,
-        "paths": {name: str(job.out / file) for name, file in every_sweep.FILES.items()},
+        "paths": {name: str(out / file) for name, file in every_sweep.FILES.items()},
     }
 
 
 def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
     """What the command line asks for; ValueError: flags that do not go together."""
+    from pipelines.storage import paths
     from pipelines.sweep import TrackerSweep, TrainingSweep, every_sweep, tracker_sweep
 
     if job.resume:
@@ -146,8 +150,9 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
                 "--resume goes on with what is in --out: leave out the flags that say what to "
                 "sweep, or leave out --resume"
             )
-        plain = every_sweep.read_settings(job.out)
-        with intact(job.out / every_sweep.SETTINGS):
+        out = paths.at(job.out)
+        plain = every_sweep.read_settings(out)
+        with intact(out / every_sweep.SETTINGS):
             if "train" in plain:
                 return TrainingSweep.from_dict(plain["train"])
             return TrackerSweep.from_dict(plain)
@@ -158,11 +163,12 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
         )
     fields = [*job.grid, *job.space]
     if job.evaluation is not None:
-        tracker = tracker_sweep.base_config(job.evaluation, job.tracker, job.set)
+        evaluated = paths.at(job.evaluation)
+        tracker = tracker_sweep.base_config(evaluated, job.tracker, job.set)
         space = search_space.parse(fields, Config(tracker=tracker), search_space.TRACKER)
         space = space or search_space.association(tracker)
         return TrackerSweep(
-            evaluated=job.evaluation,
+            evaluated=evaluated,
             base=tracker,
             space=space,
             search=_search(job, space),
@@ -178,7 +184,7 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
             "there is nothing to sweep: give --space train.learning_rate=1e-4..1e-2:log or the like"
         )
     return TrainingSweep(
-        pairs=job.pairs,
+        pairs=paths.at(job.pairs),
         annotations=job.annotations,
         base=base,
         space=space,

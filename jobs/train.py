@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from idol import presets
-from idol.config import override, to_dict
+from idol.config import override
 from jobs import command, places
 
 
@@ -25,8 +25,8 @@ class Train:
 
     pairs: str
     """Output of jobs.prepare: a folder, or an address such as s3://bucket/folder."""
-    out: Annotated[Path, places.FOLDER]
-    """Where the checkpoint and the losses go."""
+    out: Annotated[str, places.FOLDER]
+    """Where the checkpoint and the losses go: a folder, or an address."""
     preset: Annotated[
         str,
         tyro.conf.arg(help=f"The configuration to start from: {', '.join(presets.PRESETS)}."),
@@ -43,12 +43,13 @@ class Train:
     """Start the class heads from random weights where the weights were trained on other categories,
     by their names, or do not say on which."""
     workers: int = 2
-    """Data-parallel workers: one CPU core each, or one GPU each with --gpus."""
+    """Data-parallel workers: one CPU core each, or one GPU each with --gpus. A killed run may go on
+    with another number."""
     gpus: bool = False
     """One GPU per worker (NCCL). Without it the workers use CPUs (gloo)."""
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
-    log_to: Path | None = None
+    log_to: Annotated[Path | None, places.LOG] = None
     """Folder of the MLflow file. Default: the one that OUT lies in, so that stages of one run meet
     there; without effect where MLFLOW_TRACKING_URI is set."""
 
@@ -56,20 +57,15 @@ class Train:
 def _train(job: Train) -> None:
     config = override(presets.by_name(job.preset), job.set)
     from pipelines import cluster
-    from pipelines.report import experiment_log
     from pipelines.stages import train
-    from pipelines.storage import layout, paths
+    from pipelines.storage import paths
 
-    pairs = paths.at(job.pairs)
+    pairs, out = paths.at(job.pairs), paths.at(job.out)
     config = train.with_pairs(config, pairs, job.set)
-    log_to, title = job.log_to or job.out.parent, f"train {job.out.name}"
-    with (
-        cluster.kept(dashboard=True),
-        experiment_log.run(log_to, title, to_dict(config)) as log,
-    ):
+    with cluster.kept(dashboard=True):
         manifest = train.run(
             pairs,
-            job.out,
+            out,
             config,
             weights=job.weights,
             backbone_weights=job.backbone_weights,
@@ -77,11 +73,10 @@ def _train(job: Train) -> None:
             workers=job.workers,
             gpus=job.gpus,
             overwrite=job.overwrite,
-            on_report=lambda step, values: log.metrics(values, step),
+            log_to=job.log_to or out.parent,
         )
-        log.artifacts(job.out / layout.LOSSES)
     # In the order of the manifest, not sorted.
-    print(json.dumps({"checkpoint": str(job.out / train.WEIGHTS), **asdict(manifest)}))
+    print(json.dumps({"checkpoint": str(out / train.WEIGHTS), **asdict(manifest)}))
 
 
 main = functools.partial(command.run, "train", Train, _train)

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds the four rooms: what a worker needs on its path."""
 
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set for the driver by `ray job submit` alone
+SUBMITTED_FROM = "IDOL_SUBMITTED_FROM"
+"""Variable of a job that `pipelines.submit` sends: the folder in which the command was given."""
 _MIN_CPUS = 4
 """Logical CPUs of an embedded Ray, at least: a pool of two actors, and room for what feeds them.
 An actor pool that holds every CPU starves the tasks before it and hangs in silence."""
@@ -100,7 +102,7 @@ def _connected(num_cpus: int | None, dashboard: bool) -> Iterator[None]:
                 "include_dashboard": dashboard,
                 "_temp_dir": _scratch(),
             }
-        elif not os.environ.get(_SUBMITTED):
+        elif not submitted():
             # `ray job submit --working-dir` has already sent the code; sending it again conflicts.
             options["runtime_env"] = {"working_dir": str(ROOT)}
         try:
@@ -276,6 +278,11 @@ def progress(total: int, what: str, unit: str) -> Any:
     return tqdm(total=total, desc=what, unit=f" {unit}", delay=0.5, dynamic_ncols=True)
 
 
+def submitted() -> bool:
+    """Whether this process is a job that a cluster was given: its folder is a copy of the code."""
+    return bool(os.environ.get(_SUBMITTED))
+
+
 def _initialised() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
@@ -283,7 +290,7 @@ def _initialised() -> bool:
 def _check_answer() -> None:
     """Raise PipelineError unless a Ray answers at RAY_ADDRESS within seconds, where it is set."""
     address = os.environ.get("RAY_ADDRESS")
-    if not address or os.environ.get(_SUBMITTED):
+    if not address or submitted():
         return
     from ray._private.services import canonicalize_bootstrap_address
 
@@ -322,7 +329,7 @@ def _scratch() -> str | None:
 
 def _own() -> bool:
     """Whether nothing says which cluster to join."""
-    return not os.environ.get("RAY_ADDRESS") and not os.environ.get(_SUBMITTED)
+    return not os.environ.get("RAY_ADDRESS") and not submitted()
 
 
 def _embedded_environment() -> dict[str, str]:

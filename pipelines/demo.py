@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idol.config import Config, to_dict
-from pipelines.report import experiment_log, run_page
+from idol.config import Config
+from pipelines.report import run_page
 from pipelines.sources import annotations as annotation_files
 from pipelines.stages import evaluate, pairs, train
-from pipelines.storage import manifest
 from pipelines.storage.reports import EvaluationReport
 from pipelines.sweep import tracker_sweep
 
@@ -54,7 +52,16 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
     seconds: dict[str, float] = {}
     dataset = annotation_files.combine([annotation_files.read(path) for path in walk.train_files])
     seconds["prepare"] = pairs.run(dataset, out / PAIRS, walk.config.pairs).seconds
-    seconds["train"] = _train(walk, out)
+    seconds["train"] = train.run(
+        out / PAIRS,
+        out / TRAIN,
+        walk.config,
+        weights=walk.weights,
+        reset_classes=walk.reset_classes,
+        workers=walk.workers,
+        gpus=walk.gpus,
+        log_to=out,
+    ).seconds
     checkpoint = out / TRAIN / train.WEIGHTS
     sets: dict[str, dict[str, float | None]] = {}
     for name, path in walk.validation_files.items():
@@ -79,21 +86,3 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
         commands=commands,
     )
     return result | {"page": str(page)}
-
-
-def _train(walk: Walk, out: Path) -> float:
-    """Seconds of the training; its losses go to an MLflow run, which a finished one has already."""
-    with contextlib.ExitStack() as stack:
-        log = None
-        if not (out / TRAIN / manifest.MANIFEST).exists():
-            log = stack.enter_context(experiment_log.run(out, "train", to_dict(walk.config)))
-        return train.run(
-            out / PAIRS,
-            out / TRAIN,
-            walk.config,
-            weights=walk.weights,
-            reset_classes=walk.reset_classes,
-            workers=walk.workers,
-            gpus=walk.gpus,
-            on_report=None if log is None else lambda step, values: log.metrics(values, step),
-        ).seconds

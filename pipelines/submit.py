@@ -68,7 +68,8 @@ def submit(
     if not working_dir.is_dir():
         raise PipelineError(f"{working_dir} is not a folder, so its code cannot be sent.")
     client = _connect(address)
-    runtime_env = {"working_dir": str(working_dir), "env_vars": dict(environment or {})}
+    variables = {cluster.SUBMITTED_FROM: os.getcwd(), **(environment or {})}
+    runtime_env = {"working_dir": str(working_dir), "env_vars": variables}
     try:
         submission_id = _submit(client, shlex.join(command), runtime_env)
     except RuntimeError as error:

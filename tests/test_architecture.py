@@ -47,7 +47,7 @@ INNER_ROOMS = {
     "pipelines": (
         ("errors",),
         ("cluster", "configuration", "storage"),
-        ("sources", "submit", "actors"),
+        ("sources", "submit", "actors", "probe"),
         ("formats",),
         ("report", "batches"),
         ("stages", "stream"),

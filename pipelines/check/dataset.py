@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from idol.addresses import is_remote, shown
+from idol.addresses import shown
 from idol.analysis.cores import in_order, usable_cores
 from idol.config import Config
-from idol.ytvis import lazy_rows
 from idol.ytvis.annotations import parse
 from idol.ytvis.results import MAX_TRACKS
 from idol.ytvis.truth import average_area, occlusion_score
@@ -39,6 +37,7 @@ from pipelines.sources.frame_listing import FrameListing
 from pipelines.sources.image_file import check_size
 from pipelines.stages import pairs
 from pipelines.stages.reject_limit import check_rejects
+from pipelines.storage import paths
 
 _SAMPLE = 500  # frames to decode: if one in a hundred is damaged, a sample without any is rare
 _PICTURES = 6  # videos
@@ -138,15 +137,9 @@ def run(request: Request) -> tuple[CheckReport, list[Strip]]:
 def _labels(request: Request) -> tuple[Labels, str]:
     """The labels, and the root of the frames."""
     path, frames = request.annotations, request.frames
-    if not is_remote(path) and not is_remote(frames or ""):
-        labels = formats.read(Path(path), Path(frames) if frames else None, request.format)
-        return labels, str(labels.frames)
-    if request.format not in ("auto", "json"):
-        raise ValueError(f"only JSON goes with an address, not --format {request.format}")
-    with annotation_files.opened(path) as local:
-        content = lazy_rows.load_json(local, "annotation")
-    root = frames or annotation_files.default_root(path)
-    return Labels(path, content, Path()), root if is_remote(root) else str(Path(root).resolve())
+    given = paths.as_written(frames) if frames else None
+    labels = formats.read(paths.as_written(path), given, request.format)
+    return labels, str(labels.frames)
 
 
 def _listed(

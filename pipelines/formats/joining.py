@@ -20,6 +20,8 @@ from idol.ytvis.repairs import Repairs
 from idol.ytvis.videos import Annotations, Instance, Video
 from pipelines.formats.labels import Labels
 from pipelines.sources.annotations import inside_root
+from pipelines.storage import paths
+from pipelines.storage.paths import AnyPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Joined:
     """Videos of one set.
 
     categories: category_id -> name
-    frames:     absolute folder that the videos' file_names are relative to
+    frames:     absolute folder, or address, that the videos' file_names are relative to
     labelled:   whether there are annotations, be it none
     scores:     instance_id -> score, of results
     notes:      what was dropped or merged; repairs: what reading mended, which it logs
@@ -36,7 +38,7 @@ class Joined:
 
     categories: Mapping[int, str]
     videos: Sequence[Video]
-    frames: Path
+    frames: AnyPath
     labelled: bool
     notes: Repairs = field(default_factory=Repairs)
     repairs: Repairs = field(default_factory=Repairs)
@@ -49,10 +51,10 @@ def join(sources: Sequence[Labels]) -> Joined:
 
     A single source keeps its ids. The ids of several are renumbered from 1, in their order.
 
-    Raises: ValueError: a source is no annotation file, none of its videos can be used, or some have
-            annotations and others none.
+    Raises: ValueError: a source is no annotation file, none of its videos can be used, some have
+            annotations and others none, or no place holds the frames of all.
     """
-    root = Path(os.path.commonpath([source.frames for source in sources]))
+    root = _common([source.frames for source in sources])
     notes, repairs, left_out = Repairs(), Repairs(), dict[str, str]()
     parts: list[tuple[Annotations, Sequence[Video]]] = []
     for source in sources:
@@ -91,11 +93,32 @@ def join(sources: Sequence[Labels]) -> Joined:
     return Joined(categories, united, root, labelled.pop(), notes, repairs, left_out)
 
 
-def _placed(video: Video, old: Path, new: Path) -> Video:
+def _common(roots: Sequence[AnyPath]) -> AnyPath:
+    """The place that holds all of these; ValueError: there is none."""
+    storages = {_storage(root)[0] for root in roots}
+    if len(storages) > 1:
+        raise ValueError(
+            f"the frames lie in {' and '.join(sorted(map(str, roots)))}: no place holds them all. "
+            "Convert each source alone."
+        )
+    common = os.path.commonpath([_storage(root)[1] for root in roots])
+    return paths.as_written(storages.pop() + common)
+
+
+def _storage(root: AnyPath) -> tuple[str, str]:
+    """ "s3://bucket" and "/folder", or "" and the path on the disk."""
+    if isinstance(root, Path):
+        return "", str(root)
+    scheme, _, inner = root.address.partition("://")
+    bucket, _, folder = inner.partition("/")
+    return f"{scheme}://{bucket}", f"/{folder}"
+
+
+def _placed(video: Video, old: AnyPath, new: AnyPath) -> Video:
     """The video with its frame paths relative to another root, above the old one."""
     if video.file_names is None:
         raise ValueError("it names no frames")
-    below = Path(os.path.relpath(old, new))
+    below = Path(os.path.relpath(_storage(old)[1], _storage(new)[1]))
     names = []
     for name in video.file_names:
         inside = inside_root(name)

@@ -15,6 +15,7 @@ from idol.ytvis.lazy_rows import Ids, Row
 from idol.ytvis.repairs import Repairs
 from pipelines.errors import PipelineError, VideoError
 from pipelines.sources import frames as frame_files
+from pipelines.storage.paths import AnyPath
 
 OBJECT = "object"
 """The category of objects that a format gives no name."""
@@ -26,14 +27,14 @@ class Labels:
 
     content:  YouTube-VIS JSON, its rows as `lazy_rows.Row`s where there can be many; without
               "annotations" where nothing is labelled
-    frames:   absolute folder that its file_names are relative to
+    frames:   absolute folder, or address, that its file_names are relative to
     notes:    kind of what was repaired, dropped or merged -> how often, and where first
     left_out: video -> why it cannot be used
     """
 
     origin: str
     content: Mapping[str, Any]
-    frames: Path
+    frames: AnyPath
     notes: Repairs = field(default_factory=Repairs)
     left_out: dict[str, str] = field(default_factory=dict)
 

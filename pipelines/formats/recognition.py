@@ -22,23 +22,38 @@ from pipelines.formats.labels import Labels
 from pipelines.sources import annotations as annotation_files
 from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import Dataset
+from pipelines.storage import paths
+from pipelines.storage.paths import AnyPath, RemotePath
 
 _log = logging.getLogger(__name__)
 
 Reader = Callable[[Path, Path | None], Labels]
 
 
-def read(path: Path, frames: Path | None = None, format: str = "auto") -> Labels:
-    """Read the labels at a path.
+def read(path: AnyPath, frames: AnyPath | None = None, format: str = "auto") -> Labels:
+    """Read the labels at a path; at an address, or with frames there, JSON alone.
 
     frames: where its frames lie; default: as its format has it
     format: one of FORMATS, or "auto": the one that it looks like
     Raises: ValueError, PipelineError, OSError: it is none that is known, or cannot be read.
     """
+    remote = isinstance(path, RemotePath) or isinstance(frames, RemotePath)
+    if remote and format not in ("auto", "json"):
+        raise ValueError(f"only JSON goes with an address, not --format {format}")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     if frames is not None and not frames.exists():
         raise FileNotFoundError(f"the frames {frames} do not exist")
+    if remote:
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder, but only JSON goes with an address. Name the JSON file, or "
+                "copy labels and frames to a disk."
+            )
+        with annotation_files.opened(str(path)) as local:
+            content = lazy_rows.load_json(local, "annotation")
+        root = frames or paths.at(annotation_files.default_root(str(path)))
+        return Labels(str(path), content, root)
     return FORMATS[recognise(path) if format == "auto" else format](path, frames)
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from idol.files import whole_file
 from idol.masks import rle
 from idol.ytvis.repairs import Repairs
 from idol.ytvis.videos import Instance, Rle, Video
@@ -24,6 +23,7 @@ from pipelines.formats import media, mots
 from pipelines.formats.joining import Joined
 from pipelines.formats.mask_folders import MASKS
 from pipelines.sources import frames as frame_files
+from pipelines.storage.paths import AnyPath, send_folder, whole_file
 
 INFO = {"description": "written by python -m jobs.convert"}
 """Begins every JSON file, so that an earlier one is known."""
@@ -32,7 +32,7 @@ _MAX_OBJECTS = 254  # of a palette: 0 is the background, 255 void
 _Ids = NDArray[np.int32]
 
 
-def write(joined: Joined, out: Path, to: str) -> Repairs:
+def write(joined: Joined, out: AnyPath, to: str) -> Repairs:
     """Write the set to a file or new folder, whole or not at all.
 
     to:      one of WRITERS
@@ -300,15 +300,19 @@ def _frame_numbers(video: Video) -> list[int]:
 
 
 @contextmanager
-def _whole_folder(path: Path) -> Iterator[Path]:
+def _whole_folder(path: AnyPath) -> Iterator[Path]:
     """A folder that gets its name when the block ends without an error."""
     if path.exists():
         raise FileExistsError(f"{path} exists; write into a new folder, or remove it yourself")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+    beside = path.parent if isinstance(path, Path) else None
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{path.name}.") as temporary:
         folder = Path(temporary) / path.name
         folder.mkdir()
         yield folder
-        folder.rename(path)
+        if isinstance(path, Path):
+            folder.rename(path)
+        else:
+            send_folder(folder, path)
 
 
 _JSON: Mapping[str, Callable[[Joined], dict[str, Any]]] = {"ytvis": _ytvis, "cocovid": _cocovid}

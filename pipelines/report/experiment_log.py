@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from pipelines.storage import paths
 from pipelines.storage.paths import AnyPath, RemotePath
 
 EXPERIMENT = "idol"
+ARTIFACT_ROOT = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
+"""MLflow's variable for where artifacts go, such as s3://bucket/mlruns; of our own file too."""
 _METRICS_PER_CALL = 500  # MLflow takes 1000 a call; one call costs about as much as one metric
 _PARAMS_PER_CALL = 100  # MLflow's limit
 _PARAM_LENGTH = 6000  # MLflow's limit
@@ -69,10 +71,14 @@ class Log:
             self._call("log_batch", self.run_id, metrics=rows[start : start + _METRICS_PER_CALL])
 
     def artifacts(self, *files: AnyPath) -> None:
-        """Copy these files into the run."""
-        for file in files:
+        """Copy these files into the run; to object storage without MLflow, which wants boto3."""
+        run = self._call("get_run", self.run_id)
+        for file in files if run is not None else ():
             with paths.local_file(file) as copy:
-                self._call("log_artifact", self.run_id, str(copy))
+                if paths.is_bucket(root := run.info.artifact_uri):
+                    self._try(paths.write_whole, paths.at(root) / file.name, copy.read_bytes())
+                else:
+                    self._call("log_artifact", self.run_id, str(copy))
 
     def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Log a finished run below this one."""
@@ -91,12 +97,15 @@ class Log:
 
     def _call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """What the client's method returns; None where it fails, or one has failed before."""
+        return self._try(getattr(self.client, method), *arguments, **named)
+
+    def _try(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         from mlflow.exceptions import MlflowException
 
         if self.broken:
             return None
         try:
-            return getattr(self.client, method)(*arguments, **named)
+            return function(*arguments, **named)
         except (MlflowException, OSError) as error:
             self.broken = True
             told = "%s is not logged any further, the work goes on. The experiment log says: %s"
@@ -108,7 +117,8 @@ class Log:
 def run(out: AnyPath, name: str, config: Mapping[str, Any]) -> Iterator[Log]:
     """Open an MLflow run before the work; it ends FINISHED, or FAILED where the block raises.
 
-    out:    its SQLite file and artifacts are made here, unless MLFLOW_TRACKING_URI says otherwise
+    out:    its SQLite file and artifacts are made here, unless MLFLOW_TRACKING_URI says otherwise;
+            artifacts of a new file go to MLFLOW_DEFAULT_ARTIFACT_ROOT where that is set
     config: logged as parameters (config.to_dict of a configuration)
     Raises: PipelineError: the log cannot be opened.
     """
@@ -197,11 +207,15 @@ def _open(out: AnyPath) -> tuple[Any, str, str]:
     out.mkdir(parents=True, exist_ok=True)
     # MLflow 3 refuses plain folders.
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.resolve() / 'mlflow.db'}"
-    # A server keeps artifacts where it was told to; beside our own file they go beside it.
+    # A server keeps artifacts where it was told to; those of our own file go beside it.
     beside = uri.startswith("sqlite:") and isinstance(out, Path)
-    place = Path(str(out), "mlruns").resolve().as_uri() if beside else None
+    asked = os.environ.get(ARTIFACT_ROOT, "").rstrip("/") if beside else ""
+    place = asked or (Path(str(out), "mlruns").resolve().as_uri() if beside else None)
     with _opening(uri):
         client, found = _experiment(uri, place)
+    if asked and found.artifact_location.rstrip("/") != asked:
+        there = "%s keeps the artifacts of its runs in %s, as when it was made, and not in %s (%s)"
+        _log.warning(there, uri, found.artifact_location, asked, ARTIFACT_ROOT)
     if found.lifecycle_stage != "active":
         raise PipelineError(
             f"the experiment {EXPERIMENT!r} of {uri} was deleted. Restore it with `mlflow "

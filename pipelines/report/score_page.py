@@ -17,11 +17,11 @@ from idol.analysis.score_files import Compared, FileMetrics, ScoredFiles
 from idol.config import AnalysisConfig
 from idol.evaluation.average_precision import RECALL_POINTS
 from idol.evaluation.matching import IOU_THRESHOLDS
-from idol.files import write_whole
 from idol.ytvis.truth import Truth
 from pipelines.report import charts, score_pictures
 from pipelines.report import page as report
 from pipelines.report.score_pictures import Picture
+from pipelines.storage.paths import AnyPath, write_whole
 
 MEANINGS: Final = {
     "class": "right masks, wrong class",
@@ -73,7 +73,7 @@ class ScorePage:
 
 
 def write(
-    out: Path,
+    out: AnyPath,
     scores: ScoredFiles,
     paths: Mapping[str, Path],
     truth_path: Path,

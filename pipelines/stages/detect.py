@@ -23,8 +23,9 @@ from idol.structures import FrameDetections
 from idol.weights import checkpoint
 from idol.ytvis.videos import Reject
 from pipelines import actors as actors_of
-from pipelines import cluster
+from pipelines import cluster, probe
 from pipelines.errors import ResourcesError, VideoError, carried, raise_carried
+from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import shard_plan
 from pipelines.stages.frame_reader import Frame, read_ahead
@@ -232,6 +233,7 @@ def _detect(
         pool, share = _room(actors, gpu, len(todo))
         instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
         cluster.require(pool.least, 1.0, share, instead=instead)
+        probe.check(arguments[1], [frame_files.split(shards[todo[0]][0].frames[0])[0]])
         with paths.whole_file(network) as written:
             checkpoint.save(model, written)
         rows = Mapped(

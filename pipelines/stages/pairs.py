@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from idol.config import PairConfig, to_dict
 from idol.ytvis.videos import Reject
-from pipelines import cluster
+from pipelines import cluster, probe
 from pipelines.errors import PipelineError, VideoError, carried, raise_carried
+from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import shard_rows
 from pipelines.stages.reject_limit import check_rejects, tell_rejects
@@ -211,7 +212,9 @@ def _write_shards(
     if not missing:
         return
     path = output.path / _PLAN
-    _write_plan(path, ([(dataset.videos[p.position], p) for p in plan[i]] for i in missing))
+    # Of all shards, the missing and the others: the same command in another process, which misses
+    # other shards, writes the same plan.
+    _write_plan(path, ([(dataset.videos[p.position], p) for p in shard] for shard in plan))
     write = partial(
         write_shard, out=output.path.resolve(), config=config, labels=dataset.labels, shards=missing
     )
@@ -219,6 +222,7 @@ def _write_shards(
         import ray.data
 
         cluster.require(1, num_cpus, instead="a larger --num-cpus")
+        probe.check(output.path, [frame_files.split(dataset.videos[0].frames[0])[0]])
         cluster.set_up_data()
         # One block per shard: a failed worker then costs one shard, and they spread evenly.
         places = ray.data.range(len(missing), override_num_blocks=len(missing))
@@ -248,17 +252,30 @@ def write_shard(
 ) -> dict[str, Any]:
     """Read the frames of one shard and commit it: the work of one task.
 
-    item:    {"id": position in the plan}
+    item:    {"id": position in shards}
     labels:  category_id → label
-    shards:  number of every shard in the plan
+    shards:  numbers of shards to write
     returns: {"shard", "rows", "rejects"}
     """
+    number = shards[item["id"]]
+    path = layout.shard_path(out, number)
+    if not path.exists():
+        try:
+            _write_shard(path, number, config, labels)
+        except FileNotFoundError:
+            # The same command in another process has finished first, and removed the plan.
+            if not path.exists():
+                raise
+    rejects = tables.shard_rejects(path)
+    return {"shard": number, "rows": tables.count_rows(path), "rejects": len(rejects)}
+
+
+def _write_shard(path: AnyPath, number: int, config: PairConfig, labels: Mapping[int, int]) -> None:
     import cv2
 
     cv2.setNumThreads(1)  # one task per core is faster than threads that fight for them
-    number = shards[item["id"]]
-    with paths.open_input(out / _PLAN) as plan, pq.ParquetFile(plan) as file:
-        pieces = pickle.loads(file.read_row_group(item["id"])["videos"][0].as_py())
+    with paths.open_input(path.parent / _PLAN) as plan, pq.ParquetFile(plan) as file:
+        pieces = pickle.loads(file.read_row_group(number)["videos"][0].as_py())
     rows = [
         (video, indices)
         for video, piece in pieces
@@ -267,12 +284,10 @@ def write_shard(
     if config.sampling == "released":
         frames = [shard_rows.planned_frame(video, t, labels) for video, (t,) in rows]
         stored, faults = shard_rows.fill_frames(frames, config)
-        frame_store.commit(stored, out, number, rejects=faults)
+        frame_store.commit(stored, path.parent, number, rejects=faults)
     else:
         pairs = [shard_rows.planned_pair(video, k, r, labels) for video, (k, r) in rows]
         order = np.random.default_rng([config.seed % 2**64, number]).permutation(len(pairs))
         stored, faults = shard_rows.fill_pairs([pairs[i] for i in order], config)
         table = schemas.table(stored, schemas.PAIRS)
-        path = layout.shard_path(out, number)
         tables.commit(table, path, rejects=faults, row_group_size=_ROWS_PER_GROUP)
-    return {"shard": number, "rows": len(stored), "rejects": len(faults)}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,16 @@ import torch
 
 from idol.analysis.cores import usable_cores
 from idol.config import Config, override, to_dict
-from idol.files import whole_file
 from idol.learning.training import Trainer
 from idol.network.model import IDOL
 from idol.weights import checkpoint
-from pipelines import cluster
+from pipelines import cluster, probe
 from pipelines.batches import loader
 from pipelines.batches.speed import Speed
 from pipelines.errors import intact
+from pipelines.report import experiment_log
 from pipelines.stages.initial_model import Start, initial_model
-from pipelines.storage import claims, manifest
+from pipelines.storage import claims, manifest, paths, steps
 from pipelines.storage.layout import LOSSES, TRAIN
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
@@ -37,9 +36,6 @@ WEIGHTS = "checkpoint.safetensors"
 """The result: weights to evaluate with (the average where there is one), and their config."""
 Report = tuple[int, dict[str, float]]
 """Step, and the means of its losses since the report before."""
-OnReport = Callable[[int, dict[str, float]], None]
-_RAY = "ray"  # Ray Train's own files, inside out
-_STEP = "step-"  # checkpoint folders, inside out
 _STATE = "training.pt"  # optimiser, average and step, to go on from
 _START = "_start.safetensors"  # the weights that all workers start from
 
@@ -50,13 +46,13 @@ class Loop:
 
     config: Config
     pairs: AnyPath
-    out: Path
+    out: AnyPath
     stop: int
 
 
 def run(
     pairs: AnyPath,
-    out: Path,
+    out: AnyPath,
     config: Config,
     *,
     weights: str | None = None,
@@ -65,7 +61,7 @@ def run(
     workers: int = 2,
     gpus: bool = False,
     overwrite: bool = False,
-    on_report: OnReport | None = None,
+    log_to: AnyPath | None = None,
 ) -> Manifest:
     """Train on the pairs of a finished prepare directory; a killed run goes on where it was.
 
@@ -75,9 +71,11 @@ def run(
     out:       gets checkpoint.safetensors, losses.json and the manifest. With workers on several
                machines it must be storage that all of them see.
     weights, backbone_weights, reset_classes: see Start
-    workers:   data-parallel processes, one core or GPU each; 0: inside this process
+    workers:   data-parallel processes, one core or GPU each; 0: inside this process. A resumed
+               run may have another number: the batches are the same, sums of floats are not
     gpus:      one GPU per worker, NCCL instead of gloo
-    on_report: called with step, mean losses and the numbers of Speed while training goes on
+    log_to:    folder of the MLflow file that the losses and the numbers of Speed are logged to;
+               None: no MLflow run
     Raises:
         ManifestError: the pairs are unfinished.
         ValueError: a batch does not divide by the workers, or both kinds of weights are given.
@@ -88,11 +86,18 @@ def run(
     if output.finished is not None:
         return output.finished
     started = time.monotonic()
-    last = _fit(loop, workers, gpus, on_report)
-    with whole_file(out / WEIGHTS) as temporary:
-        shutil.copyfile(last / WEIGHTS, temporary)
-    curve = json.loads((last / LOSSES).read_text())
-    manifest.commit_json(curve, out / LOSSES)
+    with contextlib.ExitStack() as stack:
+        log = None
+        if log_to is not None:
+            opened = experiment_log.run(log_to, f"train {out.name}", to_dict(loop.config))
+            log = stack.enter_context(opened)
+        last = _fit(loop, workers, gpus, log)
+        with paths.local_file(last / WEIGHTS) as made, paths.whole_file(out / WEIGHTS) as temporary:
+            shutil.copyfile(made, temporary)
+        curve = json.loads((last / LOSSES).read_text())
+        manifest.commit_json(curve, out / LOSSES)
+        if log is not None:
+            log.artifacts(out / LOSSES)
     _clean(out)
     extra = {
         "steps": config.train.steps,
@@ -105,39 +110,36 @@ def run(
 
 def advance(
     pairs: AnyPath,
-    out: Path,
+    out: AnyPath,
     config: Config,
-    steps: int,
+    until: int,
     *,
     weights: str | None = None,
     reset_classes: bool = False,
     workers: int = 2,
     gpus: bool = False,
-) -> Path:
+) -> AnyPath:
     """Train up to a step, in the schedule of all config.train.steps; the weights so far.
 
     A later call with more steps, or run, goes on from here. Arguments as of run.
 
-    steps: config.train.steps or more finish the run
+    until: config.train.steps or more finish the run
     """
     start = Start(weights=weights, reset_classes=reset_classes)
-    if steps >= config.train.steps:
+    if until >= config.train.steps:
         run(pairs, out, config, **asdict(start), workers=workers, gpus=gpus)
         return out / WEIGHTS
     output, loop = _begin(pairs, out, config, start, workers, overwrite=False)
     if output.finished is not None:
         return out / WEIGHTS
-    done = _checkpoints(out)
-    if not done or int(done[-1].name.removeprefix(_STEP)) < steps:
-        # Ray Train would go on from the state that the part before has left.
-        shutil.rmtree(out / _RAY, ignore_errors=True)
-        done = [_fit(replace(loop, stop=steps), workers, gpus, None)]
-    shutil.rmtree(out / _RAY, ignore_errors=True)
+    done = steps.complete(out, LOSSES)
+    if not done or steps.step_of(done[-1]) < until:
+        done = [_fit(replace(loop, stop=until), workers, gpus, None)]
     return done[-1] / WEIGHTS
 
 
 def _begin(
-    pairs: AnyPath, out: Path, config: Config, start: Start, workers: int, overwrite: bool
+    pairs: AnyPath, out: AnyPath, config: Config, start: Start, workers: int, overwrite: bool
 ) -> tuple[claims.Output, Loop]:
     """Claim the directory and put the first weights there."""
     source = manifest.read(pairs, "prepare")
@@ -161,21 +163,21 @@ def _begin(
     known = not overwrite and any((out / f).exists() for f in (manifest.STARTED, manifest.MANIFEST))
     # What does not fit must fail before a directory is made; what is done needs no weights.
     model = None if known else initial_model(config, start)
-    claim = {"config": to_dict(config), **start.recorded(), "workers": max(workers, 1)}
+    claim = {"config": to_dict(config), **start.recorded()}
     output = claims.prepare_output(out, TRAIN, claim, source.hash, overwrite=overwrite)
     if output.finished is not None:
         return output, loop
     if overwrite:
         _clean(out)
-    if not _checkpoints(out):
-        checkpoint.save(model or initial_model(config, start), out / _START)
+    if not steps.complete(out, LOSSES):
+        with paths.whole_file(out / _START) as temporary:
+            checkpoint.save(model or initial_model(config, start), temporary)
     return output, loop
 
 
-def _clean(out: Path) -> None:
+def _clean(out: AnyPath) -> None:
     """Remove what only an unfinished run needs."""
-    for path in [out / _RAY, *_checkpoints(out), *out.glob(f".{_STEP}*.part")]:
-        shutil.rmtree(path, ignore_errors=True)
+    steps.clear(out)
     (out / _START).unlink(missing_ok=True)
 
 
@@ -230,22 +232,22 @@ class _Mailbox:
 
 
 @contextlib.contextmanager
-def _watched(steps: int, on_report: OnReport | None) -> Iterator[Any]:
-    """A mailbox whose reports move a progress bar while the block runs."""
+def _watched(total: int, log: experiment_log.Log | None) -> Iterator[Any]:
+    """A mailbox whose reports move a progress bar, and are logged, while the block runs."""
     import ray
 
     mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
     over = threading.Event()
 
     def watch() -> None:
-        with cluster.progress(steps, "train", "steps") as bar:
+        with cluster.progress(total, "train", "steps") as bar:
             while True:
                 last = over.wait(0.5)
                 for step, values in ray.get(mailbox.take.remote()):
                     bar.update(step - bar.n)
                     bar.set_postfix_str(f"loss {values['loss']:.2f}")
-                    if on_report is not None:
-                        on_report(step, values)
+                    if log is not None:
+                        log.metrics(values, step)
                 if last:
                     return
 
@@ -261,8 +263,8 @@ def _watched(steps: int, on_report: OnReport | None) -> Iterator[Any]:
 
 
 @cluster.session(dashboard=True)
-def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Path:
-    """Run the loop on Ray Train; the folder of its last checkpoint, on this machine."""
+def _fit(loop: Loop, workers: int, gpus: bool, log: experiment_log.Log | None) -> AnyPath:
+    """Run the loop on Ray Train; the folder of its last checkpoint."""
     from ray import train
     from ray.train.torch import TorchTrainer
 
@@ -274,7 +276,12 @@ def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Pa
 
     instead = "fewer --workers, or leave out --gpus" if gpus else "fewer --workers"
     cluster.require(max(workers, 1), gpus=1.0 if gpus else 0.0, instead=instead)
-    with _watched(loop.config.train.steps, on_report) as mailbox:
+    probe.check(loop.out, [loop.pairs / manifest.MANIFEST])
+    with (
+        _watched(loop.config.train.steps, log) as mailbox,
+        # Of Ray Train's own files none is needed again: a new run must not go on from them.
+        tempfile.TemporaryDirectory(prefix="idol-train-", ignore_cleanup_errors=True) as unused,
+    ):
         result = Interruptible(
             _worker,
             train_loop_config={"loop": loop, "mailbox": mailbox},
@@ -284,19 +291,16 @@ def _fit(loop: Loop, workers: int, gpus: bool, on_report: OnReport | None) -> Pa
                 resources_per_worker={"CPU": 1} if workers else None,
             ),
             run_config=train.RunConfig(
-                name=_RAY,
-                storage_path=str(loop.out),
+                name="train",
+                storage_path=unused,
                 failure_config=train.FailureConfig(max_failures=3),
             ),
         ).fit()
     if result.error is not None:
         raise result.error
-    last = loop.out / f"{_STEP}{loop.stop:08d}"
-    if not last.exists():
-        raise RuntimeError(
-            f"training ended, but {last} is not there. With workers on several machines --out must "
-            "be storage that all of them see."
-        )
+    last = steps.folder(loop.out, loop.stop)
+    if not (last / LOSSES).exists():
+        raise RuntimeError(f"training ended, but {last} is not there")
     return last
 
 
@@ -353,37 +357,32 @@ def _trainer(loop: Loop, rank: int) -> tuple[Trainer, list[Report]]:
     from ray.train.torch import get_device, prepare_model
 
     device = get_device()
-    previous = _checkpoints(loop.out)
+    previous = steps.complete(loop.out, LOSSES)
     model = IDOL(loop.config)
     if not previous:
-        model.load_state_dict(checkpoint.read(loop.out / _START)[1])
+        with paths.local_file(loop.out / _START) as start:
+            model.load_state_dict(checkpoint.read(start)[1])
     model.to(device)
     wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
     trainer = Trainer(model, loop.config, seed=loop.config.train.seed * 1000 + rank, wrap=wrap)
     if not previous:
         return trainer, []
-    state = torch.load(previous[-1] / _STATE, map_location=device, weights_only=True)
+    with paths.local_file(previous[-1] / _STATE) as saved:
+        state = torch.load(saved, map_location=device, weights_only=True)
     trainer.load_state_dict(state)
     return trainer, json.loads((previous[-1] / LOSSES).read_text())
 
 
-def _commit(trainer: Trainer, curve: list[Report], out: Path) -> None:
-    """Write a checkpoint folder under a temporary name, rename it, drop older ones."""
+def _commit(trainer: Trainer, curve: list[Report], out: AnyPath) -> None:
+    """Write the checkpoint of this step in the place of earlier ones."""
     # Not Ray Train's checkpoints: those are registered at the controller's next look, so a killed
     # run loses the newest, and they are resumed from unasked by any run of the same name.
-    folder = out / f"{_STEP}{trainer.step_number:08d}"
-    older = [path for path in _checkpoints(out) if path != folder]
-    temporary = out / f".{folder.name}.{os.getpid()}.part"
-    temporary.mkdir(parents=True)
-    checkpoint.save(trainer.model, temporary / WEIGHTS, trainer.weights())
-    torch.save(trainer.state_dict(), temporary / _STATE)
-    (temporary / LOSSES).write_text(json.dumps(curve))
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    for path in older:
-        shutil.rmtree(path)
-
-
-def _checkpoints(out: Path) -> list[Path]:
-    """Checkpoint folders of an unfinished run, oldest first."""
-    return sorted(out.glob(f"{_STEP}*"))
+    steps.commit(
+        out,
+        trainer.step_number,
+        {
+            WEIGHTS: lambda path: checkpoint.save(trainer.model, path, trainer.weights()),
+            _STATE: lambda path: torch.save(trainer.state_dict(), path),
+            LOSSES: lambda path: path.write_text(json.dumps(curve)),
+        },
+    )

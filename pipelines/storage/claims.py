@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +40,7 @@ OWNED = (
     "checkpoint.safetensors",
     "_*.safetensors",
     "best.json",
-    "ledger.jsonl",
+    "ledger*.jsonl",
     "settings.json",
 )
 """What a stage may leave at the top of its directory, and all that overwriting ever deletes."""
@@ -98,18 +98,29 @@ class Output:
             todo = "Run the same command again: only these are redone."
             raise ManifestError(str(self.path), reason, todo)
         faults = sorted({*rejects, *self.rejects(total_shards)})
-        table = schemas.table([reject._asdict() for reject in faults], schemas.REJECTS)
-        tables.commit(table, self.path / tables.REJECTS)
         if rows is None:
             rows = sum(tables.count_rows(self.shard(index)) for index in range(total_shards))
-        self.finished = Manifest(
+        try:
+            self.finished = self._commit(total_shards, faults, rows, _plain(extra or {}))
+        except FileNotFoundError:
+            # The same command in another process has finished meanwhile, and has removed what it
+            # took for left over.
+            self.finished = manifest.read(self.path, self.stage)
+        return self.finished
+
+    def _commit(
+        self, shards: int, faults: Sequence[Reject], rows: int, extra: dict[str, Any]
+    ) -> Manifest:
+        table = schemas.table([reject._asdict() for reject in faults], schemas.REJECTS)
+        tables.commit(table, self.path / tables.REJECTS)
+        made = Manifest(
             stage=self.stage,
             config=self.config,
             input_hash=self.input_hash,
             frames=self.frames,
             code_version=self.code_version,
             rows=rows,
-            shards=total_shards,
+            shards=shards,
             rejects=len(faults),
             seconds=round(time.monotonic() - self.started_at, 3),
             files={
@@ -117,13 +128,13 @@ class Output:
                 for file in sorted(self.path / name for name in (REPORT, LOSSES))
                 if file.is_file()
             },
-            extra=_plain(extra or {}),
+            extra=extra,
         )
         for leftover in _leftovers(self.path):
             leftover.unlink(missing_ok=True)
-        manifest.commit(self.finished, self.path)
+        manifest.commit(made, self.path)
         (self.path / STARTED).unlink(missing_ok=True)
-        return self.finished
+        return made
 
 
 def prepare_output(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Self, get_type_hints
 
 from idol.addresses import shown
 from idol.config import Config, TrackerConfig, from_dict, to_dict
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.report import experiment_log, page, run_page
-from pipelines.storage import manifest
+from pipelines.storage import manifest, paths
 from pipelines.storage.claims import Output
 from pipelines.storage.layout import PAGE, REPORT
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.sweep_report import SweepReport, Trial
 from pipelines.sweep import space, workers
 from pipelines.sweep.search import SearchConfig
@@ -52,7 +52,7 @@ class Sweep:
             "space": space.to_dict_of(self.space),
             "search": asdict(self.search),
         }
-        absolute = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in plain.items()}
+        absolute = {k: str(v.resolve()) if isinstance(v, AnyPath) else v for k, v in plain.items()}
         return {k: shown(v) if isinstance(v, str) else v for k, v in absolute.items()}
 
     @classmethod
@@ -61,7 +61,7 @@ class Sweep:
         types = get_type_hints(cls)
         values: dict[str, Any] = {
             **plain,
-            **{name: Path(value) for name, value in plain.items() if types[name] is Path},
+            **{name: paths.at(value) for name, value in plain.items() if types[name] == AnyPath},
             "base": from_dict(types["base"], plain["base"]),
             "space": space.from_dict(plain["space"]),
             "search": SearchConfig(**plain["search"]),
@@ -69,7 +69,7 @@ class Sweep:
         return cls(**values)
 
 
-def read_settings(out: Path) -> dict[str, Any]:
+def read_settings(out: AnyPath) -> dict[str, Any]:
     """What was asked for when the sweep here was started; ManifestError: there is none."""
     path = out / SETTINGS
     if not path.is_file():
@@ -109,7 +109,7 @@ def search(
         values = " ".join(f"{key}={value}" for key, value in failed[0].values.items())
         tried = f"{len(failed)} of {len(failed) + len(trials)} configurations were left out"
         notes.append(f"{tried}; the first, {values}: {failed[0].reason}.")
-        _log.warning("%s All are listed in %s", notes[-1], ledger.path.with_name(REPORT))
+        _log.warning("%s All are listed in %s", notes[-1], ledger.path.parent / REPORT)
     return best, SweepReport(
         objective=wanted.search.objective,
         budget=workload.budget,

@@ -16,6 +16,7 @@ from pipelines.report import experiment_log
 from pipelines.stages import track
 from pipelines.storage import claims, layout, manifest, stored
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.reports import EvaluationReport
 from pipelines.storage.stored import StoredDetections
 from pipelines.sweep import every_sweep, objective
@@ -34,7 +35,7 @@ class TrackerSweep(Sweep):
     """
 
     base: TrackerConfig
-    evaluated: Path
+    evaluated: AnyPath
     annotation_file: str | None = None
 
 
@@ -44,7 +45,7 @@ def grid(fields: Mapping[str, Sequence[Any]]) -> Space:
 
 
 def base_config(
-    evaluated: Path, tracker: str | Path | None = None, overrides: Iterable[str] = ()
+    evaluated: AnyPath, tracker: str | Path | None = None, overrides: Iterable[str] = ()
 ) -> TrackerConfig:
     """What a sweep starts from: a named tracker, else that of the evaluation; then overrides.
 
@@ -60,11 +61,11 @@ def base_config(
 
 def run(
     wanted: TrackerSweep,
-    out: Path,
+    out: AnyPath,
     *,
     processes: int | None = None,
     overwrite: bool = False,
-    log_to: Path | None = None,
+    log_to: AnyPath | None = None,
 ) -> Manifest:
     """Search for the best tracker on the detections that an evaluation stored.
 

@@ -16,6 +16,7 @@ from idol.evaluation.tracking_metrics import VideoTracking, count_video
 from idol.structures import FrameDetections
 from idol.tracker.online import track_video
 from idol.ytvis.truth import VideoTruth
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.stored import StoredDetections
 from pipelines.storage.sweep_report import (
     Configuration,
@@ -85,6 +86,11 @@ class TrackerTrials:
     def budget(self) -> int:
         """Videos of the data set."""
         return len(self.order)
+
+    @property
+    def reads(self) -> Sequence[AnyPath]:
+        """The stored detections."""
+        return (self.source.path,)
 
     def config(self, values: Mapping[str, Any]) -> TrackerConfig:
         """The tracker with the values of {"tracker.field": value}."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from idol.config import Config, to_dict
 from pipelines import cluster
 from pipelines.report import experiment_log
 from pipelines.stages import evaluate, train
-from pipelines.storage import claims, manifest
+from pipelines.storage import claims, manifest, paths
 from pipelines.storage.manifest import Manifest
+from pipelines.storage.paths import AnyPath
 from pipelines.storage.sweep_report import Configuration, Trial
 from pipelines.sweep import every_sweep, objective, space
 from pipelines.sweep.every_sweep import Sweep
@@ -37,7 +37,7 @@ class TrainingSweep(Sweep):
     """
 
     base: Config
-    pairs: Path
+    pairs: AnyPath
     annotations: str
     weights: str | None = None
     reset_classes: bool = False
@@ -57,7 +57,7 @@ class TrainingTrials:
 
     wanted: TrainingSweep
     goal: Objective
-    place: Path
+    place: AnyPath
 
     @property
     def budget(self) -> int:
@@ -68,6 +68,11 @@ class TrainingTrials:
     def cpus(self) -> float:
         """1 where a worker trains by itself; little where it waits for training processes."""
         return 0.1 if self.wanted.workers else 1.0
+
+    @property
+    def reads(self) -> Sequence[AnyPath]:
+        """The pairs and the annotations."""
+        return self.wanted.pairs, paths.at(self.wanted.annotations)
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """The configuration with these values."""
@@ -80,7 +85,7 @@ class TrainingTrials:
     def load(self) -> None:
         """Nothing: every trial reads its pairs."""
 
-    def folder(self, configuration: Configuration) -> Path:
+    def folder(self, configuration: Configuration) -> AnyPath:
         """Where the configuration's checkpoint and evaluations are."""
         return self.place / f"trial-{configuration.number:04d}"
 
@@ -101,7 +106,7 @@ class TrainingTrials:
             gpus=wanted.gpus,
         )
         done = evaluate.run(
-            evaluate.Request(annotations=wanted.annotations, checkpoint=weights),
+            evaluate.Request(annotations=wanted.annotations, checkpoint=str(weights)),
             folder / f"evaluate-{budget}",
             actors=max(1, wanted.workers) if wanted.gpus else 1,
             gpu=wanted.gpus or None,
@@ -121,11 +126,12 @@ class TrainingTrials:
     def held_out(self, full: Sequence[Trial]) -> None:
         """None: the videos that judge a training are not trained on."""
 
-    def _really_used(self, weights: Path, config: Config) -> str:
+    def _really_used(self, weights: AnyPath, config: Config) -> str:
         """The hash of the configuration that the checkpoint carries, which is the trained one."""
         from idol.weights import checkpoint
 
-        carried, asked = to_dict(checkpoint.read(weights)[0]), to_dict(config)
+        with paths.local_file(weights) as file:
+            carried, asked = to_dict(checkpoint.read(file)[0]), to_dict(config)
         # Training fills these in from the data set.
         for name in ("categories", "category_ids", "pairs"):
             carried[name] = asked[name]
@@ -136,11 +142,11 @@ class TrainingTrials:
 
 def run(
     wanted: TrainingSweep,
-    out: Path,
+    out: AnyPath,
     *,
     processes: int | None = None,
     overwrite: bool = False,
-    log_to: Path | None = None,
+    log_to: AnyPath | None = None,
 ) -> Manifest:
     """Search for the best training.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Protocol
 
 from idol.config import Config, TrackerConfig, to_dict
-from pipelines import cluster
+from pipelines import cluster, probe
 from pipelines.storage import manifest
+from pipelines.storage.paths import AnyPath, RemotePath, write_whole
 from pipelines.storage.sweep_report import Configuration, Failure, HeldOut, Trial
 from pipelines.sweep.search import Search, SearchConfig
 from pipelines.sweep.space import Space
@@ -23,9 +23,12 @@ _RESTARTS = 20  # of one Tune trial: one for each process that died or configura
 
 
 class Ledger:
-    """Finished trials, a line of JSON each, only appended to: a killed sweep goes on from them."""
+    """Finished trials, a line of JSON each, only appended to: a killed sweep goes on from them.
 
-    def __init__(self, path: Path, input_hash: str) -> None:
+    Object storage cannot append: there each line is an object of its own beside `path`.
+    """
+
+    def __init__(self, path: AnyPath, input_hash: str) -> None:
         """input_hash: names what the sweep reads; lines about another input are ignored."""
         self.path = path
         self._input_hash = input_hash
@@ -34,6 +37,11 @@ class Ledger:
         """Add a finished trial; it is on the disk when this returns."""
         line: dict[str, Any] = {"input": self._input_hash, **asdict(trial)}
         line["checksum"] = manifest.hash_value(line)
+        if isinstance(self.path, RemotePath):
+            place = f"{len(self._objects()):06d}-{trial.hash[:8]}"
+            name = f"{self.path.stem}-{place}{self.path.suffix}"
+            write_whole(self.path.parent / name, json.dumps(line, sort_keys=True).encode())
+            return
         try:
             with self.path.open("a+b") as file:
                 end = file.seek(0, os.SEEK_END)
@@ -50,7 +58,7 @@ class Ledger:
     def read(self) -> list[Trial]:
         """The trials of this input as they were added; those of damaged lines are tried again."""
         trials: list[Trial] = []
-        for text in self.path.read_bytes().splitlines() if self.path.exists() else ():
+        for text in self._lines():
             try:
                 line = json.loads(text)
                 stated = line.pop("checksum")
@@ -59,6 +67,14 @@ class Ledger:
             if stated == manifest.hash_value(line) and line["input"] == self._input_hash:
                 trials.append(Trial.from_dict(line))
         return trials
+
+    def _objects(self) -> list[AnyPath]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
+
+    def _lines(self) -> list[bytes]:
+        if isinstance(self.path, RemotePath):
+            return [file.read_bytes() for file in self._objects()]
+        return self.path.read_bytes().splitlines() if self.path.exists() else []
 
     def furthest(self) -> list[Trial]:
         """The trial with the largest budget of each configuration, in the order of the search."""
@@ -74,6 +90,7 @@ class Workload(Protocol):
     budget:   videos of the data set, or steps of a whole training
     unit:     of budgets: videos or steps
     cpus:     that one worker holds
+    reads:    files and folders that workers read
     identify: the hash of the configuration with these values; ValueError where they do not go
               together
     load:     what a worker reads once, before its first configuration
@@ -87,6 +104,8 @@ class Workload(Protocol):
     def unit(self) -> str: ...
     @property
     def cpus(self) -> float: ...
+    @property
+    def reads(self) -> Sequence[AnyPath]: ...
     def identify(self, values: Mapping[str, Any]) -> str: ...
     def load(self) -> Any: ...
     def measure(self, loaded: Any, configuration: Configuration, budget: int) -> Trial: ...
@@ -103,7 +122,7 @@ def run(
 ) -> tuple[list[Failure], list[str]]:
     """Go on with a search from its ledger until nothing is left to try.
 
-    ledger:    gets every finished trial; Tune's own files are beside it until the search ends
+    ledger:    gets every finished trial
     processes: workers; default: half of the logical CPUs
     returns:   what was left out, and the errors of workers that gave up; none: all was tried
     """
@@ -113,16 +132,20 @@ def run(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # With a handler of its own for Ctrl-C, Tune ends as if nothing were left to try.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    place = ledger.path.parent / "tune"
-    shutil.rmtree(place, ignore_errors=True)
     known = ledger.read()
     left = max(1, settings.planned(space) - len({trial.hash for trial in known}))
-    with cluster.session(), cluster.progress(left, "sweep", "configurations") as bar:
+    with (
+        cluster.session(),
+        cluster.progress(left, "sweep", "configurations") as bar,
+        # Of Tune's own files none is needed again: the ledger is what a sweep goes on from.
+        tempfile.TemporaryDirectory(prefix="idol-tune-", ignore_cleanup_errors=True) as unused,
+    ):
         import ray
         from ray import tune
 
         count = max(1, min(processes or cluster.cpus() // 2, left))
         cluster.require(count, workload.cpus, instead="fewer --processes")
+        probe.check(ledger.path.parent, workload.reads)
         searcher = ray.remote(num_cpus=0)(Search).remote(
             space, settings, workload.budget, workload.identify, known
         )
@@ -138,7 +161,7 @@ def run(
             param_space={"worker": tune.grid_search([f"worker-{i}" for i in range(count)])},
             run_config=tune.RunConfig(
                 name="sweep",
-                storage_path=str(place.resolve()),
+                storage_path=unused,
                 callbacks=[_listener(finished, lambda w: ray.get(searcher.enter.remote(w)))],
                 failure_config=tune.FailureConfig(max_failures=_RESTARTS),
                 verbose=0,
@@ -148,7 +171,6 @@ def run(
         errors = [str(error) for error in found.errors]
         if not ray.get(searcher.exchange.remote("driver", None))[1]:
             errors.append("the workers ended before the search")
-    shutil.rmtree(place, ignore_errors=True)
     return failures, errors
 
 

@@ -27,6 +27,7 @@ from jobs import (
 )
 from jobs import track as track_job
 from jobs import train as train_job
+from pipelines import cluster
 from pipelines.storage import claims, layout, manifest
 from tests.idol.analysis.test_score_files import dataset, perfect
 
@@ -41,7 +42,8 @@ class Options:
     results: Annotated[Path | None, places.RESULTS] = None
     page: Annotated[Path | None, places.PAGE] = None
     film: Annotated[Path | None, places.STREAM] = None
-    out: Annotated[Path | None, places.FOLDER] = None
+    out: Annotated[str | Path | None, places.FOLDER] = None
+    log_to: Annotated[Path | None, places.LOG] = None
 
 
 @pytest.fixture
@@ -167,14 +169,12 @@ def test_a_path_that_is_an_address_is_refused(address: str) -> None:
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        (convert, ["a.json", "--out", "s3://b/x"]),
-        (convert, ["s3://b/x", "--out", "x.json"]),
-        (train_job, ["--pairs", "p", "--out", "s3://b/x"]),
         (train_job, ["--pairs", "p", "--out", "o", "--log-to", "s3://b/x"]),
-        (sweep, ["--evaluation", "e", "--out", "s3://b/x"]),
-        (report, ["--evaluate", "e", "s3://b/x", "--out", "x.html"]),
-        (report, ["--evaluate", "e", "--out", "s3://b/x"]),
-        (score, ["--truth", "s3://b/x", "--results", "r"]),
+        (
+            evaluate,
+            ["--annotations", "a", "--checkpoint", "c", "--out", "o", "--log-to", "s3://b/x"],
+        ),
+        (score, ["--truth", "t", "--results", "r", "--frames", "s3://b/x"]),
         (track_job, ["v.mp4", "--weights", "shipped", "--out", "s3://b/x"]),
         (export, ["--weights", "shipped", "--out", "s3://b/x"]),
         (demo, ["--out", "s3://b/x"]),
@@ -193,5 +193,30 @@ def test_every_job_refuses_an_address_where_it_wants_a_path(
 def test_every_path_option_that_is_written_says_its_kind() -> None:
     jobs = [prepare.Prepare, train_job.Train, evaluate.Evaluate, sweep.Sweep, report.Report]
     for options in (*jobs, check.Check, convert.Convert, track_job.Track, export.Export, demo.Demo):
-        hint = command.places.get_type_hints(options, include_extras=True)["out"]
-        assert any(isinstance(one, places.Kind) for one in hint.__metadata__), options
+        hints = command.places.get_type_hints(options, include_extras=True)
+        for hint in (hints[name] for name in ("out", "log_to") if name in hints):
+            assert any(isinstance(one, places.Kind) for one in hint.__metadata__), options
+
+
+def test_a_log_may_lie_beside_what_is_written_and_read(tmp_path: Path) -> None:
+    best = tmp_path / "best.json"
+    best.write_text("{}")
+    places.check(Options(log_to=tmp_path, out=tmp_path / "a", read=(str(best),)))
+    places.check(Options(log_to=tmp_path, out=tmp_path))
+
+
+def test_a_submitted_job_refuses_to_write_to_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.json").write_text("{}")
+    places.check(Options(out=Path("runs/x"), log_to=Path("logs")))
+    monkeypatch.setenv(cluster._SUBMITTED, "{}")
+    monkeypatch.setenv(cluster.SUBMITTED_FROM, "/home/me/project")
+    places.check(Options(out=tmp_path / "x", log_to=tmp_path, read=("recipe.json",)))
+    place = "/home/me/project/runs/x, or an address such as s3://bucket/x"
+    refused(f"--out runs/x is relative, .* such as {place}", out="runs/x")
+    refused("--log-to logs is relative", log_to=Path("logs"))
+    refused(r"--page \.\./page.html .* such as /home/me/page.html,", page=Path("../page.html"))
+    monkeypatch.delenv(cluster.SUBMITTED_FROM)
+    refused("such as /shared/runs/x", out="runs/x")

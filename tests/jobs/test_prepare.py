@@ -1,12 +1,18 @@
 """`python -m jobs.prepare`: one JSON line at the end, and errors that say what to do."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from idol.images import synthetic, synthetic_dataset
 from jobs import prepare
-from pipelines.storage import manifest
+from pipelines import cluster
+from pipelines.storage import manifest, paths
+from tests.object_storage import BUCKET, S3Server
 
 SMALL = ["--preset", "tiny", "--set", "pairs.rows_per_shard=6"]
 
@@ -65,3 +71,53 @@ def test_a_file_that_is_not_youtube_vis_is_one_line(tmp_path):
     path.write_text('{"images": []}')
     with pytest.raises(SystemExit, match=r"DatasetError: .*is not YouTube-VIS"):
         prepare.main(["--annotations", str(path), "--out", str(tmp_path / "out")])
+
+
+SLOWLY = """
+import sys, time
+from jobs import prepare
+from pipelines.stages import pairs
+
+def slow(item, **shared):
+    from pipelines.stages import pairs
+
+    time.sleep(1)
+    return pairs.write_shard(item, **shared)
+
+pairs.write_shard = slow
+prepare.main(sys.argv[1:])
+"""
+"""The job, with time for another to come in between."""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_two_at_once_in_one_place_end_with_one_right_output(
+    ray_local: None, videos: list[str], s3: S3Server, tmp_path: Path, place: str
+) -> None:
+    words = ["--annotations", *videos, "--preset", "tiny", "--set", "pairs.rows_per_shard=2"]
+    prepare.main([*words, "--out", str(tmp_path / "alone")])
+    out = str(tmp_path / "out") if place == "disk" else f"s3://{BUCKET}/{tmp_path.name}"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    command = [sys.executable, "-c", SLOWLY, *words, "--out", out, "--num-cpus", "1"]
+    both = [
+        subprocess.Popen(
+            command,
+            env={**environment, "PYTHONPATH": str(cluster.ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    lines = [json.loads(stdout.splitlines()[-1]) for stdout, _ in told]
+    assert lines[0]["rows"] == lines[1]["rows"] == 16
+    found = {path.name: path.read_bytes() for path in paths.at(out).iterdir()}
+    alone = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
+    assert found.keys() == alone.keys()
+    for name in found.keys() - {"_manifest.json"}:
+        assert found[name] == alone[name], name
+    assert manifest.read(out).hash == manifest.read(tmp_path / "alone").hash

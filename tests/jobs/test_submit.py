@@ -67,7 +67,8 @@ def test_secrets_reach_the_jobs_environment_and_nothing_else(
     with pytest.raises(SystemExit) as stopped:
         submit.main([*words, "--no-wait", "--", "python", "-m", "jobs.train"])
     assert stopped.value.code == 0
-    assert sent["env_vars"] == {"A": "1", "IDOL_TOKEN": "hush-a", "KEY": "hush-b=c"}
+    variables = {"A": "1", "IDOL_TOKEN": "hush-a", "KEY": "hush-b=c"}
+    assert sent["env_vars"] == {**variables, "IDOL_SUBMITTED_FROM": os.getcwd()}
     assert sent["entrypoint"] == "python -m jobs.train"
     told = capfd.readouterr()
     assert "hush" not in told.out + told.err
@@ -134,6 +135,18 @@ def test_a_secret_reaches_the_job_and_no_list_of_processes(head: dict[str, str])
     done = _submit(environment, "--secret", "IDOL_TOKEN", "--", "python", "-c", code)
     assert json.loads(done.stdout) == {"length": 9, "shown": False}
     assert "hush-7f3a" not in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_submitted_job_that_would_write_into_the_copy_of_the_code_is_refused(
+    head: dict[str, str],
+) -> None:
+    words = ("jobs.prepare", "--annotations", "a.json", "--out", "runs/pairs")
+    done = _submit(head, "--", "python", "-m", *words)
+    assert done.returncode == 1
+    assert "--out runs/pairs is relative, but this job was sent to a cluster" in done.stderr
+    assert f"such as {ROOT}/runs/pairs, or an address" in done.stderr
 
 
 @pytest.mark.ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,7 +103,9 @@ def test_arguments_with_spaces_reach_the_job_whole(follow: Any) -> None:
     client = FakeClient()
     follow(client, environment={"A": "1"})
     assert client.submitted["entrypoint"] == "python -m jobs.train --set 'a b'"
-    assert client.submitted["runtime_env"]["env_vars"] == {"A": "1"}
+    assert client.submitted["runtime_env"]["env_vars"] == {
+        "A": "1", "IDOL_SUBMITTED_FROM": os.getcwd()
+    }  # fmt: skip
 
 
 def test_not_waiting_returns_the_name_at_once(follow: Any) -> None:

@@ -18,6 +18,7 @@ from pipelines.errors import DatasetError, PipelineError
 from pipelines.report.check_page import CheckReport, Finding
 from pipelines.sources import annotations
 from pipelines.stages import pairs
+from tests.object_storage import BUCKET, S3Server
 from tests.pipelines.conftest import SIZE, Videos, rectangle
 from tests.pipelines.formats import drawn
 
@@ -350,9 +351,9 @@ def test_mask_folders_are_read_and_what_was_left_out_is_told(tmp_path: Path) -> 
     assert report.counts["videos"] == 1
 
 
-def test_only_json_is_read_from_an_address() -> None:
+def test_only_json_is_read_from_an_address(s3: S3Server) -> None:
     with pytest.raises(ValueError, match="only JSON goes with an address, not --format cvat"):
-        checked("s3://bucket/a.xml", format="cvat")
+        checked(f"s3://{BUCKET}/a.xml", format="cvat")
 
 
 @pytest.mark.parametrize("name", ["real", "real/composite"])

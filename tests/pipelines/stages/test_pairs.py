@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from idol.config import PairConfig
 from idol.masks.rle import decode_masks
 from pipelines.batches.stored_pairs import clip_of_row
-from pipelines.errors import ManifestError, PipelineError, VideoError
+from pipelines.errors import ManifestError, PipelineError, VideoError, raise_carried
 from pipelines.sources import annotations
 from pipelines.sources.annotations import InstanceRecord, VideoRecord
 from pipelines.stages import pairs
@@ -276,6 +276,47 @@ def test_a_restart_redoes_only_what_is_missing_and_ends_with_equal_bytes(
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("sampling", ["released", "stored"])
+def test_two_runs_at_once_write_the_same_shards_whatever_each_of_them_misses(
+    make_videos, tmp_path, sampling
+):
+    dataset = annotations.read(make_videos([4, 5, 3, 6, 4]).write())
+    config = PairConfig(rows_per_shard=4, sampling=sampling)
+    plan, _ = pairs.deal(dataset, config, None)
+    numbers = list(range(len(plan)))
+
+    def claimed(out: Path) -> Path:
+        claims.prepare_output(out, layout.PREPARE, {}, "h")
+        shards = ([(dataset.videos[p.position], p) for p in shard] for shard in plan)
+        pairs._write_plan(out / pairs._PLAN, shards)
+        return out
+
+    def write(out: Path, missing: list[int], position: int) -> int:
+        shared = {"config": config, "labels": dataset.labels, "shards": missing}
+        made = pairs.write_shard({"id": position}, out=out, **shared)
+        assert not made["error"]
+        return made["rows"]
+
+    alone, together = claimed(tmp_path / "alone"), claimed(tmp_path / "together")
+    rows = [write(alone, numbers, number) for number in numbers]
+    write(together, numbers, 1)
+    # The second begins here and misses other shards; what the first has written it keeps.
+    claimed(together)
+    others = [number for number in numbers if number != 1]
+    assert write(together, others, len(others) - 1) == rows[-1]
+    for number in numbers[:-1]:
+        assert write(together, numbers, number) == rows[number]
+    # The second has ended, and with it the plan.
+    (together / pairs._PLAN).unlink()
+    assert write(together, numbers, numbers[-1]) == rows[-1]
+    for path in alone.glob("*-*"):
+        assert path.read_bytes() == (together / path.name).read_bytes()
+    layout.shard_path(together, 0).unlink()
+    shared = {"config": config, "labels": dataset.labels, "shards": numbers}
+    with pytest.raises(FileNotFoundError, match="_plan"):
+        raise_carried(pairs.write_shard({"id": 0}, out=together, **shared))
+
+
 def test_faults_are_recorded_and_the_rest_goes_on(ray_local, make_videos, tmp_path, caplog):
     videos = make_videos([4, 4, 1, 4, 4, 4, 4, 4])
     videos.content["videos"][1]["file_names"][0] = "../../etc/passwd"

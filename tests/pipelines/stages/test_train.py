@@ -21,7 +21,7 @@ from idol.weights.released import PREFIXES, from_released
 from idol.weights.report import CheckpointError
 from pipelines.batches import loader
 from pipelines.errors import ManifestError
-from pipelines.report import run_page
+from pipelines.report import experiment_log, run_page
 from pipelines.sources import annotations
 from pipelines.stages import pairs, train
 from pipelines.stages.initial_model import Start, initial_model
@@ -52,26 +52,29 @@ def quick(steps, *more):
 
 
 def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
-    seen = []
-    made = train.run(
-        prepared, tmp_path / "run", quick(4, "pairs.max_gap=1"), workers=0,
-        on_report=lambda step, values: seen.append((step, values)),
-    )  # fmt: skip
+    config = quick(4, "pairs.max_gap=1")
+    made = train.run(prepared, tmp_path / "run", config, workers=0, log_to=tmp_path)
     model = idol.load(tmp_path / "run" / train.WEIGHTS)
     assert model.config.categories == ("star", "fish", "flower", "cross")
     assert model.config.category_ids == (1, 2, 3, 4)
     curves = run_page.curves(tmp_path / "run")
     assert [step for step, _ in curves["loss"]] == [2, 4]
-    assert [(step, values["loss"]) for step, values in seen] == curves["loss"]
+    (logged,) = experiment_log.runs(tmp_path)
+    assert logged.info.status == "FINISHED"
+    assert logged.data.metrics["loss"] == curves["loss"][-1][1]
     # Told while it runs, and not part of what equal runs have in common.
-    assert all(values["images_per_second"] > 0 for _, values in seen)
-    assert all(0 <= values["data_wait_share"] <= 1 for _, values in seen)
+    assert logged.data.metrics["images_per_second"] > 0
+    assert 0 <= logged.data.metrics["data_wait_share"] <= 1
     assert not {"images_per_second", "data_wait_share"} & set(curves)
     assert made.extra["steps"] == 4
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "_manifest.json", "checkpoint.safetensors", "losses.json", "rejects.parquet"
+    ]  # fmt: skip
     # What the pairs were made with is recorded, whatever the configuration says of pairs.
     assert model.config.pairs == presets.by_name("tiny").pairs
     assert made.config["config"]["pairs"] == to_dict(presets.by_name("tiny").pairs)
-    assert train.run(prepared, tmp_path / "run", quick(4), workers=0) == made
+    assert train.run(prepared, tmp_path / "run", quick(4), workers=0, log_to=tmp_path) == made
+    assert len(experiment_log.runs(tmp_path)) == 1
 
 
 def test_the_same_command_goes_on_where_a_run_died(prepared, tmp_path, monkeypatch):
@@ -265,7 +268,8 @@ def test_clips_of_more_than_two_frames_are_refused(prepared, tmp_path):
 
 def test_unprepared_pairs_and_a_foreign_output_are_refused(prepared, tmp_path):
     with pytest.raises(ManifestError, match=r"jobs\.prepare"):
-        train.run(tmp_path / "nothing", tmp_path / "a", quick(2), workers=0)
+        train.run(tmp_path / "nothing", tmp_path / "a", quick(2), workers=0, log_to=tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()  # no empty run is left
     train.run(prepared, tmp_path / "a", quick(2), workers=0)
     with pytest.raises(ManifestError):
         train.run(prepared, tmp_path / "a", quick(3), workers=0)
@@ -280,6 +284,19 @@ def test_two_workers_take_the_steps_together(prepared, tmp_path):
     losses = [value for _, value in run_page.curves(tmp_path / "two")["loss"]]
     assert len(losses) == 2
     assert losses[1] < losses[0] * 1.5
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_workers(prepared, tmp_path, monkeypatch):
+    config = quick(4, "losses.reid_aux=0", "losses.normaliser=global")
+    train.run(prepared, tmp_path / "one", config, workers=0)
+    out = tmp_path / "changed"
+    train.advance(prepared, out, config, 2, workers=2)
+    assert train.run(prepared, out, config, workers=0).extra["workers"] == 0
+    ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (out, tmp_path / "one"))
+    # The same batches; the sums of two workers' gradients have other last bits.
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, atol=2e-3, rtol=1e-2)
 
 
 def test_settings_tell_two_sources_apart_without_what_may_be_a_secret():

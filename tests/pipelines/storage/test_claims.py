@@ -31,6 +31,28 @@ def test_an_equal_run_finds_the_finished_output(tmp_path):
     assert claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h").finished == written
 
 
+def test_of_two_equal_runs_the_second_to_end_finds_what_the_first_has_written(
+    tmp_path, monkeypatch
+):
+    second = claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    written = finished(tmp_path / "out")
+    commit, left = tables.commit, []
+
+    def commit_too_late(table, path):
+        if not left:
+            left.append(path)
+            raise FileNotFoundError(path)  # the first has removed it, half written
+        commit(table, path)
+
+    monkeypatch.setattr(tables, "commit", commit_too_late)
+    assert second.finish(total_shards=2) == written
+    assert left
+    (tmp_path / "out" / manifest.MANIFEST).unlink()
+    left.clear()
+    with pytest.raises(ManifestError, match="holds no finished"):
+        second.finish(total_shards=2)
+
+
 @pytest.mark.parametrize(
     ("stage", "config", "input_hash", "words"),
     [

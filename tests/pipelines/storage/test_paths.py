@@ -96,6 +96,55 @@ def test_an_unknown_scheme_is_refused(address):
         paths.at(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "kind", "inner"),
+    [
+        ("abfs://box@account.dfs.core.windows.net/a/b", "abfs", "box/a/b"),
+        ("abfs://box@account.dfs.core.windows.net", "abfs", "box"),
+        ("gs://anonymous@bucket/a/b/", "gcs", "bucket/a/b"),
+        ("gs://bucket", "gcs", "bucket"),
+    ],
+)
+def test_other_clouds_have_names_of_their_own_for_a_path(address, kind, inner):
+    system, found = paths.native(address)
+    assert (system.type_name, found) == (kind, inner)
+
+
+def test_a_connection_string_says_which_account_of_azure(monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=me;AccountKey=Zm9v")
+    paths._storage.cache_clear()
+    assert paths.native("abfs://box@me.dfs.core.windows.net/a")[1] == "box/a"
+    assert paths.native("abfs://box/a")[1] == "box/a"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountKey=Zm9v")
+    paths._storage.cache_clear()
+    with pytest.raises(ValueError, match=r"abfs://box/a cannot be opened.*AccountName"):
+        paths.native("abfs://box/a")
+
+
+def test_a_folder_is_sent_with_the_files_at_its_top_last(s3: S3Server, tmp_path, monkeypatch):
+    for name in ("a.txt", "z/b.txt", "z/y/c.txt"):
+        (tmp_path / "made" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "made" / name).write_text(name)
+    target = paths.at(f"s3://{BUCKET}/{tmp_path.name}/sent")
+    paths.send_folder(tmp_path / "made", target)
+    for name in ("a.txt", "z/b.txt", "z/y/c.txt"):
+        assert (target / name).read_text() == name
+    sent = []
+    monkeypatch.setattr("pyarrow.fs.copy_files", lambda source, *to, **how: sent.append(source))
+    paths.send_folder(tmp_path / "made", target)
+    assert [Path(source).name for source in sent] == ["z", "a.txt"]
+
+
+def test_only_a_bucket_can_be_written_to():
+    assert all(map(paths.is_bucket, ("s3://b", "gs://b/x", "abfs://c@a.dfs.core.windows.net/x")))
+    assert not any(map(paths.is_bucket, ("hf://a/b", "s3", "/s3/x", "https://a/b", "file:///a")))
+
+
+def test_a_local_path_as_it_was_written():
+    assert paths.as_written("x/../y") == Path("x/../y")
+    assert paths.as_written(f"s3://{BUCKET}/x/") == RemotePath(f"s3://{BUCKET}/x")
+
+
 def test_a_server_that_is_away_for_seconds_is_waited_for(s3: S3Server):
     place = paths.at(f"s3://{BUCKET}/away/a.txt")
     paths.write_whole(place, b"1")
