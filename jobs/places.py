@@ -89,7 +89,7 @@ def check(job: Any) -> None:
     """
     written: dict[str, tuple[Path, Kind]] = {}
     read: list[tuple[str, Path]] = []
-    addresses: list[tuple[str, str, bool]] = []
+    addresses: list[tuple[str, str, Kind | None]] = []
     for option, hint in get_type_hints(type(job), include_extras=True).items():
         marks = getattr(hint, "__metadata__", ())
         kind = next((k for k in marks if isinstance(k, Kind)), None)
@@ -102,9 +102,7 @@ def check(job: Any) -> None:
                     "storage is not supported there. Give a path, such as that of a mounted disk."
                 )
             if is_remote(str(value)):
-                addresses.append((flag, str(value).rstrip("/"), kind is not None))
-                if kind is not None:
-                    _check_address(flag, str(value), kind)
+                addresses.append((flag, str(value).rstrip("/"), kind))
             elif kind is not None:
                 _check_absolute(flag, Path(value))
                 if not kind.adds:
@@ -120,7 +118,12 @@ def check(job: Any) -> None:
     places = [path.resolve() for path, _ in written.values()]
     if len(set(places)) < len(places):
         raise ValueError(f"{' and '.join(written)} name one file; name them differently")
-    _check_distinct(addresses)
+    for flag, address, kind in addresses:
+        others = [other for other, same, _ in addresses if same == address and other != flag]
+        if kind is not None and others:
+            raise ValueError(f"{flag} and {others[0]} name {shown(address)}. Write elsewhere.")
+        if kind is not None:
+            _check_address(flag, address, kind)
 
 
 def _check_absolute(flag: str, path: Path) -> None:
@@ -152,17 +155,6 @@ def _check_address(flag: str, address: str, kind: Kind) -> None:
         _check_replaced(flag, place, kind)
     for name, inner in kind.holds.items():
         _check_replaced(flag, place / name, inner)
-
-
-def _check_distinct(addresses: list[tuple[str, str, bool]]) -> None:
-    """Refuse to write to an address that another option reads or writes.
-
-    addresses: (flag, address, whether it is written)
-    """
-    for flag, address, written in addresses:
-        others = [other for other, same, _ in addresses if same == address and other != flag]
-        if written and others:
-            raise ValueError(f"{flag} and {others[0]} name {shown(address)}. Write elsewhere.")
 
 
 def _values(value: Any) -> Iterator[str | Path]:
