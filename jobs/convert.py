@@ -86,7 +86,7 @@ def _convert(job: Convert) -> dict[str, Any]:
     pairs = zip(job.sources, roots, strict=True)
     joined = formats.join(
         [
-            formats.read(paths.as_written(path), root and paths.as_written(root), job.format)
+            formats.read(paths.as_written(path), paths.as_written(root) if root else None, job.format)
             for path, root in pairs
         ]
     )

@@ -44,17 +44,23 @@ def read(path: AnyPath, frames: AnyPath | None = None, format: str = "auto") -> 
         raise FileNotFoundError(f"{path} does not exist")
     if frames is not None and not frames.exists():
         raise FileNotFoundError(f"the frames {frames} do not exist")
-    if remote:
-        if path.is_dir():
-            raise ValueError(
-                f"{path} is a folder, but only JSON goes with an address. Name the JSON file, or "
-                "copy labels and frames to a disk."
-            )
-        with annotation_files.opened(str(path)) as local:
-            content = lazy_rows.load_json(local, "annotation")
-        root = frames or paths.at(annotation_files.default_root(str(path)))
-        return Labels(str(path), content, root)
+    if isinstance(path, RemotePath) or isinstance(frames, RemotePath):
+        return _with_address(path, frames)
     return FORMATS[recognise(path) if format == "auto" else format](path, frames)
+
+
+def _with_address(path: AnyPath, frames: AnyPath | None) -> Labels:
+    """JSON at an address, or with frames there."""
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder, but only JSON goes with an address. Name the JSON file, or copy "
+            "labels and frames to a disk."
+        )
+    with annotation_files.opened(str(path)) as local:
+        content = lazy_rows.load_json(local, "annotation")
+    return Labels(
+        str(path), content, frames or paths.at(annotation_files.default_root(str(path)))
+    )
 
 
 def dataset(
@@ -78,7 +84,7 @@ def dataset(
         if kind == "json":
             (file,) = place.glob("*.json") if place.is_dir() else [place]
             return annotation_files.read(file, frames, **selected)
-        labels = read(place, frames and Path(frames), kind)
+        labels = read(place, Path(frames) if frames else None, kind)
     except DatasetError:
         raise
     except (OSError, PipelineError, ValueError) as error:
