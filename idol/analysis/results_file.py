@@ -12,7 +12,8 @@ from typing import TypeVar
 from idol.analysis import clips
 from idol.config import AnalysisConfig
 from idol.ytvis import results as results_file
-from idol.ytvis.index import ResultsIndex, UnusualLayout
+from idol.ytvis.index import ResultsIndex
+from idol.ytvis.lazy_rows import UnusualLayout
 from idol.ytvis.results import Entry
 from idol.ytvis.truth import Truth, VideoTruth
 

@@ -76,7 +76,7 @@ def read_file(path: Path, origin: str, *, compat: bool = False) -> Annotations:
     """
     try:
         return parse(lazy_rows.load(path), origin, compat=compat)
-    except (lazy_rows.WholeFileOnly, InvalidJson) as reason:
+    except (lazy_rows.UnusualLayout, InvalidJson) as reason:
         _log.debug("%s is read as a whole: %s", origin, reason)
     try:
         content = files.parse_json(path.read_bytes())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import mmap
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,26 +10,15 @@ import numpy as np
 
 from idol.arrays import Ints
 from idol.files import check_file, parse_json
+from idol.ytvis.lazy_rows import UnusualLayout, load_objects
+from idol.ytvis.repairs import MAX_ID
 from idol.ytvis.results import Entry, check_ids
-
-# Between two entries: the next object does not begin like a mask. A wrong border leaves pieces
-# that are no JSON objects, which reading notices.
-_BORDER = re.compile(rb'\}\s*,\s*\{(?=\s*"(?!size"|counts"))')
-_VIDEO = re.compile(rb'"video_id"\s*:\s*(-?[0-9]{1,18})\s*[,}]')
-_WINDOW = 32 << 20  # bytes after which what was looked at is given back to the system
-_EDGE = b" \t\r\n"
-
-
-class UnusualLayout(ValueError):
-    """The file is written in a way that this reader does not know; read it as a whole."""
 
 
 class ResultsIndex:
-    """Where the entries of every video stand in a results file.
+    """Where the entries of every video stand in a results file; picklable.
 
-    The file is looked through once, for borders between entries and their video ids, and each
-    video's entries are parsed when asked for. A list of complete JSON objects with commas between
-    them can be cut in one way only, so a piece that parses is an entry.
+    Each video's entries are parsed when they are asked for.
 
     video_ids: (N,) of every entry, in the file's order
     """
@@ -45,7 +31,12 @@ class ResultsIndex:
         """
         self.path = Path(path)
         check_file(self.path, "results")
-        self._starts, self._stops, self.video_ids = self._scan()
+        listed = load_objects(self.path)
+        ids = [row.video_id for row in listed.ids]
+        if any(video_id.__class__ is not int or abs(video_id) > MAX_ID for video_id in ids):
+            raise UnusualLayout("the video_id of an entry is no whole number")
+        self._starts, self._stops = np.array(listed.starts), np.array(listed.stops)
+        self.video_ids: Ints = np.array(ids, np.int64)
         order = np.argsort(self.video_ids, kind="stable")
         known, first = np.unique(self.video_ids[order], return_index=True)
         parts = np.split(order, first[1:]) if len(known) else []
@@ -99,49 +90,6 @@ class ResultsIndex:
             entry = self.of(int(self.video_ids[row]))[0][0]
             check_ids(entry, row, known.tolist(), categories, compat=False)
 
-    def _scan(self) -> tuple[Ints, Ints, Ints]:
-        none = np.empty(0, np.int64)
-        if not self.path.stat().st_size:
-            raise UnusualLayout("the file is empty")
-        with (
-            self.path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-        ):
-            first, last = _inside(data)
-            if first == last:
-                return none, none, none
-            starts, stops, ids = [first], [], []
-            seen = 0
-            for border in itertools.chain(_BORDER.finditer(data, first, last), [None]):
-                stop = last if border is None else border.start() + 1
-                found = _VIDEO.search(data, starts[-1], stop)
-                if found is None:
-                    raise UnusualLayout(f"no video_id between bytes {starts[-1]} and {stop}")
-                ids.append(int(found[1]))
-                stops.append(stop)
-                if border is not None:
-                    starts.append(border.end() - 1)
-                if stop - seen > _WINDOW:
-                    seen = _forget(data, stop)
-        return np.array(starts, np.int64), np.array(stops, np.int64), np.array(ids, np.int64)
-
-
-def _inside(data: mmap.mmap) -> tuple[int, int]:
-    """First byte of the first entry, and the byte after the last one; equal for an empty list."""
-    first, last = 0, len(data)
-    while first < last and data[first] in _EDGE:
-        first += 1
-    while last > first and data[last - 1] in _EDGE:
-        last -= 1
-    if last - first < 2 or data[first] != ord("[") or data[last - 1] != ord("]"):
-        raise UnusualLayout("the file is no JSON list")
-    first, last = first + 1, last - 1
-    while first < last and data[first] in _EDGE:
-        first += 1
-    while last > first and data[last - 1] in _EDGE:
-        last -= 1
-    return first, last
-
 
 def _parse(text: bytes, row: int) -> dict[str, Any]:
     try:
@@ -151,11 +99,3 @@ def _parse(text: bytes, row: int) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise UnusualLayout(f"entry {row} is no object")
     return entry
-
-
-def _forget(data: mmap.mmap, stop: int) -> int:
-    """Give memory before this place back: a mapped file counts as ours as far as it was read."""
-    pages = stop // mmap.PAGESIZE * mmap.PAGESIZE
-    if pages and hasattr(mmap, "MADV_DONTNEED"):
-        data.madvise(mmap.MADV_DONTNEED, 0, pages)
-    return stop

@@ -1,25 +1,36 @@
-"""JSON files of any size: a row of a list is parsed when it is read, and not before."""
+"""JSON files of any size: the rows of a list are found once, and each is parsed when it is read.
+
+A window of the file is cut at its last border between two rows, as they look in annotations and
+results. A list of complete JSON objects with commas between them can be cut in one way only, so
+what parses between two borders are rows; and what does not is left to reading the file as a whole.
+"""
 
 from __future__ import annotations
 
 import codecs
-import mmap
-from collections.abc import Callable, Iterator, Mapping
+import json
+import os
+import re
+import weakref
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from idol import files
-from idol.files import parse_json
 from idol.spool import Mapped
 
-_CHUNK = 1 << 16  # bytes
-_HELD = 32 << 20  # bytes of rows after which the file's memory is given back to the system
+_WINDOW = 1 << 18  # bytes
 _LISTS = ("videos", "annotations")
+_SPACE = b" \t\r\n"
+# The next object does not begin like a mask.
+_BORDER = re.compile(rb'\}\s*,\s*\{(?=\s*"(?!size"|counts"))')
+_value = json.JSONDecoder().raw_decode
 
 
-class WholeFileOnly(Exception):
+class UnusualLayout(ValueError):
     """The file is written in a way that only reading it as a whole can judge."""
 
 
@@ -28,35 +39,11 @@ class NotJson(Exception):
 
 
 class Ids(msgspec.Struct, gc=False):
-    """What decides which annotations belong to which video."""
+    """What decides which rows belong to which video."""
 
     id: Any = msgspec.UNSET
     video_id: Any = msgspec.UNSET
     category_id: Any = msgspec.UNSET
-
-
-class _Source:
-    """The mapped file."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._read = 0
-
-    def parse(self, raw: msgspec.Raw) -> Any:
-        """The JSON in a part of it. Raises: NotJson."""
-        self.count(len(memoryview(raw)))
-        try:
-            return parse_json(raw)
-        except ValueError as error:
-            raise NotJson(str(error)) from error
-
-    def count(self, size: int) -> None:
-        """Take note that so much was read: its pages count as memory of this process."""
-        self._read += size
-        if self._read > _HELD and hasattr(mmap, "MADV_DONTNEED"):
-            self.data.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
 
 
 class Row(Mapping[str, Any]):
@@ -64,7 +51,7 @@ class Row(Mapping[str, Any]):
 
     __slots__ = ("_fetch", "_ids", "_key")
 
-    def __init__(self, ids: Ids, fetch: Callable[[Any], dict[str, Any]], key: Any) -> None:
+    def __init__(self, ids: Ids, fetch: Callable[[int], dict[str, Any]], key: int) -> None:
         """fetch: makes the whole object of the key"""
         self._ids, self._fetch, self._key = ids, fetch, key
 
@@ -94,28 +81,187 @@ class Row(Mapping[str, Any]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def load_list(path: Path, what: str) -> Any:
-    """The JSON of a file; of a list, each item is parsed whenever it is asked for.
+def whole(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row parsed, once for all that is looked up in it."""
+    return row.whole() if isinstance(row, Row) else row
 
-    what:    what messages call the file
-    Raises: FileNotFoundError, IsADirectoryError, ValueError: as of `files.load_json`; an item may
-            be what is no JSON, and raises when it is asked for.
+
+class _File:
+    """An open file, closed with the last that reads from it."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+
+    def read(self, size: int, start: int) -> bytes:
+        """The bytes at a place; fewer at the end."""
+        return os.pread(self._handle, size, start)
+
+
+class Listed:
+    """The objects of a list in a file.
+
+    starts, stops: first byte of each, and the byte after it
+    ids:           of each
     """
-    files.check_file(path, what)
-    try:
-        source = _Source(path)
-        items = msgspec.json.decode(source.data, type=list[msgspec.Raw])
-    except (ValueError, RecursionError):
-        return files.load_json(path, what)
-    source.count(len(source.data))
 
-    def parsed(raw: msgspec.Raw) -> Any:
+    def __init__(self, file: _File) -> None:
+        self.starts, self.stops, self.ids = array("q"), array("q"), list[Ids]()
+        self._file = file
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def item(self, index: int) -> Any:
+        """One of them, parsed. Raises: NotJson."""
+        start, stop = self.starts[index], self.stops[index]
         try:
-            return source.parse(raw)
-        except NotJson as error:
-            raise ValueError(f"the {what} file {path} is not valid JSON: {error}") from error
+            return files.parse_json(self._file.read(stop - start, start))
+        except ValueError as error:
+            raise NotJson(str(error)) from error
 
-    return Mapped(parsed, items)
+    def rows(self) -> list[Row]:
+        """All of them; a Row takes some 200 bytes."""
+        return [Row(ids, self.item, n) for n, ids in enumerate(self.ids)]
+
+    def add(self, start: int, data: bytes, found: Sequence[msgspec.Raw]) -> None:
+        """Add objects that follow each other in data, which begins at start."""
+        place = 0
+        for raw in found:
+            while data[place] in b", \t\r\n":
+                place += 1
+            self.starts.append(start + place)
+            place += len(memoryview(raw))
+            self.stops.append(start + place)
+            self.ids.append(msgspec.json.decode(raw, type=Ids))
+
+
+class _Scan:
+    """Walks through a file once; its methods raise ValueError where it is not as expected."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = _File(path)
+        self.place = 0
+
+    def read(self, size: int) -> bytes:
+        """Bytes from here on."""
+        return self.file.read(size, self.place)
+
+    def next(self, wanted: bytes, *, take: bool = True) -> bytes:
+        """The next character, which is one of those wanted; b"" at the end of the file."""
+        while data := self.read(256):
+            inside = data.lstrip(_SPACE)
+            self.place += len(data) - len(inside)
+            if inside:
+                break
+        found = data and inside[:1]
+        if found not in [b"", *(wanted[n : n + 1] for n in range(len(wanted)))]:
+            raise UnusualLayout(f"{found!r} at byte {self.place} is none of {wanted!r}")
+        self.place += take
+        return found
+
+    def value(self) -> Any:
+        """Any value, read into memory."""
+        size = _WINDOW
+        while True:
+            data = self.read(size)
+            text, _ = codecs.utf_8_decode(data, "surrogatepass", len(data) < size)
+            try:
+                value, stop = _value(text)
+            except (ValueError, RecursionError):
+                stop = len(text)
+            if stop < len(text):  # at the end of the window more may follow
+                self.place += len(text[:stop].encode("utf-8", "surrogatepass"))
+                return value
+            if len(data) < size:
+                raise UnusualLayout(f"what begins at byte {self.place} is no JSON")
+            size *= 4
+
+    def objects(self) -> Listed:
+        """A list of objects."""
+        found = Listed(self.file)
+        self.next(b"[")
+        if self.next(b"{]", take=False) == b"]":
+            self.next(b"]")
+            return found
+        while True:
+            start = self.place
+            size = self._several(found)
+            if not size:
+                self.value()
+                size = self.place - start
+                data = self.file.read(size, start)
+                found.add(start, data, msgspec.json.decode(b"[%b]" % data, type=list[msgspec.Raw]))
+            self.place = start + size
+            if self.next(b",]") != b",":
+                return found
+            self.next(b"{", take=False)
+
+    def _several(self, found: Listed) -> int:
+        """Add the objects that end before a border in the next window; the bytes they take."""
+        size = _WINDOW
+        while True:
+            data = self.read(size)
+            borders = [border.start() + 1 for border in _BORDER.finditer(data)]
+            if borders or len(data) < size:
+                break
+            size *= 4
+        # Behind the end of the list nothing parses: the last border before it is looked for.
+        low, high, last = 0, len(borders), len(borders)
+        while low < high:
+            part = data[: borders[last - 1]]
+            try:
+                raws = msgspec.json.decode(b"[%b]" % part, type=list[msgspec.Raw])
+            except (ValueError, RecursionError):
+                high = last - 1
+            else:
+                low, good = last, (part, raws)
+            last = (low + high + 1) // 2
+        if not low:
+            return 0
+        part, raws = good
+        part.decode("utf-8", "surrogatepass")  # also what nobody will read must be text
+        found.add(self.place, part, raws)
+        return len(part)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The JSON of a YouTube-VIS file, of which the rows of videos and annotations are `Row`s.
+
+    They read from the file, which must stay as it is as long as they are used; its name may go.
+
+    Raises: UnusualLayout, OSError: it is no such JSON, or cannot be read.
+    """
+    scan, content = _Scan(path), dict[str, Any]()
+    try:
+        scan.next(b"{")
+        while scan.next(b'"', take=False):
+            key = scan.value()
+            scan.next(b":")
+            first = scan.next(b'[{"tfn-0123456789', take=False)
+            if key == "images":
+                raise UnusualLayout("it is written image by image")
+            rows = key in _LISTS and first == b"["
+            content[key] = scan.objects().rows() if rows else scan.value()
+            if scan.next(b",}") != b",":
+                break
+        if scan.next(b"") or "videos" not in content:
+            raise UnusualLayout("it has no videos, or something behind them")
+    except (ValueError, RecursionError) as error:
+        raise UnusualLayout(str(error)) from error
+    return content
+
+
+def load_objects(path: Path) -> Listed:
+    """The objects that a file lists. Raises: UnusualLayout, OSError: as of `load`."""
+    scan = _Scan(path)
+    try:
+        found = scan.objects()
+        if scan.next(b""):
+            raise UnusualLayout("something is behind the list")
+    except (ValueError, RecursionError) as error:
+        raise UnusualLayout(str(error)) from error
+    return found
 
 
 def load_json(path: Path, what: str) -> Any:
@@ -123,44 +269,25 @@ def load_json(path: Path, what: str) -> Any:
     files.check_file(path, what)
     try:
         return load(path)
-    except WholeFileOnly:
+    except UnusualLayout:
         return files.load_json(path, what)
 
 
-def whole(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A row parsed, once for all that is looked up in it."""
-    return row.whole() if isinstance(row, Row) else row
+def load_list(path: Path, what: str) -> Any:
+    """As `files.load_json`; of a list of objects, each is parsed whenever it is asked for.
 
-
-def load(path: Path) -> dict[str, Any]:
-    """The JSON of a YouTube-VIS file, of which the rows of videos and annotations are `Row`s.
-
-    A Row takes some 200 bytes. They read from the file, which must stay as it is as long as they
-    are used; its name may go.
-
-    Raises:
-        WholeFileOnly: the file is no such JSON, or holds what msgspec reads otherwise than json.
-        OSError: it cannot be read.
+    Raises: also ValueError where an item is asked for, and is no JSON.
     """
+    files.check_file(path, what)
     try:
-        source = _Source(path)
-        # Rows that nobody reads are never decoded, but the file is no JSON if they are no text.
-        text = codecs.getincrementaldecoder("utf-8")("surrogatepass")
-        for start in range(0, len(source.data), _CHUNK):
-            text.decode(source.data[start : start + _CHUNK])
-        text.decode(b"", final=True)
-        content: dict[str, Any] = msgspec.json.decode(source.data, type=dict[str, msgspec.Raw])
-        for key, raw in content.items():
-            if key in _LISTS:
-                listed = msgspec.json.decode(raw, type=list[msgspec.Raw] | None)
-                content[key] = listed and [
-                    Row(msgspec.json.decode(row, type=Ids), source.parse, row) for row in listed
-                ]
-            else:
-                content[key] = parse_json(raw)
-    except (ValueError, RecursionError) as error:
-        raise WholeFileOnly(str(error)) from error
-    if "videos" not in content or "images" in content:
-        raise WholeFileOnly("it has no videos, or images")
-    source.count(len(source.data))
-    return content
+        listed = load_objects(path)
+    except UnusualLayout:
+        return files.load_json(path, what)
+
+    def parsed(index: int) -> Any:
+        try:
+            return listed.item(index)
+        except NotJson as error:
+            raise ValueError(f"the {what} file {path} is not valid JSON: {error}") from error
+
+    return Mapped(parsed, range(len(listed)))

@@ -7,7 +7,7 @@ import pytest
 
 from idol.analysis import results_file, score_files
 from idol.ytvis import truth
-from idol.ytvis.index import UnusualLayout
+from idol.ytvis.lazy_rows import UnusualLayout
 from tests.idol.analysis.test_clips import cut
 from tests.idol.analysis.test_score_files import dataset, perfect
 
