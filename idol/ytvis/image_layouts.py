@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from idol.ytvis import repairs
+from idol.ytvis import lazy_rows, repairs
 from idol.ytvis.repairs import Repairs
 
 _TRACK_KEYS = ("instance_id", "track_id")
@@ -28,6 +28,8 @@ def by_video(content: Row, found: Repairs) -> tuple[Row, dict[Any, str]]:
     returns: the JSON; video_id -> why the video cannot be used
     """
     images, annotations = _rows(content.get("images")), _rows(content.get("annotations"))
+    if images and isinstance(images[0], lazy_rows.Row):
+        return content, {}  # as `lazy_rows.load` has found
     if not images or annotations is None or any("segmentations" in row for row in annotations):
         return content, {}
     videos: dict[Any, Row] = {}

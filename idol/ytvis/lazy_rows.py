@@ -23,7 +23,7 @@ from idol import files
 from idol.spool import Mapped
 
 _WINDOW = 1 << 18  # bytes
-_LISTS = ("videos", "annotations")
+_LISTS = ("videos", "images", "annotations")
 _SPACE = b" \t\r\n"
 # The next object does not begin like a mask.
 _BORDER = re.compile(rb'\}\s*,\s*\{(?=\s*"(?!size"|counts"))')
@@ -43,7 +43,18 @@ class Ids(msgspec.Struct, gc=False):
 
     id: Any = msgspec.UNSET
     video_id: Any = msgspec.UNSET
+    image_id: Any = msgspec.UNSET
     category_id: Any = msgspec.UNSET
+
+
+class _Layout(msgspec.Struct, gc=False):
+    """What decides whether images are frames of videos."""
+
+    video_id: Any = msgspec.UNSET
+    instance_id: Any = None
+    track_id: Any = None
+    attributes: Any = None
+    segmentations: msgspec.Raw = msgspec.Raw()
 
 
 class Row(Mapping[str, Any]):
@@ -112,13 +123,21 @@ class Listed:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def text(self, index: int) -> bytes:
+        """The JSON of one of them."""
+        start = self.starts[index]
+        return self._file.read(self.stops[index] - start, start)
+
     def item(self, index: int) -> Any:
         """One of them, parsed. Raises: NotJson."""
-        start, stop = self.starts[index], self.stops[index]
         try:
-            return files.parse_json(self._file.read(stop - start, start))
+            return files.parse_json(self.text(index))
         except ValueError as error:
             raise NotJson(str(error)) from error
+
+    def layouts(self) -> Iterator[_Layout]:
+        """Of each of them."""
+        return (msgspec.json.decode(self.text(n), type=_Layout) for n in range(len(self)))
 
     def rows(self) -> list[Row]:
         """All of them; a Row takes some 200 bytes."""
@@ -148,14 +167,14 @@ class _Scan:
         return self.file.read(size, self.place)
 
     def next(self, wanted: bytes, *, take: bool = True) -> bytes:
-        """The next character, which is one of those wanted; b"" at the end of the file."""
+        """The next character, which is one of those wanted; of none, the end of the file."""
         while data := self.read(256):
             inside = data.lstrip(_SPACE)
             self.place += len(data) - len(inside)
             if inside:
                 break
         found = data and inside[:1]
-        if found not in [b"", *(wanted[n : n + 1] for n in range(len(wanted)))]:
+        if found not in wanted or bool(found) != bool(wanted):
             raise UnusualLayout(f"{found!r} at byte {self.place} is none of {wanted!r}")
         self.place += take
         return found
@@ -226,30 +245,51 @@ class _Scan:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The JSON of a YouTube-VIS file, of which the rows of videos and annotations are `Row`s.
+    """The JSON of YouTube-VIS or still images; the rows of its lists are `Row`s.
 
     They read from the file, which must stay as it is as long as they are used; its name may go.
 
     Raises: UnusualLayout, OSError: it is no such JSON, or cannot be read.
     """
-    scan, content = _Scan(path), dict[str, Any]()
+    scan, content, lists = _Scan(path), dict[str, Any](), dict[str, Listed]()
     try:
         scan.next(b"{")
-        while scan.next(b'"', take=False):
+        more = scan.next(b'"}', take=False)
+        while more != b"}":
+            scan.next(b'"', take=False)
             key = scan.value()
             scan.next(b":")
             first = scan.next(b'[{"tfn-0123456789', take=False)
-            if key == "images":
-                raise UnusualLayout("it is written image by image")
-            rows = key in _LISTS and first == b"["
-            content[key] = scan.objects().rows() if rows else scan.value()
-            if scan.next(b",}") != b",":
-                break
-        if scan.next(b"") or "videos" not in content:
-            raise UnusualLayout("it has no videos, or something behind them")
+            if key in _LISTS and first == b"[":
+                lists[key] = scan.objects()
+                content[key] = lists[key].rows()
+            else:
+                content[key] = scan.value()
+            more = scan.next(b",}")
+        if not content:
+            scan.next(b"}")
+        scan.next(b"")
+        if _of_frames(lists):
+            raise UnusualLayout("it is written frame by frame")
     except (ValueError, RecursionError) as error:
         raise UnusualLayout(str(error)) from error
     return content
+
+
+def _of_frames(lists: Mapping[str, Listed]) -> bool:
+    """Whether `image_layouts.by_video` has something to do."""
+    tracked = any(image.video_id is not msgspec.UNSET for image in _layouts(lists, "images"))
+    for row in _layouts(lists, "annotations") if lists.get("images") else ():
+        if memoryview(row.segmentations):
+            return False
+        attributes = row.attributes if isinstance(row.attributes, dict) else {}
+        ids = row.instance_id, row.track_id, *map(attributes.get, ("instance_id", "track_id"))
+        tracked |= any(isinstance(value, int | str) for value in ids)
+    return tracked
+
+
+def _layouts(lists: Mapping[str, Listed], key: str) -> Iterator[_Layout]:
+    return lists[key].layouts() if key in lists else iter(())
 
 
 def load_objects(path: Path) -> Listed:
@@ -257,8 +297,7 @@ def load_objects(path: Path) -> Listed:
     scan = _Scan(path)
     try:
         found = scan.objects()
-        if scan.next(b""):
-            raise UnusualLayout("something is behind the list")
+        scan.next(b"")
     except (ValueError, RecursionError) as error:
         raise UnusualLayout(str(error)) from error
     return found

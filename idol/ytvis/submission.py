@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from idol.files import load_json, whole_file
+from idol.files import whole_file
 from idol.ytvis import annotations as annotation_files
+from idol.ytvis import lazy_rows
 from idol.ytvis import results as results_file
 from idol.ytvis.truth import without_instances
 
@@ -67,7 +68,7 @@ def read_videos(path: str | Path) -> VideoList:
         FileNotFoundError: there is no such file.
         ValueError: it lists no readable videos or categories.
     """
-    data = load_json(Path(path), "truth")
+    data = lazy_rows.load_json(Path(path), "truth")
     if isinstance(data, Mapping):
         data = {**data, "annotations": []}  # whose faults are of no concern here
     known = annotation_files.parse(data, str(path))
