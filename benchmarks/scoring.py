@@ -2,6 +2,7 @@
 
 python -m benchmarks.scoring                     three sets of the official timings' sizes
 python -m benchmarks.scoring --sets large        300 videos, 30 frames, 20 predictions
+python -m benchmarks.scoring --growth            memory at one and at ten times the ellipses
 python -m benchmarks.scoring --sets --given NAME TRUTH.json RESULTS.json SECONDS
                                                  files at hand, and the official one's time for them
 
@@ -191,6 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-plain", action="store_true", help="leave the plain evaluator out")
     parser.add_argument("--keep", type=Path, help="keep generated sets here, and use those there")
+    parser.add_argument("--growth", action="store_true", help="memory alone, at 1 and 10 times")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.one is not None:
@@ -205,6 +207,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = " ".join(Path(word).name if "/" in word else word for word in words)
     print(machine.header(f"python -m benchmarks.scoring {shown}", "cpu"))
     print()
+    if options.growth:
+        _growth()
+        return
     columns = ["set", "videos × frames × predictions", "results, MB", "evaluator", "seconds"]
     columns += [
         "plain, times as long",
@@ -229,6 +234,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, truth_name, results_name, official in options.given:
         files = Path(truth_name), Path(results_name)
         _rows(name, "–", files, float(official), ways, options.rounds)
+
+
+def _growth() -> None:
+    """Print how much more memory ten times as many videos take."""
+    print("| videos | results, MB | evaluator | MiB above the start | KiB for one more video |")
+    print("|---|---|---|---|---|")
+    before: dict[str, tuple[int, float]] = {}
+    for times in (1, 10):
+        numbers = SETS["ellipses"]._replace(videos=times * SETS["ellipses"].videos)
+        with tempfile.TemporaryDirectory() as temporary:
+            files = Path(temporary, "truth.json"), Path(temporary, "results.json")
+            generate(Path(temporary), numbers)
+            size = files[1].stat().st_size / 1e6
+            for way in ("1", "plain"):
+                memory = _apart(files, way)["memory"]
+                few, least = before.setdefault(way, (numbers.videos, memory))
+                more = 2**10 * (memory - least) / max(1, numbers.videos - few)
+                label = "plain" if way == "plain" else "jobs.score"
+                cells = f"{numbers.videos} | {size:.0f} | {label} | {memory:.0f}"
+                print(f"| {cells} | {f'{more:.1f}' if times > 1 else '–'} |", flush=True)
 
 
 def _rows(

@@ -23,6 +23,7 @@ from idol import files
 from idol.spool import Mapped
 
 _WINDOW = 1 << 18  # bytes
+_ALONE = 16  # rows of a list that are found one by one, which takes a window each
 _LISTS = ("videos", "images", "annotations")
 _SPACE = b" \t\r\n"
 # The next object does not begin like a mask.
@@ -203,10 +204,14 @@ class _Scan:
         if self.next(b"{]", take=False) == b"]":
             self.next(b"]")
             return found
+        alone = 0
         while True:
             start = self.place
             size = self._several(found)
-            if not size:
+            if not size:  # the last one, as a rule
+                alone += 1
+                if alone > _ALONE:
+                    raise UnusualLayout("its rows do not look like annotations or results")
                 self.value()
                 size = self.place - start
                 data = self.file.read(size, start)

@@ -104,7 +104,7 @@ def dataset(
     digest = hashlib.sha256(kind.encode())
     for name in ("videos", "annotations", "categories"):
         for row in labels.content.get(name, ()):
-            digest.update(json.dumps(dict(row), sort_keys=True).encode())
+            digest.update(json.dumps(lazy_rows.whole(row), sort_keys=True).encode())
     return annotation_files.chosen(
         found, digest.hexdigest(), str(path), str(labels.frames), **selected
     )

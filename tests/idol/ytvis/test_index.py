@@ -144,6 +144,13 @@ def test_entries_that_look_like_masks_or_hold_objects_are_entries(tmp_path, monk
     assert index.of(2) == (entries[2:], [2])
 
 
+def test_rows_with_lists_of_objects_are_left_to_reading_as_a_whole(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([{"video_id": 1, "parts": [{"id": 1}, {"id": 2}] * 9000}] * 30))
+    with pytest.raises(UnusualLayout, match="do not look like annotations or results"):
+        ResultsIndex(path)
+
+
 def test_an_unknown_video_is_named_by_its_entry(tmp_path):
     path = tmp_path / "results.json"
     entry = {"video_id": 9, "category_id": 1, "score": 0.5, "segmentations": []}
