@@ -83,13 +83,9 @@ def _convert(job: Convert) -> dict[str, Any]:
     from pipelines.formats import joining
 
     roots = job.frames if len(job.frames) > 1 else (*job.frames, None)[:1] * len(job.sources)
-    pairs = zip(job.sources, roots, strict=True)
-    joined = formats.join(
-        [
-            formats.read(paths.as_written(path), paths.as_written(root) if root else None, job.format)
-            for path, root in pairs
-        ]
-    )
+    given = [None if root is None else paths.as_written(root) for root in roots]
+    pairs = zip(map(paths.as_written, job.sources), given, strict=True)
+    joined = formats.join([formats.read(path, root, job.format) for path, root in pairs])
     if job.results is not None:
         with paths.local_file(paths.at(job.results)) as file:
             joined = joining.with_results(joined, file, job.min_score)

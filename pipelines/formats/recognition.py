@@ -58,9 +58,7 @@ def _with_address(path: AnyPath, frames: AnyPath | None) -> Labels:
         )
     with annotation_files.opened(str(path)) as local:
         content = lazy_rows.load_json(local, "annotation")
-    return Labels(
-        str(path), content, frames or paths.at(annotation_files.default_root(str(path)))
-    )
+    return Labels(str(path), content, frames or paths.at(annotation_files.default_root(str(path))))
 
 
 def dataset(
