@@ -230,7 +230,8 @@ def resumed(batches: Callable[..., Iterator[ClipBatch]]) -> str:
     try:
         found = next(batches(1, _RESUMED))
     except Exception as error:
-        return f"refused: {str(error).splitlines()[0][:60]}"
+        told = str(error).splitlines() or [""]
+        return f"refused: {type(error).__name__} {told[0][:60]}"
     return "equal" if torch.equal(found.images, wanted.images) else "another batch"
 
 
