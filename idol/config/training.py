@@ -196,8 +196,10 @@ class LossConfig:
     supervise_reference: bool = False
     """Detection and mask losses on the reference frame too (released: key frame only)."""
     normaliser: Literal["local", "global"] = "local"
-    """Detection losses are divided by the number of matched queries of this worker (local, as
-    released) or by its mean over all workers (global: the gradient is that of the whole batch)."""
+    """What losses are means over (matched queries, truths, tokens). local, as released: those of
+    one worker's micro-batch, so that the gradient depends on how a batch is cut. global: those of
+    the whole batch, all of it padded to one size: the gradient is the same for any number of
+    workers and any train.micro_batch, which then costs a second forward pass."""
 
     def __post_init__(self) -> None:
         unit(self, "focal_alpha")
@@ -211,6 +213,11 @@ class TrainConfig:
 
     pairs_per_batch: int = 32
     """Key/reference pairs of one optimiser step, over all workers together."""
+    micro_batch: int = 0
+    """Pairs that a worker takes in one forward and backward pass; the gradients of several add up,
+    so that any number of workers and any GPU trains with pairs_per_batch. 0: all of its pairs, at
+    most pairs_per_batch. With losses.normaliser "local" a micro-batch counts like the batch of one
+    of so many more workers."""
     steps: int = 12000
     """Optimiser steps."""
     learning_rate: float = 1e-4
@@ -250,4 +257,5 @@ class TrainConfig:
         positive(self, "report_every", "checkpoint_every", "shuffle_rows", "group_pairs")
         not_negative(self, "weight_decay", "warmup_steps")
         at_most(self, 100_000, "pairs_per_batch", "shuffle_rows")
+        within(self, 0, self.pairs_per_batch, "micro_batch")
         unit(self, "backbone_rate", "final_rate", "ema_decay")

@@ -16,6 +16,7 @@ from idol.learning import losses
 from idol.learning.assignment import ContrastiveSamples
 from idol.learning.targets import to_device
 from idol.structures import Outputs
+from ops.linear import full_precision
 
 
 def contrast(
@@ -24,28 +25,31 @@ def contrast(
     best: Ints,
     chosen: ContrastiveSamples,
     negatives_per_positive: int,
-    rng: random.Random,
+    rng: random.Random | Sequence[random.Random],
     samples: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 4 and the auxiliary loss (specification 3.3), means over the truths with a positive.
+    """Eq. 4 and the auxiliary loss (specification 3.3), summed over the truths with a positive.
 
     best:    (B, G) each truth's query on the key frame
     chosen:  (B, G, Q), on the reference frame
+    rng:     one for all pairs in their order, or one per pair
     samples: as of sample_negatives, for the truths with a positive
     returns: loss_reid (), loss_reid_aux (); both 0 with a gradient of 0 if no truth has a positive
     """
     device = key.embeddings.device
     pair, row = np.nonzero(chosen.positives.any(-1))
     if len(pair) == 0:
-        nothing = 0.0 * (key.embeddings.float().sum() + reference.embeddings.float().sum())
+        ends = full_precision(key.embeddings), full_precision(reference.embeddings)
+        nothing = 0.0 * (ends[0].sum() + ends[1].sum())
         return nothing, nothing
     positives, negatives = chosen.positives[pair, row], chosen.negatives[pair, row]
-    sampled = sample_negatives(positives, negatives, negatives_per_positive, rng, samples)
+    draws = rng if isinstance(rng, random.Random) else [rng[b] for b in pair]
+    sampled = sample_negatives(positives, negatives, negatives_per_positive, draws, samples)
     positive, negative, sample = to_device(np.stack([positives, negatives, sampled]), device)
     pairs, queries = to_device(np.stack([pair, best[pair, row]]), device)
 
-    vectors = key.embeddings[pairs, queries].float()  # (n, C)
-    others = reference.embeddings.float()
+    vectors = full_precision(key.embeddings[pairs, queries])  # (n, C)
+    others = full_precision(reference.embeddings)
     ends = np.cumsum(np.bincount(pair, minlength=len(others))).tolist()
     # Float32 also under autocast: a similarity is a sum of C products, not normalised, and enters
     # an exponential.
@@ -55,20 +59,21 @@ def contrast(
         similarities = torch.cat(products)  # (n, Q)
     norms = others.norm(dim=-1)[pairs] * vectors.norm(dim=-1)[:, None]
     cosines = similarities / norms.clamp(min=1e-12)
-    contrastive = losses.contrastive_rows(similarities, positive, negative).mean()
-    return contrastive, losses.cosine_rows(cosines, positive, sample).mean()
+    contrastive = losses.contrastive_rows(similarities, positive, negative).sum()
+    return contrastive, losses.cosine_rows(cosines, positive, sample).sum()
 
 
 def sample_negatives(
     positives: Bools,
     negatives: Bools,
     per_positive: int,
-    rng: random.Random,
+    rng: random.Random | Sequence[random.Random],
     samples: Sequence[Sequence[int]] | None = None,
 ) -> Bools:
     """Choose the negatives of the auxiliary loss, per_positive times as many as positives.
 
     positives, negatives: (n, Q), each row with a positive
+    rng:     one for all rows in their order, or one per row
     samples: instead of drawing: for each of the n truths, indices into its list of negatives in
              ascending query order
     returns: (n, Q) bool
@@ -83,7 +88,8 @@ def sample_negatives(
         (candidates,) = np.nonzero(others)
         if samples is None:
             wanted = min(per_positive * int(mine.sum()), len(candidates))
-            drawn: Sequence[int] = rng.sample(range(len(candidates)), wanted)
+            mine_rng = rng if isinstance(rng, random.Random) else rng[i]
+            drawn: Sequence[int] = mine_rng.sample(range(len(candidates)), wanted)
         else:
             drawn = samples[i]
         chosen[i, candidates[np.asarray(drawn, np.int64)]] = True
@@ -91,38 +97,37 @@ def sample_negatives(
 
 
 def classify_identities(
-    frames: Sequence[tuple[Outputs, Ints, Sequence[Ints]]], num_identities: int
+    frames: tuple[Outputs, Outputs], known: Sequence[Ints], num_identities: int
 ) -> Tensor:
     """Cross-entropy of the "ID head", which classifies embeddings by instance (paper Sec. 4.5).
 
-    frames:  key frames and reference frames: Outputs of B images; (B, Q) the truth each query is
-             assigned to, -1 for none; B times (G_b,) the truths' numbers in the training set, -1
-             where not known
-    returns: () mean over the matched queries of known identity; 0 with a gradient of 0 if none
+    frames:  key frames and reference frames: Outputs of B images
+    known:   of both (B, Q), the number in the training set of the instance each query is assigned
+             to; -1: none, or not known
+    returns: () sum over the queries of known identity; 0 with a gradient of 0 if none
     Raises: ValueError: the network has no identity head, or a number is not below num_identities.
     """
-    head = frames[0][0].identity_head
+    head = frames[0].identity_head
     if head is None:
         raise ValueError(
             "losses.identity needs a network with an identity head, but model.num_identities is "
             "0. Set it to the number of instances in the training set (jobs.train does)."
         )
     embeddings, numbers = [], []
-    for outputs, truth, identities in frames:
-        found = [np.append(mine, -1)[rows] for mine, rows in zip(identities, truth, strict=True)]
-        known = np.stack(found)  # (B, Q); truth -1 reads the appended -1
-        if known.max(initial=-1) >= num_identities:
+    for outputs, mine in zip(frames, known, strict=True):
+        if mine.max(initial=-1) >= num_identities:
             raise ValueError(
                 f"identities must be below model.num_identities ({num_identities}), got "
-                f"{known.max()}. Was the head made for another training set?"
+                f"{mine.max()}. Was the head made for another training set?"
             )
-        image, query = np.nonzero(known >= 0)
+        image, query = np.nonzero(mine >= 0)
         index = to_device(np.stack([image, query]), outputs.embeddings.device)
         embeddings.append(outputs.embeddings[index[0], index[1]])
-        numbers.append(known[image, query])
+        numbers.append(mine[image, query])
     number = to_device(np.concatenate(numbers), embeddings[0].device)
     if len(number) == 0:
         # One embedding passes through the head, so that its weights get a gradient (of zero).
-        first = frames[0][0].embeddings
-        return 0.0 * (head(first[:1, 0]).float().sum() + first.float().sum())
-    return F.cross_entropy(head(torch.cat(embeddings)).float(), number)
+        first = frames[0].embeddings
+        return 0.0 * (full_precision(head(first[:1, 0])).sum() + full_precision(first).sum())
+    logits = full_precision(head(torch.cat(embeddings)))
+    return F.cross_entropy(logits, number, reduction="sum")

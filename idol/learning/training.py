@@ -2,57 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import math
-import random
+import statistics
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from idol.config import Config, TrainConfig
-from idol.learning.criterion import Criterion, split
+from idol.learning.divergence import Diverged
+from idol.learning.pair_loss import PairLoss
+from idol.learning.pieces import cut, joined_size, part_of_batch, resized, trimmed_size
 from idol.network.model import IDOL
-from idol.structures import Outputs, PairBatch
+from idol.structures import PairBatch
 
+_log = logging.getLogger(__name__)
 
-class PairLoss(nn.Module):
-    """The network and its criterion as one module, PairBatch in, losses out.
-
-    Forward uses all parameters: DistributedDataParallel need not search for unused ones.
-    """
-
-    def __init__(
-        self, model: IDOL, seed: int = 0, precision: Literal["fp32", "bf16"] = "fp32"
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.criterion = Criterion(model.config)
-        self.random = random.Random(seed)
-        self.autocast = precision == "bf16"
-
-    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: B pairs → the weighted total (), and every unweighted loss by its name."""
-        # One pass over all key and reference frames: the network treats images separately.
-        with torch.autocast(batch.key_images.device.type, torch.bfloat16, enabled=self.autocast):
-            outputs = self.model(
-                torch.cat([batch.key_images, batch.reference_images]),
-                torch.cat([batch.key_padding, batch.reference_padding]),
-            )
-        if self.autocast:
-            # The heads that the criterion calls run in float32 too: relative coordinates of masks
-            # have up to four digits of pixels, and bfloat16 keeps two and a half.
-            outputs = _in_float32(outputs)
-        key, reference = split(outputs, len(batch.key_images))
-        losses = self.criterion(self.model, key, reference, batch, self.random)
-        return self.criterion.total(losses), losses
-
-
-def _in_float32(outputs: Outputs) -> Outputs:
-    values = ((f.name, getattr(outputs, f.name)) for f in dataclasses.fields(outputs))
-    floats = {n: v.float() for n, v in values if isinstance(v, Tensor) and v.is_floating_point()}
-    return dataclasses.replace(outputs, **floats)  # type: ignore[arg-type]
+_SPIKE = 10.0  # times the median of the last losses
+_REMEMBERED = 100  # steps, as many without another warning
+_ENOUGH = 20  # losses that make a median
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
@@ -85,6 +57,11 @@ def make_optimizer(model: IDOL, config: TrainConfig) -> torch.optim.AdamW:
 class Trainer:
     """Optimiser, schedule, gradient clip and weight average around a PairLoss.
 
+    In a process group every worker has a Trainer and gives it its part of each batch
+    (`part_of_batch` of config.train.pairs_per_batch). Nothing random has a state: a run that goes
+    on from state_dict, with as many workers and threads, ends with the bits of one that never
+    stopped.
+
     wrap: given the PairLoss, returns the module to call, for example DistributedDataParallel
     """
 
@@ -93,42 +70,137 @@ class Trainer:
         model: IDOL,
         config: Config,
         *,
-        seed: int = 0,
         wrap: Callable[[PairLoss], nn.Module] | None = None,
     ) -> None:
         self.config = config.train
+        self.divisor = config.transforms.size_divisor
+        self.whole = config.losses.normaliser == "global"
         self.model = model.train()
-        pair_loss = PairLoss(model, seed, config.train.precision)
-        self.network: nn.Module = wrap(pair_loss) if wrap is not None else pair_loss
+        self.pair_loss = PairLoss(model, config.train.seed, config.train.precision)
+        self.network = wrap(self.pair_loss) if wrap is not None else self.pair_loss
         self.optimizer = make_optimizer(model, config.train)
         self.step_number = 0
         self.average: dict[str, Tensor] | None = None
         if config.train.ema_decay > 0:
             self.average = {k: v.clone() for k, v in model.state_dict().items()}
+        self._recent: deque[float] = deque(maxlen=_REMEMBERED)
+        self._quiet_until = 0
 
     def step(self, batch: PairBatch) -> dict[str, float]:
-        """One optimiser step. Returns the total, every loss and the gradient norm as numbers.
+        """One optimiser step. Returns the total, every loss and the gradient norm as numbers, the
+        mean over the workers.
 
-        Raises: FloatingPointError: the gradient is not finite; the weights are unchanged.
+        batch: this worker's pairs, on any device; without a process group any number of them
+        Raises:
+            Diverged: a loss or the gradient is not finite; the weights are unchanged.
+            ValueError: the batch is not this worker's part.
         """
         rate = self.config.learning_rate * learning_rate_factor(self.step_number, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
-        total, losses = self.network(batch)
-        total.backward()
+        values, failure = self._gradients(batch)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        numbers = torch.stack([total, norm, *losses.values()]).tolist()
-        if not math.isfinite(numbers[1]):
+        if failure is not None or not math.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise FloatingPointError(
-                f"the gradient norm is {numbers[1]} at step {self.step_number} with losses "
-                f"{dict(zip(losses, numbers[2:], strict=True))}. Lower train.learning_rate."
-            )
+            raise failure or self._no_gradient(batch, float(norm), values)
+        numbers = torch.stack([*values.values(), norm])
+        if _workers() > 1:
+            distributed.all_reduce(numbers)
+            numbers /= _workers()
+        found = dict(zip([*values, "gradient_norm"], numbers.tolist(), strict=True))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._watch(found["loss"])
         self.step_number += 1
         self._update_average()
-        return dict(zip(("loss", "gradient_norm", *losses), numbers, strict=True))
+        return found
+
+    def part(self, batch: PairBatch) -> range:
+        """The positions of this worker's pairs in the batch of all workers. Raises: as step."""
+        count = len(batch.key_images)
+        if _workers() == 1:
+            return range(count)
+        mine = part_of_batch(self.config.pairs_per_batch, distributed.get_rank(), _workers())
+        if len(mine) != count:
+            raise ValueError(
+                f"worker {distributed.get_rank()} of {_workers()} has {len(mine)} of the "
+                f"{self.config.pairs_per_batch} pairs of a batch, got {count}."
+            )
+        return mine
+
+    def _gradients(self, batch: PairBatch) -> tuple[dict[str, Tensor], Diverged | None]:
+        """Set the gradients of the step; total and losses (), and what is not finite in them."""
+        mine = self.part(batch)
+        pairs = len(mine) if _workers() == 1 else self.config.pairs_per_batch
+        size = self.config.micro_batch or pairs
+        firsts = range(mine.start, mine.stop, size)
+        pieces = list(zip(firsts, self._pieces(batch, size), strict=True))
+        normalisers = None
+        # Also where only other workers have several: all take part in the sum of the counts.
+        if self.whole and -(-pairs // _workers()) > size:
+            counts = [self.pair_loss.counts(p, self.step_number, first) for first, p in pieces]
+            normalisers = self.pair_loss.criterion.normalisers(torch.stack(counts).sum(0))
+        sums: dict[str, Tensor] = {}
+        failure = None
+        for first, piece in pieces:
+            count = len(piece.key_images)
+            share = 1.0 if self.whole else _workers() * count / pairs
+            with nullcontext() if first == firsts[-1] else self._unsynchronised():
+                total, losses = self.network(piece, self.step_number, first, normalisers)
+                (total * share).backward()
+            for name, value in {"loss": total, **losses}.items():
+                sums[name] = sums.get(name, 0.0) + share * value.detach()
+            if self.pair_loss.failure is not None:
+                last = first + count - 1
+                text = f"step {self.step_number}, pairs {first} to {last} of its batch: "
+                failure = Diverged(text + self.pair_loss.failure, self.step_number, (first, last))
+        return sums, failure
+
+    def _no_gradient(self, batch: PairBatch, norm: float, values: dict[str, Tensor]) -> Diverged:
+        mine = self.part(batch)
+        losses = {name: float(value) for name, value in values.items()}
+        return Diverged(
+            f"the gradient norm is {norm} at step {self.step_number} with losses {losses} of pairs "
+            f"{mine.start} to {mine.stop - 1}. Lower train.learning_rate.",
+            self.step_number,
+            (mine.start, mine.stop - 1),
+        )
+
+    def _pieces(self, batch: PairBatch, size: int) -> list[PairBatch]:
+        """The micro-batches on the device, padded as the normaliser needs it."""
+        device = next(self.model.parameters()).device
+        pieces = cut(batch if batch.key_images.device == device else batch.to(device), size)
+        if not self.whole:
+            # Each has the padding of its own pictures, as on a worker of its own.
+            alone = len(pieces) == 1
+            return pieces if alone else [resized(p, trimmed_size(p, self.divisor)) for p in pieces]
+        # Padding is part of what norms and mask losses average over: one size on all workers.
+        height, width = joined_size(pieces)
+        if _workers() > 1:
+            sides = torch.tensor([height, width], device=device)
+            distributed.all_reduce(sides, distributed.ReduceOp.MAX)
+            height, width = sides.tolist()
+        return [resized(piece, (height, width)) for piece in pieces]
+
+    def _unsynchronised(self) -> AbstractContextManager[object]:
+        """A context in which DistributedDataParallel adds up gradients without sharing them."""
+        no_sync = getattr(self.network, "no_sync", nullcontext)
+        context: AbstractContextManager[object] = no_sync()
+        return context
+
+    def _watch(self, loss: float) -> None:
+        """Warn of a loss far above those before it, once in a while."""
+        step = self.step_number
+        if len(self._recent) >= _ENOUGH and step >= self._quiet_until:
+            usual = statistics.median(self._recent)
+            if loss > _SPIKE * usual:
+                _log.warning(
+                    "the loss of step %d is %.4g, that of the %d steps before it %.4g (median). If "
+                    "it stays so, lower train.learning_rate.",
+                    step, loss, len(self._recent), usual,
+                )  # fmt: skip
+                self._quiet_until = step + _REMEMBERED
+        self._recent.append(loss)
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -150,7 +222,7 @@ class Trainer:
         return self.model.state_dict() if self.average is None else self.average
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs."""
+        """All that a run needs to go on, on any number of workers."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -159,8 +231,22 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where state_dict was taken."""
+        """Go on where state_dict was taken.
+
+        Raises: ValueError: one of the two runs averages its weights, the other does not.
+        """
+        if (state["average"] is None) != (self.average is None):
+            raise ValueError(
+                "train.ema_decay is 0 in one of the two runs and not in the other: go on with the "
+                "configuration that the checkpoint was made with."
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
+        for name, value in (self.average or {}).items():
+            value.copy_(state["average"][name])
         self.step_number = int(state["step"])
+
+
+def _workers() -> int:
+    running = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if running else 1

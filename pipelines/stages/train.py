@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from idol.analysis.cores import usable_cores
@@ -307,7 +306,6 @@ def _fit(loop: Loop, workers: int, gpus: bool, log: experiment_log.Log | None) -
 def _worker(settings: dict[str, Any]) -> None:
     """One worker's training. settings: {"loop": Loop, "mailbox": the driver's}"""
     from ray import train
-    from ray.train.torch import get_device
 
     # One core is what a worker reserves; and sums of another number of threads are other bits.
     torch.set_num_threads(1)
@@ -315,10 +313,7 @@ def _worker(settings: dict[str, Any]) -> None:
     config = loop.config
     context = train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    trainer, curve = _trainer(loop, rank)
-    # Dropout: another one on every worker, and not the first steps' again after a restart.
-    seeds = np.random.SeedSequence([config.train.seed % 2**64, rank, trainer.step_number])
-    torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+    trainer, curve = _trainer(loop)
     batches = loader.ClipLoader(
         loop.pairs,
         config,
@@ -330,13 +325,12 @@ def _worker(settings: dict[str, Any]) -> None:
         threads=max(1, usable_cores() // context.get_local_world_size()),
         identities=loader.number_instances(loop.pairs) if config.model.num_identities else None,
     ).batches(trainer.step_number)
-    device = get_device()
     sums: dict[str, float] = {}
     since, speed = 0, Speed()
     while trainer.step_number < loop.stop:
         with speed.waiting():
             batch = next(batches)
-        for name, value in trainer.step(batch.to(device).pairs()).items():
+        for name, value in trainer.step(batch.pairs()).items():
             sums[name] = sums.get(name, 0.0) + value
         since += 1
         done = trainer.step_number
@@ -352,7 +346,7 @@ def _worker(settings: dict[str, Any]) -> None:
             _commit(trainer, curve, loop.out)
 
 
-def _trainer(loop: Loop, rank: int) -> tuple[Trainer, list[Report]]:
+def _trainer(loop: Loop) -> tuple[Trainer, list[Report]]:
     """The training as far as it is, and its reports so far."""
     from ray.train.torch import get_device, prepare_model
 
@@ -364,7 +358,7 @@ def _trainer(loop: Loop, rank: int) -> tuple[Trainer, list[Report]]:
             model.load_state_dict(checkpoint.read(start)[1])
     model.to(device)
     wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
-    trainer = Trainer(model, loop.config, seed=loop.config.train.seed * 1000 + rank, wrap=wrap)
+    trainer = Trainer(model, loop.config, wrap=wrap)
     if not previous:
         return trainer, []
     with paths.local_file(previous[-1] / _STATE) as saved:

@@ -516,5 +516,4 @@ def test_the_global_normaliser_divides_by_the_mean_over_workers(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", three_times)
     _, whole, _ = run(batch, config(normaliser="global"), model)
     for name, value in local.items():
-        share = 1 if "reid" in name else 2 / 3
-        assert float(whole[name]) == pytest.approx(share * float(value), rel=1e-5), name
+        assert float(whole[name]) == pytest.approx(2 / 3 * float(value), rel=1e-5), name

@@ -1,0 +1,83 @@
+"""A training step whose numbers are not finite: the error, the batch on disk, and its replay."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from idol.config import Config, from_dict, to_dict
+from idol.files import whole_file
+from idol.learning.pair_loss import PairLoss
+from idol.network.model import IDOL
+from idol.structures import PairBatch, Targets
+
+
+class Diverged(FloatingPointError):
+    """A loss or a gradient is not finite. The weights are as before the step, and the same step
+    ends in the same way: do not try again.
+
+    step:  number of the step, from 0
+    pairs: first and last position, in the batch of all workers, of the pairs that this worker had
+           or, where a loss was not finite, of the micro-batch with that loss
+    """
+
+    def __init__(self, message: str, step: int, pairs: tuple[int, int]) -> None:
+        super().__init__(message, step, pairs)
+        self.step, self.pairs = step, pairs
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def save(path: Path, model: IDOL, batch: PairBatch, step: int, first: int) -> None:
+    """Write what a replay of a step needs: weights, configuration and the worker's pairs.
+
+    first: position of the first of the pairs in the batch of all workers
+    """
+    state = {
+        "config": to_dict(model.config),
+        "model": model.state_dict(),
+        "batch": _plain(batch),
+        "step": step,
+        "first": first,
+    }
+    with whole_file(path) as temporary:
+        torch.save(state, temporary)
+
+
+def replay(path: Path) -> dict[str, float]:
+    """Compute the saved step once more, forward and backward, on the CPU and in one piece.
+
+    returns: every loss, and "gradient_norm"
+    Raises: Diverged: the losses are not finite, as when the step was computed.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    config = from_dict(Config, state["config"])
+    model = IDOL(config)
+    model.load_state_dict(state["model"])
+    network = PairLoss(model.train(), config.train.seed, config.train.precision)
+    step, first, batch = state["step"], state["first"], _batch(state["batch"])
+    total, losses = network(batch, step, first)
+    if network.failure is not None:
+        raise Diverged(network.failure, step, (first, first + len(batch.key_images) - 1))
+    total.backward()
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return {"gradient_norm": float(norm), **{name: float(v) for name, v in losses.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, so that the file holds nothing but tensors, lists and dicts."""
+    if isinstance(value, PairBatch | Targets):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _batch(fields: dict[str, Any]) -> PairBatch:
+    sides = ("key_targets", "reference_targets")
+    return PairBatch(**{**fields, **{s: [Targets(**t) for t in fields[s]] for s in sides}})
