@@ -40,9 +40,7 @@ _TOGETHER = 8
 
 _INT32, _INT64 = ir.IntType(32), ir.IntType(64)  # called with a number, a constant
 
-# Inlined, not linked: a process that compiles a kernel would otherwise call the passes' own machine
-# code, and one that reads the kernel from the cache the copy in it, which was optimised once more
-# and adds in another order: equal runs would differ in the last bits.
+# Inlined: linked, a fresh compile calls other code than the cache holds, with other last bits.
 _jit: Callable[[Any], Any] = numba.njit(nogil=True, fastmath=FLAGS, forceinline=True)
 _inline: Callable[[Any], Any] = intrinsic
 
@@ -248,8 +246,7 @@ def _corners(
         nx = nx if nx < wide[s] + one else wide[s] + one
         ny = y if y > -two else -two
         ny = ny if ny < tall[s] + one else tall[s] + one
-        # The floor. numba's math.floor is a call that no vector code survives; np.int32() alone
-        # rounds towards zero.
+        # The floor: math.floor is a call, which no vector code survives, and int32() truncates.
         x0, y0 = np.int32(nx), np.int32(ny)
         x0 -= np.int32(real(x0) > nx)
         y0 -= np.int32(real(y0) > ny)
