@@ -8,94 +8,131 @@ attributes.track_id, and the images of one folder are one video.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from idol.ytvis import lazy_rows, repairs
+from idol.spool import Mapped
+from idol.ytvis import repairs
+from idol.ytvis.lazy_rows import Ids, Row, UnusualLayout
 from idol.ytvis.repairs import Repairs
 
 _TRACK_KEYS = ("instance_id", "track_id")
 _FRAME_KEYS = ("frame_id", "frame_index")
 
-Row = Mapping[str, Any]
+Json = Mapping[str, Any]
 
 
-def by_video(content: Row, found: Repairs) -> tuple[Row, dict[Any, str]]:
+def by_video(content: Json, found: Repairs) -> tuple[Json, dict[Any, str]]:
     """The same annotations as YouTube-VIS JSON, one row per video and per track.
 
-    content: parsed JSON; what is not written image by image with tracks comes back as it is
+    content: parsed JSON, or of `lazy_rows.load`, and then one row is in memory at a time; what is
+             not written image by image with tracks comes back as it is
     found:   where guesses and annotations that are left out are counted
     returns: the JSON; video_id -> why the video cannot be used
+    Raises:  UnusualLayout: a row that was not in memory is of a video
     """
     images, annotations = _rows(content.get("images")), _rows(content.get("annotations"))
-    if images and isinstance(images[0], lazy_rows.Row):
-        return content, {}  # as `lazy_rows.load` has found
-    if not images or annotations is None or any("segmentations" in row for row in annotations):
+    if not images or annotations is None or isinstance(images[0], Row):
         return content, {}
-    videos: dict[Any, Row] = {}
+    if isinstance(images, list) and any("segmentations" in row for row in annotations):
+        return content, {}
+    stated: dict[Any, Json] = {}
     if any("video_id" in image for image in images):
-        videos = {_id(row, "id"): row for row in _rows(content.get("videos")) or ()}
+        stated = {_id(row, "id"): row for row in _rows(content.get("videos")) or ()}
         video_of = [_id(image, "video_id") for image in images]
     elif any(_track(row) is not None for row in annotations):
         folders = [str(i.get("file_name")).replace("\\", "/").rpartition("/")[0] for i in images]
         numbers = {folder: n for n, folder in enumerate(dict.fromkeys(folders), 1)}
-        videos = {n: {"name": folder} for folder, n in numbers.items()}
+        stated = {n: {"name": folder} for folder, n in numbers.items()}
         video_of = [numbers[folder] for folder in folders]
         found.add(repairs.FOLDERS, folders[0] or "the file's own", len(numbers))
     else:
         return content, {}
-    frames: dict[Any, list[Row]] = {video_id: [] for video_id in videos}
-    for video_id, image in zip(video_of, images, strict=True):
-        frames.setdefault(video_id, []).append(image)
-    faults: dict[Any, str] = {}
-    places: dict[Any, tuple[Any, int]] = {}
-    rows = []
-    for video_id, own in frames.items():
-        try:
-            own = _in_order(own)
-            rows.append(_video(video_id, videos.get(video_id, {}), own))
-        except ValueError as error:
-            faults[video_id] = str(error)
-            rows.append({"id": video_id})
-        places |= {_id(image, "id"): (video_id, t) for t, image in enumerate(own)}
-    tracks = _tracks(annotations, places, {row["id"]: row for row in rows}, found, faults)
+    frames = _Frames(images, stated, video_of)
+    rows = [Row(Ids(id=video_id), frames.video, video_id) for video_id in frames.of_video]
+    tracks = _tracks(annotations, frames, found)
     joined = {"annotations": None if content.get("annotations") is None else tracks}
-    return {"categories": content.get("categories"), "videos": rows, **joined}, faults
+    return {"categories": content.get("categories"), "videos": rows, **joined}, frames.faults
 
 
-def _rows(value: Any) -> list[Row] | None:
-    """A list of JSON objects; [] for null, None for anything else, which reading notices."""
+class _Frames:
+    """Which image is which frame.
+
+    of_video: video_id -> places of its images in the file, in order of time
+    faults:   video_id -> why the video cannot be used
+    """
+
+    def __init__(
+        self, images: Sequence[Json], stated: Mapping[Any, Json], video_of: Sequence[Any]
+    ) -> None:
+        """stated: rows of videos; video_of: the video_id of each image"""
+        self._images, self._stated, self._video_of = images, stated, video_of
+        self.of_video = {video_id: array("q") for video_id in stated}
+        for place, video_id in enumerate(video_of):
+            self.of_video.setdefault(video_id, array("q")).append(place)
+        self.faults: dict[Any, str] = {}
+        self._places: dict[Any, int] = {}  # of images by their id
+        self._time = array("q", [0]) * len(images)
+        for video_id, places in self.of_video.items():
+            own = [(images[place], place) for place in places]
+            try:
+                own = [own[n] for n in _in_order([image for image, _ in own])]
+                _video(video_id, stated.get(video_id, {}), [image for image, _ in own])
+            except ValueError as error:
+                self.faults[video_id] = str(error)
+            self.of_video[video_id] = array("q", [place for _, place in own])
+            for t, (image, place) in enumerate(own):
+                self._places[_id(image, "id")] = place
+                self._time[place] = t
+
+    def find(self, image_id: Any) -> tuple[Any, int] | None:
+        """video_id and index of the frame; None: there is no such image."""
+        place = self._places.get(image_id)
+        return None if place is None else (self._video_of[place], self._time[place])
+
+    def video(self, video_id: Any) -> dict[str, Any]:
+        """The row of a video."""
+        if video_id in self.faults:
+            return {"id": video_id}
+        own = [self._images[place] for place in self.of_video[video_id]]
+        return _video(video_id, self._stated.get(video_id, {}), own)
+
+
+def _rows(value: Any) -> Sequence[Json] | None:
+    """JSON objects in a list; [] for null, None for anything else, which reading notices."""
     value = [] if value is None else value
     proper = isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
-    return value if proper else None
+    return value if proper or isinstance(value, Mapped) else None
 
 
-def _id(row: Row, key: str) -> int | float | str | None:
+def _id(row: Json, key: str) -> int | float | str | None:
     """An id as it stands; None where it is none, which reading notices."""
     value = row.get(key)
     return value if isinstance(value, int | float | str) else None
 
 
-def _in_order(images: Sequence[Row]) -> list[Row]:
-    """A video's images by frame number, or by name as people count: 2 before 10."""
+def _in_order(images: Sequence[Json]) -> list[int]:
+    """Places of a video's images by frame number, or by name as people count: 2 before 10."""
     for key in _FRAME_KEYS:
         numbers = [image.get(key) for image in images]
         if all(isinstance(number, int) for number in numbers):
             if len(set(numbers)) < len(numbers):
                 raise ValueError(f"two of its images have the same {key}")
-            return sorted(images, key=lambda image: int(image[key]))
+            return sorted(range(len(images)), key=lambda n: int(images[n][key]))
     names = [image.get("file_name") for image in images]
     if not all(isinstance(name, str) for name in names):
         raise ValueError("an image has neither a frame_id nor a file_name")
 
-    def counted(image: Row) -> list[tuple[int, int, str]]:
-        parts = re.split(r"([0-9]+)", image["file_name"])
+    def counted(place: int) -> list[tuple[int, int, str]]:
+        parts = re.split(r"([0-9]+)", names[place] or "")
         return [(1, int(p), p) if p.isdigit() else (0, 0, p) for p in parts]
 
-    return sorted(images, key=counted)
+    return sorted(range(len(images)), key=counted)
 
 
-def _video(video_id: Any, row: Row, images: Sequence[Row]) -> dict[str, Any]:
+def _video(video_id: Any, row: Json, images: Sequence[Json]) -> dict[str, Any]:
     sizes = [(place.get("height"), place.get("width")) for place in images or [row]]
     if any(size != sizes[0] for size in sizes):
         raise ValueError(
@@ -109,7 +146,7 @@ def _video(video_id: Any, row: Row, images: Sequence[Row]) -> dict[str, Any]:
     return {"id": video_id, "name": row.get("name"), **size, **named}
 
 
-def _track(row: Row) -> int | str | None:
+def _track(row: Json) -> int | str | None:
     """The id of an annotation's track; None where it has none."""
     attributes = row.get("attributes")
     for place in (row, attributes if isinstance(attributes, Mapping) else {}):
@@ -120,44 +157,65 @@ def _track(row: Row) -> int | str | None:
     return None
 
 
-def _tracks(
-    annotations: Sequence[Row],
-    places: Mapping[Any, tuple[Any, int]],
-    videos: Mapping[Any, Row],
-    found: Repairs,
-    faults: dict[Any, str],
-) -> list[Row]:
+@dataclass(slots=True)
+class _Track:
+    """A track so far: where its masks are."""
+
+    number: int
+    video_id: Any
+    category_id: Any
+    iscrowd: Any
+    frames: array[int] = field(default_factory=lambda: array("q"))
+    rows: array[int] = field(default_factory=lambda: array("q"))
+
+
+def _tracks(annotations: Sequence[Json], frames: _Frames, found: Repairs) -> list[Row]:
     """Annotations of frames as annotations of tracks; what is wrong goes to found and faults."""
-    tracks: dict[tuple[Any, Any], dict[str, Any]] = {}
+    tracks: dict[tuple[Any, Any], _Track] = {}
+    faults = frames.faults
     for index, row in enumerate(annotations):
         where = f"annotations[{index}]"
+        if "segmentations" in row:
+            raise UnusualLayout(f"{where} is of a video")
         image_id, track_id = _id(row, "image_id"), _track(row)
-        if image_id not in places:
+        place = frames.find(image_id)
+        if place is None:
             found.add(repairs.ORPHANS, f"{where} of image {image_id}")
             continue
-        video_id, frame = places[image_id]
+        video_id, frame = place
         if video_id in faults:
             continue
-        mask = row.get("segmentation")
-        new = {
-            "id": len(tracks) + 1,
-            "video_id": video_id,
-            "category_id": row.get("category_id"),
-            "iscrowd": row.get("iscrowd", 0),
-            "segmentations": [None] * videos[video_id]["length"],
-        }
+        mask, category_id, crowd = (
+            row.get("segmentation"),
+            row.get("category_id"),
+            row.get("iscrowd", 0),
+        )
+        new = _Track(len(tracks) + 1, video_id, category_id, crowd)
         track = tracks.setdefault((video_id, track_id), new)
         if track_id is None:
             faults[video_id] = f"{where} has no instance_id or track_id, which others have"
         elif mask in (None, []) and row.get("bbox"):
             faults[video_id] = f"{where} has a box and no mask"
-        elif track["segmentations"][frame] is not None:
+        elif frame in track.frames:
             faults[video_id] = f"{where} is the second of track {track_id} on image {image_id}"
-        elif track["category_id"] != row.get("category_id"):
+        elif track.category_id != category_id:
             faults[video_id] = (
-                f"track {track_id} has category_id {track['category_id']}, and "
-                f"{row.get('category_id')} from {where} on"
+                f"track {track_id} has category_id {track.category_id}, and "
+                f"{category_id} from {where} on"
             )
-        track["segmentations"][frame] = mask
-        track["iscrowd"] = track["iscrowd"] or row.get("iscrowd", 0)
-    return list(tracks.values())
+        if mask is not None:
+            track.frames.append(frame)
+            track.rows.append(index)
+        track.iscrowd = track.iscrowd or crowd
+
+    def whole(track: _Track) -> dict[str, Any]:
+        masks: list[Any] = [None] * len(frames.of_video[track.video_id])
+        for frame, row in zip(track.frames, track.rows, strict=True):
+            masks[frame] = annotations[row].get("segmentation")
+        ids = {"id": track.number, "video_id": track.video_id, "category_id": track.category_id}
+        return {**ids, "iscrowd": track.iscrowd, "segmentations": masks}
+
+    return [
+        Row(Ids(id=t.number, video_id=t.video_id, category_id=t.category_id), whole, t)
+        for t in tracks.values()
+    ]

@@ -32,7 +32,7 @@ class ResultsIndex:
         self.path = Path(path)
         check_file(self.path, "results")
         listed = load_objects(self.path)
-        ids = [row.video_id for row in listed.ids]
+        ids = [row.video_id for row in listed.ids or ()]
         if any(video_id.__class__ is not int or abs(video_id) > MAX_ID for video_id in ids):
             raise UnusualLayout("the video_id of an entry is no whole number")
         self._starts, self._stops = np.array(listed.starts), np.array(listed.stops)

@@ -58,12 +58,17 @@ class _Layout(msgspec.Struct, gc=False):
     segmentations: msgspec.Raw = msgspec.Raw()
 
 
+_ids = msgspec.json.Decoder(Ids).decode
+_layout = msgspec.json.Decoder(_Layout).decode
+_any = msgspec.json.Decoder().decode
+
+
 class Row(Mapping[str, Any]):
     """A JSON object that lies elsewhere: its ids are at hand, all else is fetched at each use."""
 
     __slots__ = ("_fetch", "_ids", "_key")
 
-    def __init__(self, ids: Ids, fetch: Callable[[int], dict[str, Any]], key: int) -> None:
+    def __init__(self, ids: Ids, fetch: Callable[[Any], dict[str, Any]], key: Any) -> None:
         """fetch: makes the whole object of the key"""
         self._ids, self._fetch, self._key = ids, fetch, key
 
@@ -114,15 +119,16 @@ class Listed:
     """The objects of a list in a file.
 
     starts, stops: first byte of each, and the byte after it
-    ids:           of each
+    ids:           of each; None: they are not wanted
     """
 
-    def __init__(self, file: _File) -> None:
-        self.starts, self.stops, self.ids = array("q"), array("q"), list[Ids]()
+    def __init__(self, file: _File, *, ids: bool = True) -> None:
+        self.starts, self.stops = array("q"), array("q")
+        self.ids: list[Ids] | None = [] if ids else None
         self._file = file
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.starts)
 
     def text(self, index: int) -> bytes:
         """The JSON of one of them."""
@@ -131,18 +137,26 @@ class Listed:
 
     def item(self, index: int) -> Any:
         """One of them, parsed. Raises: NotJson."""
+        text = self.text(index)
         try:
-            return files.parse_json(self.text(index))
-        except ValueError as error:
-            raise NotJson(str(error)) from error
+            return _any(text)  # as parse_json, whose care for large files takes longer than a row
+        except (ValueError, RecursionError):
+            try:
+                return files.parse_json(text)
+            except ValueError as error:
+                raise NotJson(str(error)) from error
 
     def layouts(self) -> Iterator[_Layout]:
         """Of each of them."""
-        return (msgspec.json.decode(self.text(n), type=_Layout) for n in range(len(self)))
+        return (_layout(self.text(n)) for n in range(len(self)))
 
     def rows(self) -> list[Row]:
         """All of them; a Row takes some 200 bytes."""
-        return [Row(ids, self.item, n) for n, ids in enumerate(self.ids)]
+        return [Row(ids, self.item, n) for n, ids in enumerate(self.ids or ())]
+
+    def items(self) -> Mapped[int, Any]:
+        """All of them, each parsed whenever it is asked for."""
+        return Mapped(self.item, range(len(self)))
 
     def add(self, start: int, data: bytes, found: Sequence[msgspec.Raw]) -> None:
         """Add objects that follow each other in data, which begins at start."""
@@ -153,7 +167,9 @@ class Listed:
             self.starts.append(start + place)
             place += len(memoryview(raw))
             self.stops.append(start + place)
-            self.ids.append(msgspec.json.decode(raw, type=Ids))
+            ids = _ids(raw)
+            if self.ids is not None:
+                self.ids.append(ids)
 
 
 class _Scan:
@@ -197,9 +213,9 @@ class _Scan:
                 raise UnusualLayout(f"what begins at byte {self.place} is no JSON")
             size *= 4
 
-    def objects(self) -> Listed:
+    def objects(self, *, ids: bool = True) -> Listed:
         """A list of objects."""
-        found = Listed(self.file)
+        found = Listed(self.file, ids=ids)
         self.next(b"[")
         if self.next(b"{]", take=False) == b"]":
             self.next(b"]")
@@ -250,7 +266,10 @@ class _Scan:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The JSON of YouTube-VIS or still images; the rows of its lists are `Row`s.
+    """The JSON of annotations; the rows of its lists are `Row`s.
+
+    Where images are frames of videos, they and their annotations are a sequence of dicts, each
+    parsed whenever it is asked for.
 
     They read from the file, which must stay as it is as long as they are used; its name may go.
 
@@ -266,35 +285,44 @@ def load(path: Path) -> dict[str, Any]:
             scan.next(b":")
             first = scan.next(b'[{"tfn-0123456789', take=False)
             if key in _LISTS and first == b"[":
-                lists[key] = scan.objects()
-                content[key] = lists[key].rows()
+                frames = key == "annotations" and _of_videos(lists)
+                if frames:  # too many to keep the ids of all
+                    lists["images"].ids = None
+                lists[key] = scan.objects(ids=not frames)
             else:
                 content[key] = scan.value()
             more = scan.next(b",}")
         if not content:
             scan.next(b"}")
         scan.next(b"")
-        if _of_frames(lists):
-            raise UnusualLayout("it is written frame by frame")
+        of_frames = _of_videos(lists) or _tracked(lists)
+        if of_frames and "annotations" not in lists and content.get("annotations") is not None:
+            raise UnusualLayout("its annotations are no list")
+        for key, found in lists.items():
+            frames = of_frames and key != "videos"
+            content[key] = found.items() if frames else found.rows()
     except (ValueError, RecursionError) as error:
         raise UnusualLayout(str(error)) from error
     return content
 
 
-def _of_frames(lists: Mapping[str, Listed]) -> bool:
-    """Whether `image_layouts.by_video` has something to do."""
-    tracked = any(image.video_id is not msgspec.UNSET for image in _layouts(lists, "images"))
-    for row in _layouts(lists, "annotations") if lists.get("images") else ():
+def _of_videos(lists: Mapping[str, Listed]) -> bool:
+    """Whether images say of which videos they are frames."""
+    return "images" in lists and any(
+        image.video_id is not msgspec.UNSET for image in lists["images"].layouts()
+    )
+
+
+def _tracked(lists: Mapping[str, Listed]) -> bool:
+    """Whether annotations of images say of which tracks they are."""
+    tracked, rows = False, lists.get("annotations") if lists.get("images") else None
+    for row in rows.layouts() if rows else ():
         if memoryview(row.segmentations):
             return False
         attributes = row.attributes if isinstance(row.attributes, dict) else {}
         ids = row.instance_id, row.track_id, *map(attributes.get, ("instance_id", "track_id"))
         tracked |= any(isinstance(value, int | str) for value in ids)
     return tracked
-
-
-def _layouts(lists: Mapping[str, Listed], key: str) -> Iterator[_Layout]:
-    return lists[key].layouts() if key in lists else iter(())
 
 
 def load_objects(path: Path) -> Listed:
@@ -309,7 +337,7 @@ def load_objects(path: Path) -> Listed:
 
 
 def load_json(path: Path, what: str) -> Any:
-    """As `files.load_json`; of YouTube-VIS JSON the rows are `Row`s, which may raise NotJson."""
+    """As `files.load_json`, or as `load`; its rows may raise NotJson."""
     files.check_file(path, what)
     try:
         return load(path)

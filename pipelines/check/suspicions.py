@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from idol.masks import rle
+from idol.spool import Mapped
 from idol.ytvis.lazy_rows import whole
 from idol.ytvis.repairs import Repairs
 from idol.ytvis.videos import Video
@@ -101,8 +102,9 @@ def of_boxes(content: Mapping[str, Any]) -> Iterator[Suspicion]:
                 break
 
 
-def _rows(value: Any) -> list[Mapping[str, Any]]:
-    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
+def _rows(value: Any) -> Iterator[Mapping[str, Any]]:
+    rows = value if isinstance(value, list | Mapped) else ()
+    return (row for row in rows if isinstance(row, Mapping))
 
 
 def _box(segmentation: Any, size: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
