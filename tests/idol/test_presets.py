@@ -27,6 +27,8 @@ RELEASED = {
     "ovis_r50": ("resnet50", 25, 16, 1e-4, *VIS, OVIS_SIDES, 1333, 720, 0.3, 0.3),
     "ovis_swin_l": ("swin", 25, 16, 1e-4, *VIS, OVIS_SIDES, 1333, 720, 0.3, 0.3),
     "coco_r50": ("resnet50", 80, 32, 2e-4, *COCO_R50, YTVIS_SIDES, 1333, 640, 0.5, 0.2),
+    # Not released: the former with the other backbone.
+    "coco_r101": ("resnet101", 80, 32, 2e-4, *COCO_R50, YTVIS_SIDES, 1333, 640, 0.5, 0.2),
     "coco_swin_l": ("swin", 80, 16, 2e-4, *COCO_SWIN, YTVIS_SIDES, 1333, 800, 0.5, 0.2),
 }
 # What all files share: specification 1.2, 1.4 to 1.9, 3.4, 4, 5.2 and 6.
@@ -104,6 +106,9 @@ SHARED = {
 }
 
 
+INSTANCE = ("coco_instance_r50", "coco_instance_r101", "coco_instance_swin_l")
+
+
 def field(config, path):
     for name in path.split("."):
         config = getattr(config, name)
@@ -138,7 +143,8 @@ def test_swin_l_has_the_released_sizes_and_freezes_nothing():
 
 
 def test_every_preset_is_known_by_its_name_and_differs_from_all_others():
-    assert set(presets.PRESETS) == {*RELEASED, *(f"{n}_paper" for n in RELEASED), "tiny"}
+    paper = {f"{name}_paper" for name in RELEASED}
+    assert set(presets.PRESETS) == {*RELEASED, *paper, *INSTANCE, "tiny"}
     made = [presets.by_name(name) for name in presets.PRESETS]
     assert [config.name for config in made] == list(presets.PRESETS)
     # 2019 and 2021 differ in their data only.
@@ -158,8 +164,17 @@ def test_paper_presets_differ_from_the_released_ones_where_the_text_does_and_now
     assert text.pairs == replace(released.pairs, order="any")
     # Sec. 4.2: 8 GPUs with 2 pairs each, AdamW at 1e-4.
     assert text.train == replace(
-        released.train, pairs_per_batch=16, group_pairs=2, learning_rate=1e-4
+        released.train,
+        pairs_per_batch=16,
+        group_pairs=2,
+        learning_rate=1e-4,
+        steps=text.train.steps,
+        milestones=text.train.milestones,
     )
+    # Where the text gives no number of steps, as many images are seen.
+    seen = 32 // 16 if name in ("coco_r50", "coco_r101") else 1
+    assert text.train.steps == seen * released.train.steps
+    assert text.train.milestones == tuple(seen * step for step in released.train.milestones)
     # Sec. 3.3: Eq. 5 to 7 and a single NMS at 0.5.
     assert text.detect == replace(released.detect, box_nms=1.0)
     assert text.tracker == replace(
@@ -197,10 +212,32 @@ def test_an_unknown_name_gets_the_nearest_ones_and_the_list(asked, nearest):
 
 
 def test_a_name_like_none_gets_the_list_only():
-    with pytest.raises(ValueError, match=r"'xyz'\. There are: ytvis19_r50.*<name>_paper, and tiny"):
+    with pytest.raises(
+        ValueError, match=r"'xyz'\. There are: ytvis19_r50.*<name>_paper, .* and tiny"
+    ):
         presets.by_name("xyz")
 
 
 def test_the_shipped_weights_associate_as_our_own_tracker_does_today() -> None:
     # A checkpoint carries its configuration: a change of robust() must reach the shipped file.
     assert checkpoint.load("shipped").config.tracker == TrackerConfig.robust()
+
+
+@pytest.mark.parametrize("name", INSTANCE)
+def test_step_1_learns_instances_alone_and_on_both_views(name: str) -> None:
+    config, pairs = presets.by_name(name), presets.by_name("coco_r50")
+    assert config.model.backbone == presets.by_name(f"ytvis19_{name[14:]}").model.backbone
+    assert (config.losses.reid, config.losses.reid_aux, config.losses.identity) == (0, 0, 0)
+    assert config.losses.supervise_reference
+    assert (config.transforms, config.pairs) == (pairs.transforms, pairs.pairs)
+    images = 2 * config.train.pairs_per_batch
+    assert (images, config.train.learning_rate) == (32, 2e-4)
+    assert round(config.train.steps * images / 117_266, 2) == 50.0
+    assert round(config.train.milestones[0] * images / 117_266, 2) == 40.0
+
+
+@pytest.mark.parametrize("name", ["r50", "r101", "swin_l"])
+def test_step_2_has_a_name_beside_that_of_step_1(name: str) -> None:
+    assert presets.by_name(f"coco_pairs_{name}") == presets.by_name(f"coco_{name}")
+    paper = presets.by_name(f"coco_{name}_paper")
+    assert presets.by_name(f"coco_pairs_{name}_paper") == paper

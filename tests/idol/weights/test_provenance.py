@@ -27,8 +27,8 @@ from idol.weights.provenance import candidates, named
         ("OVIS_SwinL_414AP.pth", "ovis_swin_l"),
         ("cocopretrain_R50.pth", "coco_r50"),
         ("cocopretrain_SWINL.pth", "coco_swin_l"),
-        # These weights were released, but no configuration of their training.
-        ("cocopretrain_R101.pth", None),
+        # Of these weights no configuration was released; they have that of ResNet-50's.
+        ("cocopretrain_R101.pth", "coco_r101"),
         ("YTVIS19_R50x4.pth", None),
         ("my_YTVIS19_R50.pth", None),
         ("model_final.pth", None),

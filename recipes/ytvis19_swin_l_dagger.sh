@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Table 3, Swin-L, †: AP 64.3 on the validation set of YouTube-VIS 2019, by the paper. Not trained by us.
+#
+# DATA  holds coco/ and ytvis19/ as downloaded: a folder that all nodes see, or an address
+# OUT   gets all outputs: the same
+# RUN   begins every command, such as "python -m jobs.submit --" for a cluster; default: here
+set -euo pipefail
+: "${DATA:?}" "${OUT:?}"
+RUN=${RUN:-}
+
+# 1. Instance segmentation of still images, from an ImageNet backbone.
+$RUN python -m jobs.prepare --preset coco_instance_swin_l \
+    --annotations $DATA/coco/annotations/instances_train2017.json \
+    --frames $DATA/coco/train2017 --out $OUT/coco
+$RUN python -m jobs.train --preset coco_instance_swin_l --pairs $OUT/coco \
+    --backbone-weights hf://timm/swin_large_patch4_window12_384.ms_in22k/model.safetensors \
+    --workers 8 --gpus --out $OUT/step1
+
+# 2. Embeddings: two views of an image as key and reference. The images are those of step 1.
+$RUN python -m jobs.train --preset coco_pairs_swin_l --pairs $OUT/coco \
+    --weights $OUT/step1/checkpoint.safetensors --workers 8 --gpus --out $OUT/step2
+
+# 3. Videos.
+$RUN python -m jobs.prepare --preset ytvis19_swin_l \
+    --annotations $DATA/ytvis19/train/instances.json \
+    --frames $DATA/ytvis19/train/JPEGImages --out $OUT/videos
+$RUN python -m jobs.train --preset ytvis19_swin_l --pairs $OUT/videos \
+    --weights $OUT/step2/checkpoint.safetensors --reset-classes \
+    --workers 8 --gpus --out $OUT/step3
+
+# The truth is not public: results.zip goes to the server.
+$RUN python -m jobs.evaluate --checkpoint $OUT/step3/checkpoint.safetensors \
+    --annotations $DATA/ytvis19/valid/instances.json --frames $DATA/ytvis19/valid/JPEGImages \
+    --actors 1..8 --device gpu --out $OUT/valid
