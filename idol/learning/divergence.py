@@ -66,7 +66,7 @@ def replay(path: Path) -> dict[str, float]:
         raise Diverged(network.failure, step, (first, first + len(batch.key_images) - 1))
     total.backward()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return {"gradient_norm": float(norm), **{name: float(v) for name, v in losses.items()}}
+    return {"gradient_norm": float(norm), **{name: v.item() for name, v in losses.items()}}
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Self
@@ -43,14 +44,13 @@ def _class_head(config: ModelConfig) -> nn.Linear | MLP:
     return head
 
 
-def _box_head(width: int, side: float) -> MLP:
-    """Box deltas that start at zero, with this bias on width and height."""
+def _box_head(width: int) -> MLP:
+    """Box deltas that start at zero."""
     head = MLP(width, width, 4)
     last = head.layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
-    with torch.no_grad():
-        last.bias.copy_(torch.tensor([0.0, 0.0, side, side]))
+    nn.init.zeros_(last.bias)
     return head
 
 
@@ -87,10 +87,15 @@ class IDOL(nn.Module):
         )
         self.transformer = Transformer(model)
         layers = model.decoder_layers
-        self.class_embed = nn.ModuleList(_class_head(model) for _ in range(layers))
+        # As released, the heads of all layers start as copies of one.
+        head, box_head = _class_head(model), _box_head(width)
+        self.class_embed = nn.ModuleList(copy.deepcopy(head) for _ in range(layers))
+        box_heads = [copy.deepcopy(box_head) for _ in range(layers)]
         # The first layer starts from boxes of a fixed size, the others from no change.
-        sides = [-2.0, *[0.0] * (layers - 1)]
-        self.bbox_embed = nn.ModuleList(_box_head(width, side) for side in sides)
+        last = box_heads[0].layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias[2:], -2.0)
+        self.bbox_embed = nn.ModuleList(box_heads)
         self.mask_branch = MaskBranch(width, model.mask_channels)
         self.controller = _controller(width, num_dynamic_parameters(model.mask_channels))
         self.embedding_head = MLP(width, width, model.embedding_size)

@@ -119,6 +119,34 @@ def _small(**changes):
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
+def test_heads_start_as_in_the_released_code():
+    # Specification 1.7: clones of one head, scores of 0.01, box deltas of zero, and half sides of
+    # logit -2 from the first layer, whose reference is a point.
+    torch.manual_seed(0)
+    model = idol.IDOL(idol.presets.by_name("ytvis19_r50"))
+    assert len(model.class_embed) == len(model.bbox_embed) == 6
+    first = model.class_embed[0]
+    assert first.bias.detach().sigmoid().numpy() == pytest.approx(0.01, rel=1e-5)
+    bound = 256**-0.5  # torch's own start of a linear layer of 256 inputs
+    assert 0.99 * bound < first.weight.abs().max() <= bound
+    for head in model.class_embed[1:]:
+        assert head is not first
+        assert torch.equal(head.weight, first.weight)
+    for number, head in enumerate(model.bbox_embed):
+        *hidden, last = head.layers
+        assert not last.weight.any()
+        assert last.bias.tolist() == ([0.0, 0.0, -2.0, -2.0] if number == 0 else [0.0] * 4)
+        for mine, one in zip(hidden, model.bbox_embed[0].layers, strict=False):
+            assert torch.equal(mine.weight, one.weight)
+            assert mine.weight.abs().max() <= bound
+    out = model.eval()(torch.randn(1, 3, 64, 96), sizes=[(64, 96)])
+    # Whatever the picture shows: all layers agree, and sides are those of the bias.
+    sides = out.boxes[..., 2:].detach().numpy()
+    assert sides == pytest.approx(float(torch.tensor(-2.0).sigmoid()), rel=1e-4)
+    centres = out.boxes[..., :2]
+    torch.testing.assert_close(centres, centres[:1].expand_as(centres))
+
+
 def test_the_paper_class_head_is_a_three_layer_network_that_starts_at_a_score_of_one_percent():
     model = IDOL(_small(class_head="mlp"))
     heads = list(model.class_embed)
