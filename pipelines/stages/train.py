@@ -9,44 +9,27 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from idol.analysis.cores import usable_cores
 from idol.config import Config, override, to_dict
-from idol.learning.training import Trainer
-from idol.network.model import IDOL
 from idol.weights import checkpoint
 from pipelines import cluster, probe
 from pipelines.batches import loader
-from pipelines.batches.speed import Speed
 from pipelines.errors import intact
 from pipelines.report import experiment_log
+from pipelines.stages import training_loop
 from pipelines.stages.initial_model import Start, initial_model
+from pipelines.stages.training_loop import START, Loop, Report, Seat
 from pipelines.storage import claims, manifest, paths, steps
 from pipelines.storage.layout import LOSSES, TRAIN
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
 
-WEIGHTS = "checkpoint.safetensors"
+WEIGHTS = training_loop.WEIGHTS
 """The result: weights to evaluate with (the average where there is one), and their config."""
-Report = tuple[int, dict[str, float]]
-"""Step, and the means of its losses since the report before."""
-_STATE = "training.pt"  # optimiser, average and step, to go on from
-_START = "_start.safetensors"  # the weights that all workers start from
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
-    """The settings of a worker: absolute paths, and the step after which to end."""
-
-    config: Config
-    pairs: AnyPath
-    out: AnyPath
-    stop: int
 
 
 def run(
@@ -169,7 +152,7 @@ def _begin(
     if overwrite:
         _clean(out)
     if not steps.complete(out, LOSSES):
-        with paths.whole_file(out / _START) as temporary:
+        with paths.whole_file(out / START) as temporary:
             checkpoint.save(model or initial_model(config, start), temporary)
     return output, loop
 
@@ -177,7 +160,7 @@ def _begin(
 def _clean(out: AnyPath) -> None:
     """Remove what only an unfinished run needs."""
     steps.clear(out)
-    (out / _START).unlink(missing_ok=True)
+    (out / START).unlink(missing_ok=True)
 
 
 def with_pairs(config: Config, pairs: AnyPath, assignments: Iterable[str] = ()) -> Config:
@@ -281,102 +264,25 @@ def _fit(loop: Loop, workers: int, gpus: bool, log: experiment_log.Log | None) -
         # Of Ray Train's own files none is needed again: a new run must not go on from them.
         tempfile.TemporaryDirectory(prefix="idol-train-", ignore_cleanup_errors=True) as unused,
     ):
-        result = Interruptible(
-            _worker,
-            train_loop_config={"loop": loop, "mailbox": mailbox},
-            scaling_config=train.ScalingConfig(
-                num_workers=workers,
-                use_gpu=gpus,
-                resources_per_worker={"CPU": 1} if workers else None,
-            ),
-            run_config=train.RunConfig(
-                name="train",
-                storage_path=unused,
-                failure_config=train.FailureConfig(max_failures=3),
-            ),
-        ).fit()
-    if result.error is not None:
-        raise result.error
+        settings = {"loop": loop, "mailbox": mailbox}
+        if not workers:  # not by Ray Train, which refuses to be asked inside a trial of Ray Tune
+            training_loop.work(settings, Seat(device=torch.device("cuda" if gpus else "cpu")))
+        else:
+            result = Interruptible(
+                training_loop.work,
+                train_loop_config=settings,
+                scaling_config=train.ScalingConfig(
+                    num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1}
+                ),
+                run_config=train.RunConfig(
+                    name="train",
+                    storage_path=unused,
+                    failure_config=train.FailureConfig(max_failures=3),
+                ),
+            ).fit()
+            if result.error is not None:
+                raise result.error
     last = steps.folder(loop.out, loop.stop)
     if not (last / LOSSES).exists():
         raise RuntimeError(f"training ended, but {last} is not there")
     return last
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    """One worker's training. settings: {"loop": Loop, "mailbox": the driver's}"""
-    from ray import train
-
-    # One core is what a worker reserves; and sums of another number of threads are other bits.
-    torch.set_num_threads(1)
-    loop: Loop = settings["loop"]
-    config = loop.config
-    context = train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    trainer, curve = _trainer(loop)
-    batches = loader.ClipLoader(
-        loop.pairs,
-        config,
-        rank=rank,
-        world_size=world,
-        batch_size=config.train.pairs_per_batch // world,
-        seed=config.train.seed,
-        # Those of this machine, shared with the workers beside it.
-        threads=max(1, usable_cores() // context.get_local_world_size()),
-        identities=loader.number_instances(loop.pairs) if config.model.num_identities else None,
-    ).batches(trainer.step_number)
-    sums: dict[str, float] = {}
-    since, speed = 0, Speed()
-    while trainer.step_number < loop.stop:
-        with speed.waiting():
-            batch = next(batches)
-        for name, value in trainer.step(batch.pairs()).items():
-            sums[name] = sums.get(name, 0.0) + value
-        since += 1
-        done = trainer.step_number
-        if done % config.train.report_every == 0 or done == loop.stop:
-            means = {name: value / since for name, value in sums.items()}
-            curve.append((done, means))
-            if rank == 0:
-                measured = speed.measured(2 * config.train.pairs_per_batch * since)
-                # Not into the curve: equal runs have equal curves.
-                settings["mailbox"].put.remote(done, means | measured)
-            sums, since, speed = {}, 0, Speed()
-        if rank == 0 and (done % config.train.checkpoint_every == 0 or done == loop.stop):
-            _commit(trainer, curve, loop.out)
-
-
-def _trainer(loop: Loop) -> tuple[Trainer, list[Report]]:
-    """The training as far as it is, and its reports so far."""
-    from ray.train.torch import get_device, prepare_model
-
-    device = get_device()
-    previous = steps.complete(loop.out, LOSSES)
-    model = IDOL(loop.config)
-    if not previous:
-        with paths.local_file(loop.out / _START) as start:
-            model.load_state_dict(checkpoint.read(start)[1])
-    model.to(device)
-    wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
-    trainer = Trainer(model, loop.config, wrap=wrap)
-    if not previous:
-        return trainer, []
-    with paths.local_file(previous[-1] / _STATE) as saved:
-        state = torch.load(saved, map_location=device, weights_only=True)
-    trainer.load_state_dict(state)
-    return trainer, json.loads((previous[-1] / LOSSES).read_text())
-
-
-def _commit(trainer: Trainer, curve: list[Report], out: AnyPath) -> None:
-    """Write the checkpoint of this step in the place of earlier ones."""
-    # Not Ray Train's checkpoints: those are registered at the controller's next look, so a killed
-    # run loses the newest, and they are resumed from unasked by any run of the same name.
-    steps.commit(
-        out,
-        trainer.step_number,
-        {
-            WEIGHTS: lambda path: checkpoint.save(trainer.model, path, trainer.weights()),
-            _STATE: lambda path: torch.save(trainer.state_dict(), path),
-            LOSSES: lambda path: path.write_text(json.dumps(curve)),
-        },
-    )

@@ -213,19 +213,13 @@ def on_disk(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 
 
 def same(ours: Any, theirs: Any, where: str = "") -> None:
-    """Equal to the last bit but for floats of a training, whose sums differ from run to run."""
+    """Equal to the last bit, weights too."""
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys(), where
         for name in theirs:
             same(ours[name], theirs[name], f"{where}/{name}")
-    elif isinstance(theirs, list):
-        assert len(ours) == len(theirs), where
-        for index, value in enumerate(theirs):
-            same(ours[index], value, f"{where}[{index}]")
     elif isinstance(theirs, torch.Tensor):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-    elif isinstance(theirs, float):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6), where
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
     else:
         assert ours == theirs, where
 

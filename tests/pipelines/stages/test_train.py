@@ -23,7 +23,7 @@ from pipelines.batches import loader
 from pipelines.errors import ManifestError
 from pipelines.report import experiment_log, run_page
 from pipelines.sources import annotations
-from pipelines.stages import pairs, train
+from pipelines.stages import pairs, train, training_loop
 from pipelines.stages.initial_model import Start, initial_model
 from pipelines.storage import manifest
 
@@ -82,7 +82,7 @@ def test_the_same_command_goes_on_where_a_run_died(prepared, tmp_path, monkeypat
     train.run(prepared, whole, quick(4, "losses.reid_aux=0"), workers=0)
     out = tmp_path / "run"
     steps = []
-    step = train.Trainer.step
+    step = training_loop.Trainer.step
 
     def dies_at_three(self, batch):
         if self.step_number == 3 and len(steps) == 3:
@@ -91,7 +91,7 @@ def test_the_same_command_goes_on_where_a_run_died(prepared, tmp_path, monkeypat
         steps.append(self.step_number)
         return step(self, batch)
 
-    monkeypatch.setattr(train.Trainer, "step", dies_at_three)
+    monkeypatch.setattr(training_loop.Trainer, "step", dies_at_three)
     with pytest.raises(BaseException):  # noqa: B017, PT011 - Ray wraps it as it likes
         train.run(prepared, out, quick(4, "losses.reid_aux=0"), workers=0)
     assert not (out / "_manifest.json").exists()
@@ -208,7 +208,7 @@ def test_what_is_done_needs_its_weights_no_more_and_what_is_begun_starts_from_th
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "step", dies)
+        patch.setattr(training_loop.Trainer, "step", dies)
         with pytest.raises(BaseException):  # noqa: B017, PT011 - Ray wraps it as it likes
             train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
     assert all(torch.equal(seen[0][k], v) for k, v in expected.items())
@@ -314,7 +314,7 @@ def test_settings_tell_two_sources_apart_without_what_may_be_a_secret():
 def test_a_training_that_ends_early_is_not_finished(prepared, tmp_path, monkeypatch):
     out = tmp_path / "run"
     train.advance(prepared, out, quick(4), 2, workers=0)
-    monkeypatch.setattr(train, "_worker", lambda settings: None)
+    monkeypatch.setattr(training_loop, "work", lambda settings, seat: None)
     with pytest.raises(RuntimeError, match=r"training ended, but .*step-00000004 is not there"):
         train.run(prepared, out, quick(4), workers=0)
     assert not (out / "_manifest.json").exists()

@@ -1,0 +1,145 @@
+"""What every worker of a training does: batches, steps, reports and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from idol.analysis.cores import usable_cores
+from idol.config import Config
+from idol.learning.training import Trainer
+from idol.network.model import IDOL
+from idol.weights import checkpoint
+from pipelines.batches import loader
+from pipelines.batches.speed import Speed
+from pipelines.storage import paths, steps
+from pipelines.storage.layout import LOSSES
+from pipelines.storage.paths import AnyPath
+
+WEIGHTS = "checkpoint.safetensors"
+"""The result: weights to evaluate with (the average where there is one), and their config."""
+START = "_start.safetensors"
+"""The weights that all workers start from."""
+Report = tuple[int, dict[str, float]]
+"""Step, and the means of its losses since the report before."""
+_STATE = "training.pt"  # optimiser, average and step, to go on from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """The settings of a worker: absolute paths, and the step after which to end."""
+
+    config: Config
+    pairs: AnyPath
+    out: AnyPath
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """A worker among `world`, `beside` of them on its machine.
+
+    wrap: see Trainer
+    """
+
+    rank: int = 0
+    world: int = 1
+    beside: int = 1
+    device: torch.device
+    wrap: Any = None
+
+    @classmethod
+    def given(cls) -> Seat:
+        """By Ray Train."""
+        from ray.train import get_context
+        from ray.train.torch import get_device, prepare_model
+
+        wrap = partial(prepare_model, parallel_strategy_kwargs={"gradient_as_bucket_view": True})
+        return cls(
+            rank=get_context().get_world_rank(),
+            world=get_context().get_world_size(),
+            beside=get_context().get_local_world_size(),
+            device=get_device(),
+            wrap=wrap,
+        )
+
+
+def work(settings: dict[str, Any], seat: Seat | None = None) -> None:
+    """One worker's training.
+
+    settings: {"loop": Loop, "mailbox": the driver's}
+    seat:     None: as Ray Train gives it
+    """
+    seat = seat or Seat.given()
+    # One core is what a worker reserves; and sums of another number of threads are other bits.
+    torch.set_num_threads(1)
+    loop: Loop = settings["loop"]
+    config = loop.config
+    rank, world = seat.rank, seat.world
+    trainer, curve = _trainer(loop, seat)
+    batches = loader.ClipLoader(
+        loop.pairs,
+        config,
+        rank=rank,
+        world_size=world,
+        batch_size=config.train.pairs_per_batch // world,
+        seed=config.train.seed,
+        # Those of this machine, shared with the workers beside it.
+        threads=max(1, usable_cores() // seat.beside),
+        identities=loader.number_instances(loop.pairs) if config.model.num_identities else None,
+    ).batches(trainer.step_number)
+    sums: dict[str, float] = {}
+    since, speed = 0, Speed()
+    while trainer.step_number < loop.stop:
+        with speed.waiting():
+            batch = next(batches)
+        for name, value in trainer.step(batch.pairs()).items():
+            sums[name] = sums.get(name, 0.0) + value
+        since += 1
+        done = trainer.step_number
+        if done % config.train.report_every == 0 or done == loop.stop:
+            means = {name: value / since for name, value in sums.items()}
+            curve.append((done, means))
+            if rank == 0:
+                measured = speed.measured(2 * config.train.pairs_per_batch * since)
+                # Not into the curve: equal runs have equal curves.
+                settings["mailbox"].put.remote(done, means | measured)
+            sums, since, speed = {}, 0, Speed()
+        if rank == 0 and (done % config.train.checkpoint_every == 0 or done == loop.stop):
+            _commit(trainer, curve, loop.out)
+
+
+def _trainer(loop: Loop, seat: Seat) -> tuple[Trainer, list[Report]]:
+    """The training as far as it is, and its reports so far."""
+    previous = steps.complete(loop.out, LOSSES)
+    model = IDOL(loop.config)
+    if not previous:
+        with paths.local_file(loop.out / START) as start:
+            model.load_state_dict(checkpoint.read(start)[1])
+    model.to(seat.device)
+    trainer = Trainer(model, loop.config, wrap=seat.wrap)
+    if not previous:
+        return trainer, []
+    with paths.local_file(previous[-1] / _STATE) as saved:
+        state = torch.load(saved, map_location=seat.device, weights_only=True)
+    trainer.load_state_dict(state)
+    return trainer, json.loads((previous[-1] / LOSSES).read_text())
+
+
+def _commit(trainer: Trainer, curve: list[Report], out: AnyPath) -> None:
+    """Write the checkpoint of this step in the place of earlier ones."""
+    # Not Ray Train's checkpoints: those are registered at the controller's next look, so a killed
+    # run loses the newest, and they are resumed from unasked by any run of the same name.
+    steps.commit(
+        out,
+        trainer.step_number,
+        {
+            WEIGHTS: lambda path: checkpoint.save(trainer.model, path, trainer.weights()),
+            _STATE: lambda path: torch.save(trainer.state_dict(), path),
+            LOSSES: lambda path: path.write_text(json.dumps(curve)),
+        },
+    )
