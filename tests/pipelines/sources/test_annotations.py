@@ -2,16 +2,21 @@
 
 import json
 import os
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from pycocotools import mask as coco
 
-from idol.masks.rle import decode_masks
+from idol.masks.rle import compile_kernel, decode_masks
+from idol.presets import tiny
+from idol.ytvis import lazy_rows
 from idol.ytvis import truth as truth_file
 from pipelines.errors import DatasetError
 from pipelines.sources import annotations
+from pipelines.stages import pairs, shard_plan
 from tests.idol.ytvis.test_annotations import dirty_files
+from tests.idol.ytvis.test_lazy_rows import many
 
 
 def one_reject(videos):
@@ -304,3 +309,33 @@ def test_an_image_of_coco_is_a_video_of_one_frame(make_images):
     # Object 11 is absent from the first image.
     assert [len(video.instances) for video in dataset.videos] == [1, 2, 2]
     assert all(i.segmentations[0] is not None for v in dataset.videos for i in v.instances)
+
+
+def test_the_memory_of_reading_and_dealing_grows_by_little_with_the_videos(tmp_path, monkeypatch):
+    monkeypatch.setattr(lazy_rows, "_WINDOW", 1 << 14)
+    config = tiny().pairs
+
+    def peak(count):
+        path, _ = many(count, tmp_path)
+        (video, *_) = json.loads(path.read_text())["videos"]
+        for number in range(1, count + 1):
+            (tmp_path / str(number)).mkdir(exist_ok=True)
+            for t in range(video["length"]):
+                (tmp_path / str(number) / f"{t}.jpg").touch()
+        tracemalloc.start()
+        try:
+            dataset = annotations.read(path)
+            shards, _ = pairs.deal(dataset, config, None)
+            plan_of = ([(dataset.videos[p.position], p) for p in shard] for shard in shards)
+            pairs._write_plan(tmp_path / "plan", plan_of)
+            shard_plan.plan(dataset.videos, 16)
+            truth = dataset.truth()
+            assert sum(len(known) for known in truth.videos.values()) == count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    compile_kernel()
+    peak(10)  # what is imported once
+    few, more = peak(10), peak(60)
+    assert (more - few) / 50 < 5000  # bytes a video of 120 frames, of which the JSON has 6800
