@@ -79,7 +79,7 @@ def _train(job: Train) -> None:
     print(json.dumps({"checkpoint": str(out / train.WEIGHTS), **asdict(manifest)}))
 
 
-main = functools.partial(command.run, "train", Train, _train)
+main = functools.partial(command.run, "train", Train, _train, also=(FloatingPointError,))
 
 if __name__ == "__main__":
     main()

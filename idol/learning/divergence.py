@@ -21,13 +21,14 @@ class Diverged(FloatingPointError):
     ends in the same way: do not try again.
 
     step:  number of the step, from 0
-    pairs: first and last position, in the batch of all workers, of the pairs that this worker had
-           or, where a loss was not finite, of the micro-batch with that loss
+    pairs: positions in the batch of all workers: of the first and the last pair of the micro-batch
+           whose loss was not finite; where only the gradient was not, of all that the worker had
+    start: position of the first pair that the worker had
     """
 
-    def __init__(self, message: str, step: int, pairs: tuple[int, int]) -> None:
-        super().__init__(message, step, pairs)
-        self.step, self.pairs = step, pairs
+    def __init__(self, message: str, step: int, pairs: tuple[int, int], start: int) -> None:
+        super().__init__(message, step, pairs, start)
+        self.step, self.pairs, self.start = step, pairs, start
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -63,7 +64,8 @@ def replay(path: Path) -> dict[str, float]:
     step, first, batch = state["step"], state["first"], _batch(state["batch"])
     total, losses = network(batch, step, first)
     if network.failure is not None:
-        raise Diverged(network.failure, step, (first, first + len(batch.key_images) - 1))
+        last = first + len(batch.key_images) - 1
+        raise Diverged(network.failure, step, (first, last), first)
     total.backward()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return {"gradient_norm": float(norm), **{name: v.item() for name, v in losses.items()}}

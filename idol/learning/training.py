@@ -153,7 +153,9 @@ class Trainer:
             if self.pair_loss.failure is not None:
                 last = first + count - 1
                 text = f"step {self.step_number}, pairs {first} to {last} of its batch: "
-                failure = Diverged(text + self.pair_loss.failure, self.step_number, (first, last))
+                failure = Diverged(
+                    text + self.pair_loss.failure, self.step_number, (first, last), mine.start
+                )
         return sums, failure
 
     def _no_gradient(self, batch: PairBatch, norm: float, values: dict[str, Tensor]) -> Diverged:
@@ -164,6 +166,7 @@ class Trainer:
             f"{mine.start} to {mine.stop - 1}. Lower train.learning_rate.",
             self.step_number,
             (mine.start, mine.stop - 1),
+            mine.start,
         )
 
     def _pieces(self, batch: PairBatch, size: int) -> list[PairBatch]:

@@ -62,6 +62,8 @@ def run(
         ManifestError: the pairs are unfinished.
         ValueError: a batch does not divide by the workers, or both kinds of weights are given.
         CheckpointError: the weights do not fit.
+        Diverged: a loss or gradient is not finite. The message names the pairs and the file to
+                  compute that step again from; nothing is tried again.
     """
     start = Start(weights=weights, backbone_weights=backbone_weights, reset_classes=reset_classes)
     output, loop = _begin(pairs, out, config, start, workers, overwrite)
@@ -256,6 +258,7 @@ def _fit(loop: Loop, workers: int, gpus: bool, log: experiment_log.Log | None) -
         def _register_sigint_handler(self, controller: Any) -> None:
             pass
 
+    training_loop.forget_divergence(loop.out)
     instead = "fewer --workers, or leave out --gpus" if gpus else "fewer --workers"
     cluster.require(max(workers, 1), gpus=1.0 if gpus else 0.0, instead=instead)
     probe.check(loop.out, [loop.pairs / manifest.MANIFEST])
@@ -282,6 +285,7 @@ def _fit(loop: Loop, workers: int, gpus: bool, log: experiment_log.Log | None) -
             ).fit()
             if result.error is not None:
                 raise result.error
+    training_loop.raise_diverged(loop.out)
     last = steps.folder(loop.out, loop.stop)
     if not (last / LOSSES).exists():
         raise RuntimeError(f"training ended, but {last} is not there")

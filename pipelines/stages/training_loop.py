@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,8 +12,11 @@ import torch
 
 from idol.analysis.cores import usable_cores
 from idol.config import Config
+from idol.learning import divergence
+from idol.learning.divergence import Diverged
 from idol.learning.training import Trainer
 from idol.network.model import IDOL
+from idol.structures import PairBatch
 from idol.weights import checkpoint
 from pipelines.batches import loader
 from pipelines.batches.speed import Speed
@@ -27,6 +31,7 @@ START = "_start.safetensors"
 Report = tuple[int, dict[str, float]]
 """Step, and the means of its losses since the report before."""
 _STATE = "training.pt"  # optimiser, average and step, to go on from
+_DIVERGED = "diverged-"  # files about a step that is not finite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +86,7 @@ def work(settings: dict[str, Any], seat: Seat | None = None) -> None:
     config = loop.config
     rank, world = seat.rank, seat.world
     trainer, curve = _trainer(loop, seat)
-    batches = loader.ClipLoader(
+    clips = loader.ClipLoader(
         loop.pairs,
         config,
         rank=rank,
@@ -91,13 +96,19 @@ def work(settings: dict[str, Any], seat: Seat | None = None) -> None:
         # Those of this machine, shared with the workers beside it.
         threads=max(1, usable_cores() // seat.beside),
         identities=loader.number_instances(loop.pairs) if config.model.num_identities else None,
-    ).batches(trainer.step_number)
+    )
+    batches = clips.batches(trainer.step_number)
     sums: dict[str, float] = {}
     since, speed = 0, Speed()
     while trainer.step_number < loop.stop:
         with speed.waiting():
-            batch = next(batches)
-        for name, value in trainer.step(batch.pairs()).items():
+            batch = next(batches).pairs()
+        try:
+            numbers = trainer.step(batch)
+        except Diverged as error:
+            _record(error, trainer.model, batch, clips.names(error.step), loop.out, rank)
+            return
+        for name, value in numbers.items():
             sums[name] = sums.get(name, 0.0) + value
         since += 1
         done = trainer.step_number
@@ -143,3 +154,38 @@ def _commit(trainer: Trainer, curve: list[Report], out: AnyPath) -> None:
             LOSSES: lambda path: path.write_text(json.dumps(curve)),
         },
     )
+
+
+def _record(
+    error: Diverged, model: IDOL, batch: PairBatch, rows: Sequence[str], out: AnyPath, rank: int
+) -> None:
+    """Write what a worker knows of it into the run's directory, for `raise_diverged`.
+
+    A worker that raised would be started again by Ray Train, with the same end.
+
+    batch: the worker's pairs of that step; rows: what they are, in words
+    """
+    named = rows[error.pairs[0] - error.start : error.pairs[1] - error.start + 1]
+    name = f"{_DIVERGED}step-{error.step:08d}-worker-{rank}"
+    with paths.whole_file(out / f"{name}.pt") as temporary:
+        divergence.save(temporary, model, batch, error.step, error.start)
+    text = (
+        f"{error} These pairs are: {'; '.join(named)}. The step can be computed again with "
+        f"idol.learning.divergence.replay on {out / name}.pt"
+    )
+    told = {"text": text, "step": error.step, "pairs": error.pairs, "start": error.start}
+    paths.write_whole(out / f"{name}.json", json.dumps(told).encode())
+
+
+def raise_diverged(out: AnyPath) -> None:
+    """Raise what the workers have recorded. Raises: Diverged: of the fewest pairs, if any."""
+    told = [json.loads(path.read_text()) for path in sorted(out.glob(f"{_DIVERGED}*.json"))]
+    if told:
+        one = min(told, key=lambda t: t["pairs"][1] - t["pairs"][0])
+        raise Diverged(one["text"], one["step"], tuple(one["pairs"]), one["start"])
+
+
+def forget_divergence(out: AnyPath) -> None:
+    """Remove what an earlier attempt has recorded of its end."""
+    for path in out.glob(f"{_DIVERGED}*"):
+        path.unlink(missing_ok=True)

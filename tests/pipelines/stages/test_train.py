@@ -16,6 +16,8 @@ from idol import presets
 from idol.config import override, to_dict
 from idol.images.synthetic import SyntheticConfig
 from idol.images.synthetic_dataset import write_dataset
+from idol.learning import Diverged, divergence
+from idol.learning.training import Trainer
 from idol.weights import checkpoint
 from idol.weights.released import PREFIXES, from_released
 from idol.weights.report import CheckpointError
@@ -101,6 +103,30 @@ def test_the_same_command_goes_on_where_a_run_died(prepared, tmp_path, monkeypat
     ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (out, whole))
     for key, value in theirs.items():
         torch.testing.assert_close(ours[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_training_at_once(prepared, tmp_path, monkeypatch):
+    taken = []
+    step = Trainer.step
+
+    def poisoned(self, batch):
+        taken.append(self.step_number)
+        if self.step_number == 2:
+            batch.key_images[1] = float("nan")
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", poisoned)
+    out = tmp_path / "run"
+    with pytest.raises(Diverged, match=r"step 2, pairs 1 to 1 .*video \d+, frames") as told:
+        train.run(prepared, out, quick(4, "train.micro_batch=1"), workers=0)
+    assert taken == [0, 1, 2]
+    assert str(told.value).endswith("diverged-step-00000002-worker-0.pt")
+    with pytest.raises(Diverged, match="must be finite"):
+        divergence.replay(out / "diverged-step-00000002-worker-0.pt")
+    # With the fault mended, the same command goes on from the last checkpoint.
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train.run(prepared, out, quick(4, "train.micro_batch=1"), workers=0).extra["steps"] == 4
+    assert not list(out.glob("diverged-*"))
 
 
 def test_other_categories_start_new_class_heads_only_when_asked(prepared, tmp_path):
