@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ START = "_start.safetensors"
 Report = tuple[int, dict[str, float]]
 """Step, and the means of its losses since the report before."""
 _STATE = "training.pt"  # optimiser, average and step, to go on from
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _DIVERGED = "diverged-"  # files about a step that is not finite
 
 
@@ -82,6 +85,8 @@ def work(settings: dict[str, Any], seat: Seat | None = None) -> None:
     seat = seat or Seat.given()
     # One core is what a worker reserves; and sums of another number of threads are other bits.
     torch.set_num_threads(1)
+    if seat.device.type == "cpu":
+        keep_freed_memory()
     loop: Loop = settings["loop"]
     config = loop.config
     rank, world = seat.rank, seat.world
@@ -122,6 +127,15 @@ def work(settings: dict[str, Any], seat: Seat | None = None) -> None:
             sums, since, speed = {}, 0, Speed()
         if rank == 0 and (done % config.train.checkpoint_every == 0 or done == loop.stop):
             _commit(trainer, curve, loop.out)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed: a step frees and asks for the same hundreds of
+    megabytes again, and fresh pages cost it a tenth of its time (glibc; elsewhere no change)."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _trainer(loop: Loop, seat: Seat) -> tuple[Trainer, list[Report]]:
