@@ -32,6 +32,8 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".m
 
 def split(reference: str) -> tuple[str, int | None]:
     """A frame reference as (path, frame number); the number is None for an image file."""
+    if "#" not in reference:  # as nearly all are, and there are millions
+        return reference, None
     path, _, number = reference.rpartition("#")
     is_video = Path(path).suffix.lower() in VIDEO_SUFFIXES
     if is_video and number.isascii() and number.isdigit():
