@@ -146,7 +146,9 @@ def stateful_batches(items: Any, workers: int, start: int = 0) -> Iterator[ClipB
 
 
 def ray_batches(items: Any, workers: int, start: int = 0) -> Iterator[ClipBatch]:
-    """Batches of Ray Data, whose rows are pickled examples; it has no place to start from."""
+    """Batches of Ray Data, whose rows are pickled examples; it starts from the first row."""
+    if start:
+        raise NotImplementedError("iter_batches has no state to start from")
     import pickle
 
     import ray
