@@ -169,8 +169,9 @@ class MSDeformAttn(nn.Module):
         """
         value = linear(self.value_proj, tokens)
         if padding is not None and value.device.type != "cuda":
-            # In place: neither the product nor its gradient needs the padded values.
-            value, padding = value.masked_fill_(padding[..., None], 0.0), None
+            # In place where there is no gradient: see ops.linear.
+            fill = value.masked_fill if torch.is_grad_enabled() else value.masked_fill_
+            value, padding = fill(padding[..., None], 0.0), None
         value = value.view(*value.shape[:2], self.heads, -1)
         layout = (self.heads, self.levels, self.points)
         rows = query.shape[:2]
