@@ -46,6 +46,6 @@ def linear(layer: nn.Linear, x: Tensor, *, relu: bool = False) -> Tensor:
     # In place: the product itself is not needed again, not even by its gradient. There as a matrix:
     # of more dimensions it is a view, whose change in place has a gradient that copies it.
     if relu and x.ndim > 2 and torch.is_grad_enabled():
-        return F.relu(layer(x.flatten(0, -2)), inplace=True).view(*x.shape[:-1], -1)
+        return F.relu(layer(x.flatten(0, -2)), inplace=True).view(*x.shape[:-1], len(weight))
     out = layer(x)
     return F.relu(out, inplace=True) if relu else out
