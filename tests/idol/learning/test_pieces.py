@@ -86,3 +86,8 @@ def test_a_piece_can_be_padded_and_trimmed_to_what_it_was():
     assert all(torch.equal(a.masks, b.masks) for a, b in zip(small, alone.key_targets, strict=True))
     with pytest.raises(ValueError, match="do not fit into"):
         resized(whole, (64, 96))
+
+
+def test_a_micro_batch_of_more_than_the_batch_is_refused():
+    with pytest.raises(ValueError, match=r"micro_batch must lie in \[0, 4\], got 5"):
+        made.config("train.micro_batch=5")
