@@ -143,8 +143,9 @@ def read(
         ValueError: a video id that is not there, or a stride below 1.
     """
     source = str(json_path)
+    found, digest = load(source)
     root = default_root(source) if frames_root is None else str(frames_root)
-    return chosen(*load(source), source, root, video_ids=video_ids, stride=stride)
+    return chosen(found, digest, source, root, video_ids=video_ids, stride=stride)
 
 
 def chosen(

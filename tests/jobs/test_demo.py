@@ -56,9 +56,9 @@ def test_equal_walks_give_equal_bytes(walked, tmp_path):
 def test_losses_and_metrics_are_in_mlflow(walked):
     runs = experiment_log.runs(walked)
     named = {run.info.run_name: run for run in runs}
-    assert {"train", "evaluate easy", "evaluate crowded"} <= set(named)
-    assert named["train"].data.metrics["loss"] > 0
-    assert named["train"].data.params["model.num_queries"] == "40"
+    assert {"train train", "evaluate easy", "evaluate crowded"} <= set(named)
+    assert named["train train"].data.metrics["loss"] > 0
+    assert named["train train"].data.params["model.num_queries"] == "40"
     assert "AP" in named["evaluate easy"].data.metrics
 
 
