@@ -105,8 +105,8 @@ class Criterion:
         )
         named["loss_reid"], named["loss_reid_aux"] = reid / contrasted, reid_aux / contrasted
         if found.known:
-            count = self.config.model.num_identities
-            total = embedding_losses.classify_identities((key, reference), found.known, count)
+            instances = self.config.model.num_identities
+            total = embedding_losses.classify_identities((key, reference), found.known, instances)
             named["loss_identity"] = total / identified
         if found.dense:
             named["loss_dense"] = self._dense(found) / tokens

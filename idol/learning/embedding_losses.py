@@ -43,7 +43,7 @@ def contrast(
         nothing = 0.0 * (ends[0].sum() + ends[1].sum())
         return nothing, nothing
     positives, negatives = chosen.positives[pair, row], chosen.negatives[pair, row]
-    draws = rng if isinstance(rng, random.Random) else [rng[b] for b in pair]
+    draws = rng if isinstance(rng, random.Random) else [rng[int(b)] for b in pair]
     sampled = sample_negatives(positives, negatives, negatives_per_positive, draws, samples)
     positive, negative, sample = to_device(np.stack([positives, negatives, sampled]), device)
     pairs, queries = to_device(np.stack([pair, best[pair, row]]), device)

@@ -193,7 +193,7 @@ def _record(
 
 def raise_diverged(out: AnyPath) -> None:
     """Raise what the workers have recorded. Raises: Diverged: of the fewest pairs, if any."""
-    told = [json.loads(path.read_text()) for path in sorted(out.glob(f"{_DIVERGED}*.json"))]
+    told = [json.loads(path.read_text()) for path in out.glob(f"{_DIVERGED}*.json")]
     if told:
         one = min(told, key=lambda t: t["pairs"][1] - t["pairs"][0])
         raise Diverged(one["text"], one["step"], tuple(one["pairs"]), one["start"])
