@@ -124,7 +124,7 @@ def prepared(dataset: Dataset, out: Path, config: Config) -> int:
 def floor(dataset: Dataset, out: Path, config: Config) -> None:
     """Every frame once, in a plain loop."""
     schema = pa.schema([("jpeg", pa.binary())])
-    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(out, schema, compression="none") as writer:
         for video in dataset.videos:
             data = []
             whole = frames.read_many(video.frames, video_id=video.video_id, size=video.size)
