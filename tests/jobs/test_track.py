@@ -217,7 +217,7 @@ def test_an_mp4_cut_short_is_told(tmp_path: Path, shared: Path) -> None:
     assert data.index(b"moov") < data.index(b"mdat")
     path = tmp_path / "cut.mp4"
     path.write_bytes(data[: len(data) // 3])
-    with pytest.raises(PipelineError, match=r"ends before frame 50, though the file states 247"):
+    with pytest.raises(PipelineError, match=r"frame 42 is damaged .* Is the file complete\?"):
         sum(1 for _ in live.open_source(str(path), every=10))
 
 
