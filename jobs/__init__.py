@@ -8,7 +8,7 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +21,14 @@ VERBS = (
 )
 """In the order in which a user meets them."""
 
-_USAGE = 2
+USAGE = 2
+"""The exit status of a mistyped command line, as of tyro and argparse."""
+
+
+def likely(word: str, known: Iterable[str], dashes: str = "") -> str:
+    """The hint "Did you mean X? " with the nearest known word; "" where none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean {dashes}{near[0]}? " if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,11 +40,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if verb in ("-h", "--help"):
         print(_overview())
         return
-    near = difflib.get_close_matches(verb, VERBS, n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
-    told = f"there is no command {verb!r}. {hint}" if verb else ""
+    told = f"there is no command {verb!r}. {likely(verb, VERBS)}" if verb else ""
     print(f"{told}`idol --help` lists all.", file=sys.stderr)
-    sys.exit(_USAGE)
+    sys.exit(USAGE)
 
 
 def _overview() -> str:

@@ -7,7 +7,6 @@ and a mistyped option are answered within a second.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 import logging
@@ -22,12 +21,10 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from idol.addresses import without_secrets
-from jobs import INTERRUPTED, places
+from jobs import INTERRUPTED, USAGE, likely, places
 from pipelines.errors import PipelineError, origin
 
 Options = TypeVar("Options")
-
-_USAGE = 2  # as of tyro and argparse
 
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 """A flag without a --no- form."""
@@ -132,11 +129,10 @@ def _check_names(program: str, options: type[Any], words: Sequence[str]) -> None
         given = word.partition("=")[0].replace("_", "-")[2:]
         if not word.startswith("--") or given.removeprefix("no-") in known:
             continue
-        near = difflib.get_close_matches(given, known, n=1)
-        hint = f"Did you mean --{near[0]}? " if near else ""
+        hint = likely(given, known, "--")
         message = f"there is no option --{given}. {hint}`{program} --help` lists all."
         print(message, file=sys.stderr)
-        sys.exit(_USAGE)
+        sys.exit(USAGE)
 
 
 def _with_notes(message: str, error: BaseException) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 
 from idol.arrays import Ints
 from idol.images.transforms import Clip
+from pipelines.errors import VideoError, intact
+from pipelines.storage.paths import AnyPath
 
 Identities = Mapping[tuple[int, int], int]
 """(video_id, instance_id) → the instance's number among all of the training set."""
@@ -30,6 +34,32 @@ class Samples(Protocol):
 
     def name(self, rank: int, step: int) -> str:
         """Which frames that place has at a step, for a message."""
+
+
+def instances_of(
+    videos: pa.Array, lists: pa.ListArray, instance_ids: pa.Array
+) -> set[tuple[int, int]]:
+    """(video_id, instance_id) of all instances of some rows.
+
+    videos:       video_id of each row
+    lists:        of the instances of each row
+    instance_ids: of all of them, one row after the other
+    """
+    owners = np.repeat(videos.to_numpy(), np.diff(lists.offsets))
+    return set(zip(owners.tolist(), instance_ids.to_pylist(), strict=True))
+
+
+@contextmanager
+def decoding(path: AnyPath) -> Iterator[None]:
+    """A block that makes a sample of what a file holds.
+
+    Raises: ManifestError: a frame cannot be decoded, or the block raises a ValueError.
+    """
+    with intact(path):
+        try:
+            yield
+        except VideoError as error:
+            raise ValueError(str(error)) from error
 
 
 def check_labels(clip: Clip, classes: int) -> None:

@@ -16,9 +16,16 @@ from idol.arrays import Bools, Floats32, Ints
 from idol.config import PairConfig
 from idol.images.transforms import Clip, Frame
 from idol.masks.rle import decode_masks
-from pipelines.batches.samples import Identities, Sample, check_labels, numbers_of
+from pipelines.batches.samples import (
+    Identities,
+    Sample,
+    check_labels,
+    decoding,
+    instances_of,
+    numbers_of,
+)
 from pipelines.batches.video_order import VideoOrder, Visit
-from pipelines.errors import VideoError, intact
+from pipelines.errors import intact
 from pipelines.sources import image_file
 from pipelines.storage import frame_store, layout, paths
 from pipelines.storage.paths import AnyPath
@@ -30,8 +37,7 @@ def number_instances(directory: str | AnyPath) -> set[tuple[int, int]]:
     found: set[tuple[int, int]] = set()
     for chunk in index.to_batches():
         lists = chunk.column("instance_ids")
-        videos = np.repeat(chunk.column("video_id").to_numpy(), np.diff(lists.offsets))
-        found.update(zip(videos.tolist(), lists.flatten().to_pylist(), strict=True))
+        found |= instances_of(chunk.column("video_id"), lists, lists.flatten())
     return found
 
 
@@ -165,11 +171,8 @@ class StoredFrames:
     def _sample(self, visit: Visit) -> Sample:
         places, rng = self._drawn(visit)
         rows = {place: self._row(place) for place in set(places)}
-        with intact(layout.frames_path(self._folder, int(self._places[0][places[0]]))):
-            try:
-                clip = clip_of_rows([rows[place] for place in places], self._identities)
-            except VideoError as error:
-                raise ValueError(str(error)) from error
+        with decoding(layout.frames_path(self._folder, int(self._places[0][places[0]]))):
+            clip = clip_of_rows([rows[place] for place in places], self._identities)
             check_labels(clip, self._classes)
         return clip, rng
 

@@ -12,8 +12,15 @@ import numpy.typing as npt
 from idol.images.transforms import Clip, Frame
 from idol.masks.rle import decode_masks
 from pipelines.batches.row_order import RowOrder
-from pipelines.batches.samples import Identities, Sample, check_labels, numbers_of
-from pipelines.errors import ManifestError, VideoError, intact
+from pipelines.batches.samples import (
+    Identities,
+    Sample,
+    check_labels,
+    decoding,
+    instances_of,
+    numbers_of,
+)
+from pipelines.errors import ManifestError
 from pipelines.sources import image_file
 from pipelines.storage import layout, manifest, schemas, tables
 from pipelines.storage.paths import AnyPath
@@ -28,9 +35,8 @@ def number_instances(directory: str | AnyPath) -> set[tuple[int, int]]:
             table = file.read(columns=["video_id", "instances.list.element.instance_id"])
         for chunk in table.to_batches():
             lists = chunk.column("instances")
-            videos = np.repeat(chunk.column("video_id").to_numpy(), np.diff(lists.offsets))
-            numbers = lists.flatten().field("instance_id").to_numpy()
-            found.update(zip(videos.tolist(), numbers.tolist(), strict=True))
+            ids = lists.flatten().field("instance_id")
+            found |= instances_of(chunk.column("video_id"), lists, ids)
     return found
 
 
@@ -143,10 +149,7 @@ class StoredPairs:
     def _sample(self, epoch: int, number: int, row: Mapping[str, Any]) -> Sample:
         # Seeded by the row, so that neither threads nor the number of workers change it.
         rng = np.random.default_rng([self._seed % 2**64, epoch, number, 2])
-        with intact(self._paths[self._places[self._group(number)][0]]):
-            try:
-                clip = clip_of_row(row, self._identities)
-            except VideoError as error:
-                raise ValueError(str(error)) from error
+        with decoding(self._paths[self._places[self._group(number)][0]]):
+            clip = clip_of_row(row, self._identities)
             check_labels(clip, self._classes)
         return clip, rng
