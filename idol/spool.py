@@ -1,6 +1,6 @@
 """Long sequences of which one item at a time is in memory: kept in a file, or made when asked for.
 
-Iteration, len, indices and slices are those of a tuple. Every access makes the item anew, so
+Iteration, len, indices and slices are those of a tuple. Every access makes the item again, so
 items are compared by what they hold, and loops over the same sequence pay each time.
 """
 

@@ -67,10 +67,10 @@ class PairConfig:
     """How key and reference frames are paired (paper Sec. 3.2, specification 5.2)."""
 
     sampling: Literal["released", "stored"] = "released"
-    """released: every video counts alike, and each visit draws a frame of it and that frame's
-    partner anew; frames are stored once, and training reads those that it draws. stored: pairs are
-    drawn once, for every frame one, and stored as they are; every frame counts alike, and training
-    reads in sequence what takes twice the space."""
+    """released: every video counts alike, and each visit draws a frame of it and a partner of that
+    frame; frames are stored once, and training reads those that it draws. stored: pairs are drawn
+    once, for every frame one, and stored as they are; every frame counts alike, and training reads
+    in sequence what takes twice the space."""
     clip: int = beside(2, sampling=("released",))
     """Frames of a training sample. 2: a pair. More, for networks of clips: the frame, and the
     others drawn one by one from its neighbourhood, so that frames may come twice."""

@@ -66,7 +66,7 @@ class Truth:
     """A data set's truth.
 
     categories: category_id -> name, ascending
-    videos:     video_id -> VideoTruth, ascending; made anew at each access, see idol.spool
+    videos:     video_id -> VideoTruth, ascending; made again at each access, see idol.spool
     left_out:   ids of videos whose truth cannot be read: neither they nor their results are scored
     names:      video_id -> what the file calls the video, or the folder of its first frame, or ""
     """

@@ -103,7 +103,7 @@ class Annotations:
 
     origin:     the file's name
     categories: category_id -> name, both unique
-    videos:     video_id -> Video, read anew at each access
+    videos:     video_id -> Video, read again at each access
     rejects:    videos left out
     listed:     annotations in the file; None: it has no such list, as where truth is not public
     """

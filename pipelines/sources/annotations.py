@@ -70,7 +70,7 @@ class VideoRecord:
 class Dataset:
     """What `read` found.
 
-    videos:     the usable videos, by ascending video_id; those of `read` are made anew at each
+    videos:     the usable videos, by ascending video_id; those of `read` are made again at each
                 access, see idol.spool
     categories: category_id → name, ascending; the position is the label
     rejects:    everything left out
