@@ -3,7 +3,7 @@
 python -m benchmarks.analysis --out runs/analysis
 
 makes its own synthetic videos, evaluates the shipped weights on them, and prints the tables of
-docs/analysis.md. Evaluations that exist are named instead:
+docs/internals/analysis.md. Evaluations that exist are named instead:
 
 python -m benchmarks.analysis --evaluation crowded released crowded/instances.json run/results.json
 
@@ -33,7 +33,7 @@ from idol.images.synthetic_dataset import write_dataset
 from idol.ytvis import truth
 from pipelines.report import score_page
 
-DOCS = Path("docs")
+DOCS = Path("docs/internals")
 OVERLAP = 1
 """Frames that neighbouring clips share when tracks are cut and joined again."""
 

@@ -24,7 +24,7 @@ from idol.structures import FrameDetections
 from idol.tracker.online import Tracker
 from idol.tracker.tracks import TrackAssembler
 
-CHART = Path("docs/association-stream.svg")
+CHART = Path("docs/internals/association-stream.svg")
 _SIZE, _CATEGORIES, _STAY = 256, 40, 300
 _POINTS = 100  # of the chart; memory and time are read so often
 

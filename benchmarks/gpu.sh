@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Parity, then timings, on a machine with a CUDA device. Needs what idol/ and its tests import (torch,
 # numpy, scipy, opencv, pycocotools, pytest, hypothesis); no Ray, no network, no installed package.
-# What it prints at the end is for docs/performance.md.
+# What it prints at the end is for docs/internals/performance.md.
 #
 #   make gpu                                  with the repository's environment
 #   PYTHON=python3 benchmarks/gpu.sh          with another one

@@ -69,7 +69,7 @@ class Evaluate:
     """Frames in one forward pass; short for --set detect.batch_frames=N."""
     speed: Speed | None = None
     """exact, or fast: 16 bits where the machine has units for them, on a GPU compiled as well;
-    docs/performance.md has what it costs. Short for --set detect.speed=..."""
+    docs/internals/performance.md has what it costs. Short for --set detect.speed=..."""
     reject_limit: command.RejectLimit = None
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""

@@ -50,8 +50,8 @@ class Track:
     device: command.Device = "auto"
     """Where the network runs. gpu and cuda are the same; auto: on a GPU if there is one."""
     speed: Speed | None = None
-    """exact, or fast: 16 bits where the machine has units for them; docs/performance.md has what it
-    costs. Short for --set detect.speed=..."""
+    """exact, or fast: 16 bits where the machine has units for them; what it costs is in
+    docs/internals/performance.md. Short for --set detect.speed=..."""
     score_threshold: float = 0.3
     """Instances below this score in a frame are not drawn there. results.json has them all; for
     what is followed at all see --set tracker.score_threshold."""

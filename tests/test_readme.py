@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
     "README.md",
     "docs/sweeps.md",
-    "docs/architecture.md",
-    "docs/analysis.md",
+    "docs/internals/architecture.md",
+    "docs/internals/analysis.md",
     "docs/formats.md",
 )
 
@@ -84,7 +84,7 @@ def test_every_name_of_the_python_example_exists() -> None:
 
 
 def test_the_files_that_pages_name_are_there() -> None:
-    pages = [*PAGES, "CONTRIBUTING.md", "docs/association.md", "docs/performance.md"]
+    pages = [*PAGES, "CONTRIBUTING.md", "docs/association.md", "docs/internals/performance.md"]
     named = {
         (page, path)
         for page in pages

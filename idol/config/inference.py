@@ -31,7 +31,7 @@ class DetectConfig:
     speed: Speed = "exact"
     """exact: in the precision of the weights, as released. fast: in 16 bits where the device has
     units for them; on a GPU also with CUDA graphs and masks made on the device. The loss in
-    accuracy is in docs/performance.md."""
+    accuracy is in docs/internals/performance.md."""
     frames_per_shard: int = 64
     """Frames of a shard (short videos together, or a part of a long one), a worker's unit of work:
     what is repeated when one dies."""

@@ -1,6 +1,7 @@
 """A faster form of the network for inference: 16 bits, folded, compiled, CUDA graphs.
 
-benchmarks/speed.py measures the differences of its outputs; docs/performance.md has the numbers.
+benchmarks/speed.py measures the differences of its outputs; docs/internals/performance.md has the
+numbers.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class FastNetwork:
     """A copy of a network with a faster forward pass, for one thread.
 
     On a GPU it computes in 16 bits, with one CUDA graph for each shape. On a CPU it is folded, and
-    computes in bfloat16 where the CPU has AMX. The outputs differ a little (docs/performance.md).
+    computes in bfloat16 where the CPU has AMX. The outputs differ a little
+    (docs/internals/performance.md).
 
     batch:    images of a pass; smaller batches are filled up
     compiled: also fuse operations by torch.compile: takes half a minute for each shape, then runs

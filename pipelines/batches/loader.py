@@ -2,8 +2,8 @@
 
 Without Ray, and with threads in place of worker processes: 12 ms of CPU an image where torch's
 DataLoader takes 21 and Ray Data 26, and resumed on any number of workers, which torchdata's
-StatefulDataLoader and Ray Data refuse (docs/performance.md, "Loaders"). The order is arithmetic
-(`row_order`, `video_order`), so training goes on with the batch that it would have had.
+StatefulDataLoader and Ray Data refuse (docs/internals/performance.md, "Loaders"). The order is
+arithmetic (`row_order`, `video_order`), so training goes on with the batch it would have had.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Released sampling (specification 5.1, 5.2): clips drawn at each visit, from frames stored once.
 
-Why frames and not pairs or windows of a video: docs/performance.md, "What is stored for training".
+Why frames and not pairs or windows of a video: docs/internals/performance.md, "What is stored for
+training".
 """
 
 from __future__ import annotations
