@@ -223,7 +223,7 @@ def main() -> None:
         small = override(config, ["pairs.max_side=640"])
         prepared(data["jpeg"], work / "small", small)
         for name, settings in (("jpeg", config), ("small", small)):
-            made = loader.ClipLoader(paths.at(work / name), settings, batch_size=loaders.BATCH)
+            made = loader.ClipLoader(paths.at(work / name), settings, batch=loaders.BATCH)
             started = time.perf_counter()
             batches = stack.enter_context(contextlib.closing(made.batches()))
             first = cpu(partial(next, batches))[0]

@@ -84,7 +84,7 @@ class Ours(torch.utils.data.Dataset[transforms.Example]):
     def __getitem__(self, index: int) -> transforms.Example:
         step, rank = divmod(index, BATCH)
         if self._samples is None:
-            self._samples = loader.ClipLoader(self.path, self.config, batch_size=BATCH)._samples
+            self._samples = loader.ClipLoader(self.path, self.config, batch=BATCH)._samples
         at, stream = self._streams.get(rank, (step, None))
         if stream is None or step < at:
             at, stream = step, self._samples.stream(rank, step)
@@ -167,7 +167,7 @@ def ray_batches(items: Any, workers: int, start: int = 0) -> Iterator[ClipBatch]
 
 def our_batches(path: Path, workers: int, start: int = 0) -> Iterator[ClipBatch]:
     """Batches of our loader; workers: threads."""
-    made = loader.ClipLoader(path, CONFIG, batch_size=BATCH, threads=workers)
+    made = loader.ClipLoader(path, CONFIG, batch=BATCH, threads=workers)
     return made.batches(start)
 
 

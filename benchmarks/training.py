@@ -91,11 +91,10 @@ class Clock:
 
 def batches_of(config: Config, pairs: str | None, rank: int, workers: int) -> Iterator[PairBatch]:
     """A worker's batches: read from a prepared directory, or a few that lie in memory."""
-    part = part_of_batch(config.train.pairs_per_batch, rank, workers)
+    count = config.train.pairs_per_batch
+    part = part_of_batch(count, rank, workers)
     if pairs is not None:
-        loader = ClipLoader(
-            paths.at(pairs), config, rank=rank, world_size=workers, batch_size=len(part)
-        )
+        loader = ClipLoader(paths.at(pairs), config, rank=rank, world_size=workers, batch=count)
         return (clips.pairs() for clips in loader.batches())
     videos = [make_video(SyntheticConfig.crowded(), (1, i)) for i in range(6)]
     rng = np.random.default_rng(0)

@@ -21,6 +21,7 @@ import cv2
 from idol.config import Config, PairConfig, from_dict
 from idol.images import transforms
 from idol.images.transforms import Example
+from idol.learning.pieces import part_of_batch
 from idol.structures import ClipBatch
 from pipelines.batches import stored_frames, stored_pairs
 from pipelines.batches.samples import Identities, Sample, Samples
@@ -51,15 +52,16 @@ def number_instances(directory: str | AnyPath) -> dict[tuple[int, int], int]:
 class ClipLoader:
     """The batches of one training worker, from the directory that the prepare stage wrote.
 
-    Worker r of w has the r-th part of every batch; what a batch holds does not depend on w. What a
-    pass over the data is, and how clips are drawn, says the pairs section that it was made with.
+    Worker r of w has the r-th part of every batch (`part_of_batch`: parts differ by one clip at
+    most); what a batch holds does not depend on w. What a pass over the data is, and how clips are
+    drawn, says the pairs section that it was made with.
 
-    batch_size: clips per batch of this worker
-    seed:       of order, draws and augmentation
-    threads:    read, decode and augment this many clips at a time
+    batch:   clips of a whole batch, of all workers
+    seed:    of order, draws and augmentation
+    threads: read, decode and augment this many clips at a time
     Raises:
         ManifestError: the directory is unfinished or holds nothing to draw.
-        ValueError: an impossible rank, batch size or thread count.
+        ValueError: an impossible rank or thread count, or a worker would have no clip.
     """
 
     def __init__(
@@ -69,24 +71,20 @@ class ClipLoader:
         *,
         rank: int = 0,
         world_size: int = 1,
-        batch_size: int,
+        batch: int,
         seed: int = 0,
         threads: int = 2,
         identities: Identities | None = None,
     ) -> None:
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
-        if batch_size < 1 or threads < 1:
-            raise ValueError(
-                f"batch_size and threads must be at least 1, got {batch_size} and {threads}"
-            )
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        self._ranks = part_of_batch(batch, rank, world_size)
         self._transforms = config.transforms
         # Of object storage most of the time is spent waiting.
         self._threads = threads if isinstance(paths.at(directory), Path) else max(threads, 16)
-        self._ranks = range(rank * batch_size, (rank + 1) * batch_size)
         stored, train = stored_config(directory), config.train
         common: dict[str, Any] = {
-            "batch": batch_size * world_size,
+            "batch": batch,
             "seed": seed,
             "classes": config.model.num_classes,
             "identities": identities,

@@ -1,7 +1,7 @@
 """Which rows of a prepared directory make the batch of a step: arithmetic, no file is read.
 
-A batch of B pairs has one pair from each of B virtual ranks; each of W training workers plays B / W
-of them. In every pass over the data the row groups are shuffled and dealt to the ranks one by one,
+A batch of B pairs has one pair from each of B virtual ranks; each training worker plays some of
+them. In every pass over the data the row groups are shuffled and dealt to the ranks one by one,
 and a rank gives out the rows of its groups through a shuffle buffer. So which rows a step has does
 not depend on the number of workers, and each group is read by one worker alone.
 """

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from idol.config import Config, override, to_dict
+from idol.learning.pieces import part_of_batch
 from idol.weights import checkpoint
 from pipelines import cluster, probe
 from pipelines.batches import loader
@@ -60,7 +61,7 @@ def run(
                None: no MLflow run
     Raises:
         ManifestError: the pairs are unfinished.
-        ValueError: a batch does not divide by the workers, or both kinds of weights are given.
+        ValueError: more workers than pairs in a batch, or both kinds of weights are given.
         CheckpointError: the weights do not fit.
         Diverged: a loss or gradient is not finite. The message names the pairs and the file to
                   compute that step again from; nothing is tried again.
@@ -136,13 +137,7 @@ def _begin(
             f"pairs.clip={config.pairs.clip}. Make it with pairs.clip=2."
         )
     config = with_identities(config, pairs)
-    share, left = divmod(config.train.pairs_per_batch, max(workers, 1))
-    if left:
-        raise ValueError(
-            f"train.pairs_per_batch ({config.train.pairs_per_batch}) must be a multiple of the "
-            f"number of workers ({workers}). Use "
-            f"--set train.pairs_per_batch={(share + 1) * workers}"
-        )
+    part_of_batch(config.train.pairs_per_batch, 0, max(workers, 1))  # none may have no pair
     loop = Loop(config=config, pairs=pairs.resolve(), out=out.resolve(), stop=config.train.steps)
     known = not overwrite and any((out / f).exists() for f in (manifest.STARTED, manifest.MANIFEST))
     # What does not fit must fail before a directory is made; what is done needs no weights.

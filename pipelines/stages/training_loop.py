@@ -96,7 +96,7 @@ def work(settings: dict[str, Any], seat: Seat | None = None) -> None:
         config,
         rank=rank,
         world_size=world,
-        batch_size=config.train.pairs_per_batch // world,
+        batch=config.train.pairs_per_batch,
         seed=config.train.seed,
         # Those of this machine, shared with the workers beside it.
         threads=max(1, usable_cores() // seat.beside),

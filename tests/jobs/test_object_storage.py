@@ -256,7 +256,7 @@ def test_a_server_that_is_away_for_ten_seconds_changes_nothing(
 
 def test_pairs_in_a_bucket_give_the_same_batches(bucket, data):
     loaders = [
-        loader.ClipLoader(place, idol.presets.tiny(), batch_size=4).batches()
+        loader.ClipLoader(place, idol.presets.tiny(), batch=4).batches()
         for place in (data / "prepared", paths.at(f"{bucket}/prepared"))
     ]
     for here, there in zip(

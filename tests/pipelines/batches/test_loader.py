@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from idol import presets
 from idol.config import override, to_dict
@@ -42,7 +44,7 @@ def prepared(make_videos, tmp_path) -> Path:
 
 
 def make(path, **options):
-    return loader.ClipLoader(path, CONFIG, **{"batch_size": 3, **options})
+    return loader.ClipLoader(path, CONFIG, **{"batch": 3, **options})
 
 
 def take(iterator, count):
@@ -86,11 +88,11 @@ def test_a_stored_frame_that_is_broken_names_its_video_and_frame(make_videos):
         clip_of_row({**row, "key_jpeg": row["key_jpeg"][:100]})
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 6])
+@pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_batches_do_not_depend_on_the_number_of_workers(prepared, world_size):
-    whole = take(make(prepared, batch_size=6).batches(), 5)
+    whole = take(make(prepared, batch=8).batches(), 5)
     parts = [
-        take(make(prepared, rank=r, world_size=world_size, batch_size=6 // world_size).batches(), 5)
+        take(make(prepared, rank=r, world_size=world_size, batch=8).batches(), 5)
         for r in range(world_size)
     ]
     for step, batch in enumerate(whole):
@@ -110,18 +112,19 @@ def unpadded(batch) -> list[bytes]:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_every_row_is_visited_about_equally_often(prepared, world_size):
     workers = [
-        make(prepared, rank=rank, world_size=world_size, batch_size=1) for rank in range(world_size)
+        make(prepared, rank=rank, world_size=world_size, batch=world_size)
+        for rank in range(world_size)
     ]
     steps = 10 * 17 // world_size
     seen = Counter(n for step in range(steps) for w in workers for n in w.names(step))
     # Two of the 17 rows are of the same frames.
-    once = Counter(make(prepared, batch_size=1).names(step)[0] for step in range(17))
+    once = Counter(make(prepared, batch=1).names(step)[0] for step in range(17))
     assert sorted(once.values()) == [1] * 15 + [2]
     assert all(abs(seen[name] - 10 * count) <= 2 * count for name, count in once.items())
 
 
 def test_passes_differ_in_order_and_not_in_content(prepared):
-    worker = make(prepared, batch_size=1)
+    worker = make(prepared, batch=1)
     first, second = ([worker.names(s)[0] for s in range(a, a + 17)] for a in (0, 17))
     assert first != second
     assert sorted(first) == sorted(second)
@@ -137,7 +140,7 @@ def test_every_row_group_is_read_by_one_worker_and_once_a_pass(prepared, monkeyp
 
     monkeypatch.setattr(StoredPairs, "_read", counted)
     for rank in range(3):
-        rows = make(prepared, rank=rank, world_size=3, batch_size=1)._samples
+        rows = make(prepared, rank=rank, world_size=3, batch=3)._samples
         expected = rows._order.groups(rank, 0).tolist()
         read.clear()
         stream = rows._rows(rank, 0)
@@ -156,7 +159,7 @@ def test_32_ranks_read_each_row_group_about_once_a_pass(prepared, monkeypatch):
 
     monkeypatch.setattr(StoredPairs, "_read", counted)
     passes, ranks = 64, 32
-    rows = make(prepared, batch_size=ranks)._samples
+    rows = make(prepared, batch=ranks)._samples
     given = 0
     for rank in range(ranks):
         for number, _, _ in rows._rows(rank, 0):
@@ -176,6 +179,19 @@ def test_a_restart_goes_on_with_the_batch_it_would_have_had(prepared):
     assert not same(whole[0], whole[1])
 
 
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.integers(1, 9), data=st.data(), seed=st.integers(0, 9))
+def test_any_number_of_workers_has_each_place_of_a_batch_once(prepared, batch, data, seed):
+    workers, step = data.draw(st.integers(1, batch)), data.draw(st.integers(0, 40))
+    whole = make(prepared, batch=batch, seed=seed).names(step)
+    parts = [
+        make(prepared, rank=r, world_size=workers, batch=batch, seed=seed).names(step)
+        for r in range(workers)
+    ]
+    assert [name for part in parts for name in part] == whole
+    assert {len(part) for part in parts} <= {batch // workers, -(-batch // workers)}
+
+
 def test_threads_do_not_change_the_batches_and_seeds_do(prepared):
     one = take(make(prepared, threads=1).batches(), 7)
     many = take(make(prepared, threads=4).batches(), 7)
@@ -185,7 +201,7 @@ def test_threads_do_not_change_the_batches_and_seeds_do(prepared):
 
 
 def test_batches_hold_what_rows_of_says(prepared):
-    worker = make(prepared, batch_size=17)
+    worker = make(prepared, batch=17)
     (batch,) = take(worker.batches(), 1)
     names = worker.names(0)
     assert len(names) == len(batch.targets) == 17
@@ -227,14 +243,14 @@ def test_numbers_of_instances_do_not_depend_on_the_shards(make_videos, tmp_path)
 def test_batches_carry_the_numbers_of_their_instances_in_both_frames(prepared):
     known = loader.number_instances(prepared)
     del known[2, 22]
-    worker = make(prepared, batch_size=17, identities=known)
+    worker = make(prepared, batch=17, identities=known)
     (batch,) = take(worker.batches(), 1)
     videos = [int(name.split()[1].rstrip(",")) for name in worker.names(0)]
     expected = {1: [0, 1], 2: [2, -1], 3: [4, 5]}
     for side in range(2):
         found = [targets[side].identities.tolist() for targets in batch.targets]
         assert found == [expected[v] for v in videos]
-    (plain,) = take(make(prepared, batch_size=17).batches(), 1)
+    (plain,) = take(make(prepared, batch=17).batches(), 1)
     assert all(t.identities.tolist() == [-1, -1] for t, _ in plain.targets)
 
 
@@ -309,11 +325,13 @@ def test_a_directory_without_pairs_is_refused(tmp_path):
 
 
 def test_more_workers_than_rows_are_served(prepared):
-    batches = take(make(prepared, rank=17, world_size=18, batch_size=1).batches(), 3)
+    batches = take(make(prepared, rank=17, world_size=18, batch=18).batches(), 3)
     assert [len(batch.targets) for batch in batches] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("options", [{"rank": 1}, {"rank": -1}, {"batch_size": 0}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "options", [{"rank": 1}, {"rank": -1}, {"batch": 0}, {"world_size": 4}, {"threads": 0}]
+)
 def test_impossible_numbers_are_refused(prepared, options):
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=r"workers, got|must be at least"):
         make(prepared, **options)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from idol import presets
@@ -47,7 +47,7 @@ def prepared(rows, tmp_path) -> Path:
 
 
 def make(path, **options):
-    return loader.ClipLoader(path, CONFIG, **{"batch_size": 3, **options})
+    return loader.ClipLoader(path, CONFIG, **{"batch": 3, **options})
 
 
 def take(iterator, count):
@@ -128,14 +128,14 @@ def test_a_clip_of_two_frames_is_the_pair_that_would_have_been_stored(make_video
 
 
 def test_videos_count_alike_whatever_their_length(prepared):
-    worker = make(prepared, batch_size=5)
+    worker = make(prepared, batch=5)
     seen = Counter(drawn(name)[0] for step in range(20) for name in worker.names(step))
     # CONFIG has no groups: each pass of 5 visits has every video.
     assert seen == dict.fromkeys(range(1, 6), 20)
 
 
 def test_partners_are_drawn_anew_at_each_visit(prepared):
-    worker = make(prepared, batch_size=5)
+    worker = make(prepared, batch=5)
     found = {drawn(name)[0]: set() for name in worker.names(0)}
     for step in range(60):
         for name in worker.names(step):
@@ -151,7 +151,7 @@ def test_partners_are_drawn_anew_at_each_visit(prepared):
 
 
 def test_batches_hold_what_their_names_say(prepared):
-    worker = make(prepared, batch_size=20)
+    worker = make(prepared, batch=20)
     (batch,) = take(worker.batches(), 1)
     # Object 1 of a video (label 1) is absent from frame 0 only.
     for name, targets in zip(worker.names(0), batch.targets, strict=True):
@@ -161,11 +161,11 @@ def test_batches_hold_what_their_names_say(prepared):
             assert truth.present.tolist() == [t != 0, True]
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 6])
+@pytest.mark.parametrize("world_size", [2, 3, 8])
 def test_batches_do_not_depend_on_the_number_of_workers(prepared, world_size):
-    whole = take(make(prepared, batch_size=6).batches(), 5)
+    whole = take(make(prepared, batch=8).batches(), 5)
     parts = [
-        take(make(prepared, rank=r, world_size=world_size, batch_size=6 // world_size).batches(), 5)
+        take(make(prepared, rank=r, world_size=world_size, batch=8).batches(), 5)
         for r in range(world_size)
     ]
     for step, batch in enumerate(whole):
@@ -173,15 +173,27 @@ def test_batches_do_not_depend_on_the_number_of_workers(prepared, world_size):
 
 
 def test_a_restart_on_another_number_of_workers_goes_on_with_the_same_batches(prepared):
-    whole = take(make(prepared, batch_size=4).batches(), 9)
+    whole = take(make(prepared, batch=4).batches(), 9)
     for start in (1, 6):
         halves = [
-            take(make(prepared, rank=r, world_size=2, batch_size=2).batches(start), 3)
-            for r in range(2)
+            take(make(prepared, rank=r, world_size=2, batch=4).batches(start), 3) for r in range(2)
         ]
         for step, both in enumerate(zip(*halves, strict=True)):
             assert torch.equal(torch.cat([b.images for b in both]), whole[start + step].images)
     assert not torch.equal(whole[0].images, whole[1].images)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.integers(1, 9), data=st.data(), seed=st.integers(0, 9))
+def test_any_number_of_workers_has_each_place_of_a_batch_once(prepared, batch, data, seed):
+    workers, step = data.draw(st.integers(1, batch)), data.draw(st.integers(0, 40))
+    whole = make(prepared, batch=batch, seed=seed).names(step)
+    parts = [
+        make(prepared, rank=r, world_size=workers, batch=batch, seed=seed).names(step)
+        for r in range(workers)
+    ]
+    assert [name for part in parts for name in part] == whole
+    assert {len(part) for part in parts} <= {batch // workers, -(-batch // workers)}
 
 
 def test_threads_do_not_change_the_batches_and_seeds_do(prepared):
@@ -204,7 +216,7 @@ def test_nothing_but_the_drawn_frames_is_read(prepared, monkeypatch, ranks):
     monkeypatch.setattr(frame_store.FrameReader, "read", counted)
     steps = 64 // ranks
     for rank in range(ranks):
-        samples = make(prepared, rank=rank, world_size=ranks, batch_size=1)._samples
+        samples = make(prepared, rank=rank, world_size=ranks, batch=ranks)._samples
         for sample in itertools.islice(samples.stream(rank, 0), steps):
             sample()
     assert len(read) == 2 * 64
@@ -219,8 +231,8 @@ def test_wide_and_upright_videos_are_batched_apart(rows, tmp_path):
     ]
     path = store(tmp_path / "turned", turned, PairConfig())
     config = override(CONFIG, ["train.group_pairs=2"])
-    parts = [loader.ClipLoader(path, config, rank=r, world_size=2, batch_size=2) for r in range(2)]
-    whole = loader.ClipLoader(path, config, batch_size=4)
+    parts = [loader.ClipLoader(path, config, rank=r, world_size=2, batch=4) for r in range(2)]
+    whole = loader.ClipLoader(path, config, batch=4)
     seen = Counter()
     for step in range(30):
         names = [name for part in parts for name in part.names(step)]
@@ -254,7 +266,7 @@ def test_frames_that_are_missing_are_not_drawn(rows, tmp_path):
         and not (row["video_id"] == 4 and row["frame_index"] == 1)
     ]
     path = store(tmp_path / "holes", kept, PairConfig(max_gap=2))
-    worker = make(path, batch_size=4)
+    worker = make(path, batch=4)
     found = Counter(drawn(name)[0] for step in range(20) for name in worker.names(step))
     assert found == dict.fromkeys((1, 2, 3, 5), 20)  # one frame of video 4 is no pair
     of_3 = {tuple(drawn(n)[1]) for step in range(20) for n in worker.names(step) if "video 3" in n}
@@ -279,7 +291,7 @@ def test_annotated_boxes_of_still_images_are_kept(make_images, tmp_path):
     ]
     assert [0.5, 1, 15.5, 11] in [one["box"] for row in half for one in row["instances"]]
     path = store(tmp_path / "images", rows, config)
-    (batch,) = take(make(path, batch_size=8).batches(), 1)
+    (batch,) = take(make(path, batch=8).batches(), 1)
     expected = torch.tensor([16 / 36, 12 / 24, 30 / 36, 20 / 24])
     truths = [truth for targets in batch.targets for truth in targets]
     assert any((truth.boxes - expected).abs().max(1).values.min() < 1e-5 for truth in truths)
@@ -289,7 +301,7 @@ def test_instances_are_numbered_by_video_and_instance(prepared):
     numbers = loader.number_instances(prepared)
     assert sorted(numbers.values()) == list(range(10))
     assert list(numbers) == [(v, 10 * v + n) for v in range(1, 6) for n in (1, 2)]
-    worker = make(prepared, batch_size=5, identities={**numbers, (2, 22): -1})
+    worker = make(prepared, batch=5, identities={**numbers, (2, 22): -1})
     (batch,) = take(worker.batches(), 1)
     for name, targets in zip(worker.names(0), batch.targets, strict=True):
         video = drawn(name)[0]

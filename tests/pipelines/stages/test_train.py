@@ -277,9 +277,10 @@ def test_weights_of_another_network_are_refused_before_anything_starts(prepared,
     assert not (tmp_path / "a").exists()
 
 
-def test_a_batch_that_does_not_divide_by_the_workers_is_refused(prepared, tmp_path):
-    with pytest.raises(ValueError, match=r"--set train\.pairs_per_batch=3"):
+def test_more_workers_than_pairs_in_a_batch_are_refused(prepared, tmp_path):
+    with pytest.raises(ValueError, match=r"batch of 2 pairs is for 1\.\.2 workers, .* of 3\. Use "):
         train.run(prepared, tmp_path / "a", quick(2), workers=3)
+    assert not (tmp_path / "a").exists()
 
 
 def test_clips_of_more_than_two_frames_are_refused(prepared, tmp_path):
