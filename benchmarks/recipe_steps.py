@@ -38,6 +38,8 @@ from idol.ytvis import results, truth
 from pipelines.sources import annotations
 from pipelines.sources import frames as frame_files
 from pipelines.stages import pairs, train
+from pipelines.training.initial_model import Start
+from pipelines.training.workers import Workers
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 STILLS_SEED = 2001
@@ -196,7 +198,9 @@ def row_of(
         config = config_of(step, weights is None, length, seed)
         every = unit // 2 if step == "videos" else length
         for until in range(every, length + 1, every):
-            saved = train.advance(made[step], folder, config, until, weights=weights, workers=0)
+            saved = train.advance(
+                made[step], folder, config, until, Start(weights=weights), Workers(count=0)
+            )
             at = str(done + until)
             # After step 1 the embeddings are random still.
             if step != "stills" and (at not in curve or done + until == total):

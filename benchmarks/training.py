@@ -42,8 +42,8 @@ from idol.learning.training import Trainer
 from idol.network.model import IDOL
 from idol.structures import Outputs, PairBatch, Targets
 from pipelines.batches.loader import ClipLoader
-from pipelines.stages.training_loop import keep_freed_memory
 from pipelines.storage import paths
+from pipelines.training.loop import keep_freed_memory
 
 PARTS = ("data", "forward", "criterion", "backward", "optimiser")
 WARM_UP = 3

@@ -6,7 +6,7 @@ import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -14,12 +14,15 @@ from idol import presets
 from idol.config import override
 from jobs import command, places
 
+if TYPE_CHECKING:
+    from pipelines.cluster import Pool
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train IDOL on key/reference pairs, data parallel over CPU or GPU workers of a Ray cluster.
 
-    Run twice, a finished run is returned at once and a killed one goes on at its last checkpoint.
+    A finished run is returned at once, a killed one goes on at its last checkpoint with --resume.
     Writes checkpoint.safetensors (weights and configuration), losses.json and an MLflow run.
     """
 
@@ -42,11 +45,24 @@ class Train:
     reset_classes: bool = False
     """Start the class heads from random weights where the weights were trained on other categories,
     by their names, or do not say on which."""
-    workers: int = 2
-    """Data-parallel workers: one CPU core each, or one GPU each with --gpus. A killed run may go on
-    with another number."""
+    workers: Annotated[str, tyro.conf.arg(metavar="N|N..M")] = "2"
+    """Data-parallel workers: 4, or 2..8 for as many as there are machines for, as they come and
+    go. 0: inside this process, without Ray Train. A killed run may go on with another number."""
     gpus: bool = False
     """One GPU per worker (NCCL). Without it the workers use CPUs (gloo)."""
+    cpus_per_worker: int = 1
+    """CPUs that each worker reserves, and threads that it computes with."""
+    label_selector: command.Repeated = ()
+    """Use only nodes with this label: key=value. Repeatable."""
+    validate: str | None = None
+    """Labelled videos, in any known format, that training does not see: every
+    validation.every steps they are detected, tracked and scored, and the best weights are kept as
+    best.safetensors."""
+    validate_frames: command.Frames = None
+    profile: int = 0
+    """Record so many steps with torch's profiler, into OUT/trace.json.gz."""
+    resume: command.Switch = False
+    """Go on at the newest checkpoint of a run that was killed; without any, begin."""
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
     log_to: Annotated[Path | None, places.LOG] = None
@@ -58,25 +74,59 @@ def _train(job: Train) -> None:
     config = override(presets.by_name(job.preset), job.set)
     from pipelines import cluster
     from pipelines.stages import train
+    from pipelines.stages.validation import Validation
     from pipelines.storage import paths
+    from pipelines.training.initial_model import Start
+    from pipelines.training.workers import Workers
 
     pairs, out = paths.at(job.pairs), paths.at(job.out)
     config = train.with_pairs(config, pairs, job.set)
+    validation = None
+    if job.validate is not None:
+        validation = Validation(annotations=job.validate, frames=job.validate_frames)
+    elif any(text.strip().startswith("validation.") for text in job.set):
+        raise ValueError("--set validation.… needs --validate LABELS: there are no videos to score")
     with cluster.kept(dashboard=True):
         manifest = train.run(
             pairs,
             out,
             config,
-            weights=job.weights,
-            backbone_weights=job.backbone_weights,
-            reset_classes=job.reset_classes,
-            workers=job.workers,
-            gpus=job.gpus,
+            Start(
+                weights=job.weights,
+                backbone_weights=job.backbone_weights,
+                reset_classes=job.reset_classes,
+            ),
+            Workers(
+                count=_count(job.workers),
+                gpus=job.gpus,
+                cpus=job.cpus_per_worker,
+                labels=_labels(job.label_selector),
+            ),
+            train.Watching(
+                validation=validation, profile=job.profile, log_to=job.log_to or out.parent
+            ),
+            resume=job.resume,
             overwrite=job.overwrite,
-            log_to=job.log_to or out.parent,
         )
     # In the order of the manifest, not sorted.
     print(json.dumps({"checkpoint": str(out / train.WEIGHTS), **asdict(manifest)}))
+
+
+def _count(text: str) -> Pool | int:
+    from pipelines.cluster import Pool
+
+    return 0 if text.strip() == "0" else Pool.of(text)
+
+
+def _labels(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Raises: ValueError: one is not key=value."""
+    labels = {}
+    for text in pairs:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--label-selector is key=value, got {text!r}")
+        labels[key] = value
+    return labels
 
 
 main = functools.partial(command.run, "train", Train, _train, also=(FloatingPointError,))

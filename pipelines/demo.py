@@ -13,6 +13,8 @@ from pipelines.sources import annotations as annotation_files
 from pipelines.stages import evaluate, pairs, train
 from pipelines.storage.reports import EvaluationReport
 from pipelines.sweep import tracker_sweep
+from pipelines.training.initial_model import Start
+from pipelines.training.workers import Workers
 
 PAIRS, TRAIN, EVALUATE, SWEEP, PAGE = "pairs", "train", "evaluate", "sweep", "report.html"
 
@@ -56,11 +58,10 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
         out / PAIRS,
         out / TRAIN,
         walk.config,
-        weights=walk.weights,
-        reset_classes=walk.reset_classes,
-        workers=walk.workers,
-        gpus=walk.gpus,
-        log_to=out,
+        Start(weights=walk.weights, reset_classes=walk.reset_classes),
+        Workers(count=walk.workers, gpus=walk.gpus),
+        train.Watching(log_to=out),
+        resume=True,
     ).seconds
     checkpoint = out / TRAIN / train.WEIGHTS
     sets: dict[str, dict[str, float | None]] = {}

@@ -47,9 +47,10 @@ INNER_ROOMS = {
     "pipelines": (
         ("errors",),
         ("cluster", "configuration", "storage"),
-        ("sources", "submit", "actors", "probe"),
+        ("sources", "submit", "actors", "probe", "gauges"),
         ("formats",),
         ("report", "batches"),
+        ("training",),
         ("stages", "stream"),
         ("sweep", "check"),
         ("demo",),

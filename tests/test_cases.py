@@ -20,7 +20,7 @@ NAMES = {
     "from pipelines import annotations": "from pipelines.sources import annotations",
     "evaluate.read_truth(p, ds)": "ds.truth()",
     "from idol import checkpoint, presets\n": "from idol import presets\nfrom idol.weights "
-    "import checkpoint\nfrom pipelines.stages.initial_model import Start, initial_model\n",
+    "import checkpoint\nfrom pipelines.training.initial_model import Start, initial_model\n",
     "from pipelines import train\n": "from pipelines.stages import train\n",
     'train._initial_model(config, "shipped", None, True)': "initial_model(config, Start("
     "weights='shipped', reset_classes=True))",

@@ -16,6 +16,7 @@ from idol.config.training import (
     PairConfig,
     TrainConfig,
     TransformConfig,
+    ValidationConfig,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TrackerConfig",
     "TrainConfig",
     "TransformConfig",
+    "ValidationConfig",
     "from_dict",
     "override",
     "to_dict",
@@ -56,6 +58,8 @@ class Config:
     """Loss weights."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """Optimisation."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Scores while training."""
     detect: DetectConfig = field(default_factory=DetectConfig)
     """Per-frame selection."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

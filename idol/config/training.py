@@ -248,14 +248,40 @@ class TrainConfig:
     report_every: int = 50
     """Steps between two reports of the losses."""
     checkpoint_every: int = 1000
-    """Steps between two checkpoints (one is always written at the end)."""
+    """Steps between two checkpoints (one is always written at the end, and at a validation)."""
+    keep_checkpoints: int = 1
+    """Newest checkpoints to keep."""
     seed: int = 0
     """Seeds weights, data order and augmentation."""
 
     def __post_init__(self) -> None:
         positive(self, "pairs_per_batch", "steps", "learning_rate", "clip_norm")
-        positive(self, "report_every", "checkpoint_every", "shuffle_rows", "group_pairs")
+        positive(self, "report_every", "checkpoint_every", "keep_checkpoints")
+        positive(self, "shuffle_rows", "group_pairs")
         not_negative(self, "weight_decay", "warmup_steps")
         at_most(self, 100_000, "pairs_per_batch", "shuffle_rows")
         within(self, 0, self.pairs_per_batch, "micro_batch")
         unit(self, "backbone_rate", "final_rate", "ema_decay")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """Detection, tracking and scoring of labelled videos while training; without effect where
+    none are given."""
+
+    every: int = 1000
+    """Steps between two validations (the last step is always validated)."""
+    videos: int = 0
+    """So many of the videos, spread evenly over them; 0: all."""
+    metric: Literal["AP", "AP50", "HOTA"] = "AP"
+    """What the best weights are chosen by."""
+    patience: int = 0
+    """End training when so many validations in a row were no better than the best before them; 0:
+    never."""
+    pictures: int = 2
+    """Videos of which three frames are drawn at each validation."""
+
+    def __post_init__(self) -> None:
+        positive(self, "every")
+        not_negative(self, "videos", "patience", "pictures")
+        at_most(self, 100, "pictures")

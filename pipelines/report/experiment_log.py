@@ -21,6 +21,7 @@ from pipelines.storage.paths import AnyPath, RemotePath
 EXPERIMENT = "idol"
 ARTIFACT_ROOT = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
 """MLflow's variable for where artifacts go, such as s3://bucket/mlruns; of our own file too."""
+_ABOUT = "idol.about"  # a tag
 _METRICS_PER_CALL = 500  # MLflow takes 1000 a call; one call costs about as much as one metric
 _PARAMS_PER_CALL = 100  # MLflow's limit
 _PARAM_LENGTH = 6000  # MLflow's limit
@@ -70,6 +71,11 @@ class Log:
         for start in range(0, len(rows), _METRICS_PER_CALL):
             self._call("log_batch", self.run_id, metrics=rows[start : start + _METRICS_PER_CALL])
 
+    def steps(self, metric: str) -> set[int]:
+        """The steps at which a metric is logged."""
+        history = self._call("get_metric_history", self.run_id, metric)
+        return {point.step for point in history or ()}
+
     def artifacts(self, *files: AnyPath) -> None:
         """Copy these files into the run; to object storage without MLflow, which wants boto3."""
         run = self._call("get_run", self.run_id)
@@ -114,25 +120,52 @@ class Log:
 
 
 @contextlib.contextmanager
-def run(out: AnyPath, name: str, config: Mapping[str, Any]) -> Iterator[Log]:
+def run(
+    out: AnyPath,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    tags: Mapping[str, str] | None = None,
+    about: str = "",
+    go_on: bool = False,
+) -> Iterator[Log]:
     """Open an MLflow run before the work; it ends FINISHED, or FAILED where the block raises.
 
     out:    its SQLite file and artifacts are made here, unless MLFLOW_TRACKING_URI says otherwise;
             artifacts of a new file go to MLFLOW_DEFAULT_ARTIFACT_ROOT where that is set
     config: logged as parameters (config.to_dict of a configuration)
+    tags:   of the run
+    about:  what tells this run from others of its name, kept as a tag
+    go_on:  open the newest run again that is about the same and did not finish, if there is one
     Raises: PipelineError: the log cannot be opened.
     """
     client, uri, experiment = _open(out)
     with _opening(uri):
-        made = client.create_run(experiment, run_name=name)
-    log = Log(uri, made.info.run_id, experiment, client)
+        found = _unfinished(client, experiment, about) if go_on else None
+        if found is None:
+            tagged = {**(tags or {}), _ABOUT: about} if about else tags
+            found = client.create_run(experiment, run_name=name, tags=tagged)
+        else:
+            client.update_run(found.info.run_id, status="RUNNING")
+    log = Log(uri, found.info.run_id, experiment, client)
     try:
-        log.params(config)
+        if not found.data.params:
+            log.params(config)
         yield log
     except BaseException:
         log.end("FAILED")
         raise
     log.end("FINISHED")
+
+
+def _unfinished(client: Any, experiment: str, about: str) -> Any:
+    found = client.search_runs(
+        [experiment],
+        filter_string=f"tags.`{_ABOUT}` = '{about}' and attributes.status != 'FINISHED'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return next(iter(found), None)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

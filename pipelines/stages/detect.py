@@ -66,13 +66,12 @@ def detect_pieces(
     rejects: dict[int, VideoError] = {}
     detections: list[dict[str, Any]] = []
     overlaps: list[dict[str, Any]] = []
-    batches = _batches(pieces, detector, config.detect.batch_frames, rejects)
-    for frame, found in _detections(detector, batches):
+    for frame, seen in found(detector, pieces, config, rejects):
         piece = frame.piece
-        detections.append(schemas.detections_to_row(found, piece.video_id, piece.size))
+        detections.append(schemas.detections_to_row(seen, piece.video_id, piece.size))
         if truth:
             instances = [instance[frame.offset] for instance in piece.truth]
-            overlap = frame_overlap(found.masks, instances, piece.size, frame.index)
+            overlap = frame_overlap(seen.masks, instances, piece.size, frame.index)
             overlaps.append(schemas.overlap_to_row(overlap, piece.video_id))
 
     def kept(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -81,6 +80,18 @@ def detect_pieces(
 
     faults = [Reject(*fault.args) for fault in rejects.values()]
     return ShardRows(kept(detections), kept(overlaps), faults)
+
+
+def found(
+    detector: Detector, pieces: Sequence[Piece], config: Config, rejects: dict[int, VideoError]
+) -> Iterator[tuple[Frame, FrameDetections]]:
+    """What the network finds in the frames of pieces, in the order of the batches.
+
+    rejects: gets the faults of videos; frames of theirs may have come before
+    """
+    yield from _detections(
+        detector, _batches(pieces, detector, config.detect.batch_frames, rejects)
+    )
 
 
 def _batches(

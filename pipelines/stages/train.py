@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import shutil
-import tempfile
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,78 +17,118 @@ from idol.learning.pieces import part_of_batch
 from idol.weights import checkpoint
 from pipelines import cluster, probe
 from pipelines.batches import loader
-from pipelines.errors import intact
+from pipelines.errors import ManifestError, PipelineError, intact, origin
 from pipelines.report import experiment_log
-from pipelines.stages import training_loop
-from pipelines.stages.initial_model import Start, initial_model
-from pipelines.stages.training_loop import START, Loop, Report, Seat
-from pipelines.storage import claims, manifest, paths, steps
+from pipelines.stages.validation import Validation
+from pipelines.storage import claims, manifest, paths
 from pipelines.storage.layout import LOSSES, TRAIN
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
+from pipelines.training import checkpoints, loop, measures, seat
+from pipelines.training.initial_model import Start, initial_model
+from pipelines.training.loop import START, Loop
+from pipelines.training.watch import Watch
+from pipelines.training.workers import Workers
 
-WEIGHTS = training_loop.WEIGHTS
+WEIGHTS = checkpoints.WEIGHTS
 """The result: weights to evaluate with (the average where there is one), and their config."""
+_TRIES = 4  # without a new checkpoint
+_LOOK_S = "0.5"  # between two looks of Ray Train's controller; its own 2 s delay every report
+_LOOK_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watching:
+    """What is looked at while a training runs; nothing of it changes the weights.
+
+    validation: videos to score on every config.validation.every steps
+    profile:    steps to record with torch's profiler
+    log_to:     folder of the MLflow file that losses, scores and speed are logged to; None: no
+                MLflow run
+    """
+
+    validation: Validation | None = None
+    profile: int = 0
+    log_to: AnyPath | None = None
+
+
+_RANDOM, _TWO, _UNWATCHED = Start(), Workers(), Watching()
 
 
 def run(
     pairs: AnyPath,
     out: AnyPath,
     config: Config,
+    start: Start = _RANDOM,
+    workers: Workers = _TWO,
+    watching: Watching = _UNWATCHED,
     *,
-    weights: str | None = None,
-    backbone_weights: str | None = None,
-    reset_classes: bool = False,
-    workers: int = 2,
-    gpus: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
-    log_to: AnyPath | None = None,
 ) -> Manifest:
-    """Train on the pairs of a finished prepare directory; a killed run goes on where it was.
+    """Train on the pairs of a finished prepare directory.
 
     pairs:     output of pairs.run; its categories decide the class heads, its instances the
                identity head where config.losses.identity asks for one, and its configuration is
                recorded in the place of config.pairs
-    out:       gets checkpoint.safetensors, losses.json and the manifest. With workers on several
-               machines it must be storage that all of them see.
-    weights, backbone_weights, reset_classes: see Start
-    workers:   data-parallel processes, one core or GPU each; 0: inside this process. A resumed
-               run may have another number: the batches are the same, sums of floats are not
-    gpus:      one GPU per worker, NCCL instead of gloo
-    log_to:    folder of the MLflow file that the losses and the numbers of Speed are logged to;
-               None: no MLflow run
+    out:       gets checkpoint.safetensors, best.safetensors where there are validations,
+               losses.json, checkpoints/ and the manifest. With workers on several machines it must
+               be storage that all of them see.
+    start:     weights to start from
+    resume:    go on at the newest checkpoint of a run that was killed; it may have had another
+               number of workers: the batches are the same, sums of floats are not
+    overwrite: delete an earlier output first
     Raises:
-        ManifestError: the pairs are unfinished.
+        ManifestError: the pairs are unfinished, or out holds a training that is unfinished and
+                       resume is not asked for.
         ValueError: more workers than pairs in a batch, or both kinds of weights are given.
         CheckpointError: the weights do not fit.
         Diverged: a loss or gradient is not finite. The message names the pairs and the file to
                   compute that step again from; nothing is tried again.
     """
-    start = Start(weights=weights, backbone_weights=backbone_weights, reset_classes=reset_classes)
-    output, loop = _begin(pairs, out, config, start, workers, overwrite)
+    output, settings = _begin(
+        pairs, out, config, start, workers, watching, resume=resume, overwrite=overwrite
+    )
     if output.finished is not None:
         return output.finished
-    started = time.monotonic()
     with contextlib.ExitStack() as stack:
         log = None
-        if log_to is not None:
-            opened = experiment_log.run(log_to, f"train {out.name}", to_dict(loop.config))
-            log = stack.enter_context(opened)
-        last = _fit(loop, workers, gpus, log)
+        if watching.log_to is not None:
+            log = stack.enter_context(_log_of(output, settings, pairs, watching.log_to))
+        last = _fit(settings, workers, log)
         with paths.local_file(last / WEIGHTS) as made, paths.whole_file(out / WEIGHTS) as temporary:
             shutil.copyfile(made, temporary)
-        curve = json.loads((last / LOSSES).read_text())
+        curve = checkpoints.read_curve(last)
         manifest.commit_json(curve, out / LOSSES)
         if log is not None:
-            log.artifacts(out / LOSSES)
-    _clean(out)
+            more: list[AnyPath] = [*(out / loop.PICTURES).glob("*.jpg"), out / measures.TRACE]
+            log.artifacts(out / LOSSES, *(path for path in more if path.exists()))
+    (out / START).unlink(missing_ok=True)
+    best = loop.best_step(curve, settings.config.validation.metric)
     extra = {
-        "steps": config.train.steps,
-        "workers": workers,
-        "seconds_training": round(time.monotonic() - started, 1),
+        "steps": checkpoints.step_of(last),
+        "workers": workers.most,
+        "seconds_training": round(time.monotonic() - output.started_at, 1),
         "last_losses": curve[-1][1] if curve else {},
+        "best": None if best is None else {"step": best, **dict(curve)[best]},
     }
-    return output.finish(rows=config.train.steps, extra=extra)
+    return output.finish(rows=checkpoints.step_of(last), extra=extra)
+
+
+def _log_of(
+    output: claims.Output, settings: Loop, pairs: AnyPath, folder: AnyPath
+) -> contextlib.AbstractContextManager[experiment_log.Log]:
+    """The MLflow run: of a training that goes on, the one that it has had."""
+    return experiment_log.run(
+        folder,
+        f"train {output.path.name}",
+        to_dict(settings.config),
+        tags={"code": output.code_version, "pairs": str(pairs), "data": output.input_hash},
+        about=manifest.hash_value([str(settings.out), output.config, output.input_hash]),
+        go_on=checkpoints.newest_step(settings.out) > 0,
+    )
 
 
 def advance(
@@ -98,11 +136,8 @@ def advance(
     out: AnyPath,
     config: Config,
     until: int,
-    *,
-    weights: str | None = None,
-    reset_classes: bool = False,
-    workers: int = 2,
-    gpus: bool = False,
+    start: Start = _RANDOM,
+    workers: Workers = _TWO,
 ) -> AnyPath:
     """Train up to a step, in the schedule of all config.train.steps; the weights so far.
 
@@ -110,23 +145,69 @@ def advance(
 
     until: config.train.steps or more finish the run
     """
-    start = Start(weights=weights, reset_classes=reset_classes)
     if until >= config.train.steps:
-        run(pairs, out, config, **asdict(start), workers=workers, gpus=gpus)
+        run(pairs, out, config, start, workers, resume=True)
+        checkpoints.clear(out)
         return out / WEIGHTS
-    output, loop = _begin(pairs, out, config, start, workers, overwrite=False)
+    output, settings = _begin(
+        pairs, out, config, start, workers, Watching(), resume=True, overwrite=False
+    )
     if output.finished is not None:
         return out / WEIGHTS
-    done = steps.complete(out, LOSSES)
-    if not done or steps.step_of(done[-1]) < until:
-        done = [_fit(replace(loop, stop=until), workers, gpus, None)]
-    return done[-1] / WEIGHTS
+    if checkpoints.newest_step(out) < until:
+        _fit(replace(settings, stop=until), workers, None)
+    return checkpoints.complete(out)[-1] / WEIGHTS
 
 
 def _begin(
-    pairs: AnyPath, out: AnyPath, config: Config, start: Start, workers: int, overwrite: bool
+    pairs: AnyPath,
+    out: AnyPath,
+    config: Config,
+    start: Start,
+    workers: Workers,
+    watching: Watching,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> tuple[claims.Output, Loop]:
     """Claim the directory and put the first weights there."""
+    source, config = _fitted(pairs, config, workers)
+    settings = Loop(
+        config=config,
+        pairs=pairs.resolve(),
+        out=out.resolve(),
+        stop=config.train.steps,
+        threads=workers.cpus,
+        validator=watching.validation,
+        profile=watching.profile,
+    )
+    known = not overwrite and any((out / f).exists() for f in (manifest.STARTED, manifest.MANIFEST))
+    # What does not fit must fail before a directory is made; what is done needs no weights.
+    model = None if known else initial_model(config, start)
+    if watching.validation is not None:
+        _check_validation(watching.validation, config)
+    claim = {"config": to_dict(config), **start.recorded()}
+    output = claims.prepare_output(out, TRAIN, claim, source.hash, overwrite=overwrite)
+    if output.finished is not None:
+        return output, settings
+    if overwrite:
+        checkpoints.clear(out)
+        paths.remove_tree(out / loop.PICTURES)
+    reached = checkpoints.newest_step(out)
+    if reached and not resume:
+        raise ManifestError(
+            str(out),
+            f"holds a training that ended at step {reached} of {config.train.steps}, unfinished",
+            "Add --resume to go on from there, or --overwrite to begin anew.",
+        )
+    if not reached:
+        with paths.whole_file(out / START) as temporary:
+            checkpoint.save(model or initial_model(config, start), temporary)
+    return output, settings
+
+
+def _fitted(pairs: AnyPath, config: Config, workers: Workers) -> tuple[Manifest, Config]:
+    """What prepare says of the pairs, and the configuration for them."""
     source = manifest.read(pairs, "prepare")
     config = with_pairs(config, pairs)
     with intact(pairs / manifest.MANIFEST):
@@ -137,27 +218,17 @@ def _begin(
             f"pairs.clip={config.pairs.clip}. Make it with pairs.clip=2."
         )
     config = with_identities(config, pairs)
-    part_of_batch(config.train.pairs_per_batch, 0, max(workers, 1))  # none may have no pair
-    loop = Loop(config=config, pairs=pairs.resolve(), out=out.resolve(), stop=config.train.steps)
-    known = not overwrite and any((out / f).exists() for f in (manifest.STARTED, manifest.MANIFEST))
-    # What does not fit must fail before a directory is made; what is done needs no weights.
-    model = None if known else initial_model(config, start)
-    claim = {"config": to_dict(config), **start.recorded()}
-    output = claims.prepare_output(out, TRAIN, claim, source.hash, overwrite=overwrite)
-    if output.finished is not None:
-        return output, loop
-    if overwrite:
-        _clean(out)
-    if not steps.complete(out, LOSSES):
-        with paths.whole_file(out / START) as temporary:
-            checkpoint.save(model or initial_model(config, start), temporary)
-    return output, loop
+    part_of_batch(config.train.pairs_per_batch, 0, max(workers.most, 1))  # none has no pair
+    return source, config
 
 
-def _clean(out: AnyPath) -> None:
-    """Remove what only an unfinished run needs."""
-    steps.clear(out)
-    (out / START).unlink(missing_ok=True)
+def _check_validation(wanted: Validation, config: Config) -> None:
+    """Raise what the workers would, and tell which videos are left out."""
+    dataset, _ = wanted.read(config)
+    if not dataset.videos:
+        raise ValueError(f"{wanted.annotations} has no video that can be read to validate on")
+    for reject in dataset.rejects:
+        _log.warning("video %s is left out of validation: %s", reject.video_id, reject.reason)
 
 
 def with_pairs(config: Config, pairs: AnyPath, assignments: Iterable[str] = ()) -> Config:
@@ -196,55 +267,47 @@ def with_identities(config: Config, pairs: AnyPath) -> Config:
     return replace(config, model=replace(config.model, num_identities=count))
 
 
-class _Mailbox:
-    """An actor: rank 0 puts its losses here, the driver takes them for bar and log."""
-
-    def __init__(self) -> None:
-        self._reports: list[Report] = []
-
-    def put(self, step: int, values: dict[str, float]) -> None:
-        self._reports.append((step, values))
-
-    def take(self) -> list[Report]:
-        reports, self._reports = self._reports, []
-        return reports
-
-
-@contextlib.contextmanager
-def _watched(total: int, log: experiment_log.Log | None) -> Iterator[Any]:
-    """A mailbox whose reports move a progress bar, and are logged, while the block runs."""
-    import ray
-
-    mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
-    over = threading.Event()
-
-    def watch() -> None:
-        with cluster.progress(total, "train", "steps") as bar:
-            while True:
-                last = over.wait(0.5)
-                for step, values in ray.get(mailbox.take.remote()):
-                    bar.update(step - bar.n)
-                    bar.set_postfix_str(f"loss {values['loss']:.2f}")
-                    if log is not None:
-                        log.metrics(values, step)
-                if last:
-                    return
-
-    thread = threading.Thread(target=watch, name="progress", daemon=True)
-    thread.start()
-    patience = 10
-    try:
-        yield mailbox
-        patience = 120  # on a busy machine the actor may have started only now
-    finally:
-        over.set()
-        thread.join(patience)
-
-
 @cluster.session(dashboard=True)
-def _fit(loop: Loop, workers: int, gpus: bool, log: experiment_log.Log | None) -> AnyPath:
-    """Run the loop on Ray Train; the folder of its last checkpoint."""
+def _fit(settings: Loop, workers: Workers, log: experiment_log.Log | None) -> AnyPath:
+    """Train until the last step, or until validation gets no better; its checkpoint's folder."""
+    config, out = settings.config, settings.out
+    loop.forget_divergence(out)
+    instead = "fewer --workers, or leave out --gpus" if workers.gpus else "fewer --workers"
+    gpus = 1.0 if workers.gpus else 0.0
+    cluster.require(max(workers.least, 1), float(workers.cpus), gpus, instead=instead)
+    probe.check(out, [settings.pairs / manifest.MANIFEST])
+    checkpoints.prune(out, config.train.keep_checkpoints)
+    with contextlib.closing(Watch(config.train.steps, log)) as watch:
+        done = checkpoints.complete(out)
+        watch.begin(checkpoints.read_curve(done[-1]) if done else [])
+        if not workers.most:  # not by Ray Train, which refuses to be asked inside a trial of Tune
+            device = torch.device("cuda" if workers.gpus else "cpu")
+            loop.work({"loop": settings}, seat.Seat(device, watch.tell))
+        else:
+            _fit_on_ray(settings, workers, watch)
+        loop.raise_diverged(out)
+        done = checkpoints.complete(out)
+        curve = checkpoints.read_curve(done[-1]) if done else []
+        watch.fill(curve)
+    checkpoints.prune(out, config.train.keep_checkpoints)
+    reached = curve[-1][0] if curve else 0
+    if reached < settings.stop:
+        if not loop.stalled(curve, config):
+            last = checkpoints.folder(out, settings.stop)
+            raise RuntimeError(f"training ended, but {last} is not there")
+        told = "training ended at step %d of %d: %d validations in a row were no better"
+        _log.warning(told, reached, settings.stop, config.validation.patience)
+    return done[-1]
+
+
+def _fit_on_ray(settings: Loop, workers: Workers, watch: Watch) -> None:
+    """Run the workers, again and again while that brings new checkpoints.
+
+    Ray Train's own count of failures does not know progress, and an error of the data has the same
+    end each time.
+    """
     from ray import train
+    from ray.exceptions import RayActorError
     from ray.train.torch import TorchTrainer
 
     class Interruptible(TorchTrainer):  # type: ignore[misc]
@@ -253,35 +316,37 @@ def _fit(loop: Loop, workers: int, gpus: bool, log: experiment_log.Log | None) -
         def _register_sigint_handler(self, controller: Any) -> None:
             pass
 
-    training_loop.forget_divergence(loop.out)
-    instead = "fewer --workers, or leave out --gpus" if gpus else "fewer --workers"
-    cluster.require(max(workers, 1), gpus=1.0 if gpus else 0.0, instead=instead)
-    probe.check(loop.out, [loop.pairs / manifest.MANIFEST])
-    with (
-        _watched(loop.config.train.steps, log) as mailbox,
-        # Of Ray Train's own files none is needed again: a new run must not go on from them.
-        tempfile.TemporaryDirectory(prefix="idol-train-", ignore_cleanup_errors=True) as unused,
-    ):
-        settings = {"loop": loop, "mailbox": mailbox}
-        if not workers:  # not by Ray Train, which refuses to be asked inside a trial of Ray Tune
-            training_loop.work(settings, Seat(device=torch.device("cuda" if gpus else "cpu")))
-        else:
-            result = Interruptible(
-                training_loop.work,
-                train_loop_config=settings,
-                scaling_config=train.ScalingConfig(
-                    num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1}
-                ),
-                run_config=train.RunConfig(
-                    name="train",
-                    storage_path=unused,
-                    failure_config=train.FailureConfig(max_failures=3),
-                ),
-            ).fit()
-            if result.error is not None:
-                raise result.error
-    training_loop.raise_diverged(loop.out)
-    last = steps.folder(loop.out, loop.stop)
-    if not (last / LOSSES).exists():
-        raise RuntimeError(f"training ended, but {last} is not there")
-    return last
+    out, tries = settings.out, 0
+    while True:
+        reached = checkpoints.newest_step(out)
+        try:
+            with (
+                cluster.environment({_LOOK_VARIABLE: _LOOK_S}),
+                watch.callback() as callback,
+            ):
+                Interruptible(
+                    loop.work,
+                    train_loop_config={"loop": settings},
+                    scaling_config=workers.scaling(),
+                    run_config=train.RunConfig(
+                        **seat.storage(out),
+                        checkpoint_config=train.CheckpointConfig(
+                            num_to_keep=settings.config.train.keep_checkpoints
+                        ),
+                        callbacks=[callback],
+                    ),
+                ).fit()
+            return
+        except (train.TrainingFailedError, RayActorError) as error:
+            cause = origin(error)
+            if isinstance(cause, (PipelineError, ValueError, TypeError, ArithmeticError)):
+                raise
+            step = checkpoints.newest_step(out)
+            tries = 1 if step > reached else tries + 1
+            if tries >= _TRIES:
+                raise
+            told = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
+            _log.warning(
+                "training was interrupted at step %d or later (%s) and goes on", step, told
+            )
+            checkpoints.prune(out, settings.config.train.keep_checkpoints)

@@ -19,6 +19,8 @@ from pipelines.sweep import every_sweep, objective, space
 from pipelines.sweep.every_sweep import Sweep
 from pipelines.sweep.objective import Objective
 from pipelines.sweep.workers import Ledger, hash_of
+from pipelines.training.initial_model import Start
+from pipelines.training.workers import Workers
 
 STAGE = "train-sweep"
 
@@ -100,10 +102,8 @@ class TrainingTrials:
             folder / "train",
             config,
             budget,
-            weights=wanted.weights,
-            reset_classes=wanted.reset_classes,
-            workers=wanted.workers,
-            gpus=wanted.gpus,
+            Start(weights=wanted.weights, reset_classes=wanted.reset_classes),
+            Workers(count=wanted.workers, gpus=wanted.gpus),
         )
         done = evaluate.run(
             evaluate.Request(annotations=wanted.annotations, checkpoint=str(weights)),

@@ -1,5 +1,6 @@
 """Training runs: finished, resumed, started from other weights, and refused."""
 
+import gzip
 import json
 import shutil
 import sys
@@ -7,6 +8,7 @@ import types
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,12 +27,18 @@ from pipelines.batches import loader
 from pipelines.errors import ManifestError
 from pipelines.report import experiment_log, run_page
 from pipelines.sources import annotations
-from pipelines.stages import pairs, train, training_loop
-from pipelines.stages.initial_model import Start, initial_model
+from pipelines.stages import evaluate, pairs, train, validation
+from pipelines.stages.train import Watching
+from pipelines.stages.validation import Validation
 from pipelines.storage import manifest
+from pipelines.storage.layout import LOSSES
+from pipelines.training import checkpoints, loop
+from pipelines.training.initial_model import Start, initial_model
+from pipelines.training.workers import Workers
 
 pytestmark = pytest.mark.ray
 
+ALONE, TWO = Workers(count=0), Workers(count=2)
 QUICK = (
     "transforms.stretch=[64,96]",
     "model.num_queries=12",
@@ -55,7 +63,9 @@ def quick(steps, *more):
 
 def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
     config = quick(4, "pairs.max_gap=1")
-    made = train.run(prepared, tmp_path / "run", config, workers=0, log_to=tmp_path)
+    made = train.run(
+        prepared, tmp_path / "run", config, workers=ALONE, watching=Watching(log_to=tmp_path)
+    )
     model = idol.load(tmp_path / "run" / train.WEIGHTS)
     assert model.config.categories == ("star", "fish", "flower", "cross")
     assert model.config.category_ids == (1, 2, 3, 4)
@@ -70,21 +80,32 @@ def test_a_run_leaves_weights_curve_and_manifest(prepared, tmp_path):
     assert not {"images_per_second", "data_wait_share"} & set(curves)
     assert made.extra["steps"] == 4
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
-        "_manifest.json", "checkpoint.safetensors", "losses.json", "rejects.parquet"
+        "_manifest.json", "checkpoint.safetensors", "checkpoints", "losses.json", "rejects.parquet"
     ]  # fmt: skip
     # What the pairs were made with is recorded, whatever the configuration says of pairs.
     assert model.config.pairs == presets.by_name("tiny").pairs
     assert made.config["config"]["pairs"] == to_dict(presets.by_name("tiny").pairs)
-    assert train.run(prepared, tmp_path / "run", quick(4), workers=0, log_to=tmp_path) == made
+    assert (
+        train.run(
+            prepared, tmp_path / "run", quick(4), workers=ALONE, watching=Watching(log_to=tmp_path)
+        )
+        == made
+    )
     assert len(experiment_log.runs(tmp_path)) == 1
 
 
-def test_the_same_command_goes_on_where_a_run_died(prepared, tmp_path, monkeypatch):
+def same_bits(one, other):
+    ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (one, other))
+    return all(torch.equal(ours[key], value) for key, value in theirs.items())
+
+
+def test_a_run_that_died_goes_on_with_its_bits_when_asked_to(prepared, tmp_path, monkeypatch):
     whole = tmp_path / "whole"
-    train.run(prepared, whole, quick(4, "losses.reid_aux=0"), workers=0)
+    train.run(prepared, whole, quick(4), workers=ALONE)
     out = tmp_path / "run"
+    logged = Watching(log_to=tmp_path)
     steps = []
-    step = training_loop.Trainer.step
+    step = loop.Trainer.step
 
     def dies_at_three(self, batch):
         if self.step_number == 3 and len(steps) == 3:
@@ -93,16 +114,108 @@ def test_the_same_command_goes_on_where_a_run_died(prepared, tmp_path, monkeypat
         steps.append(self.step_number)
         return step(self, batch)
 
-    monkeypatch.setattr(training_loop.Trainer, "step", dies_at_three)
-    with pytest.raises(BaseException):  # noqa: B017, PT011 - Ray wraps it as it likes
-        train.run(prepared, out, quick(4, "losses.reid_aux=0"), workers=0)
+    monkeypatch.setattr(loop.Trainer, "step", dies_at_three)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(prepared, out, quick(4), workers=ALONE, watching=logged)
     assert not (out / "_manifest.json").exists()
-    train.run(prepared, out, quick(4, "losses.reid_aux=0"), workers=0)
+    with pytest.raises(ManifestError, match=r"ended at step 2 of 4, unfinished. Add --resume"):
+        train.run(prepared, out, quick(4), workers=ALONE, watching=logged)
+    train.run(prepared, out, quick(4), workers=ALONE, watching=logged, resume=True)
     # Step 2 was after the last checkpoint: done again, and nothing before it.
     assert steps == [0, 1, 2, "died", 2, 3]
-    ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (out, whole))
-    for key, value in theirs.items():
-        torch.testing.assert_close(ours[key], value, atol=1e-6, rtol=1e-5)
+    assert same_bits(out, whole)
+    assert (out / LOSSES).read_text() == (whole / LOSSES).read_text()
+    # One run in the log, without a gap and without a step twice.
+    (run,) = experiment_log.runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["data"] == manifest.read(prepared).hash
+    with experiment_log.run(tmp_path, "reader", {}) as reader:
+        history = reader.client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in history] == [2, 4]
+    # Begun anew it is another run.
+    train.run(prepared, out, quick(4), workers=ALONE, watching=logged, overwrite=True)
+    assert len(experiment_log.runs(tmp_path)) == 3
+    assert same_bits(out, whole)
+
+
+def test_the_newest_checkpoints_are_kept(prepared, tmp_path):
+    config = quick(6, "train.keep_checkpoints=2")
+    train.run(prepared, tmp_path / "a", config, workers=ALONE)
+    found = [checkpoints.step_of(path) for path in checkpoints.complete(tmp_path / "a")]
+    assert found == [4, 6]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> str:
+    """Two videos that training does not see."""
+    path = tmp_path_factory.mktemp("labelled")
+    return str(write_dataset(path, SyntheticConfig.easy(), 2, 9))
+
+
+def test_scores_while_training_are_those_of_an_evaluation(prepared, labelled, tmp_path):
+    config = quick(4, "validation.every=3", "validation.metric=HOTA", "train.ema_decay=0.9")
+    watching = Watching(validation=Validation(annotations=labelled), log_to=tmp_path)
+    made = train.run(prepared, tmp_path / "a", config, workers=ALONE, watching=watching)
+    curves = run_page.curves(tmp_path / "a")
+    assert [step for step, _ in curves["validation_AP"]] == [3, 4]
+    request = evaluate.Request(annotations=labelled, checkpoint=tmp_path / "a" / train.WEIGHTS)
+    found = evaluate.run(request, tmp_path / "e", log=False).extra["metrics"]
+    assert curves["validation_AP"][-1][1] == found["AP"]
+    assert curves["validation_AP50"][-1][1] == found["AP50"]
+    best = idol.load(tmp_path / "a" / loop.BEST)
+    chosen = max(curves["validation_HOTA"], key=lambda point: (point[1], -point[0]))
+    assert made.extra["best"]["step"] == chosen[0]
+    assert made.extra["best"]["validation_HOTA"] == chosen[1]
+    if chosen[0] == 4:
+        assert torch.equal(best.level_embed, idol.load(request.checkpoint).level_embed)
+    # Training itself is not changed by it.
+    plain = quick(4, "train.ema_decay=0.9")
+    train.run(prepared, tmp_path / "b", plain, workers=ALONE)
+    assert same_bits(tmp_path / "a", tmp_path / "b")
+    (run,) = (r for r in experiment_log.runs(tmp_path) if r.info.run_name == "train a")
+    assert run.data.metrics["validation_AP"] == found["AP"]
+    for step in (3, 4):
+        picture = cv2.imread(str(tmp_path / "a" / loop.PICTURES / f"step-{step:08d}.jpg"))
+        assert picture.shape[1] == 3 * 320
+
+
+def test_training_ends_when_validation_gets_no_better(
+    prepared, labelled, tmp_path, monkeypatch, caplog
+):
+    scores = iter([0.2, 0.3, 0.3, 0.1, 0.9])
+    monkeypatch.setattr(
+        validation.OnlineScores, "__call__", lambda self, weights: ({"AP": next(scores)}, None)
+    )
+    config = quick(20, "validation.every=2", "validation.patience=2")
+    watching = Watching(validation=Validation(annotations=labelled))
+    made = train.run(prepared, tmp_path / "a", config, workers=ALONE, watching=watching)
+    assert (made.extra["steps"], made.extra["best"]["step"]) == (8, 4)
+    assert "ended at step 8 of 20: 2 validations in a row were no better" in caplog.text
+    assert train.run(prepared, tmp_path / "a", config, workers=ALONE, watching=watching) == made
+
+
+@pytest.mark.parametrize("what", ["no truth", "other categories"])
+def test_labels_that_cannot_validate_are_refused_at_once(prepared, labelled, tmp_path, what):
+    truth = json.loads(Path(labelled).read_text())
+    if what == "no truth":
+        truth["annotations"] = None
+    else:
+        truth["categories"][0]["name"] = "zebra"
+    path = Path(labelled).with_name("other.json")
+    path.write_text(json.dumps(truth))
+    watching = Watching(validation=Validation(annotations=str(path)))
+    said = "holds no truth" if what == "no truth" else "'zebra' in the dataset"
+    with pytest.raises(ValueError, match=said):
+        train.run(prepared, tmp_path / "a", quick(2), workers=ALONE, watching=watching)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_profile_is_a_trace_of_steps(prepared, tmp_path):
+    train.run(prepared, tmp_path / "a", quick(6), workers=ALONE, watching=Watching(profile=1))
+    events = json.loads(gzip.decompress((tmp_path / "a/trace.json.gz").read_bytes()))
+    names = {event.get("name") for event in events["traceEvents"]}
+    assert any("ProfilerStep" in str(name) for name in names)
+    assert any("convolution" in str(name) for name in names)
 
 
 def test_a_loss_that_is_not_finite_ends_training_at_once(prepared, tmp_path, monkeypatch):
@@ -118,14 +231,15 @@ def test_a_loss_that_is_not_finite_ends_training_at_once(prepared, tmp_path, mon
     monkeypatch.setattr(Trainer, "step", poisoned)
     out = tmp_path / "run"
     with pytest.raises(Diverged, match=r"step 2, pairs 1 to 1 .*video \d+, frames") as told:
-        train.run(prepared, out, quick(4, "train.micro_batch=1"), workers=0)
+        train.run(prepared, out, quick(4, "train.micro_batch=1"), workers=ALONE)
     assert taken == [0, 1, 2]
     assert str(told.value).endswith("diverged-step-00000002-worker-0.pt")
     with pytest.raises(Diverged, match="must be finite"):
         divergence.replay(out / "diverged-step-00000002-worker-0.pt")
     # With the fault mended, the same command goes on from the last checkpoint.
     monkeypatch.setattr(Trainer, "step", step)
-    assert train.run(prepared, out, quick(4, "train.micro_batch=1"), workers=0).extra["steps"] == 4
+    again = train.run(prepared, out, quick(4, "train.micro_batch=1"), workers=ALONE, resume=True)
+    assert again.extra["steps"] == 4
     assert not list(out.glob("diverged-*"))
 
 
@@ -133,9 +247,9 @@ def test_other_categories_start_new_class_heads_only_when_asked(prepared, tmp_pa
     other = override(quick(2), ["model.num_classes=9"])
     weights = str(checkpoint.save(idol.IDOL(other), tmp_path / "nine.safetensors"))
     with pytest.raises(ValueError, match="--reset-classes"):
-        train.run(prepared, tmp_path / "a", quick(2), weights=weights, workers=0)
+        train.run(prepared, tmp_path / "a", quick(2), Start(weights=weights), ALONE)
     assert not (tmp_path / "a").exists()
-    train.run(prepared, tmp_path / "a", quick(2), weights=weights, reset_classes=True, workers=0)
+    train.run(prepared, tmp_path / "a", quick(2), Start(weights=weights, reset_classes=True), ALONE)
     assert idol.load(tmp_path / "a" / train.WEIGHTS).config.model.num_classes == 4
 
 
@@ -186,7 +300,7 @@ def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, t
     path = tmp_path / "coco.pth"
     torch.save({"model": released}, path)
     with pytest.raises(ValueError, match="--reset-classes"):
-        train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+        train.run(prepared, tmp_path / "a", quick(2), Start(weights=str(path)), ALONE)
     config = quick(2)
     start = initial_model(
         train.with_categories(config, ["a", "b", "c", "d"], [1, 2, 3, 4]),
@@ -200,7 +314,7 @@ def test_an_identity_head_is_made_for_the_instances_of_the_pairs(prepared, tmp_p
     count = len(loader.number_instances(prepared))
     assert count > 3
     with_head = quick(2, "losses.identity=1", "losses.reid=0", "losses.reid_aux=0")
-    train.run(prepared, tmp_path / "a", with_head, workers=0)
+    train.run(prepared, tmp_path / "a", with_head, workers=ALONE)
     curve = run_page.curves(tmp_path / "a")["loss_identity"]
     # About log M from a head that knows nothing yet.
     assert 0.5 * np.log(count) < curve[-1][1] < 2 * np.log(count)
@@ -234,16 +348,16 @@ def test_what_is_done_needs_its_weights_no_more_and_what_is_begun_starts_from_th
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_loop.Trainer, "step", dies)
+        patch.setattr(loop.Trainer, "step", dies)
         with pytest.raises(BaseException):  # noqa: B017, PT011 - Ray wraps it as it likes
-            train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+            train.run(prepared, tmp_path / "a", quick(2), Start(weights=str(path)), ALONE)
     assert all(torch.equal(seen[0][k], v) for k, v in expected.items())
-    made = train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0)
+    made = train.run(prepared, tmp_path / "a", quick(2), Start(weights=str(path)), ALONE)
     path.unlink()
-    assert train.run(prepared, tmp_path / "a", quick(2), weights=str(path), workers=0) == made
+    assert train.run(prepared, tmp_path / "a", quick(2), Start(weights=str(path)), ALONE) == made
     assert not list((tmp_path / "a").glob("_start*"))
     with pytest.raises(FileNotFoundError):
-        train.run(prepared, tmp_path / "b", quick(2), weights=str(path), workers=0)
+        train.run(prepared, tmp_path / "b", quick(2), Start(weights=str(path)), ALONE)
     assert not (tmp_path / "b").exists()
 
 
@@ -273,13 +387,13 @@ def test_weights_of_another_network_are_refused_before_anything_starts(prepared,
     wide = override(quick(2), ["model.width=32", "model.num_heads=4"])
     weights = str(checkpoint.save(idol.IDOL(wide), tmp_path / "wide.safetensors"))
     with pytest.raises(CheckpointError, match="instead of"):
-        train.run(prepared, tmp_path / "a", quick(2), weights=weights, workers=0)
+        train.run(prepared, tmp_path / "a", quick(2), Start(weights=weights), ALONE)
     assert not (tmp_path / "a").exists()
 
 
 def test_more_workers_than_pairs_in_a_batch_are_refused(prepared, tmp_path):
     with pytest.raises(ValueError, match=r"batch of 2 pairs is for 1\.\.2 workers, .* of 3\. Use "):
-        train.run(prepared, tmp_path / "a", quick(2), workers=3)
+        train.run(prepared, tmp_path / "a", quick(2), workers=Workers(count=3))
     assert not (tmp_path / "a").exists()
 
 
@@ -289,24 +403,30 @@ def test_clips_of_more_than_two_frames_are_refused(prepared, tmp_path):
     made = manifest.read(longer)
     manifest.commit(replace(made, config={**made.config, "clip": 5}), longer)
     with pytest.raises(ValueError, match=r"made with pairs\.clip=5. Make it with pairs\.clip=2"):
-        train.run(longer, tmp_path / "a", quick(2), workers=0)
+        train.run(longer, tmp_path / "a", quick(2), workers=ALONE)
     assert not (tmp_path / "a").exists()
 
 
 def test_unprepared_pairs_and_a_foreign_output_are_refused(prepared, tmp_path):
     with pytest.raises(ManifestError, match=r"jobs\.prepare"):
-        train.run(tmp_path / "nothing", tmp_path / "a", quick(2), workers=0, log_to=tmp_path)
+        train.run(
+            tmp_path / "nothing",
+            tmp_path / "a",
+            quick(2),
+            workers=ALONE,
+            watching=Watching(log_to=tmp_path),
+        )
     assert not (tmp_path / "mlflow.db").exists()  # no empty run is left
-    train.run(prepared, tmp_path / "a", quick(2), workers=0)
+    train.run(prepared, tmp_path / "a", quick(2), workers=ALONE)
     with pytest.raises(ManifestError):
-        train.run(prepared, tmp_path / "a", quick(3), workers=0)
+        train.run(prepared, tmp_path / "a", quick(3), workers=ALONE)
     assert json.loads((tmp_path / "a/_manifest.json").read_text())["rows"] == 2
 
 
 @pytest.mark.slow
 def test_two_workers_take_the_steps_together(prepared, tmp_path):
     config = quick(4, "losses.identity=1", "train.precision=bf16", "losses.normaliser=global")
-    made = train.run(prepared, tmp_path / "two", config, workers=2)
+    made = train.run(prepared, tmp_path / "two", config, workers=TWO)
     assert made.extra["workers"] == 2
     losses = [value for _, value in run_page.curves(tmp_path / "two")["loss"]]
     assert len(losses) == 2
@@ -316,10 +436,10 @@ def test_two_workers_take_the_steps_together(prepared, tmp_path):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_workers(prepared, tmp_path, monkeypatch):
     config = quick(4, "losses.reid_aux=0", "losses.normaliser=global")
-    train.run(prepared, tmp_path / "one", config, workers=0)
+    train.run(prepared, tmp_path / "one", config, workers=ALONE)
     out = tmp_path / "changed"
-    train.advance(prepared, out, config, 2, workers=2)
-    assert train.run(prepared, out, config, workers=0).extra["workers"] == 0
+    train.advance(prepared, out, config, 2, workers=TWO)
+    assert train.run(prepared, out, config, workers=ALONE, resume=True).extra["workers"] == 0
     ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (out, tmp_path / "one"))
     # The same batches; the sums of two workers' gradients have other last bits.
     for key, value in theirs.items():
@@ -340,8 +460,8 @@ def test_settings_tell_two_sources_apart_without_what_may_be_a_secret():
 
 def test_a_training_that_ends_early_is_not_finished(prepared, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    train.advance(prepared, out, quick(4), 2, workers=0)
-    monkeypatch.setattr(training_loop, "work", lambda settings, seat: None)
+    train.advance(prepared, out, quick(4), 2, workers=ALONE)
+    monkeypatch.setattr(loop, "work", lambda settings, seat: None)
     with pytest.raises(RuntimeError, match=r"training ended, but .*step-00000004 is not there"):
-        train.run(prepared, out, quick(4), workers=0)
+        train.run(prepared, out, quick(4), workers=ALONE, resume=True)
     assert not (out / "_manifest.json").exists()

@@ -24,6 +24,7 @@ from pipelines.sweep.objective import Objective
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Choices
 from pipelines.sweep.training_sweep import TrainingSweep, TrainingTrials
+from pipelines.training.workers import Workers
 
 QUICK = (
     "transforms.stretch=[64,96]",
@@ -81,7 +82,7 @@ def test_a_trial_goes_on_at_its_next_rung_and_tells_what_it_really_used(
     assert curve == [1, 2, 3, 4]
     # The same as a training that never stopped.
     straight = tmp_path / "straight"
-    train.run(wanted.pairs, straight, config, workers=0)
+    train.run(wanted.pairs, straight, config, workers=Workers(count=0))
     ours, theirs = (idol.load(p / train.WEIGHTS).state_dict() for p in (folder, straight))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 

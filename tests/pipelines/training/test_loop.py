@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 FAULTS = """
 import resource, sys, torch
-from pipelines.stages.training_loop import keep_freed_memory
+from pipelines.training.loop import keep_freed_memory
 torch.set_num_threads(1)
 if "keep" in sys.argv:
     keep_freed_memory()

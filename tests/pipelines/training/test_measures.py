@@ -2,13 +2,13 @@
 
 import pytest
 
-from pipelines.batches import speed
+from pipelines.training import measures
 
 
 def test_speed_counts_from_its_making_and_waits_only_where_told(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
-    measuring = speed.Speed()
+    monkeypatch.setattr(measures.time, "perf_counter", lambda: now[0])
+    measuring = measures.Speed()
     for waited, worked in ((1.0, 3.0), (0.5, 3.5)):
         with measuring.waiting():
             now[0] += waited
