@@ -1,4 +1,9 @@
-"""Small charts as inline SVG that takes its colours from the page, light or dark."""
+"""Small charts as inline SVG that takes its colours from the page, light or dark.
+
+A script of the page (`templates/tips.html`, 2 kB) tells the values under the pointer and enlarges a
+chart. Vega-Lite would add 0.83 MB to every page, Plotly 3.5 MB or more, Vega also a permission to
+evaluate text as code; and figures of the documentation would need a browser to be made.
+"""
 
 from __future__ import annotations
 
@@ -74,8 +79,8 @@ def curve(points: Sequence[tuple[float, float]], name: str) -> Markup:
     axes = _Axes(_span(data[:, 0], 0.0), _span(np.append(np.minimum(data[:, 1], top), top), 0.06))
     x_ticks = [(tick, _short(tick)) for tick in _ticks(*axes.x, 5)]
     body = [
-        _line(axes, _thinned(data), "raw"),
-        _line(axes, _thinned(np.column_stack([data[:, 0], mean])), "mean"),
+        _line(axes, _thinned(data), "raw", "value"),
+        _line(axes, _thinned(np.column_stack([data[:, 0], mean])), "mean", "running mean"),
     ]
     if len(data) == 1:
         body.append(_dot(axes.across(data[0, 0]), axes.up(data[0, 1]), "best", _short(data[0, 1])))
@@ -151,7 +156,7 @@ def lines(
     body, names = [], []
     for n, (line, points) in enumerate(zip(drawn, data, strict=True)):
         color = f"c{line.color % PALETTE}"
-        body.append(_line(axes, _thinned(points), f"{color} {line.style}"))
+        body.append(_line(axes, _thinned(points), f"{color} {line.style}", line.name))
         if x_names is not None and line.style == "solid":
             for x, y in points.tolist():
                 title = f"{line.name}: {_short(y)}"
@@ -160,9 +165,10 @@ def lines(
         mark = Markup('<polyline class="{} {}" points="{},{y} {},{y}"/>')
         names.append(mark.format(color, line.style, _LEFT, _LEFT + 28, y=y - 3.5))
         names.append(text(_LEFT + 36, y, line.name, "start"))
-    if not legend:
-        return _frame(axes, x_ticks, x_label, name, body)
-    return _frame(axes, x_ticks, x_label, name, [*body, *names], below=15 * len(drawn))
+    if legend:
+        body += names
+    below = 15 * len(drawn) if legend else 0
+    return _frame(axes, x_ticks, x_label, name, body, below, scaled=x_names is None)
 
 
 def histogram(counts: Sequence[tuple[str, int]], name: str) -> Markup:
@@ -189,7 +195,9 @@ def _frame(
     description: str,
     body: Sequence[Markup],
     below: int = 0,
+    scaled: bool = True,
 ) -> Markup:
+    """scaled: x is a number, and not the place of a name."""
     parts = []
     grid = Markup('<line class="grid" x1="{}" x2="{}" y1="{y:.1f}" y2="{y:.1f}"/>')
     for tick in _ticks(*axes.y, 4):
@@ -200,23 +208,42 @@ def _frame(
         parts.append(text(axes.across(x), _HEIGHT - _BOTTOM + 14, words, "middle"))
     if x_label:
         parts.append(text(_WIDTH - _RIGHT, _HEIGHT - 3, x_label, "end"))
-    return svg((_WIDTH, _HEIGHT + below), description, [*parts, *body])
+    # From which the page's script reads values back: without, it reads none.
+    read: dict[str, str] = {}
+    if x_label and scaled:
+        frame = (_LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM)
+        read = {
+            "data-frame": " ".join(map(str, frame)),
+            "data-axes": " ".join(f"{value:.9g}" for value in (*axes.x, *axes.y)),
+            "data-x": x_label,
+        }
+    return svg((_WIDTH, _HEIGHT + below), description, [*parts, *body], read=read)
 
 
 def svg(
-    size: tuple[int, int], description: str, body: Sequence[Markup], kind: str = "chart"
+    size: tuple[int, int],
+    description: str,
+    body: Sequence[Markup],
+    kind: str = "chart",
+    read: Mapping[str, str] | None = None,
 ) -> Markup:
-    """A whole picture, (width, height); description: for those who cannot see it."""
-    head = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">')
-    return head.format(kind, *size, description) + Markup("").join(body) + Markup("</svg>")
+    """A whole picture, (width, height); description: for those who cannot see it; read: further
+    attributes."""
+    head = Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}"')
+    more = Markup("").join(Markup(' {}="{}"').format(*pair) for pair in (read or {}).items())
+    opened = head.format(kind, *size, description) + more + Markup(">")
+    return opened + Markup("").join(body) + Markup("</svg>")
 
 
-def _line(axes: _Axes, data: Floats, kind: str) -> Markup:
+def _line(axes: _Axes, data: Floats, kind: str, name: str = "") -> Markup:
     low, high = axes.y
     path = " ".join(
         f"{axes.across(x):.1f},{axes.up(min(max(y, low), high)):.1f}" for x, y in data.tolist()
     )
-    return Markup('<polyline class="{}" points="{}"/>').format(kind, path)
+    if not name:
+        return Markup('<polyline class="{}" points="{}"/>').format(kind, path)
+    line = Markup('<polyline class="{}" data-name="{}" points="{}"/>')
+    return line.format(kind, name, path)
 
 
 def _dot(x: float, y: float, kind: str, title: str) -> Markup:

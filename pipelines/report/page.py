@@ -1,4 +1,4 @@
-"""Metrics, curves and pictures as one self-contained HTML page: no network, no other files."""
+"""Metrics, curves and clips as one self-contained HTML page: no network, no other files."""
 
 from __future__ import annotations
 
@@ -9,26 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 from markupsafe import Markup
 
 from pipelines.report import charts, sweep_charts
 from pipelines.report.charts import Run
-from pipelines.report.strips import Strip
 from pipelines.storage.paths import AnyPath, write_whole
+
+if TYPE_CHECKING:  # with pyarrow, which the page of scores does not need
+    from pipelines.report.viewer import Viewer
 
 HEADLINE: Final = ("AP", "AP50", "AP75", "AR1", "AR10", "AP_so", "AP_mo", "AP_ho")
 """Metrics of the headline table in order; those that no set has are left out."""
-_VIDEO_COLUMNS: Final = {
-    "set_name": "set",
-    "name": "video",
-    "ap": "AP",
-    "tracks": "tracks",
-    "truth": "true instances",
-    "switches": "identity switches",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,23 +78,6 @@ class SweepRow:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VideoRow:
-    """How one video went.
-
-    ap:       of this video alone, in [0, 1]; None or -1 where it has no truth
-    truth:    true instances
-    switches: times a true instance changed its predicted identity
-    """
-
-    name: str
-    ap: float | None = None
-    tracks: int | None = None
-    truth: int | None = None
-    switches: int | None = None
-    set_name: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """All that the page shows. Whatever is empty is left out."""
 
@@ -122,8 +99,12 @@ class Report:
     sweep_metric: str = "AP"
     sweep_note: str = ""
     """A sentence below the best."""
-    videos: Sequence[VideoRow] = ()
-    strips: Sequence[Strip] = ()
+    viewer: Viewer | None = None
+    """All videos: their scores, timelines and clips."""
+    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What each run was made from: run -> fact -> value."""
+    differences: Sequence[tuple[str, Sequence[Any]]] = ()
+    """Settings in which runs differ: name -> the value in each run of provenance."""
     rejects: Sequence[Mapping[str, Any]] = ()
     commands: Mapping[str, str] = field(default_factory=dict)
     """How to run it again: what it does -> command."""
@@ -164,9 +145,9 @@ def render(report: Report) -> str:
         sweep_charts=_sweep_charts(runs, report.sweep_metric),
         sweep_parallel=sweep_charts.parallel(runs, report.sweep_metric),
         sweep_importance=sweep_charts.bars(sweep_charts.importance(runs)),
-        videos=sorted(report.videos, key=_badness),
-        video_columns=_video_columns(report.videos),
-        strips=[strip.embedded() for strip in report.strips],
+        viewer=report.viewer,
+        viewer_json=in_script(report.viewer.data if report.viewer else {}),
+        origins=list(dict.fromkeys(key for row in report.provenance.values() for key in row)),
         reject_counts=_reject_counts(report.rejects),
         reject_columns=list(dict.fromkeys(key for row in report.rejects for key in row)),
         config_text=json.dumps(report.config, indent=2, default=str) if report.config else "",
@@ -192,19 +173,10 @@ def _sweep_charts(runs: Sequence[Run], metric: str) -> list[tuple[str, Markup]]:
     return drawn
 
 
-def _video_columns(videos: Sequence[VideoRow]) -> list[tuple[str, str]]:
-    """(field, heading) of the columns in which any row has something to say."""
-    return [
-        (key, heading)
-        for key, heading in _VIDEO_COLUMNS.items()
-        if any(getattr(row, key) not in (None, "") for row in videos)
-    ]
-
-
-def _badness(row: VideoRow) -> tuple[float, int, str]:
-    """Sorts the worst first; videos without a score last."""
-    score = _known(row.ap)
-    return (math.inf if score is None else score, -(row.switches or 0), row.name)
+def in_script(value: Any) -> Markup:
+    """JSON that can stand in a script element: no name of the data can end it."""
+    text = json.dumps(value, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
 
 
 def _known(value: float | None) -> float | None:

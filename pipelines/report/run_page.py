@@ -1,18 +1,18 @@
-"""One page about what jobs have written: training, evaluations, a sweep."""
+"""One page about what jobs have written: training, evaluations, a sweep; each with all videos."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipelines import formats
 from pipelines.errors import intact
 from pipelines.report import page as report_page
-from pipelines.report.gallery import pictures
-from pipelines.report.page import MetricSet, Report, SweepRow, VideoRow
-from pipelines.report.strips import Strip
+from pipelines.report import viewer
+from pipelines.report.page import MetricSet, Report, SweepRow
+from pipelines.report.viewer import Budget, Evaluated
 from pipelines.storage import layout, manifest, stored
 from pipelines.storage.paths import AnyPath
 from pipelines.storage.reports import EvaluationReport
@@ -27,36 +27,21 @@ def write(
     evaluations: Mapping[str, AnyPath],
     swept: AnyPath | None = None,
     commands: Mapping[str, str] | None = None,
+    budget: Budget | None = None,
 ) -> AnyPath:
     """One self-contained page about outputs of train.run, evaluate.run and sweep.run.
 
-    evaluations: name of the set -> output of evaluate.run
+    evaluations: name of the run -> output of evaluate.run; runs on the same videos and frames can
+                 be looked at side by side
+    budget:      how large clips may become
     Raises:
         ManifestError: one of them is not finished.
     """
-    metrics: list[MetricSet] = []
-    videos: list[VideoRow] = []
-    strips: list[Strip] = []
-    rejects: list[dict[str, Any]] = []
-    for name, folder in evaluations.items():
-        report = EvaluationReport.read(folder)
-        metrics += metric_sets(name, report)
-        videos += video_rows(report, name)
-        chosen = report.selection
-        dataset = formats.dataset(
-            chosen.annotations, chosen.frames, video_ids=chosen.videos, stride=chosen.stride
-        )
-        source = stored.read(folder / layout.DETECTIONS)
-        shown = pictures(dataset, source, folder / layout.TRACKS, report)
-        strips += [replace(strip, title=f"{name}, {strip.title}") for strip in shown]
-        rejects += [{"set": name, **row} for row in report.rejects]
+    runs = [opened(name, folder) for name, folder in evaluations.items()]
     page = Report(
         title=title,
-        metrics=metrics,
-        videos=videos,
-        strips=strips,
-        rejects=rejects,
         commands=commands or {},
+        **evaluation_part(runs, budget),
     )
     if training is not None:
         made = manifest.read(training, layout.TRAIN)
@@ -78,6 +63,63 @@ def write(
     return report_page.write(path, page)
 
 
+def opened(name: str, folder: AnyPath) -> Evaluated:
+    """A finished evaluation with its data set. Raises: ManifestError: it is not finished."""
+    report = EvaluationReport.read(folder)
+    chosen = report.selection
+    dataset = formats.dataset(
+        chosen.annotations, chosen.frames, video_ids=chosen.videos, stride=chosen.stride
+    )
+    source, tracks = stored.read(folder / layout.DETECTIONS), folder / layout.TRACKS
+    return Evaluated(name=name, report=report, dataset=dataset, source=source, tracks=tracks)
+
+
+def evaluation_part(runs: Sequence[Evaluated], budget: Budget | None = None) -> dict[str, Any]:
+    """What a page says of evaluations, as fields of Report."""
+    several = len(runs) > 1
+    settings = [flat(run.report.config) for run in runs]
+    names = list(dict.fromkeys(name for values in settings for name in values))
+    differing = [(name, [values.get(name) for values in settings]) for name in names]
+    return {
+        "metrics": [found for run in runs for found in metric_sets(run.name, run.report)],
+        "viewer": viewer.collect(runs, budget),
+        "rejects": [
+            {"set": run.name, **row} if several else dict(row)
+            for run in runs
+            for row in run.report.rejects
+        ],
+        "provenance": {run.name: _provenance(run) for run in runs},
+        "differences": [(name, row) for name, row in differing if any(v != row[0] for v in row)],
+    }
+
+
+def _provenance(run: Evaluated) -> dict[str, Any]:
+    """Where the numbers of a run come from."""
+    report, made = run.report, run.source.manifest
+    return {
+        "labels": ", ".join(report.sources),
+        "videos, frames": f"{report.videos}, {report.frames}",
+        "every n-th frame": report.selection.stride,
+        "hash of the labels": report.selection.input_hash[:16],
+        "frame files": made.frames,
+        "hash of weights and data": made.input_hash[:16],
+        "code": made.code_version,
+        "configuration": report.config.get("name", ""),
+        "seconds of detection": made.seconds,
+    }
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under one name each: section.field."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = json.dumps(value) if isinstance(value, list) else value
+    return found
+
+
 def metric_sets(name: str, report: EvaluationReport) -> list[MetricSet]:
     """The metrics of an evaluation for the page; none where there was no truth."""
     if not report.metrics:
@@ -93,21 +135,6 @@ def metric_sets(name: str, report: EvaluationReport) -> list[MetricSet]:
             shown,
             f"{report.videos} videos",
         )
-    ]
-
-
-def video_rows(report: EvaluationReport, set_name: str = "") -> list[VideoRow]:
-    """The videos of an evaluation for the page."""
-    return [
-        VideoRow(
-            name=f"{row.video_id} {row.name}".strip(),
-            ap=row.stats["AP"],
-            tracks=row.tracks,
-            truth=row.truth,
-            switches=row.switches,
-            set_name=set_name,
-        )
-        for row in report.per_video
     ]
 
 

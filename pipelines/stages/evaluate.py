@@ -17,7 +17,8 @@ from idol.network.model import IDOL
 from idol.ytvis.truth import Truth
 from idol.ytvis.videos import Reject
 from pipelines import cluster, configuration, formats
-from pipelines.report import experiment_log, gallery, page, run_page
+from pipelines.report import experiment_log, page, run_page
+from pipelines.report.viewer import Evaluated
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import detect, shard_plan, stored_metrics, track
 from pipelines.stages.reject_limit import check_rejects, tell_rejects
@@ -160,17 +161,17 @@ def _report(
     rejects = _with_effect(faults, truth)
     report = summarise(found, dataset, source, config, rejects, request.selection(dataset))
     report.write(out)
+    opened = Evaluated(
+        name=out.name, report=report, dataset=dataset, source=source, tracks=out / TRACKS
+    )
     page.write(
         out / PAGE,
         page.Report(
             title=f"Evaluation of {Path(shown(str(request.checkpoint))).name}",
             summary=f"{report.videos} videos, {report.frames} frames of "
             f"{', '.join(dataset.sources)}",
-            metrics=run_page.metric_sets(out.name, report),
-            videos=run_page.video_rows(report),
-            strips=gallery.pictures(dataset, source, out / TRACKS, report),
-            rejects=report.rejects,
             config=report.config,
+            **run_page.evaluation_part([opened]),
         ),
     )
     return report
