@@ -92,7 +92,7 @@ class Ours(torch.utils.data.Dataset[transforms.Example]):
             next(stream)
         sample = next(stream)
         self._streams[rank] = (step + 1, stream)
-        clip, rng = sample()
+        clip, rng, _ = sample()
         return transforms.augment(clip, self.config.transforms, rng)
 
 

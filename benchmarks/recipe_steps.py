@@ -44,7 +44,6 @@ from pipelines.training.workers import Workers
 ROWS = Path(__file__).with_suffix(".jsonl")
 STILLS_SEED = 2001
 """Of the still images: none shows what a video of the other seeds shows."""
-TRACKER = "the preset's (robust)"
 ANALYSIS = AnalysisConfig(resamples=400)
 STILLS = (
     "pairs.pseudo=true",
@@ -182,7 +181,7 @@ def scored(weights: Path, held_out: Path, out: Path) -> FileMetrics:
 
 
 def row_of(
-    arm: str, seed: int, made: dict[str, Path], data: Data, out: Path, unit: int
+    arm: str, seed: int, made: dict[str, Path], data: Data, out: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Train and score an arm with a seed: the row of the table, as plain JSON types."""
     name = f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
@@ -190,13 +189,14 @@ def row_of(
     cache = out / f"{name}.json"
     curve: dict[str, float] = json.loads(cache.read_text()) if cache.exists() else {}
     weights: str | None = None
+    unit = options.steps
     done, total = 0, unit * sum(units for _, units in ARMS[arm])
     found = None
     started = time.monotonic()
     for step, units in ARMS[arm]:
         length, folder = units * unit, out / f"{name}-{step}"
         config = config_of(step, weights is None, length, seed)
-        every = unit // 2 if step == "videos" else length
+        every = unit // options.points if step == "videos" else length
         for until in range(every, length + 1, every):
             saved = train.advance(
                 made[step], folder, config, until, Start(weights=weights), Workers(count=0)
@@ -271,6 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--real", type=Path, help="YouTube-VIS JSON of real clips")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines, a finished row each")
     parser.add_argument("--steps", type=int, default=400, help="of each of the three")
+    parser.add_argument("--points", type=int, default=1, help="scores in each of those of videos")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stills", type=int, default=1200, help="synthetic still images")
     parser.add_argument("--videos", type=int, default=60, help="synthetic training videos")
@@ -288,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for arm in ARMS:
                 if any((r["arm"], r["seed"]) == (arm, seed) for r in stored(options.rows, name)):
                     continue
-                row = {"set": name, **row_of(arm, seed, made, data, out, options.steps)}
+                row = {"set": name, **row_of(arm, seed, made, data, out, options)}
                 with options.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")
     print(table(stored(options.rows, name)))

@@ -26,8 +26,11 @@ class Train:
     Writes checkpoint.safetensors (weights and configuration), losses.json and an MLflow run.
     """
 
-    pairs: str
-    """Output of jobs.prepare: a folder, or an address such as s3://bucket/folder."""
+    pairs: tuple[str, ...]
+    """Output of jobs.prepare: a folder, or an address such as s3://bucket/folder. Several, with
+    categories of the same names, are trained on together: every batch has pairs of each."""
+    pairs_weights: tuple[float, ...] = ()
+    """How often pairs of each output are drawn, in relation to the others: 2 1. Default: alike."""
     out: Annotated[str, places.FOLDER]
     """Where the checkpoint and the losses go: a folder, or an address."""
     preset: Annotated[
@@ -37,8 +40,9 @@ class Train:
     set: command.Repeated = ()
     """Change one number: section.field=value, e.g. train.steps=1000. Repeatable."""
     weights: str | None = None
-    """Start from these weights: a checkpoint, a released .pth, hf://owner/repo/file, a URL, or
-    'shipped' (the tiny weights of this package). Default: random."""
+    """Start from these weights: OUT of a finished training, a checkpoint, a released .pth,
+    hf://owner/repo/file, a URL, or 'shipped' (the tiny weights of this package). Default:
+    random."""
     backbone_weights: str | None = None
     """Start the backbone alone from ImageNet weights, the rest at random: a file,
     hf://owner/repo/file, or a URL. Not together with --weights."""
@@ -73,13 +77,14 @@ class Train:
 def _train(job: Train) -> None:
     config = override(presets.by_name(job.preset), job.set)
     from pipelines import cluster
+    from pipelines.batches import pair_sets
     from pipelines.stages import train
     from pipelines.stages.validation import Validation
     from pipelines.storage import paths
     from pipelines.training.initial_model import Start
     from pipelines.training.workers import Workers
 
-    pairs, out = paths.at(job.pairs), paths.at(job.out)
+    pairs, out = pair_sets.given(job.pairs, job.pairs_weights), paths.at(job.out)
     config = train.with_pairs(config, pairs, job.set)
     validation = None
     if job.validate is not None:

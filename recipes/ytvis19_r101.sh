@@ -21,7 +21,7 @@ $RUN python -m jobs.prepare --preset ytvis19_r101 \
     --annotations $DATA/ytvis19/train/instances.json \
     --frames $DATA/ytvis19/train/JPEGImages --out $OUT/videos
 $RUN python -m jobs.train --preset ytvis19_r101 --pairs $OUT/videos \
-    --weights $OUT/step1/checkpoint.safetensors --reset-classes \
+    --weights $OUT/step1 --reset-classes \
     --workers 8 --gpus --out $OUT/step2
 
 # The truth is not public: results.zip goes to the server.

@@ -18,14 +18,14 @@ $RUN python -m jobs.train --preset coco_instance_r101 --pairs $OUT/coco \
 
 # 2. Embeddings: two views of an image as key and reference. The images are those of step 1.
 $RUN python -m jobs.train --preset coco_pairs_r101 --pairs $OUT/coco \
-    --weights $OUT/step1/checkpoint.safetensors --workers 8 --gpus --out $OUT/step2
+    --weights $OUT/step1 --workers 8 --gpus --out $OUT/step2
 
 # 3. Videos.
 $RUN python -m jobs.prepare --preset ytvis19_r101 \
     --annotations $DATA/ytvis19/train/instances.json \
     --frames $DATA/ytvis19/train/JPEGImages --out $OUT/videos
 $RUN python -m jobs.train --preset ytvis19_r101 --pairs $OUT/videos \
-    --weights $OUT/step2/checkpoint.safetensors --reset-classes \
+    --weights $OUT/step2 --reset-classes \
     --workers 8 --gpus --out $OUT/step3
 
 # The truth is not public: results.zip goes to the server.

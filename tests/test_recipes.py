@@ -61,7 +61,7 @@ def test_a_recipe_is_a_chain_of_known_commands(recipe: Path, tmp_path: Path) -> 
     for words in run:
         job = parsed(words)
         inputs = [*getattr(job, "checkpoint", ()), getattr(job, "weights", None)]
-        inputs.append(getattr(job, "pairs", None))
+        inputs += getattr(job, "pairs", ())
         for source in filter(None, inputs):
             assert source.removesuffix("/checkpoint.safetensors") in written, source
         assert job.out not in written

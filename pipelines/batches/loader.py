@@ -9,64 +9,69 @@ arithmetic (`row_order`, `video_order`), so training goes on with the batch it w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
-from idol.config import Config, PairConfig, from_dict
+from idol.config import Config
 from idol.images import transforms
 from idol.images.transforms import Example
 from idol.learning.pieces import part_of_batch
 from idol.structures import ClipBatch
-from pipelines.batches import stored_frames, stored_pairs
+from pipelines.batches import pair_sets, stored_frames, stored_pairs
+from pipelines.batches.joint import DirectoryOrder, JointSamples
+from pipelines.batches.pair_sets import Pairs, PairSets
 from pipelines.batches.samples import Identities, Sample, Samples
 from pipelines.batches.stored_frames import StoredFrames
 from pipelines.batches.stored_pairs import StoredPairs
-from pipelines.errors import ManifestError, intact
-from pipelines.storage import layout, manifest, paths
-from pipelines.storage.paths import AnyPath
+from pipelines.errors import ManifestError
 
 _BATCHES_AHEAD = 3
 """Batches decoded before they are asked for."""
 
 
-def stored_config(directory: str | AnyPath) -> PairConfig:
-    """What a finished directory was made with. Raises: ManifestError: it is none of prepare."""
-    found = manifest.read(directory, layout.PREPARE).config
-    with intact(f"{directory}/{manifest.MANIFEST}"):
-        return from_dict(PairConfig, found, "pairs.")
+def number_instances(pairs: Pairs) -> list[dict[tuple[int, int], int]]:
+    """Classes of the identity head: the instances of each directory by video_id and id.
 
-
-def number_instances(directory: str | AnyPath) -> dict[tuple[int, int], int]:
-    """Classes of the identity head: a prepare output's instances, 0..M-1 by video_id and id."""
-    released = stored_config(directory).sampling == "released"
-    found = (stored_frames if released else stored_pairs).number_instances(directory)
-    return {name: number for number, name in enumerate(sorted(found))}
+    The numbers run from 0 by (directory, video_id, id): videos of two directories may have one id.
+    """
+    numbers = itertools.count()
+    every = []
+    for directory in pair_sets.of(pairs).directories:
+        released = pair_sets.stored_config(directory).sampling == "released"
+        found = (stored_frames if released else stored_pairs).number_instances(directory)
+        every.append(dict(zip(sorted(found), numbers, strict=False)))
+    return every
 
 
 class ClipLoader:
-    """The batches of one training worker, from the directory that the prepare stage wrote.
+    """The batches of one training worker, from what the prepare stage wrote.
 
     Worker r of w has the r-th part of every batch (`part_of_batch`: parts differ by one clip at
     most); what a batch holds does not depend on w. What a pass over the data is, and how clips are
-    drawn, says the pairs section that it was made with.
+    drawn, says the pairs section that it was made with. Of several directories (`joint`) those of
+    pseudo pairs alone have separate draws for the two frames, whatever transforms.independent says.
 
-    batch:   clips of a whole batch, of all workers
-    seed:    of order, draws and augmentation
-    threads: read, decode and augment this many clips at a time
+    batch:      clips of a whole batch, of all workers
+    seed:       of order, draws and augmentation
+    threads:    read, decode and augment this many clips at a time
+    identities: as of number_instances; None: no numbers
     Raises:
-        ManifestError: the directory is unfinished or holds nothing to draw.
+        ManifestError: a directory is unfinished or holds nothing to draw.
         ValueError: an impossible rank or thread count, or a worker would have no clip.
     """
 
     def __init__(
         self,
-        directory: str | AnyPath,
+        pairs: Pairs,
         config: Config,
         *,
         rank: int = 0,
@@ -74,28 +79,17 @@ class ClipLoader:
         batch: int,
         seed: int = 0,
         threads: int = 2,
-        identities: Identities | None = None,
+        identities: Sequence[Identities] | None = None,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self._ranks = part_of_batch(batch, rank, world_size)
+        sets = pair_sets.of(pairs)
         self._transforms = config.transforms
         # Of object storage most of the time is spent waiting.
-        self._threads = threads if isinstance(paths.at(directory), Path) else max(threads, 16)
-        stored, train = stored_config(directory), config.train
-        common: dict[str, Any] = {
-            "batch": batch,
-            "seed": seed,
-            "classes": config.model.num_classes,
-            "identities": identities,
-        }
-        self._samples: Samples
-        if stored.sampling == "released":
-            self._samples = StoredFrames(directory, stored, group=train.group_pairs, **common)
-        else:
-            self._samples = StoredPairs(directory, buffer=train.shuffle_rows, **common)
-        if len(self._samples) == 0:
-            raise ManifestError(str(directory), "holds no pairs", "Prepare other videos.")
+        local = all(isinstance(directory, Path) for directory in sets.directories)
+        self._threads = threads if local else max(threads, 16)
+        self._samples = _samples(sets, config, batch, seed, identities)
 
     def batches(self, start_step: int = 0) -> Generator[ClipBatch, None, None]:
         """Batches without end, as an uninterrupted run has them from this step on; close it."""
@@ -106,8 +100,11 @@ class ClipLoader:
         return [self._samples.name(rank, step) for rank in self._ranks]
 
     def _example(self, sample: Callable[[], Sample]) -> Example:
-        clip, rng = sample()
-        return transforms.augment(clip, self._transforms, rng)
+        clip, rng, independent = sample()
+        config = self._transforms
+        if independent is not None:
+            config = replace(config, independent=independent)
+        return transforms.augment(clip, config, rng)
 
     def _generate(self, start_step: int) -> Generator[ClipBatch, None, None]:
         cv2.setNumThreads(1)  # the threads below are the parallelism
@@ -147,6 +144,40 @@ class ClipLoader:
                 ready.put(batch)  # blocks while enough lies ahead
         except BaseException as error:  # raised again by _generate, in the thread that asks
             ready.put(error)
+
+
+def _samples(
+    sets: PairSets,
+    config: Config,
+    batch: int,
+    seed: int,
+    identities: Sequence[Identities] | None,
+) -> Samples:
+    """What the places of a batch draw from."""
+    several, train, made = len(sets.directories) > 1, config.train, sets.configs()
+    every: list[Samples] = []
+    for number, (directory, stored) in enumerate(zip(sets.directories, made, strict=True)):
+        # Else the n-th visits to two directories would have the same draws.
+        own = np.random.default_rng([seed % 2**64, number, 5]).integers(2**63)
+        common: dict[str, Any] = {
+            "batch": batch,
+            "seed": int(own) if several else seed,
+            "classes": config.model.num_classes,
+            "identities": None if identities is None else identities[number],
+        }
+        samples: Samples
+        if stored.sampling == "released":
+            samples = StoredFrames(directory, stored, group=train.group_pairs, **common)
+        else:
+            samples = StoredPairs(directory, buffer=train.shuffle_rows, **common)
+        if len(samples) == 0:
+            raise ManifestError(str(directory), "holds no pairs", "Prepare other videos.")
+        every.append(samples)
+    if not several:
+        return every[0]
+    order = DirectoryOrder(sets.weights, batch, train.group_pairs, seed=seed)
+    names = [str(directory) for directory in sets.directories]
+    return JointSamples(every, names, [one.pseudo for one in made], order)
 
 
 def _empty(waiting: queue.Queue[Any]) -> None:

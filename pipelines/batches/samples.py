@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,18 @@ from pipelines.storage.paths import AnyPath
 
 Identities = Mapping[tuple[int, int], int]
 """(video_id, instance_id) → the instance's number among all of the training set."""
-Sample: TypeAlias = tuple[Clip, np.random.Generator]
-"""A clip as stored, and what draws its augmentation: seeded by what it is, not by who reads it."""
+
+
+class Sample(NamedTuple):
+    """A clip as stored.
+
+    rng:         draws its augmentation: seeded by what it is, not by who reads it
+    independent: in the place of transforms.independent; None: as the configuration says
+    """
+
+    clip: Clip
+    rng: np.random.Generator
+    independent: bool | None = None
 
 
 class Samples(Protocol):

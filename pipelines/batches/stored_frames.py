@@ -175,7 +175,7 @@ class StoredFrames:
         with decoding(layout.frames_path(self._folder, int(self._places[0][places[0]]))):
             clip = clip_of_rows([rows[place] for place in places], self._identities)
             check_labels(clip, self._classes)
-        return clip, rng
+        return Sample(clip, rng)
 
     def _row(self, place: int) -> dict[str, Any]:
         """A row of FRAMES."""

@@ -152,4 +152,4 @@ class StoredPairs:
         with decoding(self._paths[self._places[self._group(number)][0]]):
             clip = clip_of_row(row, self._identities)
             check_labels(clip, self._classes)
-        return clip, rng
+        return Sample(clip, rng)

@@ -16,8 +16,9 @@ from idol.config import Config, override, to_dict
 from idol.learning.pieces import part_of_batch
 from idol.weights import checkpoint
 from pipelines import cluster, probe
-from pipelines.batches import loader
-from pipelines.errors import ManifestError, PipelineError, intact, origin
+from pipelines.batches import loader, pair_sets
+from pipelines.batches.pair_sets import Pairs, PairSets
+from pipelines.errors import ManifestError, PipelineError, origin
 from pipelines.report import experiment_log
 from pipelines.stages.validation import Validation
 from pipelines.storage import claims, manifest, paths
@@ -58,7 +59,7 @@ _RANDOM, _TWO, _UNWATCHED = Start(), Workers(), Watching()
 
 
 def run(
-    pairs: AnyPath,
+    pairs: Pairs,
     out: AnyPath,
     config: Config,
     start: Start = _RANDOM,
@@ -72,7 +73,8 @@ def run(
 
     pairs:     output of pairs.run; its categories decide the class heads, its instances the
                identity head where config.losses.identity asks for one, and its configuration is
-               recorded in the place of config.pairs
+               recorded in the place of config.pairs. Of several outputs, with the same categories,
+               that of the first, and those of all in the manifest's config["pair_sets"]
     out:       gets checkpoint.safetensors, best.safetensors where there are validations,
                losses.json, checkpoints/ and the manifest. With workers on several machines it must
                be storage that all of them see.
@@ -83,7 +85,8 @@ def run(
     Raises:
         ManifestError: the pairs are unfinished, or out holds a training that is unfinished and
                        resume is not asked for.
-        ValueError: more workers than pairs in a batch, or both kinds of weights are given.
+        ValueError: more workers than pairs in a batch, both kinds of weights are given, or the
+                    categories of several outputs differ.
         CheckpointError: the weights do not fit.
         Diverged: a loss or gradient is not finite. The message names the pairs and the file to
                   compute that step again from; nothing is tried again.
@@ -96,7 +99,7 @@ def run(
     with contextlib.ExitStack() as stack:
         log = None
         if watching.log_to is not None:
-            log = stack.enter_context(_log_of(output, settings, pairs, watching.log_to))
+            log = stack.enter_context(_log_of(output, settings, watching.log_to))
         last = _fit(settings, workers, log)
         with paths.local_file(last / WEIGHTS) as made, paths.whole_file(out / WEIGHTS) as temporary:
             shutil.copyfile(made, temporary)
@@ -118,21 +121,25 @@ def run(
 
 
 def _log_of(
-    output: claims.Output, settings: Loop, pairs: AnyPath, folder: AnyPath
+    output: claims.Output, settings: Loop, folder: AnyPath
 ) -> contextlib.AbstractContextManager[experiment_log.Log]:
     """The MLflow run: of a training that goes on, the one that it has had."""
     return experiment_log.run(
         folder,
         f"train {output.path.name}",
         to_dict(settings.config),
-        tags={"code": output.code_version, "pairs": str(pairs), "data": output.input_hash},
+        tags={
+            "code": output.code_version,
+            "pairs": str(settings.pairs),
+            "data": output.input_hash,
+        },
         about=manifest.hash_value([str(settings.out), output.config, output.input_hash]),
         go_on=checkpoints.newest_step(settings.out) > 0,
     )
 
 
 def advance(
-    pairs: AnyPath,
+    pairs: Pairs,
     out: AnyPath,
     config: Config,
     until: int,
@@ -160,7 +167,7 @@ def advance(
 
 
 def _begin(
-    pairs: AnyPath,
+    pairs: Pairs,
     out: AnyPath,
     config: Config,
     start: Start,
@@ -171,10 +178,11 @@ def _begin(
     overwrite: bool,
 ) -> tuple[claims.Output, Loop]:
     """Claim the directory and put the first weights there."""
-    source, config = _fitted(pairs, config, workers)
+    sets = pair_sets.of(pairs)
+    config = _fitted(sets, config, workers)
     settings = Loop(
         config=config,
-        pairs=pairs.resolve(),
+        pairs=sets.resolve(),
         out=out.resolve(),
         stop=config.train.steps,
         threads=workers.cpus,
@@ -186,8 +194,8 @@ def _begin(
     model = None if known else initial_model(config, start)
     if watching.validation is not None:
         _check_validation(watching.validation, config)
-    claim = {"config": to_dict(config), **start.recorded()}
-    output = claims.prepare_output(out, TRAIN, claim, source.hash, overwrite=overwrite)
+    claim = {"config": to_dict(config), **start.recorded(), **sets.recorded()}
+    output = claims.prepare_output(out, TRAIN, claim, sets.input_hash(), overwrite=overwrite)
     if output.finished is not None:
         return output, settings
     if overwrite:
@@ -206,20 +214,17 @@ def _begin(
     return output, settings
 
 
-def _fitted(pairs: AnyPath, config: Config, workers: Workers) -> tuple[Manifest, Config]:
-    """What prepare says of the pairs, and the configuration for them."""
-    source = manifest.read(pairs, "prepare")
-    config = with_pairs(config, pairs)
-    with intact(pairs / manifest.MANIFEST):
-        config = with_categories(config, source.extra["categories"], source.extra["category_ids"])
-    if config.pairs.clip != 2:
-        raise ValueError(
-            f"this network learns from pairs of frames, but {pairs} was made with "
-            f"pairs.clip={config.pairs.clip}. Make it with pairs.clip=2."
-        )
-    config = with_identities(config, pairs)
+def _fitted(sets: PairSets, config: Config, workers: Workers) -> Config:
+    """The configuration for the pairs."""
+    config = with_categories(with_pairs(config, sets), *sets.categories())
+    for directory, made in zip(sets.directories, sets.configs(), strict=True):
+        if made.clip != 2:
+            raise ValueError(
+                f"this network learns from pairs of frames, but {directory} was made with "
+                f"pairs.clip={made.clip}. Make it with pairs.clip=2."
+            )
     part_of_batch(config.train.pairs_per_batch, 0, max(workers.most, 1))  # none has no pair
-    return source, config
+    return with_identities(config, sets)
 
 
 def _check_validation(wanted: Validation, config: Config) -> None:
@@ -231,24 +236,28 @@ def _check_validation(wanted: Validation, config: Config) -> None:
         _log.warning("video %s is left out of validation: %s", reject.video_id, reject.reason)
 
 
-def with_pairs(config: Config, pairs: AnyPath, assignments: Iterable[str] = ()) -> Config:
-    """The configuration with the section that the pairs were made with.
+def with_pairs(config: Config, pairs: Pairs, assignments: Iterable[str] = ()) -> Config:
+    """The configuration with the section that the pairs, or the first of them, were made with.
 
     assignments: "section.field=value" that the caller asked for
     Raises:
         ManifestError: the pairs are unfinished.
         ValueError: they were made otherwise than the caller asked for.
     """
-    made = loader.stored_config(pairs)
-    found = replace(config, pairs=made)
-    for text in assignments:
-        if text.strip().startswith("pairs.") and override(found, [text]) != found:
-            field = text.partition("=")[0].partition(".")[2].strip()
-            raise ValueError(
-                f"{text} does not fit: {pairs} was made with pairs.{field}={getattr(made, field)}. "
-                "Leave it out, or make other pairs with jobs.prepare."
-            )
-    return found
+    sets = pair_sets.of(pairs)
+    every = sets.configs()
+    asked = [text for text in assignments if text.strip().startswith("pairs.")]
+    for directory, made in zip(sets.directories, every, strict=True):
+        found = replace(config, pairs=made)
+        for text in asked:
+            if override(found, [text]) != found:
+                field = text.partition("=")[0].partition(".")[2].strip()
+                raise ValueError(
+                    f"{text} does not fit: {directory} was made with "
+                    f"pairs.{field}={getattr(made, field)}. "
+                    "Leave it out, or make other pairs with jobs.prepare."
+                )
+    return replace(config, pairs=every[0])
 
 
 def with_categories(config: Config, names: Sequence[str], category_ids: Sequence[int]) -> Config:
@@ -261,9 +270,9 @@ def with_categories(config: Config, names: Sequence[str], category_ids: Sequence
     )
 
 
-def with_identities(config: Config, pairs: AnyPath) -> Config:
+def with_identities(config: Config, pairs: Pairs) -> Config:
     """The configuration for a training set's instances: M for the identity head, or no head."""
-    count = len(loader.number_instances(pairs)) if config.losses.identity > 0 else 0
+    count = sum(map(len, loader.number_instances(pairs))) if config.losses.identity > 0 else 0
     return replace(config, model=replace(config.model, num_identities=count))
 
 
@@ -275,7 +284,7 @@ def _fit(settings: Loop, workers: Workers, log: experiment_log.Log | None) -> An
     instead = "fewer --workers, or leave out --gpus" if workers.gpus else "fewer --workers"
     gpus = 1.0 if workers.gpus else 0.0
     cluster.require(max(workers.least, 1), float(workers.cpus), gpus, instead=instead)
-    probe.check(out, [settings.pairs / manifest.MANIFEST])
+    probe.check(out, settings.pairs.manifest_files)
     checkpoints.prune(out, config.train.keep_checkpoints)
     with contextlib.closing(Watch(config.train.steps, log)) as watch:
         done = checkpoints.complete(out)

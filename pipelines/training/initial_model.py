@@ -7,12 +7,13 @@ import logging
 import re
 from dataclasses import asdict, dataclass
 
-from idol.addresses import shown
+from idol.addresses import is_remote, shown
 from idol.config import Config
 from idol.config.categories import differing
 from idol.network.model import IDOL
 from idol.weights import checkpoint
-from pipelines.storage import paths
+from pipelines.storage import claims, layout, manifest, paths
+from pipelines.training import checkpoints
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 class Start:
     """What a training starts from.
 
-    weights:          see idol.load; None: random
+    weights:          see idol.load, or the directory of a finished training; None: random
     backbone_weights: ImageNet weights for the backbone alone (see idol.weights.imagenet)
     reset_classes:    initialise class heads for other categories instead of raising
     """
@@ -44,11 +45,26 @@ def _recorded(source: str) -> str:
     return f"{name} ({hashlib.sha256(rest.encode()).hexdigest()[:4]})" if rest else name
 
 
+def file_of(weights: str) -> str:
+    """The file of weights, of the directory of a training its result.
+
+    Raises: ManifestError: of the directory of an unfinished training, or of another stage.
+    """
+    if weights == "shipped" or (is_remote(weights) and not paths.is_bucket(weights)):
+        return weights
+    place = paths.at(weights)
+    if not claims.is_claimed(place):
+        return weights
+    manifest.read(place, layout.TRAIN)
+    return str(place / checkpoints.WEIGHTS)
+
+
 def initial_model(config: Config, start: Start) -> IDOL:
     """The network to start from, in the configuration of this run.
 
     Raises:
         CheckpointError: the weights do not fit.
+        ManifestError: the weights are the directory of an unfinished training.
         ValueError: class heads would be reset unasked, or both kinds of weights are given.
     """
     import torch
@@ -67,7 +83,7 @@ def initial_model(config: Config, start: Start) -> IDOL:
         load_imagenet(model.backbone, start.backbone_weights)
     if weights is None:
         return model
-    with paths.fetched(weights) as source:
+    with paths.fetched(file_of(weights)) as source:
         stored, state = checkpoint.read(source)
     checkpoint.adapt_training_heads(state, model)
     known = checkpoint.known_categories(weights, stored)

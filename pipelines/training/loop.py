@@ -21,6 +21,7 @@ from idol.network.model import IDOL
 from idol.structures import PairBatch
 from idol.weights import checkpoint
 from pipelines.batches import loader
+from pipelines.batches.pair_sets import PairSets
 from pipelines.storage import paths
 from pipelines.storage.paths import AnyPath
 from pipelines.training import checkpoints, measures
@@ -58,7 +59,7 @@ class Loop:
     """
 
     config: Config
-    pairs: AnyPath
+    pairs: PairSets
     out: AnyPath
     stop: int
     threads: int = 1

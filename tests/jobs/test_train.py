@@ -47,3 +47,13 @@ def test_pairs_made_otherwise_than_asked_for_are_refused(job, tmp_path):
     assert not out.exists()
     config = override(presets.by_name("tiny"), ["pairs.max_gap=3"])
     assert with_pairs(presets.by_name("tiny"), pairs, ["pairs.max_gap=3"]) == config
+
+
+def test_weights_go_with_the_outputs_they_are_given_for(tmp_path):
+    words = ["--out", str(tmp_path / "out"), "--preset", "tiny", "--pairs", "a", "b"]
+    for weights in (["1"], ["1", "2", "3"], ["1", "0"], ["-1", "2"]):
+        with pytest.raises(SystemExit, match="2 directories of pairs must have 2 weights"):
+            train.main([*words, "--pairs-weights", *weights])
+    with pytest.raises(SystemExit, match="a is given twice"):
+        train.main([*words, "./a"])
+    assert not (tmp_path / "out").exists()

@@ -213,7 +213,8 @@ def test_batches_hold_what_rows_of_says(prepared):
 
 def test_instances_are_numbered_by_video_and_instance(prepared):
     # Videos 1, 2, 3 have the instances 11, 12, 21, 22, 31, 32.
-    assert loader.number_instances(prepared) == {
+    (found,) = loader.number_instances(prepared)
+    assert found == {
         (video, 10 * video + number): 2 * (video - 1) + number - 1
         for video in (1, 2, 3)
         for number in (1, 2)
@@ -236,14 +237,14 @@ def test_numbers_of_instances_do_not_depend_on_the_shards(make_videos, tmp_path)
         for shard, cut in enumerate(cuts):
             tables.commit(schemas.table(cut, schemas.PAIRS), output.shard(shard))
         output.finish(total_shards=len(cuts))
-        found.append(loader.number_instances(output.path))
+        found += loader.number_instances(output.path)
     assert found[0] == found[1] == found[2] == {(1, 11): 0, (1, 12): 1, (2, 21): 2, (2, 22): 3}
 
 
 def test_batches_carry_the_numbers_of_their_instances_in_both_frames(prepared):
-    known = loader.number_instances(prepared)
+    (known,) = loader.number_instances(prepared)
     del known[2, 22]
-    worker = make(prepared, batch=17, identities=known)
+    worker = make(prepared, batch=17, identities=[known])
     (batch,) = take(worker.batches(), 1)
     videos = [int(name.split()[1].rstrip(",")) for name in worker.names(0)]
     expected = {1: [0, 1], 2: [2, -1], 3: [4, 5]}

@@ -298,10 +298,10 @@ def test_annotated_boxes_of_still_images_are_kept(make_images, tmp_path):
 
 
 def test_instances_are_numbered_by_video_and_instance(prepared):
-    numbers = loader.number_instances(prepared)
+    (numbers,) = loader.number_instances(prepared)
     assert sorted(numbers.values()) == list(range(10))
     assert list(numbers) == [(v, 10 * v + n) for v in range(1, 6) for n in (1, 2)]
-    worker = make(prepared, batch=5, identities={**numbers, (2, 22): -1})
+    worker = make(prepared, batch=5, identities=[{**numbers, (2, 22): -1}])
     (batch,) = take(worker.batches(), 1)
     for name, targets in zip(worker.names(0), batch.targets, strict=True):
         video = drawn(name)[0]

@@ -21,16 +21,17 @@ from idol.images.synthetic_dataset import write_dataset
 from idol.learning import Diverged, divergence
 from idol.learning.training import Trainer
 from idol.weights import checkpoint
+from idol.weights.hub import FetchError
 from idol.weights.released import PREFIXES, from_released
 from idol.weights.report import CheckpointError
-from pipelines.batches import loader
+from pipelines.batches import loader, pair_sets
 from pipelines.errors import ManifestError
 from pipelines.report import experiment_log, run_page
 from pipelines.sources import annotations
 from pipelines.stages import evaluate, pairs, train, validation
 from pipelines.stages.train import Watching
 from pipelines.stages.validation import Validation
-from pipelines.storage import manifest
+from pipelines.storage import claims, manifest
 from pipelines.storage.layout import LOSSES
 from pipelines.training import checkpoints, loop
 from pipelines.training.initial_model import Start, initial_model
@@ -311,7 +312,7 @@ def test_a_released_file_of_other_classes_is_a_start_for_fine_tuning(prepared, t
 
 
 def test_an_identity_head_is_made_for_the_instances_of_the_pairs(prepared, tmp_path):
-    count = len(loader.number_instances(prepared))
+    count = len(loader.number_instances(prepared)[0])
     assert count > 3
     with_head = quick(2, "losses.identity=1", "losses.reid=0", "losses.reid_aux=0")
     train.run(prepared, tmp_path / "a", with_head, workers=ALONE)
@@ -359,6 +360,25 @@ def test_what_is_done_needs_its_weights_no_more_and_what_is_begun_starts_from_th
     with pytest.raises(FileNotFoundError):
         train.run(prepared, tmp_path / "b", quick(2), Start(weights=str(path)), ALONE)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_finished_run_is_a_start_by_its_directory_and_an_unfinished_one_is_refused(tmp_path):
+    config = quick(2)
+    torch.manual_seed(3)
+    model = idol.IDOL(config)
+    first = claims.prepare_output(tmp_path / "first", "train", {}, "h")
+    checkpoint.save(model, tmp_path / "first" / train.WEIGHTS)
+    first.finish()
+    start = initial_model(config, Start(weights=str(tmp_path / "first"))).state_dict()
+    assert all(torch.equal(start[name], value) for name, value in model.state_dict().items())
+    claims.prepare_output(tmp_path / "begun", "train", {}, "h")
+    with pytest.raises(ManifestError, match="holds an unfinished 'train' output"):
+        initial_model(config, Start(weights=str(tmp_path / "begun")))
+    claims.prepare_output(tmp_path / "pairs", "prepare", {}, "h").finish()
+    with pytest.raises(ManifestError, match="holds 'prepare' output, not 'train'"):
+        initial_model(config, Start(weights=str(tmp_path / "pairs")))
+    with pytest.raises(FetchError, match="is a folder, not a file"):
+        initial_model(config, Start(weights=str(tmp_path)))
 
 
 def test_backbone_weights_reach_the_backbone_alone_and_exclude_weights(tmp_path, monkeypatch):
@@ -421,6 +441,49 @@ def test_unprepared_pairs_and_a_foreign_output_are_refused(prepared, tmp_path):
     with pytest.raises(ManifestError):
         train.run(prepared, tmp_path / "a", quick(3), workers=ALONE)
     assert json.loads((tmp_path / "a/_manifest.json").read_text())["rows"] == 2
+
+
+def second_output(prepared, tmp_path, **changes) -> Path:
+    """A copy of the prepared directory that is another output, some of its manifest changed."""
+    copy = tmp_path / "second"
+    shutil.copytree(prepared, copy)
+    made = manifest.read(copy)
+    manifest.commit(replace(made, extra={**made.extra, "videos": 99, **changes}), copy)
+    return copy
+
+
+def test_several_outputs_are_trained_on_together_and_recorded(prepared, tmp_path, monkeypatch):
+    sets = pair_sets.given([str(prepared), str(second_output(prepared, tmp_path))], [1, 1])
+    config = quick(4, "losses.identity=1", "losses.reid=0", "losses.reid_aux=0")
+    seen = []
+    whole = Trainer.step
+
+    def step(self, batch):
+        seen.append(torch.cat([t.identities for t in batch.key_targets]).tolist())
+        return whole(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    made = train.run(sets, tmp_path / "run", config, workers=ALONE)
+    model = idol.load(tmp_path / "run" / train.WEIGHTS)
+    count = len(loader.number_instances(prepared)[0])
+    assert model.config.model.num_identities == 2 * count
+    # One pair of each output in every batch of two.
+    assert len(seen) == 4
+    assert all(min(ids) < count <= max(ids) for ids in seen)
+    assert [one["weight"] for one in made.config["pair_sets"]] == [1, 1]
+    assert model.config.pairs == presets.by_name("tiny").pairs
+    assert train.run(sets, tmp_path / "run", config, workers=ALONE) == made
+    other = pair_sets.given([str(place) for place in sets.directories], [2, 1])
+    with pytest.raises(ManifestError, match="pair_sets"):
+        train.run(other, tmp_path / "run", config, workers=ALONE)
+
+
+def test_outputs_of_other_categories_are_refused_before_anything_is_made(prepared, tmp_path):
+    second = second_output(prepared, tmp_path, categories=["star", "fish", "flower", "moon"])
+    sets = pair_sets.given([str(prepared), str(second)])
+    with pytest.raises(ValueError, match="label 3 is 'moon' there and 'cross' here"):
+        train.run(sets, tmp_path / "run", quick(2), workers=ALONE)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
