@@ -25,13 +25,16 @@ if TYPE_CHECKING:
         ytvis,
     )
     from idol.config import Config
+    from idol.instances import Instances
     from idol.network.model import IDOL
-    from idol.segmenter import OnlineSegmenter
+    from idol.segmenter import OnlineSegmenter, track
     from idol.weights.checkpoint import build, from_pretrained, load
+    from idol.weights.zoo import models
 
 __all__ = [
     "IDOL",
     "Config",
+    "Instances",
     "OnlineSegmenter",
     "analysis",
     "build",
@@ -43,10 +46,12 @@ __all__ = [
     "learning",
     "load",
     "masks",
+    "models",
     "network",
     "presets",
     "segmenter",
     "structures",
+    "track",
     "tracker",
     "weights",
     "ytvis",

@@ -1,7 +1,7 @@
 """Online segmentation: frames in, identities with masks out, frame by frame, without Ray.
 
 segmenter = OnlineSegmenter.load("shipped")
-for frame in source:                    # (H, W, 3) uint8 RGB
+for frame in source:                    # (H, W, 3) uint8 RGB, or any other form of a picture
     instances = segmenter(frame)        # identities, masks, boxes, classes of this frame
 entries = segmenter.finish_ytvis()      # the whole video, as a YouTube-VIS results file has it
 """
@@ -9,68 +9,42 @@ entries = segmenter.finish_ytvis()      # the whole video, as a YouTube-VIS resu
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from idol.config import Config, Speed, TrackerConfig
 from idol.detection.detector import Detector
-from idol.images.depth import eight_bits
-from idol.masks import rle
+from idol.follower import Follower
+from idol.images import live
+from idol.images.given import as_rgb
+from idol.instances import Image, Instances
 from idol.network.model import IDOL
-from idol.tracker.online import Tracker
-from idol.tracker.tracks import AssembledTrack, TrackAssembler
+from idol.structures import FrameDetections, Track
 from idol.weights import checkpoint
 from idol.ytvis import results
 
+if TYPE_CHECKING:
+    from idol.images.given import Given
 
-@dataclass(frozen=True, slots=True)
-class Instances:
-    """The n instances of one frame that have an identity, in descending score.
-
-    frame_index:  position in the stream, from 0
-    size:         (height, width) of the frame
-    track_ids:    (n,)   int64, the same number for the same object in every frame
-    labels:       (n,)   int64, best class in this frame
-    scores:       (n,)   float32, score of that class in this frame
-    class_scores: (n, K) float32
-    boxes:        (n, 4) xyxy, pixels of the frame
-    counts:       n compressed RLE counts; `masks` decodes them
-    names:        (n,)   category names, or the label's number where the model has no names
-    """
-
-    frame_index: int
-    size: tuple[int, int]
-    track_ids: Tensor
-    labels: Tensor
-    scores: Tensor
-    class_scores: Tensor
-    boxes: Tensor
-    counts: tuple[bytes, ...] = field(repr=False)
-    names: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.track_ids)
-
-    @property
-    def masks(self) -> NDArray[np.bool_]:
-        """(n, H, W) bool, at the size of the frame; decoded at every reading."""
-        return rle.decode_masks(self.counts, self.size).astype(np.bool_)
+__all__ = ["Instances", "OnlineSegmenter", "track"]
 
 
 class OnlineSegmenter:
-    """Detects and tracks the objects of one video or endless stream. One per video.
+    """Detects and tracks the objects of one video or endless stream, then after reset of another.
 
     model:       in eval mode; frames are processed on its device, one at a time
     tracker:     association; None: config.tracker
     config:      sizes, detection and categories; its section model must be the model's. None:
                  model.config
-    keep_tracks: keep tracks and RLE bytes for finish; without it, memory does not grow
+    keep_tracks: keep what finish needs, see Follower; without it, memory does not grow
     speed:       as of DetectConfig.speed; None: config.detect.speed
+    bgr:         arrays and tensors are BGR, as OpenCV reads them
+    on_detections: called with the detections of every frame and its (height, width), before
+                 tracking, down to detect.score_floor. None: those that the tracker has no use for
+                 are not made, which changes nothing else
     """
 
     def __init__(
@@ -81,6 +55,8 @@ class OnlineSegmenter:
         config: Config | None = None,
         keep_tracks: bool = True,
         speed: Speed | None = None,
+        bgr: bool = False,
+        on_detections: Callable[[FrameDetections, tuple[int, int]], None] | None = None,
     ) -> None:
         self.model = model.eval()
         self.settings = model.config if config is None else config
@@ -96,13 +72,16 @@ class OnlineSegmenter:
                 f"tracker.score_threshold is {self.config.score_threshold}, but detections end at "
                 f"detect.score_floor = {floor}. Lower the floor or raise the threshold."
             )
-        self._detector = Detector(self.model, self.settings, speed=speed)
-        self._tracker = Tracker(self.config)
-        self._assembler = TrackAssembler(self.config, keep_masks=True) if keep_tracks else None
-        self._ended: list[AssembledTrack] = []
+        self.bgr = bgr
+        detected = self.settings
+        if on_detections is None:
+            # Suppression is greedy by score: what is left out had suppressed none that is kept.
+            least = replace(detected.detect, score_floor=self.config.score_threshold)
+            detected = replace(detected, detect=least)
+        self._detector = Detector(self.model, detected, speed=speed)
+        self._on_detections = on_detections
+        self._follower = Follower(self.settings, self.config, keep_tracks=keep_tracks)
         self._size: tuple[int, int] | None = None
-        self._frames = 0
-        self._closed = False
 
     @classmethod
     def load(
@@ -114,62 +93,61 @@ class OnlineSegmenter:
         tracker: TrackerConfig | None = None,
         keep_tracks: bool = True,
         speed: Speed | None = None,
+        bgr: bool = False,
     ) -> Self:
         """From weights; arguments weights, preset and device, and errors as of idol.load."""
         model = checkpoint.load(weights, preset=preset, device=device)
-        return cls(model, tracker, keep_tracks=keep_tracks, speed=speed)
+        return cls(model, tracker, keep_tracks=keep_tracks, speed=speed, bgr=bgr)
+
+    from_pretrained = load
+    """load under the name that other libraries give it."""
 
     @property
     def frames(self) -> int:
-        """Frames seen so far."""
-        return self._frames
+        """Frames of this video seen so far."""
+        return self._follower.frames
+
+    def reset(self) -> None:
+        """Begin another video, of any size: identities count from 0 again."""
+        self._follower.reset()
+        self._size = None
 
     @torch.inference_mode()
-    def __call__(self, frame: NDArray[np.uint8] | NDArray[np.uint16]) -> Instances:
+    def __call__(
+        self, frame: Given, *, number: int | None = None, time: float = float("nan")
+    ) -> Instances:
         """The instances of the next frame.
 
-        frame: (H, W, 3) RGB, all of one size, uint8, or uint16, which `eight_bits` stretches
+        frame:  an array or tensor (H, W, 3) or (3, H, W), a PIL image, or the path of an image
+                file, see idol.images.given.as_rgb; all of one size
+        number, time: of the frame in its source, as of Instances
         Raises:
-            TypeError: another dtype.
+            TypeError: another type or dtype.
             ValueError: another shape, a changed size, outputs that are not finite, after finish.
         After an error the stream can continue with the next frame.
         """
-        size = self._check(frame)
-        prepared = self._detector.prepare(eight_bits(frame))
-        (found,) = self._detector.detect([prepared], [self._frames])
-        rows, ids = self._tracker.follow(found)
-        if self._assembler is not None:
-            self._ended += self._assembler.add(found, rows, ids, self._tracker.alive)
+        if self._follower.closed:
+            raise ValueError("this video is finished. Call reset() before the next one.")
+        image = as_rgb(frame, bgr=self.bgr)
+        size = self._check(image)
+        prepared = self._detector.prepare(image)
+        (found,) = self._detector.detect([prepared], [self.frames])
+        if self._on_detections is not None:
+            self._on_detections(found, size)
+        instances = self._follower.add(found, size, image=image, number=number, time=time)
         self._size = size
-        self._frames += 1
-        track_ids = torch.tensor(ids, dtype=torch.int64)
-        named = track_ids >= 0
-        chosen = torch.tensor(rows, dtype=torch.int64)[named]
-        class_scores = found.class_scores[chosen]
-        labels = class_scores.argmax(dim=1)
-        names = self.settings.categories
-        return Instances(
-            frame_index=found.frame_index,
-            size=size,
-            track_ids=track_ids[named],
-            labels=labels,
-            scores=found.scores[chosen],
-            class_scores=class_scores,
-            boxes=found.boxes[chosen],
-            counts=tuple(found.masks[row] for row in chosen.tolist()),
-            names=tuple(names[i] if names else str(i) for i in labels.tolist()),
-        )
+        return instances
 
-    def finish(self) -> list[AssembledTrack]:
+    def finish(self) -> list[Track]:
         """End the video: its tracks in the order of their creation, equal to track_video's.
 
         Raises: ValueError: keep_tracks is off.
         """
-        if self._assembler is None:
-            raise ValueError("tracks were not kept. Use OnlineSegmenter(..., keep_tracks=True).")
-        self._closed = True
-        self._ended += self._assembler.finish()
-        return sorted(self._ended, key=lambda one: one.position)
+        return self._follower.finish()
+
+    def entries(self, video_id: int = 1) -> Iterator[results.Entry]:
+        """End the video: as finish_ytvis, with one entry in memory at a time."""
+        return self._follower.entries(video_id)
 
     def finish_ytvis(self, video_id: int = 1) -> list[results.Entry]:
         """End the video: entries for results.write, as jobs.evaluate makes them of a whole video.
@@ -177,38 +155,70 @@ class OnlineSegmenter:
         Categories without a data set's ids count from 1.
         Raises: ValueError: as finish.
         """
-        tracks = self.finish()
-        ids = self.settings.category_ids or range(1, self.settings.model.num_classes + 1)
-        assert self._size is not None or not tracks, "a mask has come from a frame"
-        return [
-            results.entry(
-                video_id,
-                ids[chosen.label],
-                chosen.score,
-                [tracks[chosen.track].masks.get(index) for index in range(self._frames)],
-                self._size or (0, 0),
-            )
-            for chosen in results.class_entries([one.track for one in tracks], self.config)
-        ]
+        return list(self.entries(video_id))
 
-    def _check(self, frame: NDArray[np.uint8] | NDArray[np.uint16]) -> tuple[int, int]:
-        if self._closed:
-            raise ValueError("this video is finished. Use a new OnlineSegmenter for each video.")
-        dtype = getattr(frame, "dtype", type(frame).__name__)
-        if not isinstance(frame, np.ndarray) or frame.dtype not in (np.uint8, np.uint16):
-            raise TypeError(
-                f"a frame is a numpy array of uint8, 0 to 255, or of uint16, got {dtype}. "
-                "Of floats in [0, 1]: (255 * frame).round().astype(np.uint8)."
-            )
-        if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-            raise ValueError(
-                f"a frame must have shape (height, width, 3), RGB, got {frame.shape}. OpenCV "
-                "reads BGR: cv2.cvtColor(frame, cv2.COLOR_BGR2RGB) turns it round."
-            )
-        size = (frame.shape[0], frame.shape[1])
+    def _check(self, image: Image) -> tuple[int, int]:
+        size = (image.shape[0], image.shape[1])
         if self._size is not None and size != self._size:
             raise ValueError(
-                f"frame {self._frames} is {size} (height, width), those before it {self._size}. "
-                "Resize it, or use a new OnlineSegmenter for another video."
+                f"frame {self.frames} is {size} (height, width), those before it {self._size}. "
+                "Resize it, or call reset() before another video."
             )
         return size
+
+
+def track(
+    source: str | os.PathLike[str] | Iterable[Any],
+    weights: str | os.PathLike[str] | OnlineSegmenter,
+    *,
+    every: int = 1,
+    start: float = 0.0,
+    end: float | None = None,
+    **options: Any,
+) -> Iterator[Instances]:
+    """Segment and follow every object of a video, frame by frame, in memory that does not grow.
+
+    source:  a video file, a folder of images, camera:0, an rtsp:// or http(s):// address; or
+             frames: arrays, tensors, PIL images or paths of images, in order
+    weights: what idol.load takes, such as a name of idol.models(); or a segmenter, which is reset
+    every:   use each n-th frame only
+    start, end: seconds of a file or stream
+    options: of OnlineSegmenter.load: preset, device, tracker, speed, bgr
+    returns: the Instances of each frame, as they come
+    Raises: ValueError, FileNotFoundError: of the source, the weights or a frame.
+    """
+    # Looked at before the network is loaded, which takes longer.
+    opened = (
+        live.open_source(os.fspath(source), every, start=start, end=end)
+        if isinstance(source, str | os.PathLike)
+        else None
+    )
+    if opened is None and (start > 0 or end is not None):
+        raise ValueError("start and end are seconds of a file or stream; frames have no time")
+    if isinstance(weights, OnlineSegmenter):
+        if options:
+            raise ValueError(f"a segmenter has its options already, got {', '.join(options)}")
+        segmenter = weights
+        segmenter.reset()
+    else:
+        segmenter = OnlineSegmenter.load(weights, keep_tracks=False, **options)
+    if opened is None:
+        return _of_frames(iter(source), segmenter, every)  # type: ignore[arg-type]
+    return _of_source(opened, segmenter)
+
+
+def _of_frames(
+    frames: Iterator[Any], segmenter: OnlineSegmenter, every: int
+) -> Iterator[Instances]:
+    for number, frame in enumerate(frames):
+        if number % every == 0:
+            yield segmenter(frame, number=number)
+
+
+def _of_source(source: live.Source, segmenter: OnlineSegmenter) -> Iterator[Instances]:
+    bgr, segmenter.bgr = segmenter.bgr, False  # a source gives RGB
+    try:
+        for number, time, image in source:
+            yield segmenter(image, number=number, time=time)
+    finally:
+        segmenter.bgr = bgr

@@ -31,13 +31,11 @@ Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """An option that is given once for each value."""
 AnnotationFiles = Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABELS [LABELS ...]")]
-Weights = Annotated[
-    str,
-    tyro.conf.arg(
-        help="A .safetensors of jobs.train, `shipped` for the tiny weights in this package, or a "
-        "released .pth (then name its --preset)."
-    ),
-]
+WEIGHTS = tyro.conf.arg(
+    help="A name of `idol models`, a .safetensors of jobs.train, `shipped` for the tiny weights in "
+    "this package, or a released .pth (then name its --preset)."
+)
+Weights = Annotated[str, WEIGHTS]
 Tracker = Annotated[
     str | None,
     tyro.conf.arg(

@@ -66,7 +66,20 @@ COMPARISON = Kind("a comparison", _begins(rb'(\{\s*"[^"]*":\s*){2}\{\s*"AP'))
 FOLDER = Kind("a folder", None)
 LOG = Kind("a folder", None, adds=True)
 EVALUATIONS = Kind("a folder", None, {"comparison.json": COMPARISON, "comparison.html": PAGE})
-STREAM = Kind("a folder", None, {"results.json": RESULTS, "annotated.mp4": FILM})
+STREAM = Kind(
+    "a folder",
+    None,
+    {
+        "results.json": RESULTS,
+        "annotated.mp4": FILM,
+        "coco.json": ANNOTATIONS,
+        "tracks.jsonl": Kind("rows of jobs.track", _begins(rb'\{"video":')),
+        "tracks.parquet": Kind("a table", _begins(b"PAR1")),
+        "mot.txt": Kind("MOT results", _begins(rb"\d+,\d+,")),
+        "mots.txt": Kind("MOTS results", _begins(rb"\d+ \d+ \d+ ")),
+        "cvat.xml": Kind("CVAT annotations", _begins(rb"<\?xml")),
+    },
+)
 CHECK = Kind(
     "a folder",
     None,

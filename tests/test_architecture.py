@@ -40,8 +40,8 @@ INNER_ROOMS = {
         ("structures", "config", "lazy", "files", "addresses", "spool"),
         ("masks", "presets"),
         ("images", "network"),
-        ("learning", "detection", "tracker", "ytvis"),
-        ("evaluation", "weights"),
+        ("learning", "detection", "tracker", "ytvis", "instances"),
+        ("evaluation", "weights", "follower"),
         ("analysis", "segmenter"),
     ),
     "pipelines": (
@@ -191,7 +191,8 @@ def test_ray_arrow_and_mlflow_stay_in_pipelines() -> None:
 def test_every_imported_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    declared = [*project["dependencies"], *optional["backbones"], *optional["export"]]
+    extras = [name for name in optional if name != "dev"]
+    declared = [*project["dependencies"], *(one for name in extras for one in optional[name])]
     # The last three are required by what is declared, and used to speak with it.
     distribution = {"cv2": "opencv-python-headless", "cuda": "cuda-core", "PIL": "pillow"}
     distribution |= {"huggingface_hub": "huggingface-hub"}

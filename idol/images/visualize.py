@@ -16,16 +16,19 @@ Image = NDArray[np.uint8]
 
 _GOLDEN_RATIO: Final = 0.6180339887498949
 _Plate = tuple[int, int, int, int]  # left, top, right, bottom of a text's background
-_FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
+FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
+COLORS: Final = 24
+"""Colours that identities have: as many as can be told apart at all."""
 
 
 def identity_color(track_id: int) -> tuple[int, int, int]:
-    """The colour of an identity, RGB 0..255: the same in every frame, video and run."""
+    """The colour of an identity, RGB 0..255, one of 24: the same in every frame, video and run."""
     if track_id < 0:
         return 150, 150, 150  # no identity
     # Steps by the golden ratio make consecutive hues differ; about ten hues can be told apart.
-    hue = (0.58 + track_id * _GOLDEN_RATIO) % 1.0
-    lightness = (0.55, 0.68, 0.42)[track_id // 8 % 3]
+    place = track_id % COLORS
+    hue = (0.58 + place * _GOLDEN_RATIO) % 1.0
+    lightness = (0.55, 0.68, 0.42)[place // 8]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -37,6 +40,7 @@ def overlay(
     labels: Sequence[str] | None = None,
     *,
     boxes: ArrayLike | None = None,
+    colors: Sequence[tuple[int, int, int]] | None = None,
     opacity: float = 0.5,
     zoom: int = 1,
 ) -> Image:
@@ -47,6 +51,7 @@ def overlay(
     track_ids: (N,)      identities; -1 is grey
     labels:    (N,)      text beside each mask, e.g. "person 3 0.87"; None: no text
     boxes:     (N, 4)    xyxy, pixels; None: no boxes
+    colors:    N         RGB 0..255; None: those of `identity_color`
     opacity:   of the masks' fill, 0 (outlines only) to 1
     zoom:      >= 1, enlarges the picture, so that texts do not hide a small frame
     returns:   (zoom * H, zoom * W, 3) uint8, RGB
@@ -62,24 +67,57 @@ def overlay(
     if zoom > 1:
         image = cv2.resize(frame, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
         filled = filled.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    line = max(1, round(min(image.shape[:2]) / 240))
-    colors = [identity_color(track_id) for track_id in track_ids]
+    line = line_width(image)
+    if colors is None:
+        colors = [identity_color(track_id) for track_id in track_ids]
+    # In the masks' own boxes: most of a large frame is none of theirs.
+    places = [_place(mask) for mask in filled]
     # All fills before all outlines and texts: no later mask covers a label.
-    for mask, color in zip(filled, colors, strict=True):
-        mixed = image[mask] * (1 - opacity) + np.array(color, np.float32) * opacity
-        image[mask] = np.rint(mixed).astype(np.uint8)
-    for mask, color in zip(filled, colors, strict=True):
-        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for mask, (rows, columns), color in zip(filled, places, colors, strict=True):
+        part, inside = image[rows, columns], mask[rows, columns]
+        mixed = part[inside] * (1 - opacity) + np.array(color, np.float32) * opacity
+        part[inside] = np.rint(mixed).astype(np.uint8)
+    for mask, (rows, columns), color in zip(filled, places, colors, strict=True):
+        inside = np.ascontiguousarray(mask[rows, columns]).view(np.uint8)
+        contours, _ = cv2.findContours(
+            inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(columns.start, rows.start)
+        )
         cv2.drawContours(image, contours, -1, color, line)
     for box, color in zip(corners * zoom, colors, strict=boxes is not None):
         x0, y0, x1, y1 = (int(v) for v in np.rint(box))
         cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), color, line)
     taken: list[_Plate] = []
     for mask, color, text in zip(filled, colors, labels or (), strict=bool(labels)):
-        if mask.any():
-            left, top = int(mask.any(axis=0).argmax()), int(mask.any(axis=1).argmax())
-            taken.append(_write(image, text, left, top, color, taken))
+        rows, columns = _place(mask)
+        if rows.stop:
+            taken.append(_write(image, text, columns.start, rows.start, color, taken))
     return image
+
+
+def line_width(image: Image) -> int:
+    """Pixels of a line that is seen on a picture of this size."""
+    return max(1, round(int(min(image.shape[:2])) / 240))
+
+
+def text_scale(image: Image) -> float:
+    """OpenCV's font scale that is readable on a picture of this size."""
+    return max(0.3, int(min(image.shape[:2])) / 900)
+
+
+def printable(text: str) -> str:
+    """The text in ASCII: OpenCV's font has no more, and builds differ in what they draw instead."""
+    return text.encode("ascii", "replace").decode("ascii")
+
+
+def write_text(image: Image, text: str, place: tuple[int, int], scale: float) -> None:
+    """Write light text into an image (H, W, 3), its baseline beginning at place (x, y)."""
+    cv2.putText(image, printable(text), place, FONT, scale, (235, 235, 235), 1, cv2.LINE_AA)
+
+
+def _place(mask: Bools) -> tuple[slice, slice]:
+    """Rows and columns of a mask's tight box; both empty, from 0 to 0, where it is."""
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return slice(y, y + height), slice(x, x + width)
 
 
 def _checked(
@@ -118,10 +156,8 @@ def _write(
 ) -> _Plate:
     """Write text above (x, y) on a plate in the image, below plates taken if there is room."""
     height, width = image.shape[:2]
-    scale = max(0.3, min(height, width) / 900)
-    # OpenCV's font is ASCII only and differs between builds in what it draws for the rest.
-    text = text.encode("ascii", "replace").decode("ascii")
-    (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, 1)
+    scale, text = text_scale(image), printable(text)
+    (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, 1)
     plate_width, plate_height = text_width + 4, text_height + below + 2
     x = max(0, min(x, width - plate_width))
     y = first = max(0, min(y - plate_height, height - plate_height))
@@ -138,5 +174,5 @@ def _write(
     luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     ink = (0, 0, 0) if luminance > 130 else (255, 255, 255)
     baseline = (x + 2, y + text_height + 1)
-    cv2.putText(image, text, baseline, _FONT, scale, ink, 1, cv2.LINE_AA)
+    cv2.putText(image, text, baseline, FONT, scale, ink, 1, cv2.LINE_AA)
     return plate

@@ -262,3 +262,18 @@ def check_tracks(
     measured, wrong = check([m for track in tracks for m in track if m is not None])
     areas[tuple(np.array(places).T)] = measured
     return areas, None if wrong is None else places[wrong]
+
+
+def boxes(counts: Sequence[bytes], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Tight boxes of N compressed masks, without making a picture.
+
+    size:    (H, W)
+    returns: (N, 4) float32 xyxy in pixels, right and bottom beyond the last one; zeros where a mask
+             is empty
+    """
+    if not counts:
+        return np.zeros((0, 4), np.float32)
+    from pycocotools import mask as coco_mask
+
+    found = coco_mask.toBbox([{"size": list(size), "counts": text} for text in counts])
+    return np.concatenate([found[:, :2], found[:, :2] + found[:, 2:]], axis=1).astype(np.float32)

@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from idol.images import live
 from idol.masks import rle
 from idol.spool import Mapped
 from idol.ytvis.lazy_rows import whole
 from idol.ytvis.repairs import Repairs
 from idol.ytvis.videos import Video
 from pipelines.sources import frames as frame_files
-from pipelines.sources import live
 from pipelines.sources.annotations import VideoRecord
 from pipelines.sources.frame_listing import FrameListing, blocks
 

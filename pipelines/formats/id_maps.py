@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from idol.images import live
 from pipelines.formats.labels import encoded
 from pipelines.formats.media import PNG, Frames, opened
-from pipelines.sources import live
 
 
 @dataclass(frozen=True, slots=True)

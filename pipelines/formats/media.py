@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from idol.images import live
 from pipelines.errors import VideoError
 from pipelines.sources import frames as frame_files
-from pipelines.sources import live
 
 PNG = "[!.]*.[pP][nN][gG]"
 """What folders are searched for; macOS leaves files that begin with a dot."""

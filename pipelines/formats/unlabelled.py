@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from idol.images import live
 from pipelines.formats import media
 from pipelines.formats.labels import Builder, Labels
 from pipelines.sources import frames as frame_files
-from pipelines.sources import live
 
 
 def read(path: Path, frames: Path | None = None) -> Labels:

@@ -1,34 +1,46 @@
-"""An mp4 written frame by frame, which appears when it is whole."""
+"""An mp4 that browsers play, written frame by frame, which appears when it is whole."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import cv2
 import numpy as np
 
 from idol.files import whole_file
 from pipelines.errors import PipelineError
-from pipelines.sources.frames import Image
 
-_CODEC = "mp4v"  # the one that every build of OpenCV can write
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+
+    from idol.images.visualize import Image
+
+_ENCODERS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("libx264", {"preset": "veryfast", "crf": "21"}),
+    ("libopenh264", {"b": "4M"}),
+    ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "32", "b": "0"}),
+)
+"""What every browser decodes: H.264, or VP9 where a build of FFmpeg has no encoder for that. The
+first that is there is taken. The wheels of PyAV have all but the second."""
 
 
 class Film:
     """Frames in, a file ending in .mp4 out, under its name when finish is called.
 
     Raises:
-        PipelineError: the file cannot be written.
+        PipelineError: there is no encoder for it.
+        OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: float) -> None:
         """rate: frames a second."""
         self.path = path
-        self._rate = rate
-        self._writer: Any = None
-        self._temporary = path
+        self._rate = Fraction(rate).limit_denominator(1001)
+        self._container: OutputContainer | None = None
+        self._stream: Any = None
         self._whole = ExitStack()
 
     def __enter__(self) -> Self:
@@ -36,7 +48,9 @@ class Film:
 
     def __exit__(self, *_: object) -> None:
         """Drop what was written, unless finish was called."""
-        self._release()
+        if self._container is not None:
+            container, self._container = self._container, None
+            container.close()
         # As after an error; once finish has closed it, there is nothing left to drop.
         self._whole.__exit__(EOFError, EOFError(), None)
 
@@ -45,31 +59,55 @@ class Film:
 
         An odd last row or column is shown twice, as the codec needs even sides.
         """
+        import av
+
         odd = image.shape[0] % 2, image.shape[1] % 2
         image = np.asarray(np.pad(image, ((0, odd[0]), (0, odd[1]), (0, 0)), "edge"), np.uint8)
-        if self._writer is None:
-            self._temporary = self._whole.enter_context(whole_file(self.path))
-            height, width = image.shape[:2]
-            codec, size = cv2.VideoWriter.fourcc(*_CODEC), (width, height)
-            self._writer = cv2.VideoWriter(str(self._temporary), codec, self._rate, size)
-            if not self._writer.isOpened():
-                raise PipelineError(
-                    f"{self.path} cannot be written: this OpenCV has no encoder for {width} x "
-                    f"{height} mp4. --no-video writes the results alone."
-                )
-        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        if self._container is None:
+            self._begin((image.shape[0], image.shape[1]))
+        self._mux(av.VideoFrame.from_ndarray(image, format="rgb24"))
 
     def finish(self) -> None:
         """Put the file in its place; nothing happens without frames."""
-        if self._writer is None:
+        if self._container is None:
             return
-        self._release()
-        # OpenCV does not say when a write failed.
-        if self._temporary.stat().st_size == 0:
-            raise PipelineError(f"{self.path} could not be written. Is the disk full?")
+        self._mux(None)
+        container, self._container = self._container, None
+        with _about(self.path):
+            container.close()
         self._whole.close()
 
-    def _release(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
+    def _begin(self, size: tuple[int, int]) -> None:
+        import av
+
+        temporary = self._whole.enter_context(whole_file(self.path))
+        known = [(name, options) for name, options in _ENCODERS if name in av.codecs_available]
+        if not known:
+            raise PipelineError(
+                f"{self.path} cannot be written: this build of FFmpeg encodes neither H.264 nor "
+                "VP9. --no-video writes the results alone."
+            )
+        name, options = known[0]
+        # The index in front, so that a film plays while it is still loading.
+        self._container = av.open(
+            str(temporary), "w", format="mp4", options={"movflags": "+faststart"}
+        )
+        self._stream = self._container.add_stream(name, rate=self._rate, options=options)
+        self._stream.height, self._stream.width = size
+        self._stream.pix_fmt = "yuv420p"
+
+    def _mux(self, frame: Any) -> None:
+        assert self._container is not None
+        with _about(self.path):
+            self._container.mux(self._stream.encode(frame))
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Turn what FFmpeg says of a file into an error that names it."""
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

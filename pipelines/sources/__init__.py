@@ -1,4 +1,4 @@
-"""Where videos come from: annotation files with their frames, and videos that nobody annotated.
+"""Where the videos of a data set come from: annotation files with their frames.
 
 A file here says where pixels and facts lie and reads them one at a time; it computes nothing.
 """
@@ -9,8 +9,7 @@ from idol.lazy import attach
 
 if TYPE_CHECKING:
     from pipelines.sources.annotations import Dataset, VideoRecord, combine, read
-    from pipelines.sources.live import Source, open_source
 
-__all__ = ["Dataset", "Source", "VideoRecord", "combine", "open_source", "read"]
+__all__ = ["Dataset", "VideoRecord", "combine", "read"]
 
 __getattr__, __dir__ = attach(__name__)

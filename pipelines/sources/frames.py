@@ -11,23 +11,20 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
-import numpy as np
 from pyarrow import fs
 
 from idol.addresses import is_remote
+from idol.images.live import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from idol.images.live import VIDEO_SUFFIXES as VIDEO_SUFFIXES
+from idol.images.video_file import DamagedVideo, VideoFile
 from pipelines.errors import VideoError
 from pipelines.sources import video_cache
 from pipelines.sources.image_file import JPEG, check_size, decode
 from pipelines.sources.image_file import Image as Image
-from pipelines.sources.video_file import DamagedVideo, VideoFile
 from pipelines.storage import paths
 from pipelines.storage.paths import RemotePath
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 
 def split(reference: str) -> tuple[str, int | None]:
@@ -214,12 +211,6 @@ class VideoReader:
             raise VideoError(self._video_id, f"{self.path}#{number}", str(error)) from error
 
 
-def next_image(capture: cv2.VideoCapture) -> Image | None:
-    """The next frame of a video or camera as (H, W, 3) uint8 RGB; None where there is none."""
-    done, image = capture.read()
-    return _rgb(image) if done and image is not None else None
-
-
 def grouped(references: Sequence[str]) -> list[tuple[str, list[str]]]:
     """References by file, frame numbers ascending: the order in which to read them."""
     groups: dict[str, list[tuple[int, str]]] = {}
@@ -236,7 +227,3 @@ def _image_bytes(path: str, video_id: int) -> bytes:
         raise VideoError(video_id, path, "the frame does not exist") from error
     except (OSError, ValueError) as error:
         raise VideoError(video_id, path, f"the frame cannot be read ({error})") from error
-
-
-def _rgb(image: Any) -> Image:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)

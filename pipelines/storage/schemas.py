@@ -127,6 +127,27 @@ RESULTS = _required(
 )
 """One track of one class; one RLE or null per frame of the video."""
 
+TRACK_ROWS = pa.schema(
+    [
+        pa.field("video", pa.string(), nullable=False),
+        pa.field("frame", pa.int64(), nullable=False),
+        pa.field("time", pa.float64()),
+        pa.field("track_id", pa.int64(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("box", pa.list_(pa.float32()), nullable=False),
+        pa.field("area", pa.int64(), nullable=False),
+        pa.field(
+            "segmentation",
+            pa.struct([pa.field("size", pa.list_(pa.int32())), pa.field("counts", pa.string())]),
+            nullable=False,
+        ),
+    ]
+)
+"""One instance of one frame of a followed source. frame: its number in the source, from 0; time:
+seconds, null where nothing says so; category: the best one by the track's frames so far; box: the
+mask's, xyxy in pixels; area: its pixels; segmentation: its RLE as COCO has it."""
+
 REJECTS = _required(video_id=pa.int64(), path=pa.string(), reason=pa.string())
 """What was left out, and why. Beside every table."""
 

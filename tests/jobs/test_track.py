@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from idol.images import live
+from idol.images.live import SourceError
+from idol.images.painter import Painter
 from idol.segmenter import OnlineSegmenter
 from idol.weights import checkpoint
 from idol.ytvis import results
 from jobs import track
 from pipelines import configuration, stream
-from pipelines.errors import PipelineError
 from pipelines.report import film
-from pipelines.sources import frames, live
+from pipelines.sources import frames
+from pipelines.stream import following, places
 from tests.foreground import foreground
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,7 +85,8 @@ def test_a_video_becomes_a_film_of_the_same_length_and_rate(
     line = run(capsys, video, out)
     assert line["frames"] == LENGTH
     assert line["frames_per_second"] > 0
-    assert sorted(path.name for path in out.iterdir()) == [stream.FILM, stream.RESULTS]
+    assert sorted(path.name for path in out.iterdir()) == sorted(places.ALL)
+    assert line["files"] == [name for name in places.ALL if name != places.MOTS_LABELS]
     with frames.VideoReader(line["video"], video_id=0) as shown:
         assert len(list(shown)) == LENGTH
         assert shown.rate == pytest.approx(12.0)
@@ -115,10 +119,11 @@ def test_a_film_shows_every_identity_in_its_colour(folder: Path) -> None:
     instances = segmenter(image)
     assert len(instances) > 0
     height, width = SIZE
-    plain = stream.draw(image, instances, 1.0)
-    drawn = stream.draw(image, instances, 0.0)
-    assert plain.shape == drawn.shape == (5 * height, 5 * width, 3)  # enlarged to 480
-    changed = (drawn != plain).any(axis=-1)
+    drawn = following.draw(Painter(), instances, image)
+    plain = following.draw(Painter(), instances.chosen(np.array([], np.int64)), image)
+    assert plain.shape == drawn.shape
+    assert drawn.shape[1] == 5 * width  # enlarged to 480
+    changed = (drawn != plain).any(axis=-1)[: 5 * height]
     masks = instances.masks.any(axis=0).repeat(5, axis=0).repeat(5, axis=1)
     assert changed[masks].mean() > 0.9
 
@@ -142,10 +147,10 @@ def test_a_film_in_which_nothing_is_drawn_is_explained(
 ) -> None:
     run(capsys, video, tmp_path / "seen")
     assert not caplog.records
-    line = run(capsys, video, tmp_path / "unseen", "--score-threshold", "1.0")
+    line = run(capsys, video, tmp_path / "unseen", "--min-score", "1.0")
     assert line["tracks"]
     (record,) = caplog.records
-    assert "below --score-threshold 1. Lower that" in record.getMessage()
+    assert "below --min-score 1 or of none" in record.getMessage()
 
 
 def test_following_a_video_needs_no_ray(video: Path, tmp_path: Path) -> None:
@@ -217,7 +222,7 @@ def test_an_mp4_cut_short_is_told(tmp_path: Path, shared: Path) -> None:
     assert data.index(b"moov") < data.index(b"mdat")
     path = tmp_path / "cut.mp4"
     path.write_bytes(data[: len(data) // 3])
-    with pytest.raises(PipelineError, match=r"frame 42 is damaged .* Is the file complete\?"):
+    with pytest.raises(SourceError, match=r"frame 42 is damaged .* Is the file complete\?"):
         sum(1 for _ in live.open_source(str(path), every=10))
 
 
@@ -226,8 +231,9 @@ def test_a_video_of_one_row_or_column_takes_no_more_memory_than_others(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     image = np.zeros((*size, 3), np.uint8)
-    shown = stream.draw(image, OnlineSegmenter.load("shipped")(image), 1.0)
-    assert max(shown.shape) <= max(3000, 1920)
+    found = OnlineSegmenter.load("shipped")(image)
+    shown = following.draw(Painter(), found.chosen(found.scores > 1), image)
+    assert max(shown.shape) <= max(3000, 1920) + 100  # with the legend
     with film.Film(tmp_path / "a.mp4", 10) as written:
         for _ in range(3):
             written.add(shown)
@@ -246,7 +252,10 @@ def test_what_cannot_be_written_in_the_end_leaves_no_half_file(
     monkeypatch.setattr(results, "write", full)
     with pytest.raises(SystemExit, match="No space left on device"):
         track.main([str(folder), "--weights", "shipped", "--out", str(tmp_path / "out")])
-    assert list((tmp_path / "out").iterdir()) == []
+    # What was whole before stays, and rows are written line by line.
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        places.FILM, places.ROWS, places.TABLE,
+    }  # fmt: skip
 
 
 def test_ctrl_c_writes_what_is_finished_and_exits_130(folder: Path, tmp_path: Path) -> None:
@@ -270,7 +279,7 @@ def test_ctrl_c_writes_what_is_finished_and_exits_130(folder: Path, tmp_path: Pa
     assert "Interrupted. The " in stderr
     assert "Traceback" not in stderr
     assert stdout == ""
-    assert sorted(path.name for path in out.iterdir()) == [stream.FILM, stream.RESULTS]
+    assert sorted(path.name for path in out.iterdir()) == sorted(places.ALL)
     (length,) = {len(e["segmentations"]) for e in results.read(out / stream.RESULTS)}
     assert 0 < length < 399
 
@@ -336,7 +345,13 @@ def test_a_source_that_is_none_is_told_in_one_line(
         (["--every", "0"], "every must be 1 or more"),
         (["--max-frames", "0"], "max_frames must be 1 or more"),
         (["--fps", "0"], "rate must lie in"),
-        (["--score-threshold", "2"], r"drawn score must lie in \[0, 1\]"),
+        (["--min-score", "2"], r"min_score must lie in \[0, 1\]"),
+        (["--trail", "-1"], r"trail must lie in \[0, 10000\]"),
+        (["--classes", "Star", "sphinx"], r"no class 'sphinx'. They know: star"),
+        (["--start", "1:2:3:4"], "a time is 90, 1:30 or"),
+        (["--start", "5", "--end", "5"], "before end"),
+        (["--workers", "-1"], "--workers must be 0 or more"),
+        (["--detections", "x"], "give --weights"),
         (["--device", "toaster"], "--device must be auto, cpu, gpu, cuda or cuda:N"),
     ],
 )
@@ -358,7 +373,7 @@ def test_earlier_output_is_kept_unless_it_may_be_replaced(
     out = tmp_path / "out"
     run(capsys, folder, out, "--max-frames", "2")
     before = (out / stream.RESULTS).read_bytes()
-    with pytest.raises(SystemExit, match=r"holds results.json and annotated.mp4 already.*--overw"):
+    with pytest.raises(SystemExit, match=r"holds annotated.mp4 and .* already.*--overw"):
         run(capsys, folder, out, "--max-frames", "3")
     assert (out / stream.RESULTS).read_bytes() == before
     assert run(capsys, folder, out, "--max-frames", "3", "--overwrite")["frames"] == 3

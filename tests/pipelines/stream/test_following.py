@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import idol
-from idol.images import synthetic, synthetic_dataset
+from idol.images import live, synthetic, synthetic_dataset
 from idol.segmenter import OnlineSegmenter
 from idol.ytvis import results
 from pipelines import configuration, stream
-from pipelines.sources import annotations, live
+from pipelines.sources import annotations
 from pipelines.stages import detect, track
 from pipelines.storage import layout
 
@@ -36,7 +36,8 @@ def test_a_stream_ends_with_the_bytes_of_the_whole_data_set(
             stream.prepare(out)
             summary = stream.Summary()
             opened = live.open_source(str(Path(video.frames[0]).parent))
-            stream.run(opened, segmenter, out, stream.StreamConfig(film=False), summary)
+            wanted = stream.StreamConfig(film=False, exports=())
+            stream.run(opened, segmenter, out, wanted, summary)
             assert summary.frames == len(video.frames)
             of_video = segmenter.finish_ytvis(video.video_id)
             results.write(at / "alone.json", [{**entry, "video_id": 1} for entry in of_video])

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.errors import PipelineError
-from pipelines.sources import live, video_file
-from pipelines.sources.video_file import DamagedVideo, VideoFile
+from idol.images import live, video_file
+from idol.images.live import SourceError
+from idol.images.video_file import DamagedVideo, VideoFile
 
 LENGTH = 150
 # name -> codec, pixel format, options; key frames every 30
@@ -118,7 +118,7 @@ def test_no_picture_that_the_decoder_calls_damaged_passes(videos, name):
 
 def test_a_damaged_video_is_not_taken_for_one_that_ends(videos):
     path = damaged(videos / "h264.mp4", 0)
-    with pytest.raises(PipelineError, match=r"frame \d+ is damaged"):
+    with pytest.raises(SourceError, match=r"frame \d+ is damaged"):
         list(live.open_source(str(path)))
 
 

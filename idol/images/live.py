@@ -1,0 +1,349 @@
+"""The frames of a video file, an image folder, a camera or a stream, without a data set."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from idol.addresses import is_remote, shown
+from idol.images import image_file
+from idol.images.video_file import DamagedVideo, VideoFile
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+
+CAMERA = "camera:"
+"""Before the number of a camera, as in camera:0."""
+STREAMS = ("rtsp", "rtsps", "rtmp", "http", "https")
+"""Schemes of addresses that are read as they come."""
+
+_PROTOCOLS = {
+    "rtsp": "rtsp,rtp,srtp,udp,tcp",
+    "rtsps": "rtsps,rtsp,rtp,srtp,udp,tcp,tls",
+    "rtmp": "rtmp,tcp",
+    "http": "http,https,tcp,tls,crypto",
+    "https": "https,tcp,tls,crypto",
+}
+"""What a stream may open in turn: a playlist from elsewhere must not name files of this machine."""
+_SILENCE_S = 15.0  # after so long without a frame a stream is lost
+TODO = "Give a video file, a folder of images, camera:0, or an rtsp:// or http(s):// address."
+"""What a message about a source that is none says to do."""
+_REPAIR = "Is the file complete? ffmpeg -i may repair it."
+_OVERSTATED = 0.02
+"""Share of the stated frames, or two, that a container may lack; with fewer it is cut short."""
+
+_MP4_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
+_MP4_HEADER = 8  # bytes of a box's length and name
+
+Image = NDArray[np.uint8]
+
+FOLDER_RATE = 10.0
+"""Frames a second of an image folder, and of a video that states no rate."""
+
+
+class SourceError(ValueError):
+    """A source that is not there, is none, or does not go on: SourceError(message)."""
+
+
+class Frame(NamedTuple):
+    """A frame of a source.
+
+    number: in the source, from 0; every n-th is given where that was asked for
+    time:   seconds since its beginning: number / frames a second; of a live stream, as it says
+    image:  (H, W, 3) uint8 RGB
+    """
+
+    number: int
+    time: float
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where frames come from; iterate over it. A video or folder can be iterated over again; a
+    camera or stream goes on.
+
+    name:   the path, "camera:0", or the address of a stream
+    every:  only each n-th frame is given
+    frames: how many it will give, as far as it says; None: a camera or a stream
+    rate:   frames a second, of those given; None where nothing says so
+    start:  seconds before the first frame given
+    end:    seconds from which no frame is given; infinite: to the last
+    images: of a folder, in order
+    Raises: SourceError: while iterating, at a frame that cannot be decoded, a video that ends
+            before it says, a camera or stream that stops.
+    """
+
+    name: str
+    every: int
+    frames: int | None
+    rate: float | None
+    start: float = 0.0
+    end: float = math.inf
+    images: tuple[Path, ...] = ()
+
+    def __iter__(self) -> Iterator[Frame]:
+        if self.images:
+            return self._of_folder()
+        if self.name.startswith(CAMERA):
+            return self._chosen(_camera_frames(self.name))
+        return self._chosen(_stream_frames(self.name)) if is_stream(self.name) else self._of_video()
+
+    @property
+    def live(self) -> bool:
+        """Whether it is a camera or a stream, so that no frame comes twice."""
+        return self.name.startswith(CAMERA) or is_stream(self.name)
+
+    def _numbers(self, rate: float) -> Iterator[int]:
+        """Of frames at this rate those that are given, without an end."""
+        return itertools.count(_first(self.start, rate), self.every)
+
+    def _of_folder(self) -> Iterator[Frame]:
+        rate = FOLDER_RATE
+        for number in self._numbers(rate):
+            if number >= len(self.images) or number / rate >= self.end:
+                return
+            yield Frame(number, number / rate, read_image(self.images[number]))
+
+    def _of_video(self) -> Iterator[Frame]:
+        with _opened(self.name) as video:
+            rate = video.rate or FOLDER_RATE
+            for number in self._numbers(rate):
+                if number / rate >= self.end:
+                    return
+                try:
+                    image = video.read(number)
+                except DamagedVideo as error:
+                    raise SourceError(f"{self.name}#{number}: {error}. {_REPAIR}") from error
+                if image is None:
+                    self._check_end(number, len(video))
+                    return
+                yield Frame(number, number / rate, image)
+
+    def _check_end(self, number: int, stated: int) -> None:
+        """Raise SourceError where a video ended at a frame before which it should not."""
+        first = _first(self.start, (self.rate or FOLDER_RATE) * self.every)
+        if number == first and self.start > 0:
+            raise SourceError(f"{self.name} has no frame at {self.start:g} s: it ends before.")
+        if number == 0 or _cut_short(self.name, number, stated):
+            raise SourceError(
+                f"{self.name}: the video ends before frame {number}, though the file states "
+                f"{stated} frames. {_REPAIR}"
+            )
+
+    def _chosen(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        for frame in frames:
+            if frame.time >= self.end:
+                return
+            if frame.time >= self.start and frame.number % self.every == 0:
+                yield frame
+
+
+def open_source(
+    name: str, every: int = 1, *, start: float = 0.0, end: float | None = None
+) -> Source:
+    """Look at a source and say what it is.
+
+    name:  a video file, a folder of images (taken in natural order: 2.jpg before 10.jpg), a
+           single image, camera:N, or an rtsp://, rtmp:// or http(s):// address
+    every: give each n-th frame only
+    start, end: seconds: frames from start on, and before end; None: all
+    Raises:
+        SourceError: it is missing, empty, or none of these.
+        ValueError: every is below 1, or start is not before end.
+    """
+    if every < 1:
+        raise ValueError(f"every must be 1 or more, got {every}")
+    stop = math.inf if end is None else end
+    if not 0 <= start < stop:
+        raise ValueError(f"start must be 0 s or later, and before end, got {start:g} and {stop:g}")
+
+    def source(frames: int | None, rate: float, images: tuple[Path, ...] = ()) -> Source:
+        known = rate if 0 < rate <= 1000 else 0.0  # or the time base of one that knows no rate
+        if frames is not None:
+            last = min(frames, stop * (known or FOLDER_RATE))
+            frames = max(0, -(-(math.ceil(last) - _first(start, known or FOLDER_RATE)) // every))
+        return Source(name, every, frames, known / every or None, start, stop, images)
+
+    if name.startswith(CAMERA):
+        with _camera(name) as camera:
+            return source(None, camera.get(cv2.CAP_PROP_FPS))
+    if is_stream(name):
+        with _stream(name) as container:
+            return source(None, float(container.streams.video[0].average_rate or 0))
+    if is_remote(name):
+        raise SourceError(f"{shown(name)} cannot be read frame by frame. {TODO}")
+    path = Path(name)
+    if path.is_dir():
+        images = images_of(path)
+        return source(len(images), 0.0, images)
+    if not path.exists():
+        raise SourceError(f"{name} does not exist. {TODO}")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return source(1, 0.0, (path,))
+    with _opened(name) as video:
+        return source(len(video) or None, video.rate)
+
+
+def is_stream(name: str) -> bool:
+    """Whether a name is the address of a stream."""
+    return is_remote(name) and name.partition("://")[0].lower() in STREAMS
+
+
+def read_image(path: Path) -> Image:
+    """An image file as (H, W, 3) uint8 RGB. Raises: SourceError: it cannot be read."""
+    try:
+        return image_file.decode(path.read_bytes())
+    except OSError as error:
+        raise SourceError(f"{path}: the frame cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise SourceError(f"{path}: {error}") from error
+
+
+def images_of(folder: Path) -> tuple[Path, ...]:
+    """The images of a folder in natural order. Raises: SourceError: there is none to read."""
+    try:
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be read ({error.strerror}).") from error
+    images = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        known = ", ".join(sorted(IMAGE_SUFFIXES))
+        there = f"holds {len(entries)} other entries" if entries else "is empty"
+        raise SourceError(
+            f"{folder} {there}: a folder must hold images ({known}), all of one video."
+        )
+    return tuple(sorted(images, key=lambda path: natural(path.name)))
+
+
+def natural(name: str) -> tuple[list[int | str], str]:
+    """A key: frame2 before frame10; names that differ in zeros only keep a fixed order."""
+    parts = re.split(r"([0-9]+)", name.lower())  # text and digits in turn, text first
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def _first(start: float, rate: float) -> int:
+    """The number of the first frame at or after so many seconds."""
+    return math.ceil(start * rate - 1e-6)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[VideoFile]:
+    try:
+        video = VideoFile(name)
+    except ValueError as error:
+        raise SourceError(f"{name}: {error}. {TODO}") from error
+    try:
+        yield video
+    finally:
+        video.close()
+
+
+def _cut_short(name: str, read: int, stated: int) -> bool:
+    """Whether a video that ended after so many frames should have gone on."""
+    if stated - read <= max(2, math.ceil(_OVERSTATED * stated)):
+        return False
+    if Path(name).suffix.lower() not in _MP4_SUFFIXES:
+        return True
+    # An mp4 may show a part of the frames that it stores and states: its edit list says so, and
+    # players follow it. Cut short it is where the last box reaches beyond the end of the file.
+    with open(name, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        place = 0
+        while place + _MP4_HEADER <= end:
+            file.seek(place)
+            length, long = struct.unpack(">I4xQ", file.read(16).ljust(16, b"\0"))
+            if length == 1:  # the length follows in 64 bits
+                length = long
+            if length == 0:  # to the end of the file, however long it is
+                return False
+            if length < _MP4_HEADER:
+                return True
+            place += length
+    return place != end
+
+
+@contextmanager
+def _camera(name: str) -> Iterator[cv2.VideoCapture]:
+    """An open camera. Raises ValueError, SourceError: it is not camera:N, or cannot be opened."""
+    number = name.removeprefix(CAMERA)
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"a camera is named camera:0, camera:1, ..., got {name!r}")
+    capture = cv2.VideoCapture(int(number))
+    if not capture.isOpened():
+        raise SourceError(
+            f"{name} cannot be opened. Is it connected, and not in use by another program? "
+            "On Linux cameras are /dev/video0, /dev/video1, ..."
+        )
+    try:
+        yield capture
+    finally:
+        capture.release()
+
+
+def _camera_frames(name: str) -> Iterator[Frame]:
+    with _camera(name) as camera:
+        rate = camera.get(cv2.CAP_PROP_FPS) or FOLDER_RATE
+        for number in itertools.count():
+            done, image = camera.read()
+            if not done or image is None:
+                raise SourceError(f"{name} gave no more frames after {number}.")
+            rgb = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+            yield Frame(number, number / rate, rgb)
+
+
+@contextmanager
+def _stream(name: str) -> Iterator[InputContainer]:
+    """An open stream that has a video. Raises: SourceError: it cannot be opened."""
+    import av
+
+    scheme = name.partition("://")[0].lower()
+    # By TCP: over UDP a lost packet is a torn picture, and firewalls drop it.
+    options = {"rtsp_transport": "tcp", "protocol_whitelist": _PROTOCOLS[scheme]}
+    try:
+        container = av.open(name, options=options, timeout=_SILENCE_S)
+    except (av.FFmpegError, OSError) as error:
+        reason = error.strerror or type(error).__name__
+        raise SourceError(f"{shown(name)} cannot be opened as a video ({reason}).") from error
+    with container:
+        if not container.streams.video:
+            raise SourceError(f"{shown(name)} has no video that can be decoded.")
+        yield container
+
+
+def _stream_frames(name: str) -> Iterator[Frame]:
+    import av
+
+    with _stream(name) as container:
+        frames = container.decode(container.streams.video[0])
+        started: float | None = None
+        for number in itertools.count():
+            try:
+                frame = next(frames, None)
+            except (av.FFmpegError, OSError) as error:
+                raise SourceError(
+                    f"{shown(name)} is lost after {number} frames ({error.strerror})."
+                ) from error
+            if frame is None:
+                if number == 0:
+                    raise SourceError(f"{shown(name)} ended without a frame.")
+                return
+            time = number / FOLDER_RATE if frame.time is None else frame.time
+            started = time if started is None else started
+            image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
+            yield Frame(number, max(0.0, time - started), image)

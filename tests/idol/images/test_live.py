@@ -1,0 +1,129 @@
+"""Sources: which frames of a file, folder or stream are given, with their numbers and times."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from idol.images import live
+from idol.images.live import SourceError, open_source
+
+LENGTH, RATE = 30, 10
+
+
+def film(path: Path, length: int = LENGTH) -> Path:
+    """A film whose frame n has the grey value 8 n."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "1", "g": "10"})
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for n in range(length):
+            image = np.full((32, 48, 3), 8 * (n % 31), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> Path:
+    return film(tmp_path / "film.mp4")
+
+
+def numbers(source: live.Source) -> list[int]:
+    """The numbers of a source's frames, which are those that the pictures show."""
+    found = []
+    for frame in source:
+        assert round(frame.image.mean() / 8) == frame.number
+        assert frame.time == pytest.approx(frame.number / RATE, abs=0.02)
+        found.append(frame.number)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("every", "start", "end", "expected"),
+    [
+        (1, 0.0, None, range(30)),
+        (4, 0.0, None, range(0, 30, 4)),
+        (1, 1.0, None, range(10, 30)),
+        (3, 0.55, 2.0, range(6, 20, 3)),
+        (1, 2.9, 99.0, range(29, 30)),
+    ],
+)
+def test_a_file_gives_the_frames_that_are_asked_for(
+    video: Path, every: int, start: float, end: float | None, expected: range
+) -> None:
+    source = open_source(str(video), every, start=start, end=end)
+    assert numbers(source) == list(expected) == numbers(source)
+    assert source.frames == len(expected)
+    assert source.rate == RATE / every
+    assert not source.live
+
+
+def test_a_start_behind_the_end_of_a_file_is_told(video: Path) -> None:
+    with pytest.raises(SourceError, match="has no frame at 3 s"):
+        list(open_source(str(video), start=3.0))
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1.0, None), (2.0, 2.0)])
+def test_a_span_without_frames_is_refused(video: Path, start: float, end: float | None) -> None:
+    with pytest.raises(ValueError, match="start must be 0 s or later"):
+        open_source(str(video), start=start, end=end)
+
+
+@pytest.fixture
+def server(video: Path) -> Iterator[str]:
+    """The address of a web server that has film.mp4, a playlist and a half film."""
+    data = film(video.with_suffix(".ts"), 120).read_bytes()
+    video.with_name("half.ts").write_bytes(data[: len(data) // 2])
+    secret = film(video.with_name("secret.mp4"))
+    list_ = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{secret}\n#EXT-X-ENDLIST\n"
+    video.with_name("list.m3u8").write_text(list_)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(video.parent))  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_an_address_gives_the_frames_as_they_come(server: str) -> None:
+    source = open_source(f"{server}/film.mp4", 2, start=0.5, end=2.0)
+    assert source.live
+    assert source.frames is None
+    assert numbers(source) == list(range(6, 20, 2))
+
+
+def test_a_stream_of_a_server_that_goes_away_ends_with_what_came(server: str) -> None:
+    found = list(open_source(f"{server}/half.ts"))
+    assert 0 < len(found) < 120
+
+
+@pytest.mark.parametrize("name", ["absent.mp4", "list.m3u8"])
+def test_what_is_no_stream_or_leads_to_files_of_this_machine_is_refused(
+    server: str, name: str
+) -> None:
+    with pytest.raises(SourceError, match=r"cannot be opened as a video|has no video|without a"):
+        list(open_source(f"{server}/{name}"))
+
+
+def test_an_address_shows_no_password_in_its_error() -> None:
+    with pytest.raises(SourceError) as caught:
+        open_source("rtsp://user:word@127.0.0.1:9/cam")
+    assert "rtsp://127.0.0.1:9/cam cannot be opened" in str(caught.value)
+    assert "word" not in str(caught.value)
+
+
+def test_object_storage_is_no_stream() -> None:
+    with pytest.raises(SourceError, match="cannot be read frame by frame"):
+        open_source("s3://bucket/a.mp4")
