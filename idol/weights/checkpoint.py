@@ -20,7 +20,7 @@ from idol.config import Config
 from idol.config.categories import differing
 from idol.files import whole_file
 from idol.network.model import IDOL
-from idol.weights import hub, provenance, safetensors_file, torch_file
+from idol.weights import hub, provenance, safetensors_file, torch_file, zoo
 from idol.weights.provenance import TRAINING_HEADS
 from idol.weights.released import from_released, to_released
 from idol.weights.report import CheckpointError, LoadReport, compare
@@ -74,9 +74,9 @@ def load(
 ) -> IDOL:
     """A trained network in eval mode from our checkpoint or a released file.
 
-    source:        "shipped" (the tiny weights in this package), a .safetensors written by `save`,
-                   a released .pth, or one of these by "hf://owner/repo/file" or "https://..."
-                   (see idol.weights.hub.fetch)
+    source:        a name of idol.models() ("shipped": the tiny weights in this package), a
+                   .safetensors written by `save`, a released .pth, or one of these by
+                   "hf://owner/repo/file" or "https://..." (see idol.weights.hub.fetch)
     preset:        the configuration of a file that neither carries one nor tells it by a released
                    name. For one of our own files it replaces everything but the network
     reset_classes: replace class heads of another size than the preset's, or for other
@@ -90,7 +90,8 @@ def load(
     """
     if preset is not None:
         presets.by_name(preset)  # a misspelt name is told before anything is downloaded
-    name = shown(_spelt(source))
+    listed = zoo.find(_spelt(source))
+    name = shown(_spelt(source if listed is None else listed.source))
     stored, state = read(source)
     config = _configuration(stored, state, name, preset)
     known, wanted = known_categories(source, stored), config.categories
@@ -147,14 +148,20 @@ def read(source: str | os.PathLike[str]) -> tuple[Config | None, dict[str, Tenso
     if spelt in presets.PRESETS:
         raise CheckpointError(
             f"{name!r} names an untrained network, not weights: idol.build({name!r}) makes one. "
-            f"A source is a file, hf://owner/repo/file, https://... or 'shipped'."
+            f"{zoo.likely(spelt)}A source is a file, hf://owner/repo/file, https://... or a name "
+            "of idol.models(), such as 'shipped'."
         )
-    if spelt != "shipped" and not is_remote(spelt) and not Path(spelt).exists():
+    listed = zoo.find(spelt)
+    if listed is None and not is_remote(spelt) and not Path(spelt).exists():
         raise FileNotFoundError(
-            f"no checkpoint at {name}. A source is a file, hf://owner/repo/file, https://... or "
-            "'shipped', the tiny weights in this package."
+            f"no checkpoint at {name}. {zoo.likely(spelt)}A source is a file, "
+            "hf://owner/repo/file, https://... or a name of idol.models(), such as 'shipped', the "
+            "tiny weights in this package."
         )
-    path = shipped() if spelt == "shipped" else hub.fetch(spelt)
+    if listed is None:
+        path = hub.fetch(spelt)
+    else:
+        path = shipped() if listed.name == "shipped" else zoo.fetch(listed)
     config, state = read_file(path)
     if config is None:
         try:
@@ -227,6 +234,9 @@ def known_categories(source: str | os.PathLike[str], stored: Config | None) -> t
     """
     if stored is not None:
         return stored.categories
+    listed = zoo.find(_spelt(source))
+    if listed is not None:
+        return presets.by_name(listed.preset).categories
     told = provenance.named(re.split(r"[/\\]", shown(_spelt(source)))[-1])
     return presets.by_name(told).categories if told else ()
 

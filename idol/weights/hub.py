@@ -96,6 +96,7 @@ def _from_hub(address: str, expected: str | None) -> Path:
         raise FetchError(f"{error} The form is {_HUB_FORM}.") from None
     if not uri.path_in_repo or uri.is_bucket or ".." in uri.path_in_repo.split("/"):
         raise FetchError(f"{address} names no file of a repository. The form is {_HUB_FORM}.")
+    _announce(uri)
     path = _ask_hub(uri)
     # The hub stores big files under their SHA-256, and its cache keeps that as the blob's name.
     name = path.resolve().name
@@ -105,6 +106,23 @@ def _from_hub(address: str, expected: str | None) -> Path:
         _check_digest(path, path.resolve().name, address)
     _check_digest(path, expected, address)
     return path
+
+
+def _announce(uri: HfUri) -> None:
+    """Log how large a file is that is not in the cache yet, before it is downloaded."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    place = {"repo_type": uri.type, "revision": uri.revision}
+    cached = try_to_load_from_cache(uri.id, uri.path_in_repo, **place)
+    if isinstance(cached, str) or constants.HF_HUB_OFFLINE:
+        return
+    try:
+        size = get_hf_file_metadata(hf_hub_url(uri.id, uri.path_in_repo, **place)).size
+    except (OSError, ValueError):  # told by the download itself
+        return
+    if size is not None:
+        told = f"{size / 1e6:.1f} MB, once, to {constants.HF_HUB_CACHE}"
+        _log.warning("downloading %s: %s", uri.to_uri(), told)
 
 
 def _ask_hub(uri: HfUri, **options: Any) -> Path:
