@@ -2,13 +2,16 @@
 
 python -m benchmarks.chaos --runs 20
 python -m benchmarks.chaos --runs 10 --stage prepare
+python -m benchmarks.chaos --runs 25 --stage train
 
-A local cluster of three nodes runs jobs.evaluate or jobs.prepare again and again, each time from
-nothing. At a random moment one of these is killed with SIGKILL: a detect actor, a worker that
-tracks, scores or writes pairs, a whole node (its raylet and all its workers), or the driver. Where
-the driver died the same command is given once more. Then results.json, results.zip and report.json,
-or the whole directory of pairs, are compared byte by byte with those of an undisturbed run. Exits
-with 1 if any run differs or does not end.
+A local cluster of three nodes runs jobs.evaluate, jobs.prepare or jobs.train again and again, each
+time from nothing. At a random moment one of these is killed with SIGKILL: a detect actor, a worker
+that tracks, scores, writes pairs or trains, the controller of Ray Train, a whole node (its raylet
+and all its workers), or the driver. Where the driver died the same command is given once more, of
+jobs.train with --resume. Then results.json, results.zip and report.json, the whole directory of
+pairs, or the weights, the losses and the steps in MLflow are compared with those of an undisturbed
+run, all byte by byte. Of a training that may go on with fewer workers ("node, 1..2 workers") sums
+have other last bits: there the steps are compared. Exits with 1 if any run differs or does not end.
 """
 
 from __future__ import annotations
@@ -34,21 +37,25 @@ from idol.images.synthetic import SyntheticConfig
 from idol.images.synthetic_dataset import write_dataset
 
 _PAUSE_S = 0.4  # in every task, so that a kill can hit one
-_LIMIT_S = 300.0  # of one run
+_LIMIT_S = 600.0  # of one run
+_ELASTIC = "node, 1..2 workers"
+_ALONE_S = 20.0  # until another node joins
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stage under attack.
 
-    words:   of its job, beside --annotations and --out
+    words:   of its job, beside its input and --out
     victims: who dies -> parts of the titles of its workers
     moments: files that count as progress, of the eight videos, more or less
+    again:   further words, where the driver died
     """
 
     words: tuple[str, ...]
     victims: Mapping[str, tuple[str, ...]]
     moments: int
+    again: tuple[str, ...] = ()
 
 
 STAGES = {
@@ -66,6 +73,22 @@ STAGES = {
         ("--preset", "tiny", "--set", "pairs.rows_per_shard=8"),
         {"task": ("Map",), "driver": ()},
         12,
+    ),
+    "train": Stage(
+        (
+            *("--preset", "tiny", "--set", "train.pairs_per_batch=4", "--set", "train.steps=80"),
+            *("--set", "train.report_every=5", "--set", "train.checkpoint_every=10"),
+            *("--set", "train.keep_checkpoints=100"),  # they are counted
+        ),
+        {
+            "worker": ("RayTrainWorker",),
+            "controller": ("TrainController",),
+            "driver": (),
+            "node": (),
+            _ELASTIC: (),
+        },
+        7,
+        ("--resume",),
     ),
 }
 
@@ -106,7 +129,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.out / "videos", SyntheticConfig.easy(), options.videos, 95_000
     )
     with Nodes() as nodes:
-        outcomes = [*run(options, annotations, nodes)]
+        given = ["--annotations", str(annotations)]
+        if options.stage == "train":
+            pairs = options.out / "pairs"
+            words = [*given, "--overwrite", *STAGES["prepare"].words[:2]]
+            if start("prepare", words, pairs, nodes).wait(_LIMIT_S) != 0:
+                sys.exit("no pairs to train on; the log is beside them")
+            given = ["--pairs", str(pairs)]
+        outcomes = [*run(options, given, nodes)]
     print(machine.header(machine.command("benchmarks.chaos")))
     print("| run | killed | when | same bytes | seconds | |\n|---|---|---|---|---|---|")
     for number, one in enumerate(outcomes, start=1):
@@ -119,13 +149,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(right < len(outcomes))
 
 
-def run(options: argparse.Namespace, annotations: Path, nodes: Nodes) -> Iterator[Outcome]:
+def run(options: argparse.Namespace, given: list[str], nodes: Nodes) -> Iterator[Outcome]:
     """The undisturbed run, then the disturbed ones."""
     rng = random.Random(options.seed)
     calm = options.out / "calm"
     # Always anew: other code may give other bytes.
     shutil.rmtree(calm, ignore_errors=True)
-    if start(options.stage, annotations, calm, nodes).wait(_LIMIT_S) != 0:
+    if start(options.stage, given, calm, nodes).wait(_LIMIT_S) != 0:
         sys.exit("the undisturbed run failed; its log is beside it")
     expected = content(options.stage, calm)
     victims = tuple(STAGES[options.stage].victims)
@@ -133,9 +163,11 @@ def run(options: argparse.Namespace, annotations: Path, nodes: Nodes) -> Iterato
         victim = victims[(number + options.seed) % len(victims)]
         out = options.out / f"run-{options.seed}-{number}"
         shutil.rmtree(out, ignore_errors=True)
-        outcome = disturbed(options.stage, annotations, out, nodes, victim, rng)
+        outcome = disturbed(options.stage, given, out, nodes, victim, rng)
         if (out / "_manifest.json").exists():
-            outcome.same = content(options.stage, out) == expected
+            found = content(options.stage, out)
+            names = ("logged", "steps") if victim == _ELASTIC else tuple(expected)
+            outcome.same = all(found[name] == expected[name] for name in names)
         print(f"{number}: {outcome}", file=sys.stderr, flush=True)
         yield outcome
 
@@ -145,24 +177,45 @@ def content(stage: str, out: Path) -> dict[str, Any]:
     if stage == "evaluate":
         names = ("results.json", "results.zip", "report.json")
         return {name: (out / name).read_bytes() for name in names}
+    if stage == "train":
+        curve = json.loads((out / "losses.json").read_text())
+        return {
+            "weights": (out / "checkpoint.safetensors").read_bytes(),
+            "losses": curve,
+            "steps": [step for step, _ in curve],
+            "logged": logged(out),
+        }
     found: dict[str, Any] = {path.name: path.read_bytes() for path in out.iterdir()}
     told = json.loads(found.pop("_manifest.json"))
     return found | {k: v for k, v in told.items() if k not in ("seconds", "checksum")}
 
 
+def logged(out: Path) -> list[int]:
+    """The steps that MLflow has of the newest training of this name."""
+    from pipelines.report import experiment_log
+
+    runs = experiment_log.runs(out.parent)
+    (run_id, *_) = [r.info.run_id for r in runs if r.info.run_name == f"train {out.name}"]
+    with experiment_log.run(out.parent, "reader", {}) as log:
+        return [point.step for point in log.client.get_metric_history(run_id, "loss")]
+
+
 def disturbed(
-    stage: str, annotations: Path, out: Path, nodes: Nodes, victim: str, rng: random.Random
+    stage: str, given: list[str], out: Path, nodes: Nodes, victim: str, rng: random.Random
 ) -> Outcome:
     """One run with one death."""
     began = time.monotonic()
-    process = start(stage, annotations, out, nodes)
+    more = ("--workers", "1..2") if victim == _ELASTIC else ()
+    process = start(stage, given, out, nodes, more)
     # Detect actors die while there are shards to come, the others at any time until all is done.
     soon = victim == "detect actor" or stage == "prepare"
     done = rng.randrange(0, 8 if victim == "detect actor" else STAGES[stage].moments)
     wait_for(lambda: sum(progress(out)) >= done or process.poll() is not None)
     time.sleep(rng.uniform(0.0, 1.0 if soon else 4.0))
-    killed = kill(STAGES[stage].victims[victim], victim, process, nodes, rng)
     when = "after {} shards, {} tracked".format(*progress(out))
+    if stage == "train":
+        when = f"after {progress(out)[0]} checkpoints"
+    killed = kill(STAGES[stage].victims[victim], victim, process, nodes, rng)
     note = ""
     try:
         status = process.wait(_LIMIT_S)
@@ -170,7 +223,7 @@ def disturbed(
         process.kill()
         return Outcome(victim, when, killed, False, time.monotonic() - began, "did not end")
     if status != 0 and victim == "driver":
-        status = start(stage, annotations, out, nodes).wait(_LIMIT_S)
+        status = start(stage, given, out, nodes, STAGES[stage].again).wait(_LIMIT_S)
         note = "the same command again"
     if status != 0:
         note = f"ended with status {status}"
@@ -190,8 +243,8 @@ def kill(
     if victim == "driver":
         process.send_signal(signal.SIGKILL)
         return True
-    if victim == "node":
-        nodes.lose_one(rng)
+    if victim in ("node", _ELASTIC):
+        nodes.lose_one(rng, _ALONE_S if victim == _ELASTIC else 0.0)
         return True
     found: list[int] = []
 
@@ -206,9 +259,11 @@ def kill(
     return True
 
 
-def start(stage: str, annotations: Path, out: Path, nodes: Nodes) -> subprocess.Popen[bytes]:
+def start(
+    stage: str, given: list[str], out: Path, nodes: Nodes, more: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """The job, as a process of its own that joins the cluster."""
-    job = ["--annotations", str(annotations), "--out", str(out), *STAGES[stage].words]
+    job = [*given, "--out", str(out), *STAGES[stage].words, *more]
     module = [sys.executable, "-m", "benchmarks.chaos", "--stage", stage]
     out.parent.mkdir(parents=True, exist_ok=True)
     with (out.parent / f"{out.name}.log").open("ab") as log:
@@ -224,7 +279,7 @@ def drive(stage: str, words: Sequence[str]) -> None:
     """The job itself; every video is a Ray task, as on a large set, and takes its time."""
     import ray
 
-    from jobs import evaluate, prepare
+    from jobs import evaluate, prepare, train
     from pipelines import cluster
     from pipelines.stages import pairs, track
 
@@ -239,7 +294,7 @@ def drive(stage: str, words: Sequence[str]) -> None:
 
     cluster.tasks = slow_tasks
     pairs.write_shard = slow_shard
-    job = {"evaluate": evaluate, "prepare": prepare}[stage]
+    job = {"evaluate": evaluate, "prepare": prepare, "train": train}[stage]
     job.main(json.loads(words[0]))
 
 
@@ -275,10 +330,11 @@ class Nodes:
     def __exit__(self, *exception: object) -> None:
         self._cluster.shutdown()
 
-    def lose_one(self, rng: random.Random) -> None:
-        """SIGKILL a node's processes; another one joins in its place."""
+    def lose_one(self, rng: random.Random, alone_s: float) -> None:
+        """SIGKILL a node's processes; another one joins in its place, after so many seconds."""
         lost = self._others.pop(rng.randrange(len(self._others)))
         self._cluster.remove_node(lost, allow_graceful=False)
+        time.sleep(alone_s)
         self._others.append(self._cluster.add_node(num_cpus=2))
 
     def workers(self) -> list[tuple[int, str]]:
@@ -293,7 +349,11 @@ class Nodes:
 def progress(out: Path) -> tuple[int, int]:
     """Finished shards, and videos tracked, ahead of the last shard or after it."""
     tracked = [*out.glob("ahead/video-*.parquet"), *out.glob("tracks/shard-*.parquet")]
-    shards = [*out.glob("detections/shard-*.parquet"), *out.glob("shard-*.parquet")]
+    shards = [
+        *out.glob("detections/shard-*.parquet"),
+        *out.glob("shard-*.parquet"),
+        *out.glob("checkpoints/step-*/losses.json"),
+    ]
     return len(shards), len(tracked)
 
 

@@ -14,7 +14,7 @@ $RUN python -m jobs.prepare --preset coco_instance_swin_l \
     --frames $DATA/coco/train2017 --out $OUT/coco
 $RUN python -m jobs.train --preset coco_instance_swin_l --pairs $OUT/coco \
     --backbone-weights hf://timm/swin_large_patch4_window12_384.ms_in22k/model.safetensors \
-    --workers 8 --gpus --out $OUT/step1
+    --workers 8 --gpus --resume --out $OUT/step1
 
 # 2. Videos.
 $RUN python -m jobs.prepare --preset ovis_swin_l \
@@ -22,7 +22,7 @@ $RUN python -m jobs.prepare --preset ovis_swin_l \
     --frames $DATA/ovis/train/JPEGImages --out $OUT/videos
 $RUN python -m jobs.train --preset ovis_swin_l --pairs $OUT/videos \
     --weights $OUT/step1 --reset-classes \
-    --workers 8 --gpus --out $OUT/step2
+    --workers 8 --gpus --resume --out $OUT/step2
 
 # The truth is not public: results.zip goes to the server.
 $RUN python -m jobs.evaluate --checkpoint $OUT/step2/checkpoint.safetensors \

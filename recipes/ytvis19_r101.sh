@@ -14,7 +14,7 @@ $RUN python -m jobs.prepare --preset coco_instance_r101 \
     --frames $DATA/coco/train2017 --out $OUT/coco
 $RUN python -m jobs.train --preset coco_instance_r101 --pairs $OUT/coco \
     --backbone-weights hf://timm/resnet101.tv_in1k/model.safetensors \
-    --workers 8 --gpus --out $OUT/step1
+    --workers 8 --gpus --resume --out $OUT/step1
 
 # 2. Videos.
 $RUN python -m jobs.prepare --preset ytvis19_r101 \
@@ -22,7 +22,7 @@ $RUN python -m jobs.prepare --preset ytvis19_r101 \
     --frames $DATA/ytvis19/train/JPEGImages --out $OUT/videos
 $RUN python -m jobs.train --preset ytvis19_r101 --pairs $OUT/videos \
     --weights $OUT/step1 --reset-classes \
-    --workers 8 --gpus --out $OUT/step2
+    --workers 8 --gpus --resume --out $OUT/step2
 
 # The truth is not public: results.zip goes to the server.
 # 360 pixels, as in the paper; the released files have 480, as rows with † do.

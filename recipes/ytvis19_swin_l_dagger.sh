@@ -14,11 +14,11 @@ $RUN python -m jobs.prepare --preset coco_instance_swin_l \
     --frames $DATA/coco/train2017 --out $OUT/coco
 $RUN python -m jobs.train --preset coco_instance_swin_l --pairs $OUT/coco \
     --backbone-weights hf://timm/swin_large_patch4_window12_384.ms_in22k/model.safetensors \
-    --workers 8 --gpus --out $OUT/step1
+    --workers 8 --gpus --resume --out $OUT/step1
 
 # 2. Embeddings: two views of an image as key and reference. The images are those of step 1.
 $RUN python -m jobs.train --preset coco_pairs_swin_l --pairs $OUT/coco \
-    --weights $OUT/step1 --workers 8 --gpus --out $OUT/step2
+    --weights $OUT/step1 --workers 8 --gpus --resume --out $OUT/step2
 
 # 3. Videos.
 $RUN python -m jobs.prepare --preset ytvis19_swin_l \
@@ -26,7 +26,7 @@ $RUN python -m jobs.prepare --preset ytvis19_swin_l \
     --frames $DATA/ytvis19/train/JPEGImages --out $OUT/videos
 $RUN python -m jobs.train --preset ytvis19_swin_l --pairs $OUT/videos \
     --weights $OUT/step2 --reset-classes \
-    --workers 8 --gpus --out $OUT/step3
+    --workers 8 --gpus --resume --out $OUT/step3
 
 # The truth is not public: results.zip goes to the server.
 $RUN python -m jobs.evaluate --checkpoint $OUT/step3/checkpoint.safetensors \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import shutil
 import time
@@ -15,6 +16,7 @@ import torch
 from idol.config import Config, override, to_dict
 from idol.learning.pieces import part_of_batch
 from idol.weights import checkpoint
+from idol.weights.report import CheckpointError
 from pipelines import cluster, probe
 from pipelines.batches import loader, pair_sets
 from pipelines.batches.pair_sets import Pairs, PairSets
@@ -34,6 +36,9 @@ from pipelines.training.workers import Workers
 WEIGHTS = checkpoints.WEIGHTS
 """The result: weights to evaluate with (the average where there is one), and their config."""
 _TRIES = 4  # without a new checkpoint
+_LASTING = (PipelineError, CheckpointError, ValueError, TypeError, ArithmeticError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Errors that another try does not end."""
 _LOOK_S = "0.5"  # between two looks of Ray Train's controller; its own 2 s delay every report
 _LOOK_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 
@@ -348,7 +353,7 @@ def _fit_on_ray(settings: Loop, workers: Workers, watch: Watch) -> None:
             return
         except (train.TrainingFailedError, RayActorError) as error:
             cause = origin(error)
-            if isinstance(cause, (PipelineError, ValueError, TypeError, ArithmeticError)):
+            if isinstance(cause, _LASTING) or getattr(cause, "errno", None) in _FULL:
                 raise
             step = checkpoints.newest_step(out)
             tries = 1 if step > reached else tries + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -91,24 +92,39 @@ def clear(out: AnyPath) -> None:
     remove_tree(out / FOLDER)
 
 
-def files(trainer: Trainer, curve: list[Report]) -> Files:
+@dataclass(slots=True)
+class Progress:
+    """What of a training is not in its trainer.
+
+    curve: the reports so far
+    sums:  of the losses since the last of them; count: steps since then
+    """
+
+    curve: list[Report] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+
+def files(trainer: Trainer, progress: Progress) -> Files:
     """What a checkpoint is."""
+    state = {"trainer": trainer.state_dict(), "sums": progress.sums, "count": progress.count}
     return {
         WEIGHTS: lambda path: checkpoint.save(trainer.model, path, trainer.weights()),
-        STATE: lambda path: torch.save(trainer.state_dict(), path),
-        LOSSES: lambda path: path.write_text(json.dumps(curve)),
+        STATE: lambda path: torch.save(state, path),
+        LOSSES: lambda path: path.write_text(json.dumps(progress.curve)),
     }
 
 
-def read(out: AnyPath, step: int, device: torch.device) -> tuple[dict[str, Any], list[Report]]:
-    """The state of Trainer.state_dict at a step, and the reports until then.
+def read(out: AnyPath, step: int, device: torch.device) -> tuple[dict[str, Any], Progress]:
+    """The state of Trainer.state_dict at a step, and the progress until then.
 
     Raises: ManifestError: a file is damaged.
     """
     place = folder(out, step)
-    with intact(place / STATE), paths.local_file(place / STATE) as saved:
-        state = torch.load(saved, map_location=device, weights_only=True)
-    return state, read_curve(place)
+    with intact(place / STATE):
+        with paths.local_file(place / STATE) as saved:
+            state = torch.load(saved, map_location=device, weights_only=True)
+        return state["trainer"], Progress(read_curve(place), state["sums"], state["count"])
 
 
 def read_curve(place: AnyPath) -> list[Report]:

@@ -25,7 +25,7 @@ from pipelines.batches.pair_sets import PairSets
 from pipelines.storage import paths
 from pipelines.storage.paths import AnyPath
 from pipelines.training import checkpoints, measures
-from pipelines.training.checkpoints import Report
+from pipelines.training.checkpoints import Progress, Report
 from pipelines.training.measures import Speed
 from pipelines.training.seat import RaySeat, Seat
 
@@ -118,7 +118,7 @@ class _Worker:
     def __init__(self, loop: Loop, seat: Seat) -> None:
         self.loop, self.seat, self.config = loop, seat, loop.config
         self.batch: PairBatch | None = None
-        self.trainer, self.curve = self._trainer()
+        self.trainer, self.progress = self._trainer()
         config, train = loop.config, loop.config.train
         self.clips = loader.ClipLoader(
             loop.pairs,
@@ -135,8 +135,7 @@ class _Worker:
         if loop.validator is not None:
             self.validator = loop.validator(config, seat.device, seat.rank, seat.world)
         self._batches = self.clips.batches(self.trainer.step_number)
-        self._sums: dict[str, float] = {}
-        self._since, self._speed = 0, Speed()
+        self._speed, self._timed = Speed(), 0
 
     def close(self) -> None:
         """Stop reading."""
@@ -147,7 +146,7 @@ class _Worker:
         leaving = False
         with measures.profiled(self.loop.profile, self.seat.rank, self.loop.out) as step_over:
             while self.trainer.step_number < self.loop.stop and not stalled(
-                self.curve, self.config
+                self.progress.curve, self.config
             ):
                 self._step()
                 step_over()
@@ -158,9 +157,11 @@ class _Worker:
     def _step(self) -> None:
         with self._speed.waiting():
             self.batch = next(self._batches).pairs()
+        sums = self.progress.sums
         for name, value in self.trainer.step(self.batch).items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._since += 1
+            sums[name] = sums.get(name, 0.0) + value
+        self.progress.count += 1
+        self._timed += 1
 
     def _leaving(self) -> bool:
         every = max(1, self.config.train.report_every // _LOOKS)
@@ -168,32 +169,37 @@ class _Worker:
 
     def _after_step(self, at_once: bool) -> None:
         """Report, validate and write a checkpoint where it is time."""
-        done, config = self.trainer.step_number, self.config
+        done, config, seat = self.trainer.step_number, self.config, self.seat
         last = done == self.loop.stop
         validate = self.validator is not None and (last or done % config.validation.every == 0)
-        save = at_once or validate or last or done % config.train.checkpoint_every == 0
-        if not (save or done % config.train.report_every == 0):
+        save = validate or last or done % config.train.checkpoint_every == 0
+        values: dict[str, float] = {}
+        if save or done % config.train.report_every == 0:
+            values = self._reported(validate)
+        elif not at_once:
             return
-        values = {name: value / self._since for name, value in self._sums.items()}
-        told = self._speed.measured(2 * config.train.pairs_per_batch * self._since)
+        files = checkpoints.files(self.trainer, self.progress) if save or at_once else None
+        seat.report(done, values, self.loop.out, files, config.train.keep_checkpoints)
+
+    def _reported(self, validate: bool) -> dict[str, float]:
+        """Add a report to the curve; what to tell of it: what was measured is not in the curve, so
+        that equal runs have equal curves."""
+        done, config, progress = self.trainer.step_number, self.config, self.progress
+        told = self._speed.measured(2 * config.train.pairs_per_batch * self._timed)
         told["learning_rate"] = self.trainer.optimizer.param_groups[0]["lr"]
         told |= measures.machine(self.seat.device)
+        values = {name: value / progress.count for name, value in progress.sums.items()}
         if validate:
             values |= self._validated(done)
-        self.curve.append((done, values))
-        if validate and self.seat.rank == 0 and best_step(self.curve, self._metric) == done:
+        progress.curve.append((done, values))
+        progress.sums, progress.count = {}, 0
+        best = best_step(progress.curve, config.validation.metric)
+        if validate and self.seat.rank == 0 and best == done:
             # Before the checkpoint: after a kill between the two it is written again.
             with paths.whole_file(self.loop.out / BEST) as temporary:
                 checkpoint.save(self.trainer.model, temporary, self.trainer.weights())
-        files = checkpoints.files(self.trainer, self.curve) if save else None
-        # What was measured is not in the curve: equal runs have equal curves.
-        keep = config.train.keep_checkpoints
-        self.seat.report(done, values | told, self.loop.out, files, keep)
-        self._sums, self._since, self._speed = {}, 0, Speed()
-
-    @property
-    def _metric(self) -> str:
-        return self.config.validation.metric
+        self._speed, self._timed = Speed(), 0
+        return values | told
 
     def _validated(self, step: int) -> dict[str, float]:
         """What the weights of now reach on the validation videos."""
@@ -204,8 +210,8 @@ class _Worker:
             paths.write_whole(place, picture)
         return {VALIDATED + name: value for name, value in found.items()}
 
-    def _trainer(self) -> tuple[Trainer, list[Report]]:
-        """The training as far as it is, and its reports so far."""
+    def _trainer(self) -> tuple[Trainer, Progress]:
+        """The training as far as it is."""
         loop, seat = self.loop, self.seat
         # Looked up by one worker: others may still see an older listing of a network disk.
         step = seat.agreed(checkpoints.newest_step(loop.out))
@@ -216,10 +222,10 @@ class _Worker:
         model.to(seat.device)
         trainer = Trainer(model, loop.config, wrap=seat.wrap)
         if not step:
-            return trainer, []
-        state, curve = checkpoints.read(loop.out, step, seat.device)
+            return trainer, Progress()
+        state, progress = checkpoints.read(loop.out, step, seat.device)
         trainer.load_state_dict(state)
-        return trainer, curve
+        return trainer, progress
 
     def record(self, error: Diverged) -> None:
         """Write what this worker knows of it into the run's directory, for `raise_diverged`.

@@ -52,8 +52,10 @@ class Watch:
         self.fill(curve)
 
     def tell(self, step: int, values: dict[str, float]) -> None:
-        """Take a report."""
+        """Take a report; without values: a checkpoint."""
         self._bar.update(max(0, step - self._bar.n))
+        if not values:
+            return
         scores = [f"{name.removeprefix(VALIDATED)} {100 * value:.1f}"
                   for name, value in values.items() if name.startswith(VALIDATED)]  # fmt: skip
         if scores or "AP" not in (self._bar.postfix or ""):
