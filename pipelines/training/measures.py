@@ -25,7 +25,7 @@ class Speed:
     """How fast training is since this was made, and for what share of the time it waits."""
 
     def __init__(self) -> None:
-        self._started = time.perf_counter()
+        self._started, self._worked = time.perf_counter(), time.process_time()
         self._waited = 0.0
 
     @contextlib.contextmanager
@@ -36,9 +36,14 @@ class Speed:
         self._waited += time.perf_counter() - started
 
     def measured(self, images: int) -> dict[str, float]:
-        """images_per_second, and data_wait_share in 0..1. images: of all workers, until now"""
+        """images_per_second; data_wait_share in 0..1; cpus: processor seconds a second, of this
+        process. images: of all workers, until now"""
         passed = time.perf_counter() - self._started
-        return {"images_per_second": images / passed, "data_wait_share": self._waited / passed}
+        return {
+            "images_per_second": images / passed,
+            "data_wait_share": self._waited / passed,
+            "cpus": (time.process_time() - self._worked) / passed,
+        }
 
 
 def machine(device: torch.device) -> dict[str, float]:

@@ -208,7 +208,7 @@ def test_a_full_disk_ends_training_with_the_checkpoint_before_and_it_goes_on_lat
     out = tmp_path / "run"
     with monkeypatch.context():
         disturb("full")
-        with pytest.raises(Exception, match="No space left on device.*step-00000004"):
+        with pytest.raises(Exception, match=r"No space left on device.*step-00000004"):
             train.run(prepared, out, quick(8), workers=TWO)
     assert attempts(tmp_path) == 1
     assert checkpoints.newest_step(out) == 2
