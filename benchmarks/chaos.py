@@ -76,8 +76,8 @@ STAGES = {
     ),
     "train": Stage(
         (
-            *("--preset", "tiny", "--set", "train.pairs_per_batch=4", "--set", "train.steps=80"),
-            *("--set", "train.report_every=5", "--set", "train.checkpoint_every=10"),
+            *("--preset", "tiny", "--set", "train.pairs_per_batch=4", "--set", "train.steps=40"),
+            *("--set", "train.report_every=5", "--set", "train.checkpoint_every=5"),
             *("--set", "train.keep_checkpoints=100"),  # they are counted
         ),
         {

@@ -24,11 +24,15 @@ class Diverged(FloatingPointError):
     pairs: positions in the batch of all workers: of the first and the last pair of the micro-batch
            whose loss was not finite; where only the gradient was not, of all that the worker had
     start: position of the first pair that the worker had
+    known: whether the loss of these pairs is at fault; False: they may be those of another worker,
+           whose gradients all share
     """
 
-    def __init__(self, message: str, step: int, pairs: tuple[int, int], start: int) -> None:
-        super().__init__(message, step, pairs, start)
-        self.step, self.pairs, self.start = step, pairs, start
+    def __init__(
+        self, message: str, step: int, pairs: tuple[int, int], start: int, known: bool = True
+    ) -> None:
+        super().__init__(message, step, pairs, start, known)
+        self.step, self.pairs, self.start, self.known = step, pairs, start, known
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -167,6 +167,7 @@ class Trainer:
             self.step_number,
             (mine.start, mine.stop - 1),
             mine.start,
+            known=False,
         )
 
     def _pieces(self, batch: PairBatch, size: int) -> list[PairBatch]:

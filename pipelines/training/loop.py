@@ -243,15 +243,20 @@ class _Worker:
             f"idol.learning.divergence.replay on {out / name}.pt"
         )
         told = {"text": text, "step": error.step, "pairs": error.pairs, "start": error.start}
+        told["known"] = error.known
         paths.write_whole(out / f"{name}.json", json.dumps(told).encode())
 
 
 def raise_diverged(out: AnyPath) -> None:
-    """Raise what the workers have recorded. Raises: Diverged: of the fewest pairs, if any."""
+    """Raise what the workers have recorded, of all the most certain and of the fewest pairs.
+
+    Raises: Diverged: if there is any.
+    """
     told = [json.loads(path.read_text()) for path in out.glob(f"{_DIVERGED}*.json")]
     if told:
-        one = min(told, key=lambda t: t["pairs"][1] - t["pairs"][0])
-        raise Diverged(one["text"], one["step"], tuple(one["pairs"]), one["start"])
+        one = min(told, key=lambda t: (not t["known"], t["pairs"][1] - t["pairs"][0]))
+        pairs = one["pairs"][0], one["pairs"][1]
+        raise Diverged(one["text"], one["step"], pairs, one["start"], one["known"])
 
 
 def forget_divergence(out: AnyPath) -> None:
