@@ -13,7 +13,7 @@ from pathlib import Path
 from idol.weights import hub
 
 _REPOSITORY = "hf://QHL067/VNext_ECCV/IDOL"
-_AUTHORS = "not stated with the files; ask the authors (github.com/wjf5203/VNext)"
+_AUTHORS = "not stated; github.com/wjf5203/VNext"
 _SHOWN = ("name", "preset", "trained_on", "ap", "megabytes", "licence")
 
 
