@@ -198,7 +198,7 @@ def row_of(
     for step, units in ARMS[arm]:
         length, folder = units * unit, out / f"{name}-{step}"
         config = config_of(step, weights is None, length, seed)
-        every = unit // options.points if step == "videos" else length
+        every = unit // options.points if step == "videos" and options.points else length
         for until in range(every, length + 1, every):
             saved = train.advance(
                 made[step], folder, config, until, Start(weights=weights), Workers(count=0)
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--real", type=Path, help="YouTube-VIS JSON of real clips")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines, a finished row each")
     parser.add_argument("--steps", type=int, default=300, help="of each of the three")
-    parser.add_argument("--points", type=int, default=1, help="scores in each of those of videos")
+    parser.add_argument("--points", type=int, default=0, help="scores in --steps; 0: the last")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stills", type=int, default=1200, help="synthetic still images")
     parser.add_argument("--videos", type=int, default=60, help="synthetic training videos")

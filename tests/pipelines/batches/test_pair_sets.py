@@ -1,6 +1,7 @@
 """The directories of a training: which are refused, and what is recorded of them."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def test_several_are_recorded_with_what_each_was_made_with(tmp_path):
     assert second["pairs"] == to_dict(PSEUDO)
     assert [first["hash"], second["hash"]] == [manifest.read(word).hash for word in words]
     json.dumps(sets.recorded())  # plain types
+    assert pickle.loads(pickle.dumps(sets)) == sets  # workers get it
     assert str(sets) == f"{words[0]} (weight 2), {words[1]} (weight 1)"
     # In another order the places of a batch have other pairs.
     assert sets.input_hash() != pair_sets.given(words[::-1], [1, 2]).input_hash()
