@@ -97,7 +97,7 @@ def _repairs_untold() -> Iterator[None]:
         logger.setLevel(before)
 
 
-main = functools.partial(command.run, "check", Check, _check)
+main = functools.partial(command.run, "check", Check, _check, table=False)
 
 if __name__ == "__main__":
     main()

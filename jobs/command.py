@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import os
 import re
@@ -74,15 +73,19 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     also: tuple[type[Exception], ...] = (),
+    table: bool = True,
 ) -> None:
-    """Parse the command line, check its places, do the work, print its outcome as a line of JSON.
+    """Parse the command line, check its places, do the work, print its outcome: a table for people
+    on stderr, and as the last line of stdout one JSON object (see pipelines.report.summary).
 
     An error of the caller ends the job with status 1 and its message, Ctrl-C with status 130; both
     add the error's notes. A traceback would bury what the message says to do.
 
-    work: returns the last line, or None where it has printed it
+    work: returns the last line, or None where it has printed it; what its "whole" names is a file
+          that has everything, for a line that is too long
     argv: None: that of the process
     also: errors that are the caller's, beside PipelineError, ValueError and OSError
+    table: False: the job has printed its own
     """
     words = sys.argv[1:] if argv is None else argv
     _check_names(f"python -m jobs.{name}", options, words)
@@ -104,8 +107,13 @@ def run(
         if not isinstance(told, callers):
             raise
         sys.exit(_with_notes(f"{type(told).__name__}: {told}", error))
-    if line is not None:
-        print(json.dumps(line, sort_keys=True))
+    if line is None:
+        return
+    from pipelines.report import summary
+
+    if table:
+        print(summary.table(line), file=sys.stderr)
+    print(summary.last_line(line, name))
 
 
 def device(text: str) -> tuple[bool | None, int | None]:

@@ -122,7 +122,7 @@ def _write(joined: Joined, out: AnyPath, to: str) -> dict[str, Any]:
     }
 
 
-main = functools.partial(command.run, "convert", Convert, _convert)
+main = functools.partial(command.run, "convert", Convert, _convert, table=False)
 
 if __name__ == "__main__":
     main()

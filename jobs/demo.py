@@ -115,7 +115,7 @@ def table(sets: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-main = functools.partial(command.run, "demo", Demo, walk)
+main = functools.partial(command.run, "demo", Demo, walk, table=False)
 
 if __name__ == "__main__":
     main()

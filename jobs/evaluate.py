@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +35,8 @@ class Evaluate:
     The last line of stdout is one JSON object: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ...
     in [0, 1], and the paths of what was written. With several annotation files it is
     {"sets": {name: such an object}}; with several checkpoints {"checkpoints": {name: one of these}}
-    and the paths of OUT/comparison.json and .html, which show them side by side.
+    and the paths of OUT/comparison.json and .html, which show them side by side. Of several
+    evaluations OUT/summary.json has the whole object, which may be too long for a line.
     """
 
     annotations: command.AnnotationFiles
@@ -123,13 +125,24 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
             for name, sets in outputs.items()
         }
     if len(named) == 1:
-        return next(iter(line.values()))
+        return _told(next(iter(line.values())), top, several=len(job.annotations) > 1)
     compare.write(
         top,
         {name: {title: out for title, (_, out) in sets.items()} for name, sets in outputs.items()},
     )
     files = {name: str(top / file) for name, file in compare.FILES.items()}
-    return {"checkpoints": line, **files}
+    return _told({"checkpoints": line, **files}, top, several=True)
+
+
+def _told(line: dict[str, Any], top: AnyPath, *, several: bool) -> dict[str, Any]:
+    """The last line; of several evaluations also as OUT/summary.json, as it may be too long."""
+    if not several:
+        return line
+    from pipelines.storage import paths
+
+    path = top / "summary.json"
+    paths.write_whole(path, (json.dumps(line, sort_keys=True, indent=1) + "\n").encode())
+    return {**line, "whole": str(path)}
 
 
 def _request(job: Evaluate, annotations: str, checkpoint: str) -> Request:

@@ -54,7 +54,7 @@ def _prepare(job: Prepare) -> dict[str, Any]:
     from pipelines import cluster, formats
     from pipelines.sources import annotations
     from pipelines.stages import pairs
-    from pipelines.storage import paths
+    from pipelines.storage import manifest, paths
 
     read = functools.partial(
         formats.dataset, frames=job.frames, video_ids=job.videos or None, stride=job.stride
@@ -68,7 +68,7 @@ def _prepare(job: Prepare) -> dict[str, Any]:
             overwrite=job.overwrite,
             reject_limit=job.reject_limit,
         )
-    return asdict(made)
+    return {**asdict(made), "whole": str(paths.at(job.out) / manifest.MANIFEST)}
 
 
 main = functools.partial(command.run, "prepare", Prepare, _prepare)

@@ -6,6 +6,7 @@ python -m jobs.score --truth val/instances.json --results results.json
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import shlex
@@ -85,13 +86,15 @@ class Score:
     """Check this results file and zip it to --out, as evaluation servers take it. With --truth, its
     ids, sizes and lengths are checked against that list of videos."""
     out: Annotated[str | None, places.SCORES] = None
-    """Also write the JSON object to this file. With --submission: the zip."""
+    """Also write the whole JSON object to this file; a last line of more than 4 kB lacks the depths
+    of its analyses, and names the file that has them. With --submission: the zip."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, score, print the metrics as the last line."""
     words = sys.argv[1:] if argv is None else argv
-    command.run("score", Score, lambda job: _work(job, words), argv, also=(IndexError,))
+    work = functools.partial(_work, words=words)
+    command.run("score", Score, work, argv, also=(IndexError,), table=False)
 
 
 def _work(job: Score, words: Sequence[str]) -> dict[str, Any]:
@@ -108,6 +111,7 @@ def _work(job: Score, words: Sequence[str]) -> dict[str, Any]:
         if job.out is not None:
             data = (json.dumps(line, sort_keys=True) + "\n").encode()
             paths.write_whole(paths.as_written(job.out), data)
+            line = {**line, "whole": job.out}
         return line
 
 

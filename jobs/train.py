@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -74,13 +73,14 @@ class Train:
     there; without effect where MLFLOW_TRACKING_URI is set."""
 
 
-def _train(job: Train) -> None:
+def _train(job: Train) -> dict[str, Any]:
     config = override(presets.by_name(job.preset), job.set)
     from pipelines import cluster
     from pipelines.batches import pair_sets
     from pipelines.stages import train
     from pipelines.stages.validation import Validation
     from pipelines.storage import paths
+    from pipelines.storage.manifest import MANIFEST
     from pipelines.training.initial_model import Start
     from pipelines.training.workers import Workers
 
@@ -113,8 +113,8 @@ def _train(job: Train) -> None:
             resume=job.resume,
             overwrite=job.overwrite,
         )
-    # In the order of the manifest, not sorted.
-    print(json.dumps({"checkpoint": str(out / train.WEIGHTS), **asdict(manifest)}))
+    files = {"checkpoint": str(out / train.WEIGHTS), "whole": str(out / MANIFEST)}
+    return {**asdict(manifest), **files}
 
 
 def _count(text: str) -> Pool | int:
