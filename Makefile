@@ -28,7 +28,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --no-input $(CONSTRAINTS:%=--cons
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-dev demo test test-all lint bench gpu mlflow tiny-weights clean
+.PHONY: help setup setup-dev demo test test-all lint docs bench gpu mlflow tiny-weights clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -79,8 +79,11 @@ lint: setup-dev ## style, formatting, types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
+docs: setup-dev ## the documentation as a site, in build/site/index.html
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet
+
 bench: setup-dev ## every benchmark, each prints one table
-	@for file in $(filter-out benchmarks/tiny_weights.py benchmarks/tiny_training.py benchmarks/real_clips.py benchmarks/machine.py benchmarks/processes.py benchmarks/replay.py benchmarks/simulated_detections.py benchmarks/sweeps.py benchmarks/chaos.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	@for file in $(filter-out benchmarks/tiny_weights.py benchmarks/tiny_training.py benchmarks/real_clips.py benchmarks/machine.py benchmarks/processes.py benchmarks/replay.py benchmarks/simulated_detections.py benchmarks/sweeps.py benchmarks/chaos.py benchmarks/report_page.py benchmarks/method_figures.py,$(wildcard benchmarks/[a-z]*.py)); do \
 	  module=$${file%.py}; echo "== $$file"; $(BIN)/python -m "$${module//\//.}"; \
 	done
 

@@ -244,7 +244,7 @@ function paint() {
   if (loaded && loaded.error) at("facts").textContent = "Masks alone: " + loaded.error + ".";
 }
 function write(pen, canvas, corners, drawn, scale) {
-  const height = Math.max(6, Math.round(canvas.width / 36 / Math.sqrt(state.zoom))), taken = [];
+  const height = Math.max(6, Math.round((panels.length > 2 ? 1.35 : 1) * canvas.width / 36 / Math.sqrt(state.zoom))), taken = [];
   pen.font = "600 " + Math.round(0.78 * height) + "px system-ui, sans-serif";
   for (const [value, [x, y]] of corners) {
     const { text, rgb } = drawn[value - 1], width = pen.measureText(text).width + 8;
