@@ -33,6 +33,7 @@ def commands() -> list[list[str]]:
         for block in blocks(page, "console"):
             text = block.replace("\\\n", " ")
             for line in text.splitlines():
+                line = re.sub(r"^\$ \.venv/bin/idol ", "$ python -m jobs.", line)
                 words = shlex.split(line, comments=True) if line.startswith("$ python -m") else []
                 while "-m" in words:
                     words = words[words.index("-m") + 1 :]
@@ -66,18 +67,26 @@ def test_every_flag_that_is_shown_is_known(job: str) -> None:
 
 
 def test_every_name_of_the_python_example_exists() -> None:
-    (example,) = blocks("README.md", "python")
+    examples = blocks("README.md", "python")
+    assert len(examples) == 2
     chains = set()
-    for node in ast.walk(ast.parse(example)):
+    for node in ast.walk(ast.parse("\n".join(examples))):
         if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("idol."):
             chains.add(ast.unparse(node))
-    assert "idol.load" in chains
+    assert {"idol.load", "idol.track"} <= chains
     for chain in sorted(chains):
         if "(" in chain:  # of a result, not of the package
             continue
         found = importlib.import_module("idol")
         for part in chain.split(".")[1:]:
             found = getattr(found, part)
+
+
+def test_the_own_video_comes_third_and_before_line_40() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    shown = [n for n, line in enumerate(lines, 1) if line.startswith("$ ")]
+    assert "idol track my.mp4" in lines[shown[2] - 1]
+    assert shown[2] < 40
 
 
 def test_the_files_that_pages_name_are_there() -> None:
