@@ -1,8 +1,8 @@
 """Find the best tracker settings on what jobs.evaluate stored, or the best training settings.
 
-python -m jobs.sweep --evaluation run --out sweep --space tracker.match_threshold=0.3..0.8
+python -m jobs.sweep --evaluation run --out sweep --uniform tracker.match_threshold=0.3,0.8
 python -m jobs.sweep --pairs pairs --annotations val.json --out sweep \
-    --space train.learning_rate=1e-4..1e-2:log
+    --log-uniform train.learning_rate=1e-4,1e-2
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jobs import command, places
 from pipelines.errors import intact
 from pipelines.sweep import space as search_space
 from pipelines.sweep.search import SearchConfig
-from pipelines.sweep.space import Range, Space
+from pipelines.sweep.space import Space
 
 if TYPE_CHECKING:
     from pipelines.sweep import TrackerSweep, TrainingSweep
@@ -38,8 +38,10 @@ class Sweep:
     the choice is worth on videos that had no say in it (cross-validation over folds of videos).
 
     With --pairs every trial trains on them, and is evaluated on --annotations; fields of train,
-    losses, assignment, transforms and model can be swept. With --halving a trial trains for a part
-    of the steps, and only the best go on. OUT then also has each trial's checkpoint.
+    losses, assignment, transforms and model can be swept. With --scheduler asha a trial trains for
+    a part of the steps, and only the best go on. OUT then also has each trial's checkpoint.
+
+    Every configuration is a trial of Ray Tune; stderr shows its table with the best so far.
 
     Interrupted, the same command, or --out OUT --resume, goes on; finished configurations are not
     repeated. A configuration that fails is listed with the reason, and the others go on.
@@ -55,28 +57,39 @@ class Sweep:
     out: Annotated[str, places.FOLDER]
     """Directory to write: new, empty, or left unfinished by the same command. OUT and what it is
     made from may be addresses, such as s3://bucket/folder."""
-    space: command.Repeated = ()
-    """tracker.FIELD=LOW..HIGH, tracker.FIELD=LOW..HIGH:log, tracker.FIELD=A,B,C, or tracker.FIELD
-    for its usual values; repeat for more fields. Default: the numbers that matter most for this
-    tracker, with their usual ranges."""
     grid: command.Repeated = ()
-    """The same, for lists: --grid tracker.mask_nms=0.3,0.5 --grid tracker.memory_length=1,3,5"""
+    """SECTION.FIELD=A,B,C, such as tracker.tau=0,0.5,1: every combination is tried; repeat for more
+    fields. Without any of these four: the numbers that matter most for this tracker, with their
+    usual ranges."""
+    choice: command.Repeated = ()
+    """SECTION.FIELD=A,B,C: values to draw from."""
+    uniform: command.Repeated = ()
+    """SECTION.FIELD=LOW,HIGH: numbers to draw from a range, as --uniform
+    tracker.match_threshold=0.3,0.8; whole numbers where the field is one."""
+    log_uniform: command.Repeated = ()
+    """The same, uniform in the logarithm."""
     search: Literal["grid", "random", "bayes"] | None = None
     """grid tries every combination of lists; random draws from lists and ranges; bayes draws where
-    the results so far are good (Optuna). Default: grid where all fields have lists, else bayes."""
+    the results so far are good (Optuna). Default: grid where there is nothing but --grid, else
+    bayes."""
     samples: int = SearchConfig().samples
     """Configurations that random and bayes try."""
     objective: str = SearchConfig().objective
-    """What is maximised: AP, AP50, AP75, AR10, AP_ho, HOTA, AssA, DetA, IDF1, a sum such as
-    0.7*AP+0.3*HOTA, or the mix `balanced` (AP and HOTA by half)."""
+    """What is maximised: AP, AP50, AP75, AR10, AP_ho, HOTA, AssA, DetA, IDF1, or a sum such as
+    0.5*AP+0.5*HOTA. AP,HOTA: bayes draws where either is good, and the best has the highest
+    mean."""
     folds: int = SearchConfig().folds
     """Cross-validation: every fold of the videos is scored with what was best on the others. 0: no
     held-out scores."""
-    halving: int = SearchConfig().halving
-    """Successive halving (ASHA): start on few videos, or train for few steps; the best of this many
-    go on to this many times more. 0: every configuration gets everything."""
-    first_rung: int = SearchConfig().first_rung
-    """Videos, or steps of training, that halving starts with, at least."""
+    scheduler: Literal["fifo", "asha"] = SearchConfig().scheduler
+    """fifo: every configuration gets everything. asha: it starts on few videos, or trains for few
+    steps, and goes on only while it is among the best."""
+    grace_period: int = SearchConfig().grace_period
+    """Videos, or steps of training, that asha gives to every configuration."""
+    reduction_factor: int = SearchConfig().reduction_factor
+    """The best 1 / factor go on to so many times the videos or steps."""
+    time_budget: float | None = None
+    """Seconds after which no trial goes on, and the best so far is taken. Default: no limit."""
     seed: int = SearchConfig().seed
     """Of draws and folds."""
     tracker: str | None = None
@@ -101,7 +114,7 @@ class Sweep:
     reject_limit: command.RejectLimit = None
     resume: command.Switch = False
     """Go on with the unfinished sweep in OUT, with the settings that it was started with."""
-    processes: int | None = None
+    max_concurrent: int | None = None
     """Configurations at the same time. Default: half the logical CPUs; with --pairs, what fits."""
     overwrite: command.Switch = False
     """Delete an earlier sweep in OUT first. Never deletes anything else."""
@@ -120,8 +133,8 @@ def _sweep(job: Sweep) -> dict[str, object]:
     wanted = asked_for(job)
     if isinstance(wanted, TrainingSweep):
         wanted = replace(wanted, base=train.with_pairs(wanted.base, wanted.pairs, job.set))
-    how: dict[str, Any] = {"processes": job.processes, "overwrite": job.overwrite}
-    how["log_to"] = job.log_to
+    how: dict[str, Any] = {"max_concurrent": job.max_concurrent, "time_budget": job.time_budget}
+    how |= {"overwrite": job.overwrite, "log_to": job.log_to}
     # Ray Train complains every second where there is no dashboard.
     training = isinstance(wanted, TrainingSweep)
     with cluster.kept(job.num_cpus, dashboard=training):
@@ -144,8 +157,9 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
     from pipelines.storage import paths
     from pipelines.sweep import TrackerSweep, TrainingSweep, every_sweep, tracker_sweep
 
+    fields = {name: getattr(job, name) for name in ("grid", "choice", "uniform", "log_uniform")}
     if job.resume:
-        if job.evaluation or job.pairs or job.space or job.grid or job.set or job.overwrite:
+        if job.evaluation or job.pairs or any(fields.values()) or job.set or job.overwrite:
             raise ValueError(
                 "--resume goes on with what is in --out: leave out the flags that say what to "
                 "sweep, or leave out --resume"
@@ -161,7 +175,6 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
             "give --evaluation, a finished OUT of jobs.evaluate, to sweep its tracker; or --pairs, "
             "one of jobs.prepare, to sweep training"
         )
-    fields = [*job.grid, *job.space]
     if job.evaluation is not None:
         evaluated = paths.at(job.evaluation)
         tracker = tracker_sweep.base_config(evaluated, job.tracker, job.set)
@@ -181,7 +194,7 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
     space = search_space.parse(fields, base, search_space.TRAINING)
     if not space:
         raise ValueError(
-            "there is nothing to sweep: give --space train.learning_rate=1e-4..1e-2:log or the like"
+            "there is nothing to sweep: give --log-uniform train.learning_rate=1e-4,1e-2, ..."
         )
     return TrainingSweep(
         pairs=paths.at(job.pairs),
@@ -198,15 +211,16 @@ def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:
 
 
 def _search(job: Sweep, space: Space) -> SearchConfig:
-    ranges = any(isinstance(dimension, Range) for dimension in space.values())
+    drawn = len(space) > len(job.grid)
     return SearchConfig(
-        method=job.search or ("bayes" if ranges else "grid"),
+        method=job.search or ("bayes" if drawn else "grid"),
         samples=job.samples,
         objective=job.objective,
         # A training sees no truth of the videos that it is judged by.
         folds=job.folds if job.pairs is None else 0,
-        halving=job.halving,
-        first_rung=job.first_rung,
+        scheduler=job.scheduler,
+        grace_period=job.grace_period,
+        reduction_factor=job.reduction_factor,
         seed=job.seed,
     )
 

@@ -107,7 +107,11 @@ def test_the_files_that_pages_name_are_there() -> None:
 def test_every_sweep_that_is_shown_is_over_fields_with_an_effect() -> None:
     shown = [words for words in commands() if words[0] == "jobs.sweep"]
     for words in shown:
-        given = [b for a, b in itertools.pairwise(words) if a in ("--grid", "--space")]
+        pairs = [*itertools.pairwise(words)]
+        given = {
+            kind: [b for a, b in pairs if a == f"--{kind.replace('_', '-')}"]
+            for kind in ("grid", "choice", "uniform", "log_uniform")
+        }
         base = presets.by_name("ytvis19_r50" if any("/data/" in word for word in words) else "tiny")
         space = search_space.parse(given, base, [*search_space.TRACKER, *search_space.TRAINING])
         assert search_space.idle(space, base) == []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from pipelines.storage import manifest
+from pipelines.storage.paths import AnyPath, RemotePath, write_whole
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +42,13 @@ class Trial(Configuration):
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Trial:
-        """The inverse of asdict; keys that are no field are ignored."""
-        return cls(**{f.name: plain[f.name] for f in fields(cls) if f.name in plain})
+        """The inverse of asdict; keys that are no field are ignored.
+
+        In the order of the ledger, so that a page does not depend on where a trial came from.
+        """
+        found = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
+        ordered = {name: dict(sorted(found[name].items())) for name in ("values", "metrics")}
+        return cls(**{**found, **ordered})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,3 +141,66 @@ class SweepReport:
         trials = [Trial.from_dict(trial) for trial in plain["trials"]]
         failed = [Failure(**failure) for failure in plain["failed"]]
         return cls(**{**plain, "trials": trials, "failed": failed, "held_out": held_out})
+
+
+class Ledger:
+    """Finished trials, a line of JSON each, only appended to: a killed sweep goes on from them.
+
+    Object storage cannot append: there each line is an object of its own beside `path`.
+    """
+
+    def __init__(self, path: AnyPath, input_hash: str) -> None:
+        """input_hash: names what the sweep reads; lines about another input are ignored."""
+        self.path = path
+        self._input_hash = input_hash
+
+    def append(self, trial: Trial) -> None:
+        """Add a finished trial; it is on the disk when this returns."""
+        line: dict[str, Any] = {"input": self._input_hash, **asdict(trial)}
+        line["checksum"] = manifest.hash_value(line)
+        if isinstance(self.path, RemotePath):
+            place = f"{len(self._objects()):06d}-{trial.hash[:8]}"
+            name = f"{self.path.stem}-{place}{self.path.suffix}"
+            write_whole(self.path.parent / name, json.dumps(line, sort_keys=True).encode())
+            return
+        try:
+            with self.path.open("a+b") as file:
+                end = file.seek(0, os.SEEK_END)
+                if end:
+                    file.seek(end - 1)
+                # After a line that a kill has cut short, the next trial starts on a new line.
+                start = b"\n" if end and file.read(1) != b"\n" else b""
+                file.write(start + json.dumps(line, sort_keys=True).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # of a full disk it does not name the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def read(self) -> list[Trial]:
+        """The trials of this input as they were added; those of damaged lines are tried again."""
+        trials: list[Trial] = []
+        for text in self._lines():
+            try:
+                line = json.loads(text)
+                stated = line.pop("checksum")
+            except (ValueError, KeyError, AttributeError, TypeError):
+                continue  # cut short by a kill
+            if stated == manifest.hash_value(line) and line["input"] == self._input_hash:
+                trials.append(Trial.from_dict(line))
+        return trials
+
+    def _objects(self) -> list[AnyPath]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
+
+    def _lines(self) -> list[bytes]:
+        if isinstance(self.path, RemotePath):
+            return [file.read_bytes() for file in self._objects()]
+        return self.path.read_bytes().splitlines() if self.path.exists() else []
+
+
+def furthest(trials: Iterable[Trial]) -> list[Trial]:
+    """The trial with the largest budget of each configuration, in the order of the search."""
+    found: dict[str, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: -trial.budget):
+        found.setdefault(trial.hash, trial)
+    return sorted(found.values(), key=lambda trial: trial.number)

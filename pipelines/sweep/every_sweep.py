@@ -16,11 +16,11 @@ from pipelines.storage.claims import Output
 from pipelines.storage.layout import PAGE, REPORT
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
-from pipelines.storage.sweep_report import SweepReport, Trial
-from pipelines.sweep import space, workers
+from pipelines.storage.sweep_report import Ledger, SweepReport, Trial
+from pipelines.sweep import space, tuning
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Space
-from pipelines.sweep.workers import Ledger, Workload
+from pipelines.sweep.workload import Workload
 
 BEST = "best.json"
 FILES = {"best": BEST, "table": REPORT, "page": PAGE}
@@ -29,8 +29,6 @@ LEDGER = "ledger.jsonl"
 SETTINGS = "settings.json"
 """What was asked for, so that an unfinished sweep can go on from its directory alone."""
 _log = logging.getLogger(__name__)
-
-_CHILD_RUNS = 50  # of the best trials, in the experiment log; report.json has all trials
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,12 +78,13 @@ def read_settings(out: AnyPath) -> dict[str, Any]:
 
 
 def search(
-    wanted: Sweep, workload: Workload, ledger: Ledger, processes: int | None
+    wanted: Sweep, workload: Workload, ledger: Ledger, log: experiment_log.Log, **how: Any
 ) -> tuple[Trial, SweepReport]:
     """Try what the ledger lacks.
 
+    how:     max_concurrent and time_budget of tuning.run
     returns: the best trial, the first of equals (so the base where nothing beats it); the report
-    Raises: PipelineError: workers gave up, or the base or all others failed.
+    Raises: PipelineError: the base, or all others, failed.
     """
     # The base is listed with its own values, so that charts over a field have it too.
     base = wanted.base if isinstance(wanted.base, Config) else Config(tracker=wanted.base)
@@ -94,16 +93,15 @@ def search(
     notes += _no_held_out(wanted.search, workload)
     for note in notes:
         _log.warning(note)
-    failed, errors = workers.run(wanted.space, wanted.search, workload, ledger, processes=processes)
-    trials = ledger.furthest()
-    total = wanted.search.planned(wanted.space)
-    if errors or not trials or trials[0].number != 0 or (len(trials) == 1 and total > 1):
-        causes = [*errors, *(failure.reason for failure in failed), "none was told"]
+    trials, failed = tuning.run(wanted.space, wanted.search, workload, ledger, log=log, **how)
+    total, whole = wanted.search.planned(wanted.space), workload.rungs[-1]
+    if not trials or trials[0].number != 0 or (len(trials) == 1 and total > 1):
+        causes = [*(failure.reason for failure in failed), "none was told"]
         raise PipelineError(
             f"{len(trials)} of {total} configurations were finished. They are kept: mend the "
             f"cause, then run the same command. The first error: {causes[0]}"
         )
-    full = [trial for trial in trials if trial.budget == workload.budget]
+    full = [trial for trial in trials if trial.budget == whole]
     best = max(full, key=lambda trial: (trial.value, -trial.number))
     if failed:
         values = " ".join(f"{key}={value}" for key, value in failed[0].values.items())
@@ -112,7 +110,7 @@ def search(
         _log.warning("%s All are listed in %s", notes[-1], ledger.path.parent / REPORT)
     return best, SweepReport(
         objective=wanted.search.objective,
-        budget=workload.budget,
+        budget=whole,
         unit=workload.unit,
         best=trials.index(best),
         trials=[replace(t, values=space.without_section(t.values or own)) for t in trials],
@@ -124,7 +122,7 @@ def search(
 
 def _no_held_out(settings: SearchConfig, workload: Workload) -> list[str]:
     """Why there will be no held-out score, where one was asked for."""
-    videos = workload.budget
+    videos = workload.rungs[-1]
     if not settings.folds or workload.unit != "videos" or videos >= 2 * settings.folds:
         return []
     todo = f"--folds {videos // 2} would do" if videos >= 4 else "evaluate more videos"
@@ -175,25 +173,9 @@ def finish(
             **run_page.sweep_part(report, name),
         ),
     )
-    _write_log(log, output, report, counts)
-    return output.finish(rows=len(report.trials), extra=extra)
-
-
-def _write_log(
-    log: experiment_log.Log, output: Output, report: SweepReport, counts: Mapping[str, int]
-) -> None:
-    """The numbers of the sweep, and a child for each of its best trials."""
-    numbers: dict[str, float] = {
-        f"best/{report.objective}": report.trials[report.best].value,
-        f"base/{report.objective}": report.trials[0].value,
-        **counts,
-    }
+    numbers = {f"best/{report.objective}": best_value, f"base/{report.objective}": base_value}
     if (held_out := report.held_out) is not None:
         numbers |= {"held_out/best": held_out.value, "held_out/base": held_out.base}
-    log.metrics(numbers)
+    log.metrics({**numbers, **counts})
     log.artifacts(*(output.path / file for file in FILES.values()))
-    full = [trial for trial in report.trials if trial.budget == report.budget]
-    for trial in sorted(full, key=lambda trial: -trial.value)[:_CHILD_RUNS]:
-        # Short, for MLflow's page shows it in large letters; the values are parameters there.
-        name = f"{report.objective} {100 * trial.value:.1f}, number {trial.number}"
-        log.child(name, trial.values, {report.objective: trial.value, **trial.metrics})
+    return output.finish(rows=len(report.trials), extra=extra)

@@ -26,10 +26,17 @@ _TERM = re.compile(r"^(?:([0-9.]+)\s*\*\s*)?([A-Za-z0-9_]+)$")
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A weighted sum of metrics, with its name as the user wrote it; weights: metric -> weight."""
+    """A weighted sum of metrics.
+
+    name:     as the user wrote it
+    weights:  metric -> weight
+    separate: metrics that the search maximises each by itself, for AP,HOTA; () for one sum. The
+              best configuration is that with the highest mean of them
+    """
 
     name: str
     weights: dict[str, float]
+    separate: tuple[str, ...] = ()
 
     @property
     def tracking(self) -> bool:
@@ -61,12 +68,18 @@ class Objective:
 
 
 def parse(text: str, *, occlusion: bool) -> Objective:
-    """An objective from text: AP, HOTA, balanced, "0.7*AP+0.3*IDF1", ...
+    """An objective from text: AP, HOTA, balanced, "0.7*AP+0.3*IDF1", "AP,HOTA", ...
 
     occlusion: whether the truth has occlusion scores, which AP_so, AP_mo and AP_ho need
     Raises: ValueError: another text; the message names all metrics.
     """
     known = (*_AVERAGE_PRECISION, *(_OCCLUSION if occlusion else ()), *TRACKING)
+    if "," in text:
+        parts = [parse(part.strip(), occlusion=occlusion) for part in text.split(",")]
+        names = tuple(name for part in parts for name in part.weights)
+        if any(part.weights != {part.name: 1.0} for part in parts) or len({*names}) < len(names):
+            raise ValueError(f"an objective of several is a list of metrics, got {text!r}")
+        return Objective(text, dict.fromkeys(names, 1 / len(names)), names)
     if text in MIXES:
         return Objective(text, dict(MIXES[text]))
     weights: dict[str, float] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -18,7 +17,12 @@ TRACKER: Final = ("tracker",)
 """Sections that can be swept on stored detections."""
 TRAINING: Final = ("train", "losses", "assignment", "transforms", "model")
 """Sections whose values need a training each."""
-_RANGE = re.compile(r"^(-?[0-9.eE+-]*[0-9.])\.\.(-?[0-9.eE+-]+)(:log)?$")
+_EXAMPLES: Final = {
+    "grid": "--grid tracker.memory_length=1,3,5",
+    "choice": "--choice tracker.same_class=false,true",
+    "uniform": "--uniform tracker.match_threshold=0.3,0.8",
+    "log_uniform": "--log-uniform train.learning_rate=1e-4,1e-2",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +66,31 @@ Space = dict[str, Dimension]
 """Field ("tracker.tau") -> its values."""
 
 
-def parse(assignments: Iterable[str], base: Config, sections: Sequence[str]) -> Space:
-    """["tracker.tau=0,0.5,1", "tracker.match_threshold=0.3..0.8"] -> field -> checked values.
+def parse(asked: Mapping[str, Iterable[str]], base: Config, sections: Sequence[str]) -> Space:
+    """{"grid": ["tracker.tau=0,0.5,1"], "uniform": ["tracker.momentum=0.3,0.8"]} -> checked values.
 
-    A range is LOW..HIGH or LOW..HIGH:log, of whole numbers where the field is one. A field without
-    "=" gets its usual values. Every value must fit into base.
+    A list of grid or choice has any values; uniform and log_uniform have LOW,HIGH, of whole numbers
+    where the field is one. Every value must fit into base.
 
     Raises: ValueError: another section, an unknown field, a bad or repeated value.
     """
     space: Space = {}
-    for assignment in assignments:
-        key, separator, text = (part.strip() for part in assignment.partition("="))
-        section = key.partition(".")[0]
-        if separator and not text:
-            raise ValueError(
-                f"a space is section.field=values, got {assignment!r}. Example: "
-                f"{sections[0]}.field=0.3,0.5,0.7 or {sections[0]}.field=0.3..0.7"
-            )
-        if section not in sections or "." not in key:
-            raise ValueError(_elsewhere(key, sections))
-        if key in space:
-            raise ValueError(f"{assignment!r} repeats a field")
-        space[key] = _dimension(key, text, base) if separator else usual(key, base)
+    for kind, assignments in asked.items():
+        for assignment in assignments:
+            key, _, text = (part.strip() for part in assignment.partition("="))
+            if not text:
+                raise ValueError(
+                    f"--{kind.replace('_', '-')} is SECTION.FIELD=VALUES, got {assignment!r}. "
+                    f"Example: {_EXAMPLES[kind]}"
+                )
+            if key.partition(".")[0] not in sections or "." not in key:
+                raise ValueError(_elsewhere(key, sections))
+            if key in space:
+                raise ValueError(f"{assignment!r} repeats a field")
+            values = [value_of(override(base, [f"{key}={word}"]), key) for word in _words(text)]
+            if len({json.dumps(value) for value in values}) < len(values):
+                raise ValueError(f"{assignment} repeats a value")
+            space[key] = Choices(tuple(values)) if "form" not in kind else _range(kind, key, values)
     return space
 
 
@@ -109,7 +116,7 @@ def combinations(space: Space) -> Iterator[dict[str, Any]]:
     if ranges:
         raise ValueError(
             f"a grid needs a list of values for every field, but {ranges[0]} has a range. Give "
-            "values (a,b,c), or choose --search random or bayes."
+            "it one with --grid, or choose --search random or bayes."
         )
     lists = [d.values for d in space.values() if isinstance(d, Choices)]
     yield from (dict(zip(space, values, strict=True)) for values in itertools.product(*lists))
@@ -148,24 +155,6 @@ def value_of(config: Config, key: str) -> Any:
     return node
 
 
-def usual(key: str, base: Config) -> Dimension:
-    """Values worth trying: both of a switch, all of a choice, or a range of a tracker's number.
-
-    Raises: ValueError: an unknown field, or one without usual values.
-    """
-    section, _, field = key.partition(".")
-    if field not in to_dict(base)[section]:
-        override(base, [f"{key}=0"])  # its message says which fields there are
-    if isinstance(value_of(base, key), bool):
-        return Choices((False, True))
-    found = _usual_ranges(base.tracker).get(field) if section == "tracker" else None
-    if found is None:
-        raise ValueError(
-            f"{key} has no usual values: give some, for example {key}=LOW..HIGH or {key}=A,B,C"
-        )
-    return found
-
-
 def association(config: TrackerConfig) -> Space:
     """The numbers that matter most for a tracker of this kind, with their usual ranges."""
     fields = ["match_threshold", "new_threshold", "score_threshold", "memory_lifetime"]
@@ -183,18 +172,10 @@ def association(config: TrackerConfig) -> Space:
     fields += [name for name in ("position_weight", "size_weight") if getattr(config, name) > 0]
     if config.new_overlap < 1:
         fields.append("new_overlap")
-    ranges = _usual_ranges(config)
-    return {f"tracker.{field}": ranges[field] for field in fields}
-
-
-def _usual_ranges(config: TrackerConfig) -> dict[str, Dimension]:
-    """Ranges around the values of released code, paper and our tracker; too far at both ends."""
-    # With a position term similarities exceed those of a cosine alone.
-    top = 1.0 if config.similarity == "cosine" and config.position_weight > 0 else 0.9
-    return {
-        "match_threshold": Range(0.05, top),
+    ranges = {
+        # With a position term similarities exceed those of a cosine alone.
+        "match_threshold": Range(0.05, 1.0 if config.position_weight > 0 else 0.9),
         "new_threshold": Range(0.1, 0.9),
-        "first_threshold": Range(0.1, 0.9),
         "score_threshold": Range(0.1, 0.5),
         "memory_lifetime": Range(2, 60, log=True, integer=True),
         "mask_nms": Range(0.2, 0.95),
@@ -204,34 +185,22 @@ def _usual_ranges(config: TrackerConfig) -> dict[str, Dimension]:
         "momentum": Range(0.2, 1.0),
         "position_weight": Range(0.0, 2.0),
         "size_weight": Range(0.0, 1.5),
-        "softmax_weight": Range(0.0, 1.0),
-        "class_weight": Range(0.0, 1.0),
         "new_overlap": Range(0.02, 1.0),
-        "min_cosine": Range(-1.0, 0.8),
         "cue_score": Range(0.0, 3.0),
         "cue_overlap": Range(0.0, 5.0),
         "cue_class": Range(0.0, 15.0),
-        "prune_short": Range(0, 5, integer=True),
-        "weighting": Choices(("paper", "released", "momentum", "last", "similarity_guided")),
-        "similarity": Choices(("paper", "released", "cosine", "multi_cue")),
-        "assignment": Choices(("greedy", "argmax", "hungarian")),
     }
+    return {f"tracker.{field}": ranges[field] for field in fields}
 
 
-def _dimension(key: str, text: str, base: Config) -> Dimension:
-    found = _RANGE.match(text.replace(" ", ""))
-    if found is None:
-        values = [value_of(override(base, [f"{key}={word}"]), key) for word in _words(text)]
-        if len({json.dumps(v) for v in values}) < len(values):
-            raise ValueError(f"{key}={text} repeats a value")
-        return Choices(tuple(values))
-    low, high = (value_of(override(base, [f"{key}={found[n]}"]), key) for n in (1, 2))
-    integer = isinstance(low, int) and not isinstance(low, bool)
-    if isinstance(low, bool) or not isinstance(low, int | float) or not low < high:
-        raise ValueError(f"a range is LOW..HIGH of numbers with LOW < HIGH, got {key}={text}")
-    if found[3] and low <= 0:
-        raise ValueError(f"a range on the logarithm's scale must lie above 0, got {key}={text}")
-    return Range(low, high, log=bool(found[3]), integer=integer)
+def _range(kind: str, key: str, values: Sequence[Any]) -> Range:
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"a range is LOW,HIGH of numbers with LOW < HIGH, got {key}={[*values]}")
+    low, high = numbers
+    if kind == "log_uniform" and low <= 0:
+        raise ValueError(f"a range on the logarithm's scale must lie above 0, got {key}={values}")
+    return Range(low, high, log=kind == "log_uniform", integer=isinstance(low, int))
 
 
 def _words(text: str) -> list[str]:

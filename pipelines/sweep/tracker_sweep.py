@@ -19,11 +19,11 @@ from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
 from pipelines.storage.reports import EvaluationReport
 from pipelines.storage.stored import StoredDetections
+from pipelines.storage.sweep_report import Ledger
 from pipelines.sweep import every_sweep, objective
 from pipelines.sweep.every_sweep import Sweep
 from pipelines.sweep.space import Choices, Space
 from pipelines.sweep.tracker_trials import MissedVideo, TrackerTrials
-from pipelines.sweep.workers import Ledger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +63,16 @@ def run(
     wanted: TrackerSweep,
     out: AnyPath,
     *,
-    processes: int | None = None,
+    max_concurrent: int | None = None,
+    time_budget: float | None = None,
     overwrite: bool = False,
     log_to: AnyPath | None = None,
 ) -> Manifest:
     """Search for the best tracker on the detections that an evaluation stored.
 
     out:       gets best.json (for --tracker of jobs.evaluate), report.json, report.html
-    processes: configurations tried at the same time; default: half of the logical CPUs
+    max_concurrent: configurations tried at the same time; default: half of the logical CPUs
+    time_budget:    seconds after which the best so far is taken
     log_to:    folder of the MLflow file; default: out
     returns:   the manifest; its extra holds the best trial, the base's, and held-out values
     Raises:
@@ -97,7 +99,9 @@ def run(
     manifest.commit_json(settings, out / every_sweep.SETTINGS)
     ledger = Ledger(out / every_sweep.LEDGER, input_hash)
     with experiment_log.run(log_to or out, f"sweep {out.name}", output.config) as log:
-        best, report = every_sweep.search(wanted, trials, ledger, processes)
+        best, report = every_sweep.search(
+            wanted, trials, ledger, log, max_concurrent=max_concurrent, time_budget=time_budget
+        )
         return every_sweep.finish(
             output,
             report,
@@ -139,5 +143,6 @@ def workload(wanted: TrackerSweep, source: StoredDetections) -> TrackerTrials:
         order=order.tolist(),
         base=wanted.base,
         goal=objective.parse(wanted.search.objective, occlusion=occlusion),
+        rungs=wanted.search.rungs(len(order)),
         folds=wanted.search.folds,
     )

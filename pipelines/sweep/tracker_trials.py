@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
+import torch
 
 from idol.analysis import intervals
-from idol.config import AnalysisConfig, Config, TrackerConfig
+from idol.arrays import Floats32
+from idol.config import AnalysisConfig, Config, TrackerConfig, to_dict
 from idol.evaluation.matching import VideoMatches, match_video
 from idol.evaluation.stored_overlaps import VideoOverlaps
 from idol.evaluation.tracking_metrics import VideoTracking, count_video
 from idol.structures import FrameDetections
 from idol.tracker.online import track_video
 from idol.ytvis.truth import VideoTruth
+from pipelines.storage import manifest
 from pipelines.storage.paths import AnyPath
 from pipelines.storage.stored import StoredDetections
 from pipelines.storage.sweep_report import (
@@ -27,15 +31,35 @@ from pipelines.storage.sweep_report import (
 )
 from pipelines.sweep import objective, space
 from pipelines.sweep.objective import Objective
-from pipelines.sweep.workers import hash_of
+
+_ARRAYS: Final = ("scores", "class_scores", "embeddings", "overlaps", "boxes")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedVideo:
-    """All that tracking and scoring need of a video with detections."""
+    """All that tracking and scoring need of a video with detections.
 
-    frames: list[FrameDetections]
+    Ray lays arrays into memory that all processes of a machine share, but copies tensors to each.
+
+    rows: the arrays of each frame, in the order of _ARRAYS
+    """
+
+    rows: list[list[Floats32]]
     overlaps: VideoOverlaps
+
+    @classmethod
+    def of(cls, frames: Iterable[FrameDetections], overlaps: VideoOverlaps) -> LoadedVideo:
+        """From the frames of a video, in order."""
+        rows = [[getattr(frame, name).numpy() for name in _ARRAYS] for frame in frames]
+        return cls(rows, overlaps)
+
+    def frames(self) -> Iterator[FrameDetections]:
+        """The frames, as views of the arrays."""
+        with warnings.catch_warnings():  # torch warns that nobody must write to shared memory
+            warnings.filterwarnings("ignore", ".*not writable")
+            for index, arrays in enumerate(self.rows):
+                scores, classes, embeddings, overlaps, boxes = map(torch.from_numpy, arrays)
+                yield FrameDetections(index, scores, classes, embeddings, overlaps, boxes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +83,7 @@ Scored = tuple[list[VideoMatches], list[VideoTracking]]
 
 @dataclass(frozen=True, slots=True)
 class TrackerTrials:
-    """The workload of a tracker sweep (workers.Workload).
+    """The workload of a tracker sweep.
 
     source: stored detections
     truths: video_id -> truth without masks, of the videos that have detections
@@ -68,6 +92,7 @@ class TrackerTrials:
             number n is in fold n modulo folds
     base:   the configuration whose fields the search replaces
     goal:   what is maximised
+    rungs:  numbers of videos that a configuration passes through, the last of which is all
     folds:  of cross-validation, 0: none
     """
 
@@ -77,15 +102,12 @@ class TrackerTrials:
     order: Sequence[int]
     base: TrackerConfig
     goal: Objective
+    rungs: Sequence[int]
     folds: int
 
     unit: ClassVar[str] = "videos"
     cpus: ClassVar[float] = 1.0
-
-    @property
-    def budget(self) -> int:
-        """Videos of the data set."""
-        return len(self.order)
+    place: ClassVar[None] = None
 
     @property
     def reads(self) -> Sequence[AnyPath]:
@@ -105,27 +127,35 @@ class TrackerTrials:
                 f"{self.source.score_floor:g}, and detections below it were not stored; evaluate "
                 f"again with --set detect.score_floor={config.score_threshold:g} to sweep it"
             )
-        return hash_of(config)
+        return manifest.hash_value(to_dict(config))
 
     def load(self) -> Videos:
         """All videos, with their stored detections and overlaps."""
         stored = {video.video_id: video for video in self.source.videos}
         found = {
-            video_id: LoadedVideo(
-                list(self.source.frames(stored[video_id])),
+            video_id: LoadedVideo.of(
+                self.source.frames(stored[video_id]),
                 VideoOverlaps.read(self.source.overlaps(stored[video_id]), truth),
             )
             for video_id, truth in self.truths.items()
         }
         return {**found, **self.missed}
 
-    def measure(self, loaded: Videos, configuration: Configuration, budget: int) -> Trial:
-        """Score a configuration on the first videos, as many as the budget says."""
-        config = self.config(configuration.values)
-        matches, counts = self.score(loaded, self.order[:budget], config)
-        metrics = objective.stats(matches, counts)
-        folds: list[float] = []
-        if self.folds and budget == self.budget:
+    def measure(self, loaded: Videos, of: Configuration, after: int) -> Iterator[Trial]:
+        """Score a configuration on more and more videos, each of them once."""
+        config = self.config(of.values)
+        scored: Scored = ([], [])
+        for budget in self.rungs if of.number else self.rungs[-1:]:
+            new = self.score(loaded, self.order[len(scored[0]) : budget], config)
+            scored[0].extend(new[0])
+            scored[1].extend(new[1])
+            if budget > after:
+                yield self._trial(scored, of, config)
+
+    def _trial(self, scored: Scored, of: Configuration, config: TrackerConfig) -> Trial:
+        matches, counts = scored
+        budget, metrics, folds = len(matches), objective.stats(*scored), []
+        if self.folds and budget == len(self.order):
             # Which videos are outside each fold: (folds, V) 0 or 1, by ascending ids.
             outside = np.ones((self.folds, budget), dtype=np.int64)
             outside[np.arange(budget) % self.folds, np.argsort(np.argsort(self.order))] = 0
@@ -133,9 +163,9 @@ class TrackerTrials:
             # NaN is no JSON; -1 stands for no truth, as in Objective.of.
             folds = np.where(np.isfinite(without), without, -1.0).tolist()
         return Trial(
-            number=configuration.number,
-            hash=hash_of(config),
-            values=configuration.values,
+            number=of.number,
+            hash=manifest.hash_value(to_dict(config)),
+            values=of.values,
             budget=budget,
             value=self.goal.of(metrics),
             metrics=metrics,
@@ -148,7 +178,7 @@ class TrackerTrials:
         The matches of all folds together make one value, beside that of the base on the same
         videos, with intervals over videos. None where there are fewer than two videos for a fold.
         """
-        if not self.folds or self.budget < 2 * self.folds:
+        if not self.folds or len(self.order) < 2 * self.folds:
             return None
         loaded = self.load()
         reference = self.score(loaded, self.order, self.base)
@@ -169,7 +199,7 @@ class TrackerTrials:
                 )
             )
         value, base, analysis = self._value(chosen), self._value(reference), AnalysisConfig()
-        weights = intervals.draws(self.budget, analysis)
+        weights = intervals.draws(len(self.order), analysis)
         draws, base_draws = (self.goal.of_draws(*part, weights) for part in (chosen, reference))
         difference = intervals.difference(draws, base_draws, value - base, analysis)
         return HeldOut(
@@ -196,7 +226,7 @@ class TrackerTrials:
                 matches.append(video.matches)
                 counts.append(video.counts)
                 continue
-            tracks = track_video(video.frames, config)
+            tracks = track_video(video.frames(), config)
             matches.append(video.overlaps.matches(tracks, known, config))
             if self.goal.tracking:
                 counts.append(video.overlaps.tracking(tracks, known, config))

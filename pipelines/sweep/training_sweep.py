@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,11 +14,10 @@ from pipelines.stages import evaluate, train
 from pipelines.storage import claims, manifest, paths
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
-from pipelines.storage.sweep_report import Configuration, Trial
+from pipelines.storage.sweep_report import Configuration, Ledger, Trial
 from pipelines.sweep import every_sweep, objective, space
 from pipelines.sweep.every_sweep import Sweep
 from pipelines.sweep.objective import Objective
-from pipelines.sweep.workers import Ledger, hash_of
 from pipelines.training.initial_model import Start
 from pipelines.training.workers import Workers
 
@@ -50,7 +49,7 @@ class TrainingSweep(Sweep):
 
 @dataclass(frozen=True, slots=True)
 class TrainingTrials:
-    """The workload of a training sweep (workers.Workload).
+    """The workload of a training sweep.
 
     place: gets a folder per configuration, on storage that all machines see
     """
@@ -62,9 +61,9 @@ class TrainingTrials:
     place: AnyPath
 
     @property
-    def budget(self) -> int:
-        """Steps of a whole training."""
-        return self.wanted.base.train.steps
+    def rungs(self) -> Sequence[int]:
+        """Numbers of steps that a configuration passes through, the last of which is all."""
+        return self.wanted.search.rungs(self.wanted.base.train.steps)
 
     @property
     def cpus(self) -> float:
@@ -82,46 +81,47 @@ class TrainingTrials:
 
     def identify(self, values: Mapping[str, Any]) -> str:
         """The hash of the configuration with these values; ValueError: they do not go together."""
-        return hash_of(self.config(values))
+        return manifest.hash_value(to_dict(self.config(values)))
 
     def load(self) -> None:
         """Nothing: every trial reads its pairs."""
 
-    def folder(self, configuration: Configuration) -> AnyPath:
+    def folder(self, of: Configuration) -> AnyPath:
         """Where the configuration's checkpoint and evaluations are."""
-        return self.place / f"trial-{configuration.number:04d}"
+        return self.place / f"trial-{of.number:04d}-{of.hash[:8]}"
 
-    def measure(self, loaded: None, configuration: Configuration, budget: int) -> Trial:
-        """Train on to the budget's steps, then evaluate."""
-        wanted = self.wanted
-        config = self.config(configuration.values)
-        folder = self.folder(configuration)
+    def measure(self, loaded: None, of: Configuration, after: int) -> Iterator[Trial]:
+        """Train on to each rung, then evaluate. What is there already is not done again."""
+        wanted, config, folder = self.wanted, self.config(of.values), self.folder(of)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = train.advance(
-            wanted.pairs,
-            folder / "train",
-            config,
-            budget,
-            Start(weights=wanted.weights, reset_classes=wanted.reset_classes),
-            Workers(count=wanted.workers, gpus=wanted.gpus),
-        )
-        done = evaluate.run(
-            evaluate.Request(annotations=wanted.annotations, checkpoint=str(weights)),
-            folder / f"evaluate-{budget}",
-            actors=max(1, wanted.workers) if wanted.gpus else 1,
-            gpu=wanted.gpus or None,
-            reject_limit=wanted.reject_limit,
-            log=False,
-        )
-        metrics = dict(done.extra["metrics"])
-        return Trial(
-            number=configuration.number,
-            hash=self._really_used(weights, config),
-            values=configuration.values,
-            budget=budget,
-            value=self.goal.of(metrics),
-            metrics=metrics,
-        )
+        for budget in self.rungs if of.number else self.rungs[-1:]:
+            if budget <= after:
+                continue
+            weights = train.advance(
+                wanted.pairs,
+                folder / "train",
+                config,
+                budget,
+                Start(weights=wanted.weights, reset_classes=wanted.reset_classes),
+                Workers(count=wanted.workers, gpus=wanted.gpus),
+            )
+            done = evaluate.run(
+                evaluate.Request(annotations=wanted.annotations, checkpoint=str(weights)),
+                folder / f"evaluate-{budget}",
+                actors=max(1, wanted.workers) if wanted.gpus else 1,
+                gpu=wanted.gpus or None,
+                reject_limit=wanted.reject_limit,
+                log=False,
+            )
+            metrics = dict(done.extra["metrics"])
+            yield Trial(
+                number=of.number,
+                hash=self._really_used(weights, config),
+                values=of.values,
+                budget=budget,
+                value=self.goal.of(metrics),
+                metrics=metrics,
+            )
 
     def held_out(self, full: Sequence[Trial]) -> None:
         """None: the videos that judge a training are not trained on."""
@@ -144,7 +144,8 @@ def run(
     wanted: TrainingSweep,
     out: AnyPath,
     *,
-    processes: int | None = None,
+    max_concurrent: int | None = None,
+    time_budget: float | None = None,
     overwrite: bool = False,
     log_to: AnyPath | None = None,
 ) -> Manifest:
@@ -152,8 +153,8 @@ def run(
 
     out:       gets best.json (its "set" is for --set of jobs.train), report.json, report.html, and
                a folder for each configuration with its checkpoint and evaluations
-    processes: trials at the same time; default: as many as the cluster has room for
-    overwrite, log_to, returns, Raises: as of tracker_sweep.run
+    max_concurrent: trials at the same time; default: as many as the cluster has room for
+    time_budget, overwrite, log_to, returns, Raises: as of tracker_sweep.run
     """
     source = manifest.read(wanted.pairs, "prepare")
     goal = _checked_goal(wanted)
@@ -167,7 +168,10 @@ def run(
     trials = TrainingTrials(wanted, goal, place.resolve())
     with experiment_log.run(log_to or out, f"sweep {out.name}", output.config) as log:
         with cluster.session(dashboard=True):
-            best, report = every_sweep.search(wanted, trials, ledger, processes or _room(wanted))
+            count = max_concurrent or _room(wanted)
+            best, report = every_sweep.search(
+                wanted, trials, ledger, log, max_concurrent=count, time_budget=time_budget
+            )
         assignments = [f"{key}={json.dumps(value)}" for key, value in best.values.items()]
         flags = " ".join(f"--set '{text}'" for text in assignments)
         command = f"python -m jobs.train --pairs {wanted.pairs} --out RUN {flags}"

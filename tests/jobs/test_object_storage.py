@@ -111,7 +111,7 @@ def trained(source: str, out: str, log: Path) -> dict[str, Any]:
 
 def swept_tracker(source: str, out: str, log: Path) -> dict[str, Any]:
     words = ["--evaluation", f"{source}/evaluated", "--out", out, "--log-to", str(log)]
-    words += ["--annotations", f"{source}/val/instances.json", "--processes", "1"]
+    words += ["--annotations", f"{source}/val/instances.json", "--max-concurrent", "1"]
     sweep.main([*words, "--grid", "tracker.match_threshold=0.3,0.5,0.7", "--folds", "3"])
     found = content(paths.at(out))
     return {name: json.loads(found[name]) for name in ("best.json", "report.json")}
@@ -119,7 +119,17 @@ def swept_tracker(source: str, out: str, log: Path) -> dict[str, Any]:
 
 def swept_training(source: str, out: str, log: Path) -> dict[str, Any]:
     words = ["--pairs", f"{source}/prepared", "--annotations", f"{source}/val/instances.json"]
-    words += ["--out", out, "--log-to", str(log), "--processes", "1", "--workers", "0", *NETWORK]
+    words += [
+        "--out",
+        out,
+        "--log-to",
+        str(log),
+        "--max-concurrent",
+        "1",
+        "--workers",
+        "0",
+        *NETWORK,
+    ]
     words += ["--set", "train.steps=2", "--grid", "train.learning_rate=1e-4,1e-3"]
     sweep.main(words)
     best = json.loads((paths.at(out) / "best.json").read_text())
@@ -159,7 +169,7 @@ JOBS = {
     "train": Job(trained, "step-*"),
     "evaluate": Job(evaluated, "detections/shard-*"),
     "sweep-tracker": Job(swept_tracker, "ledger-*"),
-    "sweep-training": Job(swept_training, "trials/*/trial-0001/train/*"),
+    "sweep-training": Job(swept_training, "trials/*/trial-0001-*/train/*"),
 }
 LONG = ("evaluate", "sweep-training")
 

@@ -45,7 +45,7 @@ def asked(evaluated: Path, *flags: str) -> Any:
 
 
 def test_lists_are_a_grid_and_ranges_are_searched(evaluated: Path) -> None:
-    found = asked(evaluated, "--grid", "tracker.tau=0,1", "--space", "tracker.same_class")
+    found = asked(evaluated, "--grid", "tracker.tau=0,1", "--grid", "tracker.same_class=false,true")
     assert found.base == TrackerConfig.paper()
     assert found.space == {
         "tracker.tau": Choices((0.0, 1.0)),
@@ -53,11 +53,18 @@ def test_lists_are_a_grid_and_ranges_are_searched(evaluated: Path) -> None:
     }
     assert found.search == SearchConfig(method="grid")
     found = asked(
-        evaluated, "--space", "tracker.tau=0..1", "--samples", "7", "--objective", "HOTA",
-        "--halving", "3", "--tracker", "robust", "--set", "tracker.same_class=true",
+        evaluated, "--uniform", "tracker.tau=0,1", "--choice", "tracker.memory_length=1,3",
+        "--samples", "7", "--objective", "HOTA", "--scheduler", "asha", "--grace-period", "4",
+        "--reduction-factor", "2", "--tracker", "robust", "--set", "tracker.same_class=true",
     )  # fmt: skip
-    assert found.space == {"tracker.tau": Range(0.0, 1.0)}
-    assert found.search == SearchConfig(method="bayes", samples=7, objective="HOTA", halving=3)
+    assert found.space == {
+        "tracker.memory_length": Choices((1, 3)),
+        "tracker.tau": Range(0.0, 1.0),
+    }
+    assert found.search == SearchConfig(
+        method="bayes", samples=7, objective="HOTA", scheduler="asha", grace_period=4,
+        reduction_factor=2,
+    )  # fmt: skip
     assert found.base == TrackerConfig(**{**to_dict(TrackerConfig.robust()), "same_class": True})
 
 
@@ -72,8 +79,8 @@ def test_without_a_space_the_numbers_that_matter_are_searched(evaluated: Path) -
     ("flags", "message"),
     [
         (["--grid", "tracker.tua=1"], "Did you mean 'tau'"),
-        (["--space", "train.steps=10,20"], "cannot be swept on stored detections"),
-        (["--search", "grid", "--space", "tracker.tau=0..1"], "has a range"),
+        (["--grid", "train.steps=10,20"], "cannot be swept on stored detections"),
+        (["--search", "grid", "--uniform", "tracker.tau=0,1"], "has a range"),
         (["--samples", "0"], "samples must be 1 or more"),
         (["--resume"], "leave out the flags"),
     ],
@@ -100,7 +107,7 @@ def asked_or_run(evaluated: Path, out: Path, flags: list[str]) -> None:
 def test_resuming_reads_what_was_asked_for_from_the_directory(
     evaluated: Path, tmp_path: Path
 ) -> None:
-    wanted = asked(evaluated, "--space", "tracker.tau=0.1..1:log", "--seed", "3")
+    wanted = asked(evaluated, "--log-uniform", "tracker.tau=0.1,1", "--seed", "3")
     out = tmp_path / "sweep"
     out.mkdir()
     (out / "settings.json").write_text(json.dumps(wanted.to_dict()))

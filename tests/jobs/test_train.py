@@ -47,7 +47,7 @@ def test_pairs_made_otherwise_than_asked_for_are_refused(job, tmp_path):
     claims.prepare_output(pairs, "prepare", made, "").finish(extra={"categories": []})
     words = ["--pairs", str(pairs), "--out", str(out)]
     if job is sweep:
-        words += ["--annotations", "a.json", "--space", "train.learning_rate=1,2"]
+        words += ["--annotations", "a.json", "--grid", "train.learning_rate=1,2"]
     with pytest.raises(SystemExit, match=r"pairs\.max_gap=5 does not fit: .*pairs\.max_gap=3\. "):
         job.main([*words, "--set", "train.steps=1", "--set", "pairs.max_gap=5"])
     assert not out.exists()

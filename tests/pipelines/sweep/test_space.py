@@ -10,14 +10,12 @@ from pipelines.sweep.space import TRACKER, TRAINING, Choices, Range
 
 def test_lists_and_ranges_have_the_types_of_the_fields() -> None:
     assert search_space.parse(
-        [
-            "tracker.tau=0,0.5",
-            "tracker.weighting=paper,released",
-            "tracker.same_class=true,false",
-            "tracker.match_threshold=0.3..0.8",
-            "tracker.memory_length=1..10",
-            "tracker.class_score_threshold=0.001..0.1:log",
-        ],
+        {
+            "grid": ["tracker.tau=0,0.5", "tracker.weighting=paper,released"],
+            "choice": ["tracker.same_class=true,false"],
+            "uniform": ["tracker.match_threshold=0.3,0.8", "tracker.memory_length=1,10"],
+            "log_uniform": ["tracker.class_score_threshold=0.001,0.1"],
+        },
         Config(),
         TRACKER,
     ) == {
@@ -29,47 +27,47 @@ def test_lists_and_ranges_have_the_types_of_the_fields() -> None:
         "tracker.class_score_threshold": Range(0.001, 0.1, log=True),
     }
     assert search_space.parse(
-        ["transforms.stretch=[128,192],[160,256]", "losses.mask=1..4"], Config(), TRAINING
+        {"choice": ["transforms.stretch=[128,192],[160,256]"], "uniform": ["losses.mask=1,4"]},
+        Config(),
+        TRAINING,
     ) == {
         "transforms.stretch": Choices(([128, 192], [160, 256])),
         "losses.mask": Range(1.0, 4.0),
     }
 
 
-def test_a_field_alone_has_its_usual_values() -> None:
-    space = search_space.parse(
-        ["tracker.tau", "tracker.same_class", "tracker.assignment"], Config(), TRACKER
-    )
-    assert space["tracker.tau"] == Range(0.0, 2.0)
-    assert space["tracker.same_class"] == Choices((False, True))
-    assert space["tracker.assignment"] == Choices(("greedy", "argmax", "hungarian"))
-
-
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("kind", "text", "message"),
     [
-        ("tracker.tau=", "section.field=values"),
-        ("tracker.tua=1", "Did you mean 'tau'"),
-        ("tracker.tua", "Did you mean 'tau'"),
-        ("tracker.prune_after", "no usual values"),
-        ("detect.box_nms=0.5", "cannot be swept on stored detections"),
-        ("tau=0.5", "cannot be swept on stored detections"),
-        ("tracker.tau=-1", "tau must be >= 0"),
-        ("tracker.tau=-1..2", "tau must be >= 0"),
-        ("tracker.tau=2..1", "LOW < HIGH"),
-        ("tracker.tau=0..1:log", "above 0"),
-        ("tracker.memory_length=1.5", "must be int"),
-        ("tracker.memory_length=1.5..3", "must be int"),
-        ("tracker.tau=1,1.0", "repeats"),
+        ("grid", "tracker.tau=", "--grid is SECTION.FIELD=VALUES"),
+        ("log_uniform", "tracker.tau", "--log-uniform is SECTION.FIELD=VALUES"),
+        ("grid", "tracker.tua=1", "Did you mean 'tau'"),
+        ("grid", "detect.box_nms=0.5", "cannot be swept on stored detections"),
+        ("grid", "tau=0.5", "cannot be swept on stored detections"),
+        ("choice", "tracker.tau=-1", "tau must be >= 0"),
+        ("uniform", "tracker.tau=-1,2", "tau must be >= 0"),
+        ("uniform", "tracker.tau=2,1", "LOW < HIGH"),
+        ("uniform", "tracker.tau=1", "LOW,HIGH"),
+        ("uniform", "tracker.tau=0,1,2", "LOW,HIGH"),
+        ("uniform", "tracker.same_class=false,true", "of numbers"),
+        ("log_uniform", "tracker.tau=0,1", "above 0"),
+        ("grid", "tracker.memory_length=1.5", "must be int"),
+        ("uniform", "tracker.memory_length=1.5,3", "must be int"),
+        ("grid", "tracker.tau=1,1.0", "repeats"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(text: str, message: str) -> None:
+def test_what_cannot_be_meant_is_refused(kind: str, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        search_space.parse([text], Config(), TRACKER)
+        search_space.parse({kind: [text]}, Config(), TRACKER)
+
+
+def test_a_field_is_given_once_and_belongs_to_what_is_swept() -> None:
     with pytest.raises(ValueError, match="repeats a field"):
-        search_space.parse(["tracker.tau=1", "tracker.tau=2"], Config(), TRACKER)
+        search_space.parse(
+            {"grid": ["tracker.tau=1"], "choice": ["tracker.tau=2"]}, Config(), TRACKER
+        )
     with pytest.raises(ValueError, match="cannot be swept by training"):
-        search_space.parse(["tracker.tau=1"], Config(), TRAINING)
+        search_space.parse({"grid": ["tracker.tau=1"]}, Config(), TRAINING)
 
 
 @pytest.mark.parametrize(

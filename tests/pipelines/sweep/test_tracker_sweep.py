@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import itertools
 import json
 import os
 from collections.abc import Callable
@@ -11,25 +10,30 @@ from typing import Any
 
 import pytest
 
-from idol.config import TrackerConfig
+from idol.config import TrackerConfig, to_dict
 from pipelines import configuration
 from pipelines.errors import ManifestError, PipelineError
 from pipelines.report import experiment_log, page, run_page
 from pipelines.stages import detect, evaluate
-from pipelines.storage import layout, paths, stored
-from pipelines.storage.sweep_report import Failure, SweepReport, Trial
-from pipelines.sweep import every_sweep, objective, tracker_sweep, workers
-from pipelines.sweep.search import Search, SearchConfig
+from pipelines.storage import layout, manifest, paths, stored
+from pipelines.storage.sweep_report import Failure, Ledger, SweepReport, Trial, furthest
+from pipelines.sweep import every_sweep, objective, tracker_sweep, tuning
+from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Range
 from pipelines.sweep.tracker_sweep import TrackerSweep
-from pipelines.sweep.workers import Ledger
+from pipelines.sweep.trainable import Recorder
 from tests.object_storage import BUCKET, S3Server
 from tests.pipelines import perfect
+from tests.pipelines.sweep.in_process import Runs
 
 BASE = TrackerConfig(
     weighting="paper", similarity="cosine", match_threshold=0.99, keep_best=False, prune_short=0
 )
 """Neighbouring frames of an instance have a cosine of 0.95: at 0.99 every track breaks."""
+
+
+def hash_of(config: TrackerConfig) -> str:
+    return manifest.hash_value(to_dict(config))
 
 
 def test_every_field_of_the_tracker_changes_the_hash() -> None:
@@ -40,11 +44,11 @@ def test_every_field_of_the_tracker_changes_the_hash() -> None:
         float: lambda v: v / 2 + 0.03,
         str: lambda v: {"released": "paper", "cosine": "paper", "greedy": "argmax"}[v],
     }
-    hashes = {workers.hash_of(base)}
+    hashes = {hash_of(base)}
     for field in dataclasses.fields(base):
         value = getattr(base, field.name)
         changed = dataclasses.replace(base, **{field.name: other[type(value)](value)})
-        hashes.add(workers.hash_of(changed))
+        hashes.add(hash_of(changed))
     assert len(hashes) == 1 + len(dataclasses.fields(base))
 
 
@@ -93,11 +97,10 @@ def test_a_ledger_that_cannot_be_written_is_told_by_name(tmp_path: Path) -> None
         Ledger(tmp_path / "ledger.jsonl", "a").append(trial("x"))
 
 
-def test_the_furthest_trial_of_each_configuration_counts(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl", "a")
-    for name, number, budget in (("b", 2, 4), ("a", 1, 8), ("b", 2, 8), ("a", 1, 4)):
-        ledger.append(trial(name, number=number, budget=budget))
-    assert [(t.hash, t.budget) for t in ledger.furthest()] == [("a", 8), ("b", 8)]
+def test_the_furthest_trial_of_each_configuration_counts() -> None:
+    given = (("b", 2, 4), ("a", 1, 8), ("b", 2, 8), ("a", 1, 4))
+    found = furthest([trial(name, number=n, budget=budget) for name, n, budget in given])
+    assert [(t.hash, t.budget) for t in found] == [("a", 8), ("b", 8)]
 
 
 def test_lists_that_were_swept_can_be_drawn() -> None:
@@ -109,15 +112,17 @@ def test_lists_that_were_swept_can_be_drawn() -> None:
     assert shown.count("[96, 128]") >= 2  # in the chart and in the table
 
 
-def test_a_result_of_another_configuration_stops_the_sweep(evaluated: Path) -> None:
+def test_a_result_of_another_configuration_stops_the_sweep(evaluated: Path, tmp_path: Path) -> None:
     source = stored.read(evaluated / layout.DETECTIONS)
     trials = tracker_sweep.workload(wanted(evaluated, {"tau": [1.0]}), source)
+    recorder = Recorder(trials, Ledger(tmp_path / "ledger.jsonl", "a"), None, "AP")
     values = {"tracker.tau": 1.0}
-    right = workers.hash_of(dataclasses.replace(BASE, tau=1.0))
-    workers.verify(trial(right, values=values), trials)
-    for wrong in (trial(workers.hash_of(BASE), values=values), trial(right)):
+    right = trial(hash_of(dataclasses.replace(BASE, tau=1.0)), values=values)
+    recorder.on_trial_result(0, (), None, dataclasses.asdict(right))
+    for wrong in (trial(hash_of(BASE), values=values), dataclasses.replace(right, values={})):
         with pytest.raises(RuntimeError, match="used another configuration"):
-            workers.verify(wrong, trials)
+            recorder.on_trial_result(0, (), None, dataclasses.asdict(wrong))
+    assert Ledger(tmp_path / "ledger.jsonl", "a").read() == [right]
 
 
 @pytest.fixture
@@ -155,30 +160,10 @@ def wanted(evaluated: Path, grid: dict[str, list[Any]], **search: Any) -> Tracke
 
 
 def here(monkeypatch: pytest.MonkeyPatch, stop: list[int | None]) -> list[Trial]:
-    """Replace Ray Tune by a loop in this process that is killed after stop.pop(0) trials."""
-    done: list[Trial] = []
-
-    def run(
-        space: Any, settings: Any, work: Any, ledger: Ledger, **how: Any
-    ) -> tuple[list[Failure], list[str]]:
-        search = Search(space, settings, work.budget, work.identify, ledger.read())
-        loaded = work.load()
-        limit = stop.pop(0)
-        for count in itertools.count():
-            asked = search.next("w")
-            if asked is None:
-                return search.failures(), []
-            if count == limit:
-                raise KeyboardInterrupt
-            found = work.measure(loaded, *asked)
-            workers.verify(found, work)
-            ledger.append(found)
-            done.append(found)
-            search.tell("w", found.value)
-        raise AssertionError
-
-    monkeypatch.setattr(workers, "run", run)
-    return done
+    """Replace Ray Tune by a loop in this process that is killed after stop.pop(0) results."""
+    runs = Runs(*stop)
+    monkeypatch.setattr(tuning, "run", runs)
+    return runs.done
 
 
 @pytest.mark.ray
@@ -187,7 +172,7 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
 ) -> None:
     out = tmp_path / "sweep"
     grid = {"match_threshold": [0.5, 0.98], "memory_length": [1]}
-    found = tracker_sweep.run(wanted(evaluated, grid), out, processes=2)
+    found = tracker_sweep.run(wanted(evaluated, grid), out, max_concurrent=2)
     assert found.extra["base"]["metrics"]["AP"] < 0.1
     best = found.extra["best"]
     assert best["values"] == {"match_threshold": 0.5, "memory_length": 1}
@@ -221,53 +206,41 @@ def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
     asked = wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]})
     source = stored.read(evaluated / layout.DETECTIONS)
     ledger = Ledger(tmp_path / "ledger.jsonl", "")
-    trials = dataclasses.replace(
-        tracker_sweep.workload(asked, source), goal=Trap("AP", {"AP": 1.0}, calls)
+    work = dataclasses.replace(
+        tracker_sweep.workload(asked, source), goal=Trap("AP", {"AP": 1.0}, (), calls)
     )
-    failed, errors = workers.run(asked.space, asked.search, trials, ledger, processes=1)
-    assert errors == []
+    trials, failed = tuning.run(asked.space, asked.search, work, ledger, max_concurrent=1)
     assert [t.values for t in ledger.read()] == [{}, {"tracker.match_threshold": 0.7}]
-    assert [(f.values, f.reason) for f in failed] == [
-        ({"tracker.match_threshold": 0.5}, "ArithmeticError: planted"),
-        ({"tracker.match_threshold": 0.6}, "its process died 2 times"),
-    ]
+    assert ledger.read() == trials
+    assert [f.values["tracker.match_threshold"] for f in failed] == [0.5, 0.6]
+    assert failed[0].reason == "ArithmeticError: planted"
+    assert "died" in failed[1].reason
 
 
 @pytest.mark.ray
-def test_a_search_that_ends_early_is_not_finished(
+def test_a_search_without_its_base_is_not_finished(
     ray_local: None, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_work", _one_and_no_more)
-    with pytest.raises(PipelineError, match=r"1 of 4 configurations .*ended before the search"):
-        tracker_sweep.run(
-            wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]}), tmp_path / "s", processes=1
-        )
+    refused = [Failure(values={}, reason="no more")]
+    monkeypatch.setattr(tuning, "run", lambda *_, **__: ([], refused))
+    with pytest.raises(PipelineError, match=r"0 of 4 configurations .*no more"):
+        tracker_sweep.run(wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]}), tmp_path / "s")
     assert not (tmp_path / "s" / every_sweep.BEST).exists()
-
-
-def _one_and_no_more(param_space: Any, workload: Any, searcher: Any) -> None:
-    import ray
-    from ray import tune
-
-    ray.get(searcher.enter.remote("w"))
-    asked, _ = ray.get(searcher.exchange.remote("w", None))
-    found = workload.measure(workload.load(), *asked)
-    tune.report(dataclasses.asdict(found))
-    ray.get(searcher.tell.remote("w", found.value))
 
 
 @dataclasses.dataclass(frozen=True)
 class Trap(objective.Objective):
-    """An objective that fails at its second call, and takes its process along at the next two."""
+    """An objective that fails at its second and third call, and takes its process along at the
+    next two."""
 
-    calls: Path
+    calls: Path = Path()
 
     def of(self, stats: dict[str, float]) -> float:
         call = len(list(self.calls.iterdir()))
         (self.calls / str(call)).touch()
-        if call == 1:
+        if call in (1, 2):
             raise ArithmeticError("planted")
-        if call in (2, 3):
+        if call in (3, 4):
             os._exit(1)
         return stats["AP"]
 
@@ -296,24 +269,32 @@ def test_a_resumed_sweep_repeats_no_finished_configuration(
         every_sweep.read_settings(tmp_path)
 
 
-def test_halving_marks_what_it_stopped_and_mixes_can_be_maximised(
+def test_asha_marks_what_it_stopped_and_mixes_can_be_maximised(
     evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(monkeypatch, [None])
     asked = dataclasses.replace(
         wanted(
-            evaluated, {}, method="random", samples=6, halving=2, first_rung=1, objective="balanced"
+            evaluated,
+            {},
+            method="random",
+            samples=6,
+            scheduler="asha",
+            reduction_factor=2,
+            grace_period=1,
+            objective="balanced",
         ),
         space={"tracker.match_threshold": Range(0.3, 0.99)},
     )
     tracker_sweep.run(asked, tmp_path / "sweep")
     report = report_in(tmp_path / "sweep")
     rows = run_page.sweep_rows(report)
-    assert {row.stopped for row in rows} == {"1 videos", "2 videos", None}
+    # All tie on the first video, and a tie is not stopped.
+    assert {row.stopped for row in rows} == {"2 videos", None}
     best = report.trials[report.best]
     assert best.budget == report.budget == 4
     assert best.value == pytest.approx((best.metrics["AP"] + best.metrics["HOTA"]) / 2)
-    assert "stopped after 1 videos" in (tmp_path / "sweep" / layout.PAGE).read_text()
+    assert "stopped after 2 videos" in (tmp_path / "sweep" / layout.PAGE).read_text()
 
 
 def test_held_out_scores_use_on_each_fold_what_was_best_on_the_others(
@@ -395,7 +376,7 @@ def test_a_field_without_effect_is_told_before_the_sweep_and_in_its_page(
     told = "tracker.tau has no effect: it needs tracker.weighting paper, which is momentum here."
     asked = wanted(evaluated, {"tau": [0.2, 1.0], "match_threshold": [0.5]})
     asked = dataclasses.replace(asked, base=TrackerConfig.robust())
-    monkeypatch.setattr(workers, "run", stopped)
+    monkeypatch.setattr(tuning, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         tracker_sweep.run(asked, tmp_path / "sweep")
     assert told in caplog.messages
