@@ -82,7 +82,9 @@ def embeddings(model: IDOL) -> pyplot.Figure:
         vectors.append(torch.nn.functional.normalize(outputs.embeddings[0, iou.argmax(0)], dim=-1))
     likeness = (vectors[0] @ vectors[1].T).numpy()
     names = [f"{SyntheticConfig.crowded().categories[video.labels[g]]} {g}" for g in rows]
-    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.3), width_ratios=[1.35, 1.35, 1])
+    figure, axes = pyplot.subplots(
+        1, 3, figsize=(12, 3.3), width_ratios=[1.35, 1.35, 1], layout="constrained"
+    )
     for axis, frame, title in ((axes[0], t, "key frame"), (axes[1], u, "reference frame")):
         drawn = visualize.overlay(
             video.frames[frame], video.masks[frame][rows], rows, names, zoom=_ZOOM
