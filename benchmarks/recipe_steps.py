@@ -53,8 +53,6 @@ STILLS = (
     "transforms.crop_range=[96,192]",
 )
 """What the coco presets change, at the size of the tiny one."""
-SIZES = ("train.pairs_per_batch=2", "train.warmup_steps=50", "train.checkpoint_every=100")
-"""Of every run: half the preset's batch and warm-up, for a row in minutes."""
 SETTINGS = {
     "stills": (*STILLS, "losses.reid=0", "losses.reid_aux=0"),
     "views": STILLS,
@@ -152,8 +150,8 @@ def as_images(source: Path) -> Path:
 def config_of(step: str, first: bool, steps: int, seed: int) -> Config:
     """The configuration of a step of an arm."""
     settings = SETTINGS[step] + (AFTER if step == "videos" and not first else ())
-    own = (f"train.steps={steps}", f"train.seed={seed}")
-    return override(presets.tiny(), [*SIZES, *settings, *own])
+    own = (f"train.steps={steps}", f"train.seed={seed}", "train.checkpoint_every=100")
+    return override(presets.tiny(), [*settings, *own])
 
 
 def prepared(data: Data, out: Path) -> dict[str, Path]:
@@ -272,12 +270,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/recipe"))
     parser.add_argument("--real", type=Path, help="YouTube-VIS JSON of real clips")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines, a finished row each")
-    parser.add_argument("--steps", type=int, default=300, help="of each of the three")
+    parser.add_argument("--steps", type=int, default=400, help="of each of the three")
     parser.add_argument("--points", type=int, default=0, help="scores in --steps; 0: the last")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stills", type=int, default=1200, help="synthetic still images")
     parser.add_argument("--videos", type=int, default=60, help="synthetic training videos")
-    parser.add_argument("--held-out", type=int, default=30, help="synthetic test videos")
+    parser.add_argument("--held-out", type=int, default=40, help="synthetic test videos")
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
