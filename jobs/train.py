@@ -91,7 +91,7 @@ def _train(job: Train) -> dict[str, Any]:
         validation = Validation(annotations=job.validate, frames=job.validate_frames)
     elif any(text.strip().startswith("validation.") for text in job.set):
         raise ValueError("--set validation.… needs --validate LABELS: there are no videos to score")
-    with cluster.kept(dashboard=True):
+    with cluster.kept():
         manifest = train.run(
             pairs,
             out,

@@ -86,16 +86,16 @@ _kept: list[Callable[[], None]] = []  # how to start the Ray of each `kept` bloc
 
 @contextlib.contextmanager
 def _connected(num_cpus: int | None, dashboard: bool) -> Iterator[None]:
-    own = _own()
-    if own:
+    ours = own()
+    if ours:
         _once_per_process()
     _check_answer()
-    with environment(_embedded_environment() if own else {}):
+    with environment(_embedded_environment() if ours else {}):
         # Imported here: Ray reads its environment once, when it is imported.
         import ray
 
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if own:
+        if ours:
             options |= {
                 "address": "local",
                 "num_cpus": num_cpus or max(_MIN_CPUS, os.cpu_count() or 1),
@@ -109,7 +109,7 @@ def _connected(num_cpus: int | None, dashboard: bool) -> Iterator[None]:
             ray.init(**options)
         except (RuntimeError, OSError, ray.exceptions.RayError) as error:
             there = os.environ.get("RAY_ADDRESS", "the cluster")
-            what = "Ray does not start" if own else f"Ray at {there} does not take us"
+            what = "Ray does not start" if ours else f"Ray at {there} does not take us"
             raise PipelineError(f"{what}: {' '.join(str(error).split())[:300]}") from error
         try:
             yield
@@ -166,7 +166,7 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0, *, instead: str) -
         limit = _WAIT_FOR_NODES_S if text is None else float(text)
     except ValueError:
         raise ValueError(f"{WAIT_VARIABLE} must be a number of seconds, got {text!r}") from None
-    if _own() or limit <= 0:
+    if own() or limit <= 0:
         raise ResourcesError(f"{lacking} Use {instead}, or a larger cluster.")
     _log.warning("%s Waiting up to %.0f s for nodes to join.", lacking, limit)
     from ray.util import placement_group, remove_placement_group
@@ -327,8 +327,8 @@ def _scratch() -> str | None:
     )
 
 
-def _own() -> bool:
-    """Whether nothing says which cluster to join."""
+def own() -> bool:
+    """Whether Ray is one of our own: nothing says which cluster to join."""
     return not os.environ.get("RAY_ADDRESS") and not submitted()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import pickle
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from idol.weights.report import CheckpointError
 from pipelines import cluster, probe
 from pipelines.batches import loader, pair_sets
 from pipelines.batches.pair_sets import Pairs, PairSets
-from pipelines.errors import ManifestError, PipelineError, origin
+from pipelines.errors import ManifestError, PipelineError, ResourcesError, origin
 from pipelines.report import experiment_log
 from pipelines.stages.validation import Validation
 from pipelines.storage import claims, manifest, paths
@@ -39,8 +40,9 @@ _TRIES = 4  # without a new checkpoint
 _LASTING = (PipelineError, CheckpointError, ValueError, TypeError, ArithmeticError)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Errors that another try does not end."""
-_LOOK_S = "0.5"  # between two looks of Ray Train's controller; its own 2 s delay every report
-_LOOK_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+_VARIABLES = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}
+"""Between two looks of Ray Train's controller; its own 2 s delay every report."""
+_NO_WATCHER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 _log = logging.getLogger(__name__)
 
@@ -281,22 +283,19 @@ def with_identities(config: Config, pairs: Pairs) -> Config:
     return replace(config, model=replace(config.model, num_identities=count))
 
 
-@cluster.session(dashboard=True)
 def _fit(settings: Loop, workers: Workers, log: experiment_log.Log | None) -> AnyPath:
     """Train until the last step, or until validation gets no better; its checkpoint's folder."""
     config, out = settings.config, settings.out
     loop.forget_divergence(out)
-    instead = "fewer --workers, or leave out --gpus" if workers.gpus else "fewer --workers"
-    gpus = 1.0 if workers.gpus else 0.0
-    cluster.require(max(workers.least, 1), float(workers.cpus), gpus, instead=instead)
-    probe.check(out, settings.pairs.manifest_files)
     checkpoints.prune(out, config.train.keep_checkpoints)
     with contextlib.closing(Watch(config.train.steps, log)) as watch:
         done = checkpoints.complete(out)
         watch.begin(checkpoints.read_curve(done[-1]) if done else [])
         if not workers.most:  # not by Ray Train, which refuses to be asked inside a trial of Tune
+            if workers.gpus and not torch.cuda.is_available():
+                raise ResourcesError("torch sees no GPU here. Leave out --gpus, or use --workers.")
             device = torch.device("cuda" if workers.gpus else "cpu")
-            loop.work({"loop": settings}, seat.Seat(device, watch.tell))
+            loop.work({"loop": pickle.dumps(settings)}, seat.Seat(device, watch.tell))
         else:
             _fit_on_ray(settings, workers, watch)
         loop.raise_diverged(out)
@@ -314,6 +313,7 @@ def _fit(settings: Loop, workers: Workers, log: experiment_log.Log | None) -> An
     return done[-1]
 
 
+@cluster.session()
 def _fit_on_ray(settings: Loop, workers: Workers, watch: Watch) -> None:
     """Run the workers, again and again while that brings new checkpoints.
 
@@ -331,16 +331,20 @@ def _fit_on_ray(settings: Loop, workers: Workers, watch: Watch) -> None:
             pass
 
     out, tries = settings.out, 0
+    instead = "fewer --workers, or leave out --gpus" if workers.gpus else "fewer --workers"
+    gpus = 1.0 if workers.gpus else 0.0
+    cluster.require(workers.least, float(workers.cpus), gpus, instead=instead)
+    probe.check(out, settings.pairs.manifest_files)
+    # Nobody takes this machine away; the watcher is one more process that imports Ray.
+    watcher = _NO_WATCHER if cluster.own() else {}
     while True:
         reached = checkpoints.newest_step(out)
         try:
-            with (
-                cluster.environment({_LOOK_VARIABLE: _LOOK_S}),
-                watch.callback() as callback,
-            ):
+            with cluster.environment(_VARIABLES | watcher), watch.callback() as callback:
                 Interruptible(
                     loop.work,
-                    train_loop_config={"loop": settings},
+                    # As bytes, so that the controller need not import what workers do.
+                    train_loop_config={"loop": pickle.dumps(settings)},
                     scaling_config=workers.scaling(),
                     run_config=train.RunConfig(
                         **seat.storage(out),
@@ -360,7 +364,5 @@ def _fit_on_ray(settings: Loop, workers: Workers, watch: Watch) -> None:
             if tries >= _TRIES:
                 raise
             told = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-            _log.warning(
-                "training was interrupted at step %d or later (%s) and goes on", step, told
-            )
+            _log.warning("training was interrupted (%s) and goes on from step %d", told, step)
             checkpoints.prune(out, settings.config.train.keep_checkpoints)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,11 +71,11 @@ class Loop:
 def work(settings: dict[str, Any], seat: Seat | None = None) -> None:
     """One worker's training.
 
-    settings: {"loop": Loop}
+    settings: {"loop": a pickled Loop}
     seat:     None: as Ray Train gives it
     """
     seat = seat or RaySeat()
-    loop: Loop = settings["loop"]
+    loop: Loop = pickle.loads(settings["loop"])
     torch.set_num_threads(loop.threads)
     if seat.device.type == "cpu":
         keep_freed_memory()

@@ -11,23 +11,10 @@ from pipelines import cluster
 from pipelines.report import experiment_log
 from pipelines.training.checkpoints import Report
 from pipelines.training.loop import VALIDATED
+from pipelines.training.mailbox import Mailbox
 from pipelines.training.seat import STEP
 
 _LOOK_S = 0.5
-
-
-class _Mailbox:
-    """Reports on their way to the driver."""
-
-    def __init__(self) -> None:
-        self._reports: list[Report] = []
-
-    def put(self, step: int, values: dict[str, float]) -> None:
-        self._reports.append((step, values))
-
-    def take(self) -> list[Report]:
-        reports, self._reports = self._reports, []
-        return reports
 
 
 class Watch:
@@ -84,7 +71,7 @@ class Watch:
 
         # Beside the driver, as the controller is: no other machine's end is the end of the log.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox = ray.remote(num_cpus=0)(_Mailbox).options(scheduling_strategy=here).remote()
+        mailbox = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
         over = threading.Event()
 
         def look() -> None:

@@ -41,6 +41,7 @@ QUICK = (
 
 @pytest.fixture(scope="module")
 def prepared(ray_local, tmp_path_factory) -> Path:
+    """Pairs of three videos."""
     root = tmp_path_factory.mktemp("train")
     path = write_dataset(root / "videos", SyntheticConfig.easy(), 3, 5)
     pairs.run(annotations.read(str(path)), root / "pairs", presets.by_name("tiny").pairs)
