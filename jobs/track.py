@@ -9,7 +9,9 @@ import contextlib
 import functools
 import logging
 import re
+import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -112,6 +114,9 @@ def seconds(text: str) -> float:
 def _track(job: Track) -> dict[str, object]:
     from pipelines.stream import many
 
+    if threading.current_thread() is threading.main_thread():
+        # As Ctrl-C: what stops a service or a container sends it, and files are to be whole.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     how = _how(job)
     plans = many.plans(many.expand(job.source), job.out)
     if how.detections is not None and len(plans) > 1:

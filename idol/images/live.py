@@ -340,8 +340,11 @@ def _stream_frames(name: str) -> Iterator[Frame]:
                     f"{shown(name)} is lost after {number} frames ({error.strerror})."
                 ) from error
             if frame is None:
-                if number == 0:
-                    raise SourceError(f"{shown(name)} ended without a frame.")
+                # A file that a server plays says how long it is; a camera has no end of its own.
+                if number == 0 or not (container.duration or name.lower().startswith("http")):
+                    raise SourceError(
+                        f"{shown(name)} ended after {number} frames: its server closed it."
+                    )
                 return
             time = number / FOLDER_RATE if frame.time is None else frame.time
             started = time if started is None else started

@@ -258,7 +258,10 @@ def test_what_cannot_be_written_in_the_end_leaves_no_half_file(
     }  # fmt: skip
 
 
-def test_ctrl_c_writes_what_is_finished_and_exits_130(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_what_stops_it_writes_what_is_finished_and_exits_130(
+    folder: Path, tmp_path: Path, stop: signal.Signals
+) -> None:
     for t in range(13, 400):
         (folder / f"{t}.png").symlink_to(folder / f"{1 + t % 12}.png")
     out = tmp_path / "out"
@@ -273,7 +276,7 @@ def test_ctrl_c_writes_what_is_finished_and_exits_130(folder: Path, tmp_path: Pa
     while not list(out.glob(".annotated.*")) and process.poll() is None:
         time.sleep(0.05)  # pytest-timeout ends it where nothing comes
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert "Interrupted. The " in stderr

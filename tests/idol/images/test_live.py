@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -113,8 +114,35 @@ def test_a_stream_of_a_server_that_goes_away_ends_with_what_came(server: str) ->
 def test_what_is_no_stream_or_leads_to_files_of_this_machine_is_refused(
     server: str, name: str
 ) -> None:
-    with pytest.raises(SourceError, match=r"cannot be opened as a video|has no video|without a"):
+    with pytest.raises(
+        SourceError, match=r"cannot be opened as a video|has no video|after 0 frames"
+    ):
         list(open_source(f"{server}/{name}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "duration", "lost"),
+    [
+        ("rtsp://h/cam", None, True),
+        ("rtsp://h/film", 3_000_000, False),
+        ("http://h/c", None, False),
+    ],
+)
+def test_a_camera_whose_server_closes_is_lost_and_a_film_that_ends_is_not(
+    video: Path, monkeypatch: pytest.MonkeyPatch, name: str, duration: float | None, lost: bool
+) -> None:
+    class Served:
+        def __init__(self) -> None:
+            self.file = av.open(str(video))
+            self.streams, self.decode, self.duration = self.file.streams, self.file.decode, duration
+
+    monkeypatch.setattr(live, "_stream", lambda name: contextlib.nullcontext(Served()))
+    found: list[int] = []
+    closed = pytest.raises(SourceError, match=r"cam ended after 30 frames: its server closed")
+    with closed if lost else contextlib.nullcontext():
+        for frame in open_source(name):
+            found.append(frame.number)
+    assert found == list(range(LENGTH))
 
 
 def test_an_address_shows_no_password_in_its_error() -> None:
