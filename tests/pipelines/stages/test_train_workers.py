@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def titled(title: str) -> list[int]:
 
 
 @pytest.fixture
-def disturb(monkeypatch, tmp_path):
+def disturb(monkeypatch, tmp_path) -> Callable[[str], None]:
     """Makes the workers' training one in which something goes wrong."""
 
     def choose(fault: str) -> None:
