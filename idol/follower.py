@@ -12,7 +12,7 @@ from idol.instances import Image, Instances
 from idol.masks import rle
 from idol.spool import Spool
 from idol.structures import FrameDetections, Track
-from idol.tracker.online import Tracker
+from idol.tracker.online import start
 from idol.tracker.tracks import AssembledTrack, TrackAssembler
 from idol.ytvis import results
 
@@ -38,7 +38,7 @@ class Follower:
 
     def reset(self) -> None:
         """Begin another video: nothing of the last one is remembered."""
-        self._tracker = Tracker(self.config)
+        self._tracker = start(self.config)
         self._assembler = TrackAssembler(self.config) if self._keep else None
         self._masks: Spool[dict[int, bytes]] = Spool()
         self._means: dict[int, tuple[Floats, int]] = {}

@@ -193,6 +193,7 @@ class FrameDetections(_Shapes):
     overlaps:     (N, N) float32 mask IoU at the resolution of mask logits, smoothed by 1e-6 (4.3)
     boxes:        (N, 4) xyxy, pixels of the original frame
     masks:        N compressed RLE counts at the original size; or () without masks
+    time:         of the frame in seconds, for trackers that use it; None: not known
     """
 
     frame_index: int
@@ -202,6 +203,7 @@ class FrameDetections(_Shapes):
     overlaps: Tensor
     boxes: Tensor
     masks: tuple[bytes, ...] = ()
+    time: float | None = None
 
     def __post_init__(self) -> None:
         count = len(self.scores)

@@ -38,8 +38,8 @@ Weights = Annotated[str, WEIGHTS]
 Tracker = Annotated[
     str | None,
     tyro.conf.arg(
-        help="released, ovis, paper, multi_cue, robust, or a JSON file such as the best.json of "
-        "jobs.sweep. Default: the checkpoint's own."
+        help="released, ovis, paper, multi_cue, robust, package.module:Class, or a JSON file such "
+        "as the best.json of jobs.sweep. Default: the checkpoint's own."
     ),
 ]
 Frames = Annotated[

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from idol.config import Config, TrackerConfig, from_dict, override
 from idol.files import load_json
+from idol.tracker import plugin
 from pipelines.errors import PipelineError
+
+_PLUGIN = re.compile(r"[\w.]+:\w+")
 
 
 def changed(config: Config, overrides: Iterable[str], tracker: str | Path | None) -> Config:
@@ -37,9 +41,12 @@ def changed(config: Config, overrides: Iterable[str], tracker: str | Path | None
 
 
 def tracker_config(name: str | Path) -> TrackerConfig:
-    """A tracker by name (see below), or from a JSON file {"tracker": {field: value}}.
+    """A tracker by name (see below), by class, or from a JSON file {"tracker": {field: value}}.
 
-    Raises: ValueError: an unknown name, a file that is no such JSON, or an unknown field.
+    name: for another tracker than ours package.module:Class, see idol.tracker.plugin
+
+    Raises: ValueError: an unknown name, a class that cannot be imported, a file that is no such
+        JSON, or an unknown field.
     """
     named = {
         "released": TrackerConfig.released,
@@ -51,10 +58,13 @@ def tracker_config(name: str | Path) -> TrackerConfig:
     if str(name) in named:
         return named[str(name)]()
     path = Path(name)
+    if not path.is_file() and _PLUGIN.fullmatch(str(name)):
+        defaults = getattr(plugin.load(str(name)), "defaults", {})
+        return from_dict(TrackerConfig, {**defaults, "plugin": str(name)})
     if not path.is_file():
         raise ValueError(
-            f"there is no tracker {str(name)!r}: give one of {', '.join(named)}, or a JSON file "
-            "such as the best.json of jobs.sweep"
+            f"there is no tracker {str(name)!r}: give one of {', '.join(named)}, a class as "
+            "package.module:Class, or a JSON file such as the best.json of jobs.sweep"
         )
     content = load_json(path, "tracker")
     if not isinstance(content, Mapping) or not isinstance(content.get("tracker"), Mapping):

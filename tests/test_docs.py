@@ -97,7 +97,12 @@ def test_the_reference_shows_docstrings_with_their_shapes_as_lists(site: Path) -
 def test_settings_that_a_page_names_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     sections = "|".join(sorted({name.split(".")[0] for name in SETTINGS if "." in name}))
-    shown = set(re.findall(rf"(?:`|--set '?|--grid |--space )((?:{sections})\.\w+)", text))
+    shown = set(
+        re.findall(
+            rf"(?:`|--set '?|--grid |--choice |--uniform |--log-uniform )((?:{sections})\.\w+)",
+            text,
+        )
+    )
     unknown = sorted(shown - SETTINGS.keys() - {"model.backbone", "tracker.FIELD", "losses.json"})
     assert not unknown
 

@@ -92,6 +92,10 @@ class TrackerConfig:
     """Frame index after which pruning starts (released: 8)."""
     prune_at_end: bool = beside(False, prune_short=Above(1))
     """Prune once more when the video ends (released: no)."""
+    plugin: str = ""
+    """package.module:Class, another tracker (idol/tracker/plugin.py). For it score_threshold,
+    keep_best, multi_class, class_score_threshold and prune_* hold, and what it reads itself. Empty:
+    ours."""
 
     def __post_init__(self) -> None:
         unit(self, "score_threshold", "new_threshold", "first_threshold", "mask_nms", "new_overlap")
@@ -101,6 +105,8 @@ class TrackerConfig:
         not_negative(self, "class_weight", "cue_score", "cue_overlap", "cue_class", "prune_short")
         positive(self, "memory_length", "memory_lifetime")
         fits = self.similarity == "cosine" or not self.newest_too
+        named = not self.plugin or all(self.plugin.partition(":")[::2])
+        require(named, f"plugin is package.module:Class, got {self.plugin!r}")
         require(fits, f"newest_too goes with similarity cosine, got {self.similarity}")
 
     @classmethod

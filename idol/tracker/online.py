@@ -14,9 +14,10 @@ from idol.masks.boxes import greedy
 from idol.structures import FrameDetections, Track
 from idol.tracker import association
 from idol.tracker.memory_bank import FrameArrays, MemoryBank
+from idol.tracker.plugin import PlugIn
 from idol.tracker.tracks import AssembledTrack, TrackAssembler
 
-__all__ = ["Tracker", "TrackerConfig", "admitted", "track_video"]
+__all__ = ["Tracker", "TrackerConfig", "admitted", "start", "track_video"]
 
 
 class Tracker:
@@ -186,6 +187,14 @@ def admitted(frame: FrameDetections, config: TrackerConfig) -> Ints:
     return rows
 
 
+def start(config: TrackerConfig) -> Tracker | PlugIn:
+    """The tracker of one video: ours, or the plug-in that the configuration names.
+
+    Raises: ValueError: the plug-in cannot be imported.
+    """
+    return PlugIn(config, admitted) if config.plugin else Tracker(config)
+
+
 def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> list[Track]:
     """All tracks of a video (specification 4.4); TrackAssembler describes the pruning.
 
@@ -193,7 +202,7 @@ def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> lis
     returns: tracks in the order of their creation; their rows are those of the given frames
     Raises: ValueError: as Tracker.update.
     """
-    tracker, assembler = Tracker(config), TrackAssembler(config)
+    tracker, assembler = start(config), TrackAssembler(config)
     tracks: list[AssembledTrack] = []
     for frame in frames:
         tracks += assembler.add(frame, *tracker.follow(frame), tracker.alive)

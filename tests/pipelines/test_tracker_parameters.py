@@ -11,7 +11,8 @@ from idol.config import Config, TrackerConfig, to_dict, without_effect
 from idol.structures import FrameDetections
 from idol.tracker.online import track_video
 from idol.ytvis import results
-from pipelines.sweep import space, workers
+from pipelines.storage import manifest
+from pipelines.sweep import space
 
 ROBUST = to_dict(TrackerConfig.robust())
 PAPER = to_dict(TrackerConfig.paper())
@@ -49,6 +50,7 @@ TRIED: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "prune_short": ({}, [0, 5]),
     "prune_after": ({}, [2, 20]),
     "prune_at_end": ({}, [True, False]),
+    "plugin": ({}, ["", "tests.idol.tracker.test_plugin:Rows"]),
 }
 """Field -> what else to set so that it can matter, and values that must all differ in outcome."""
 
@@ -134,9 +136,8 @@ def test_another_value_gives_another_outcome(field: str, hard: list[list[FrameDe
         # As a sweep's worker makes it, from the text of a job.
         config = space.applied(Config(tracker=base), {f"tracker.{field}": value}).tracker
         assert getattr(config, field) == value
-        assert workers.hash_of(config) == workers.hash_of(
-            dataclasses.replace(base, **{field: value})
-        )
+        asked = dataclasses.replace(base, **{field: value})
+        assert manifest.hash_value(to_dict(config)) == manifest.hash_value(to_dict(asked))
         outcomes.append(outcome(hard, config))
     for n, first in enumerate(outcomes):
         for m, second in enumerate(outcomes[:n]):
