@@ -197,7 +197,8 @@ def logged(out: Path) -> list[int]:
     runs = experiment_log.runs(out.parent)
     (run_id, *_) = [r.info.run_id for r in runs if r.info.run_name == f"train {out.name}"]
     with experiment_log.run(out.parent, "reader", {}) as log:
-        return [point.step for point in log.client.get_metric_history(run_id, "loss")]
+        # In any order: a step that was not told may be filled in after those that came since.
+        return sorted(point.step for point in log.client.get_metric_history(run_id, "loss"))
 
 
 def disturbed(

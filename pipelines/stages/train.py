@@ -29,6 +29,7 @@ from pipelines.storage.layout import LOSSES, TRAIN
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
 from pipelines.training import checkpoints, loop, measures, seat
+from pipelines.training.checkpoints import Report
 from pipelines.training.initial_model import Start, initial_model
 from pipelines.training.loop import START, Loop
 from pipelines.training.watch import Watch
@@ -289,8 +290,7 @@ def _fit(settings: Loop, workers: Workers, log: experiment_log.Log | None) -> An
     loop.forget_divergence(out)
     checkpoints.prune(out, config.train.keep_checkpoints)
     with contextlib.closing(Watch(config.train.steps, log)) as watch:
-        done = checkpoints.complete(out)
-        watch.begin(checkpoints.read_curve(done[-1]) if done else [])
+        watch.begin(_curve(out))
         if not workers.most:  # not by Ray Train, which refuses to be asked inside a trial of Tune
             if workers.gpus and not torch.cuda.is_available():
                 raise ResourcesError("torch sees no GPU here. Leave out --gpus, or use --workers.")
@@ -299,8 +299,7 @@ def _fit(settings: Loop, workers: Workers, log: experiment_log.Log | None) -> An
         else:
             _fit_on_ray(settings, workers, watch)
         loop.raise_diverged(out)
-        done = checkpoints.complete(out)
-        curve = checkpoints.read_curve(done[-1]) if done else []
+        curve = _curve(out)
         watch.fill(curve)
     checkpoints.prune(out, config.train.keep_checkpoints)
     reached = curve[-1][0] if curve else 0
@@ -310,7 +309,13 @@ def _fit(settings: Loop, workers: Workers, log: experiment_log.Log | None) -> An
             raise RuntimeError(f"training ended, but {last} is not there")
         told = "training ended at step %d of %d: %d validations in a row were no better"
         _log.warning(told, reached, settings.stop, config.validation.patience)
-    return done[-1]
+    return checkpoints.folder(out, reached)
+
+
+def _curve(out: AnyPath) -> list[Report]:
+    """The reports until the newest checkpoint."""
+    found = checkpoints.complete(out)
+    return checkpoints.read_curve(found[-1]) if found else []
 
 
 @cluster.session()
@@ -365,4 +370,5 @@ def _fit_on_ray(settings: Loop, workers: Workers, watch: Watch) -> None:
                 raise
             told = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
             _log.warning("training was interrupted (%s) and goes on from step %d", told, step)
+            watch.fill(_curve(out))  # what died before it was told
             checkpoints.prune(out, settings.config.train.keep_checkpoints)
