@@ -118,9 +118,14 @@ def _train(job: Train) -> dict[str, Any]:
 
 
 def _count(text: str) -> Pool | int:
+    """Raises: ValueError: it is none of the words of --workers."""
     from pipelines.cluster import Pool
 
-    return 0 if text.strip() == "0" else Pool.of(text)
+    try:
+        return 0 if text.strip() == "0" else Pool.of(text)
+    except ValueError:
+        told = "--workers is a number such as 4, a range such as 2..8, or 0 for this process, got"
+        raise ValueError(f"{told} {text!r}") from None
 
 
 def _labels(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -32,6 +32,7 @@ def test_help_names_every_preset(capsys, monkeypatch):
         (["--set", "losses.identty=1"], "Did you mean 'identity'"),
         (["--set", "assignment.cost=other"], "must be one of"),
         (["--set", "train.precision=fp16"], "must be one of"),
+        (["--set", "validation.metric=AP60"], "must be one of"),
     ],
 )
 def test_a_wrong_name_or_number_exits_with_what_to_do(arguments, message, tmp_path):
@@ -164,3 +165,26 @@ def test_bad_input_is_told_before_anything_is_made_or_started(
         train.main([*given(tmp_path), "--out", str(tmp_path / "out")])
     assert re.search(message, str(told.value), re.DOTALL)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "2..x"], "--workers is a number such as 4, a range such as 2..8"),
+        (["--workers=-1"], "got '-1'"),
+        (["--workers", "8..2"], "got '8..2'"),
+        (["--label-selector", "spot"], "--label-selector is key=value, got 'spot'"),
+        (["--cpus-per-worker", "0"], "needs 1 CPU or more, got 0"),
+        (["--set", "validation.every=5"], "needs --validate LABELS"),
+        (["--validate", "absent.json"], "absent.json: cannot be read"),
+    ],
+)
+def test_words_about_workers_and_validation_are_checked_first(words, message, tmp_path):
+    pairs, out = tmp_path / "pairs", tmp_path / "out"
+    made = to_dict(presets.by_name("tiny").pairs)
+    named = {"categories": ["a"], "category_ids": [1]}
+    claims.prepare_output(pairs, "prepare", made, "").finish(extra=named)
+    with pytest.raises(SystemExit) as told:
+        train.main(["--pairs", str(pairs), "--out", str(out), *words])
+    assert message in str(told.value)
+    assert not out.exists()
