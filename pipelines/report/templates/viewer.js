@@ -128,9 +128,11 @@ async function load(number, told) {
   if (!video.clip || opened.has(number)) return;
   const made = { maps: {}, pictures: [], error: "" };
   const [height, width] = video.pixels;
-  for (const name of ["truth", ...runsOf(video).map(n => "run" + n)]) {
-    if (at(video.clip + "-" + name)) made.maps[name] = await inflated(video.clip + "-" + name);
-  }
+  try {
+    for (const name of ["truth", ...runsOf(video).map(n => "run" + n)]) {
+      if (at(video.clip + "-" + name)) made.maps[name] = await inflated(video.clip + "-" + name);
+    }
+  } catch (error) { made.error = "no masks, as this browser cannot inflate them (" + error.message + ")"; }
   opened.set(number, made);
   if (opened.size > KEPT) opened.delete(opened.keys().next().value);
   try {
@@ -150,7 +152,8 @@ async function load(number, told) {
       made.pictures[n] = canvas;
       told();
     }
-  } catch (error) { made.error = error.message; told(); }
+  } catch (error) { made.error = "no pictures: " + error.message; }
+  told();
 }
 
 // ---- panels
@@ -207,6 +210,7 @@ function differing(video, loaded, start, [height, width]) {
   const [a, b] = pair(video), image = new ImageData(width, height), out = image.data;
   const second = b ?? "truth";
   const one = loaded.maps["run" + a], two = loaded.maps[b == null ? "truth" : "run" + b];
+  if (!one || !two) return image;
   const left = layers(video, a), right = layers(video, second), plain = !video.truth.length;
   for (let p = start, q = 0; q < out.length; p++, q += 4) {
     const u = one[p], v = two[p];
@@ -234,6 +238,7 @@ function paint() {
       continue;
     }
     const map = loaded.maps[what === "truth" ? "truth" : "run" + what], drawn = layers(video, what);
+    if (!map) continue;
     const [image, corners] = painted(map.subarray(start, start + size[0] * size[1]), 0, size, drawn, alpha);
     sheet.getContext("2d").putImageData(image, 0, 0);
     pen.drawImage(sheet, 0, 0, canvas.width, canvas.height);
@@ -241,7 +246,7 @@ function paint() {
     if (at("labels").checked) write(pen, canvas, corners, drawn, scale);
   }
   at("player").dataset.pictures = loaded ? loaded.pictures.length : 0;
-  if (loaded && loaded.error) at("facts").textContent = "Masks alone: " + loaded.error + ".";
+  if (loaded && loaded.error) at("facts").textContent = loaded.error;
 }
 function write(pen, canvas, corners, drawn, scale) {
   const height = Math.max(6, Math.round((panels.length > 2 ? 1.35 : 1) * canvas.width / 36 / Math.sqrt(state.zoom))), taken = [];

@@ -204,3 +204,13 @@ def test_nobody_is_shut_out(report: Path, browser: Any, tmp_path: Path, colours:
         found = axe.run(tab)
         assert found.violations_count == 0, found.generate_report()
         tab.close()
+
+
+def test_an_old_browser_shows_the_frames_and_says_what_it_lacks(report: Path, tab: Any) -> None:
+    tab.add_init_script("delete window.DecompressionStream")
+    tab.goto(report.as_uri())
+    tab.get_by_role("button", name="1 v1").click()
+    ready(tab, 6)
+    assert tab.locator("#facts").inner_text().startswith("no masks, as this browser cannot")
+    assert abs(grey(tab, 0) - 20) < 6
+    assert tab.locator("#timelines svg").count() == 2
