@@ -132,6 +132,7 @@ def render(report: Report) -> str:
         for row in sweep
         if row.stopped is None
     ]
+    shares = sweep_charts.importance(runs)
     text = template("report.html").render(
         report=report,
         shown=shown,
@@ -144,7 +145,8 @@ def render(report: Report) -> str:
         sweep_params=list(dict.fromkeys(key for row in sweep for key in row.params)),
         sweep_charts=_sweep_charts(runs, report.sweep_metric),
         sweep_parallel=sweep_charts.parallel(runs, report.sweep_metric),
-        sweep_importance=sweep_charts.bars(sweep_charts.importance(runs)),
+        sweep_importance=sweep_charts.bars(shares),
+        sweep_unimportant=sweep_charts.unimportant(shares),
         viewer=report.viewer,
         viewer_json=in_script(report.viewer.data if report.viewer else {}),
         origins=list(dict.fromkeys(key for row in report.provenance.values() for key in row)),

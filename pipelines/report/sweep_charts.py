@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -18,6 +18,7 @@ _SIDE, _TOP, _BOTTOM = 54, 34, 26
 _LINES: Final = 300  # of the best and the worst alike; more would be one grey field
 _BINS: Final = 6  # of a field of numbers
 _BAR: Final = 22  # height of one bar with its gap
+_DRAWS: Final = 200  # of runs, for intervals
 
 
 def parallel(runs: Sequence[Run], metric: str) -> Markup:
@@ -62,43 +63,77 @@ def parallel(runs: Sequence[Run], metric: str) -> Markup:
     return svg((_WIDTH, _HEIGHT), label, parts, "chart wide")
 
 
-def importance(runs: Sequence[Run]) -> list[tuple[str, float]]:
+class Share(NamedTuple):
+    """What a field explains of the score's variance, with a 95 % interval over draws of runs."""
+
+    field: str
+    share: float
+    low: float
+    high: float
+
+
+def importance(runs: Sequence[Run]) -> list[Share]:
     """Share of the score's variance that each field explains by itself, the largest first.
 
     The correlation ratio over the values of a field (numbers in up to six groups of about equal
     size), less what as many random groups would explain; so a field without any effect is near 0.
     Where a search looked more closely at good values, it tells of what was tried, not of the space.
+    The interval is the spread of the same over draws of the runs, around the share.
     """
     runs = [run for run in runs if math.isfinite(run.score)]
     scores = np.array([run.score for run in runs])
-    spread = float(((scores - scores.mean()) ** 2).sum()) if len(runs) else 0.0
+    rng = np.random.default_rng(0)
+    chosen = [rng.integers(len(runs), size=len(runs)) for _ in range(_DRAWS if runs else 0)]
     found = []
     for field in _varying(runs):
         groups = _groups([run.values.get(field) for run in runs])
-        members = [groups == g for g in np.unique(groups)]
-        count = len(members)
-        if spread <= 0 or len(runs) <= count:
+        share = _epsilon(groups, scores)
+        if share is None:
             continue
-        between = sum(m.sum() * (scores[m].mean() - scores.mean()) ** 2 for m in members)
-        within = (spread - between) / (len(runs) - count)
-        # Epsilon squared: the expectation of pure chance is taken off.
-        found.append((field, max(0.0, float((between - (count - 1) * within) / spread))))
-    return sorted(found, key=lambda pair: -pair[1])
+        drawn = [_epsilon(groups[rows], scores[rows]) for rows in chosen]
+        values = np.array([value for value in drawn if value is not None] or [share])
+        low, high = share + np.quantile(values - values.mean(), [0.025, 0.975])
+        found.append(Share(field, max(0.0, share), max(0.0, low), min(1.0, max(0.0, high))))
+    return sorted(found, key=lambda each: -each.share)
 
 
-def bars(shares: Sequence[tuple[str, float]]) -> Markup:
-    """Shares in [0, 1] as horizontal bars with their names."""
+def unimportant(shares: Sequence[Share]) -> str:
+    """Which fields explain nothing beyond chance, as a sentence; "" where none is one."""
+    names = ", ".join(each.field for each in shares if each.low <= 0)
+    return f"No effect beyond chance: {names}." if names else ""
+
+
+def _epsilon(groups: NDArray[np.intp], scores: NDArray[np.float64]) -> float | None:
+    """Epsilon squared of scores (n,) in groups (n,): the expectation of pure chance is taken off.
+
+    None where there is nothing to explain, or as many groups as scores.
+    """
+    sizes = np.bincount(groups)
+    count, centred = int((sizes > 0).sum()), scores - scores.mean()
+    spread = float((centred**2).sum())
+    if spread <= 0 or len(scores) <= count:
+        return None
+    sums = np.bincount(groups, centred)
+    between = float((sums[sizes > 0] ** 2 / sizes[sizes > 0]).sum())
+    return (between - (count - 1) * (spread - between) / (len(scores) - count)) / spread
+
+
+def bars(shares: Sequence[Share]) -> Markup:
+    """Shares in [0, 1] as horizontal bars with their names, and a line from low to high."""
     if not shares:
         return Markup("")
     parts = []
     bar = Markup('<rect class="share" x="140" y="{}" width="{:.1f}" height="{}"/>')
-    for n, (name, share) in enumerate(shares):
+    line = Markup('<line class="axis" x1="{:.1f}" x2="{:.1f}" y1="{y}" y2="{y}"/>')
+    for n, (name, share, low, high) in enumerate(shares):
         y = _BAR * n + 4
         parts.append(text(134, y + 12, name, "end"))
-        parts.append(bar.format(y, 1 + 175 * share, _BAR - 7))
-        parts.append(text(146 + 175 * share, y + 12, f"{100 * share:.0f} %", "start"))
-    label = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares)
-    return svg((360, _BAR * len(shares) + 6), label, parts)
+        parts.append(bar.format(y, 1 + 145 * share, _BAR - 7))
+        parts.append(line.format(141 + 145 * low, 141 + 145 * high, y=y + 7.5))
+        words = f"{100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+        parts.append(text(146 + 145 * max(share, high), y + 12, words, "start"))
+    label = ", ".join(f"{each.field} {100 * each.share:.0f} %" for each in shares)
+    return svg((400, _BAR * len(shares) + 6), label, parts)
 
 
 @dataclass(frozen=True, slots=True)

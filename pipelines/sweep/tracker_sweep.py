@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,14 +103,29 @@ def run(
         best, report = every_sweep.search(
             wanted, trials, ledger, log, max_concurrent=max_concurrent, time_budget=time_budget
         )
+        chosen = trials.config(best.values)
         return every_sweep.finish(
             output,
             report,
             title="Tracker sweep",
             name=f"{len(report.trials)} configurations on stored detections",
-            best={"tracker": to_dict(trials.config(best.values))},
+            best={"tracker": to_dict(chosen)},
+            commands={"evaluate with the best": command(chosen)},
             log=log,
         )
+
+
+def command(tracker: TrackerConfig) -> str:
+    """How to evaluate with a tracker: the named one that is nearest, and what differs from it."""
+    wanted, nearest = to_dict(tracker), ("", {**to_dict(tracker)})
+    for name in ("released", "ovis", "paper", "multi_cue", "robust"):
+        named = to_dict(configuration.tracker_config(name))
+        other = {key: value for key, value in wanted.items() if value != named[key]}
+        if not nearest[0] or len(other) < len(nearest[1]):
+            nearest = name, other
+    flags = [f"--set 'tracker.{key}={json.dumps(value)}'" for key, value in nearest[1].items()]
+    where = "--annotations OTHER --checkpoint CHECKPOINT --out RUN"
+    return " ".join([f"python -m jobs.evaluate {where} --tracker {nearest[0]}", *flags])
 
 
 def workload(wanted: TrackerSweep, source: StoredDetections) -> TrackerTrials:

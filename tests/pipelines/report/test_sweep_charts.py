@@ -6,6 +6,7 @@ import numpy as np
 
 from pipelines.report import sweep_charts
 from pipelines.report.charts import Run
+from pipelines.report.sweep_charts import Share
 
 
 def runs(count: int) -> list[Run]:
@@ -20,13 +21,18 @@ def runs(count: int) -> list[Run]:
 
 
 def test_importance_is_the_share_of_the_variance_that_a_field_explains() -> None:
-    shares = dict(sweep_charts.importance(runs(400)))
+    found = sweep_charts.importance(runs(400))
+    shares = {each.field: each.share for each in found}
     assert list(shares) == ["x", "kind", "idle"]
     # Variances: 400 / 12 of x, 25 / 4 of kind, 1 of the noise.
     whole = 400 / 12 + 25 / 4 + 1
     assert abs(shares["x"] - 400 / 12 / whole) < 0.06
     assert abs(shares["kind"] - 25 / 4 / whole) < 0.05
     assert shares["idle"] < 0.02
+    assert all(each.low <= each.share <= each.high for each in found)
+    assert found[0].low > 0.7
+    assert sweep_charts.unimportant(found) == "No effect beyond chance: idle."
+    assert sweep_charts.unimportant(found[:2]) == ""
     assert sweep_charts.importance([]) == []
     assert sweep_charts.importance([Run({"x": 1.0}, 2.0), Run({"x": 2.0}, 2.0)]) == []
 
@@ -62,7 +68,7 @@ def test_nothing_to_compare_draws_nothing() -> None:
     assert sweep_charts.parallel([Run({"x": 1}, 1.0)], "AP") == ""
     assert sweep_charts.bars([]) == ""
     evil = '<script>"&'
-    svg = sweep_charts.bars([(evil, 0.5)])
+    svg = sweep_charts.bars([Share(evil, 0.5, 0.4, 0.6)])
     assert "<script>" not in svg
     ET.fromstring(str(svg))
     ET.fromstring(str(sweep_charts.parallel([Run({evil: 1}, 1.0), Run({evil: evil}, 2.0)], evil)))

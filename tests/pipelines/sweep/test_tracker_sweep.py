@@ -166,6 +166,15 @@ def here(monkeypatch: pytest.MonkeyPatch, stop: list[int | None]) -> list[Trial]
     return runs.done
 
 
+def test_the_best_as_a_command_is_the_nearest_named_tracker_with_its_differences() -> None:
+    chosen = dataclasses.replace(TrackerConfig.robust(), match_threshold=0.4, same_class=True)
+    words = tracker_sweep.command(chosen)
+    assert words.endswith(
+        "--tracker robust --set 'tracker.match_threshold=0.4' --set 'tracker.same_class=true'"
+    )
+    assert tracker_sweep.command(TrackerConfig()).endswith("--tracker released")
+
+
 @pytest.mark.ray
 def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
     ray_local: None, evaluated: Path, tmp_path: Path
@@ -180,14 +189,17 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
     assert best["metrics"]["AR100"] == pytest.approx(0.75)
     chosen = configuration.tracker_config(out / every_sweep.BEST)
     assert chosen == dataclasses.replace(BASE, match_threshold=0.5, memory_length=1)
-    request = evaluate.Request(
-        annotations=tmp_path / "data" / "instances.json",
-        checkpoint=tmp_path / "w.safetensors",
-        tracker=out / every_sweep.BEST,
-    )
-    again = evaluate.run(request, tmp_path / "again", reject_limit=0.5)
-    # What the sweep reckons from overlaps is what scoring the masks gives.
-    assert again.extra["metrics"] == pytest.approx(best["metrics"])
+    tried = {t.values["match_threshold"]: t.metrics for t in report_in(out).trials}
+    for value in (0.5, 0.98):
+        request = evaluate.Request(
+            annotations=tmp_path / "data" / "instances.json",
+            checkpoint=tmp_path / "w.safetensors",
+            tracker=out / every_sweep.BEST,
+            overrides=[f"tracker.match_threshold={value}"],
+        )
+        again = evaluate.run(request, tmp_path / f"again-{value}", reject_limit=0.5, log=False)
+        # What the sweep reckons is what evaluate gives, to the last digit.
+        assert again.extra["metrics"] == tried[value]
     rows = run_page.sweep_rows(report_in(out))
     assert len(rows) == 3
     assert rows[0].default
@@ -267,6 +279,29 @@ def test_a_resumed_sweep_repeats_no_finished_configuration(
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(ManifestError, match="no sweep to go on with"):
         every_sweep.read_settings(tmp_path)
+
+
+@pytest.mark.ray
+def test_asha_stops_the_poor_after_few_videos_and_a_second_run_repeats_nothing(
+    ray_local: None, evaluated: Path, tmp_path: Path
+) -> None:
+    asked = dataclasses.replace(
+        wanted(
+            evaluated, {"match_threshold": [0.5, 0.99, 0.985, 0.995]}, scheduler="asha",
+            reduction_factor=2, grace_period=2, seed=2,
+        ),
+        base=dataclasses.replace(BASE, match_threshold=0.4),
+    )  # fmt: skip
+    source = stored.read(evaluated / layout.DETECTIONS)
+    work = tracker_sweep.workload(asked, source)
+    ledger = Ledger(tmp_path / "ledger.jsonl", "")
+    trials, failed = tuning.run(asked.space, asked.search, work, ledger, max_concurrent=1)
+    assert failed == []
+    reached = {t.values.get("tracker.match_threshold"): t.budget for t in trials}
+    assert reached == {None: 4, 0.5: 4, 0.99: 2, 0.985: 2, 0.995: 2}
+    before = ledger.path.read_bytes()
+    assert tuning.run(asked.space, asked.search, work, ledger, max_concurrent=1) == (trials, [])
+    assert ledger.path.read_bytes() == before
 
 
 def test_asha_marks_what_it_stopped_and_mixes_can_be_maximised(
