@@ -101,6 +101,9 @@ def search(
             f"{len(trials)} of {total} configurations were finished. They are kept: mend the "
             f"cause, then run the same command. The first error: {causes[0]}"
         )
+    if how.get("time_budget") and len(trials) + len(failed) < total:
+        notes.append(f"The time was over after {len(trials)} of {total} configurations.")
+        _log.warning(notes[-1])
     full = [trial for trial in trials if trial.budget == whole]
     best = max(full, key=lambda trial: (trial.value, -trial.number))
     if failed:

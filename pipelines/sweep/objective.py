@@ -17,8 +17,6 @@ from idol.evaluation.tracking_metrics import VideoTracking
 
 TRACKING: Final = tracking_metrics.DRAWN
 """Tracking metrics, each the mean over the classes with truth, as AP is."""
-MIXES: Final = {"balanced": {"AP": 0.5, "HOTA": 0.5}}
-"""Mixes by name. balanced: AP for detection and classes, HOTA for identities."""
 _AVERAGE_PRECISION: Final = (*intervals.STATS, "APs", "APm", "APl")
 _OCCLUSION: Final = tuple(f"AP_{name[0]}o" for name in OCCLUSION_RANGES)
 _TERM = re.compile(r"^(?:([0-9.]+)\s*\*\s*)?([A-Za-z0-9_]+)$")
@@ -68,7 +66,7 @@ class Objective:
 
 
 def parse(text: str, *, occlusion: bool) -> Objective:
-    """An objective from text: AP, HOTA, balanced, "0.7*AP+0.3*IDF1", "AP,HOTA", ...
+    """An objective from text: AP, HOTA, "0.7*AP+0.3*IDF1", "AP,HOTA", ...
 
     occlusion: whether the truth has occlusion scores, which AP_so, AP_mo and AP_ho need
     Raises: ValueError: another text; the message names all metrics.
@@ -80,15 +78,13 @@ def parse(text: str, *, occlusion: bool) -> Objective:
         if any(part.weights != {part.name: 1.0} for part in parts) or len({*names}) < len(names):
             raise ValueError(f"an objective of several is a list of metrics, got {text!r}")
         return Objective(text, dict.fromkeys(names, 1 / len(names)), names)
-    if text in MIXES:
-        return Objective(text, dict(MIXES[text]))
     weights: dict[str, float] = {}
     for term in text.split("+"):
         found = _TERM.match(term.strip())
         if found is None or found[2] not in known or found[2] in weights:
             raise ValueError(
                 f"there is no metric {term.strip()!r} here; an objective is one of {[*known]}, "
-                f"a mix by name ({', '.join(MIXES)}), or a sum such as 0.7*AP+0.3*HOTA"
+                "a sum such as 0.7*AP+0.3*HOTA, or several such as AP,HOTA"
             )
         try:
             weights[found[2]] = float(found[1] or 1.0)

@@ -161,7 +161,7 @@ def association(config: TrackerConfig) -> Space:
     fields += ["mask_nms", "class_score_threshold"]
     if config.weighting == "paper":
         fields.append("tau")
-    if config.weighting in {"paper", "released", "similarity_guided"}:
+    if config.weighting in {"paper", "released", "similarity_guided"} and not config.plugin:
         fields.append("memory_length")
     if config.weighting == "momentum":
         fields.append("momentum")

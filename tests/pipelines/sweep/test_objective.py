@@ -18,7 +18,12 @@ def test_one_metric_a_sum_and_a_mix_by_name() -> None:
     assert mix.tracking
     assert mix.of({"AP": 0.5, "HOTA": 0.1}) == pytest.approx(0.38)
     assert mix.of({"AP": -1.0, "HOTA": 0.1}) == -1.0
-    assert objective.parse("balanced", occlusion=False).weights == {"AP": 0.5, "HOTA": 0.5}
+    several = objective.parse("AP, HOTA", occlusion=False)
+    assert several.weights == {"AP": 0.5, "HOTA": 0.5}
+    assert several.separate == ("AP", "HOTA")
+    assert mix.separate == ()
+    with pytest.raises(ValueError, match="a list of metrics"):
+        objective.parse("AP,0.5*HOTA", occlusion=False)
 
 
 @pytest.mark.parametrize("text", ["XY", "AP+XY", "AP+AP", "", "2AP", "1.2.3*AP", "0*AP", "AP_ho"])

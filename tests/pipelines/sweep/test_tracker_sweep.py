@@ -317,7 +317,7 @@ def test_asha_marks_what_it_stopped_and_mixes_can_be_maximised(
             scheduler="asha",
             reduction_factor=2,
             grace_period=1,
-            objective="balanced",
+            objective="0.5*AP+0.5*HOTA",
         ),
         space={"tracker.match_threshold": Range(0.3, 0.99)},
     )
