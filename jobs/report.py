@@ -22,8 +22,9 @@ class Report:
     """
 
     evaluate: tuple[str, ...]
-    """Outputs of jobs.evaluate, one set of metrics each, named after the folder. Those of the same
-    videos stand side by side in one clip, with their difference."""
+    """Outputs of jobs.evaluate, one set of metrics each, named after the folder, and where that is
+    not enough after those above. Those of the same videos stand side by side in one clip, with
+    their difference."""
     out: Annotated[str, places.PAGE]
     """The page to write. This and the outputs may be addresses, such as s3://bucket/folder."""
     train: str | None = None
@@ -38,7 +39,7 @@ class Report:
 
 
 def _report(job: Report) -> dict[str, str]:
-    from pipelines.report import run_page
+    from pipelines.report import compare, run_page
     from pipelines.report.viewer import Budget
     from pipelines.storage import paths
 
@@ -48,11 +49,13 @@ def _report(job: Report) -> dict[str, str]:
             "not open larger pages"
         )
 
+    # Two folders of one name, as of two checkpoints on one set, are told apart by those above.
+    named = compare.names([str(paths.at(folder)) for folder in job.evaluate])
     page = run_page.write(
         paths.as_written(job.out),
         title=job.title,
         training=None if job.train is None else paths.at(job.train),
-        evaluations={(place := paths.at(folder)).name: place for folder in job.evaluate},
+        evaluations={name: paths.at(folder) for name, folder in named.items()},
         swept=None if job.sweep is None else paths.at(job.sweep),
         budget=Budget(total=round(1e6 * job.clip_megabytes)),
     )

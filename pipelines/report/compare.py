@@ -18,14 +18,14 @@ FILES = {"table": TABLE, "page": PAGE}
 
 
 def names(checkpoints: Sequence[str]) -> dict[str, str]:
-    """A short name for each checkpoint -> checkpoint: the parts of its path that tell it apart.
+    """A short name for each checkpoint (or output) -> it: the parts of its path that tell it apart.
 
     Raises:
         ValueError: the same checkpoint is given twice.
     """
     if len(set(checkpoints)) < len(checkpoints):
         twice = next(c for c in checkpoints if checkpoints.count(c) > 1)
-        raise ValueError(f"checkpoint {twice} is given twice")
+        raise ValueError(f"{twice} is given twice")
     parts = {c: _parts(c) for c in checkpoints}
     for depth in range(1, 1 + max(map(len, parts.values()))):
         short = {c: "-".join(p[-depth:]) for c, p in parts.items()}
