@@ -44,7 +44,7 @@ class Painter:
         self._style, self._trail, self._legend = style, trail, legend
         self._colors: dict[int, Color] = {}
         self._seen: dict[int, int] = {}
-        self._paths: dict[int, deque[tuple[int, tuple[int, int]]]] = {}
+        self._paths: dict[int, deque[tuple[int, tuple[float, float]]]] = {}
         self._frame = 0
 
     def color(self, track_id: int) -> Color:
@@ -100,34 +100,24 @@ class Painter:
             list(texts)[back],
             boxes=boxes[back],
             colors=colors[back],
+            trails=self._trails(boxes, track_ids)[back],
             zoom=zoom,
         )
-        self._draw_trails(image, boxes, track_ids, colors, zoom)
         if not self._legend:
             return image
         return np.concatenate([image, self._bar(image, title, track_ids, names, colors)])
 
-    def _draw_trails(
-        self,
-        image: Image,
-        boxes: Ints,
-        track_ids: Sequence[int],
-        colors: Sequence[Color],
-        zoom: int,
-    ) -> None:
-        if not self._trail:
-            return
-        line = visualize.line_width(image)
-        for box, track_id, color in zip(boxes.tolist(), track_ids, colors, strict=True):
+    def _trails(self, boxes: Ints, track_ids: Sequence[int]) -> list[list[tuple[float, float]]]:
+        """Where the centres of the instances were in the last frames, with this one."""
+        found = []
+        for box, track_id in zip(boxes.tolist(), track_ids, strict=True):
             path = self._paths.setdefault(track_id, deque())
-            if box[2] > box[0]:
-                centre = zoom * (box[0] + box[2]) // 2, zoom * (box[1] + box[3]) // 2
-                path.append((self._frame, centre))
+            if self._trail and box[2] > box[0]:
+                path.append((self._frame, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)))
             while path and path[0][0] <= self._frame - self._trail:
                 path.popleft()
-            points = np.array([point for _, point in path], np.int32)
-            if len(points) > 1:
-                cv2.polylines(image, [points], False, color, line, cv2.LINE_AA)
+            found.append([point for _, point in path])
+        return found
 
     def _bar(
         self,

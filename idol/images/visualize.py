@@ -41,6 +41,7 @@ def overlay(
     *,
     boxes: ArrayLike | None = None,
     colors: Sequence[tuple[int, int, int]] | None = None,
+    trails: Sequence[Sequence[tuple[float, float]]] = (),
     opacity: float = 0.5,
     zoom: int = 1,
 ) -> Image:
@@ -52,6 +53,7 @@ def overlay(
     labels:    (N,)      text beside each mask, e.g. "person 3 0.87"; None: no text
     boxes:     (N, 4)    xyxy, pixels; None: no boxes
     colors:    N         RGB 0..255; None: those of `identity_color`
+    trails:    N         lists of points (x, y) in pixels, joined by lines; (): none
     opacity:   of the masks' fill, 0 (outlines only) to 1
     zoom:      >= 1, enlarges the picture, so that texts do not hide a small frame
     returns:   (zoom * H, zoom * W, 3) uint8, RGB
@@ -86,6 +88,10 @@ def overlay(
     for box, color in zip(corners * zoom, colors, strict=boxes is not None):
         x0, y0, x1, y1 = (int(v) for v in np.rint(box))
         cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), color, line)
+    for trail, color in zip(trails, colors, strict=bool(trails)):
+        points = np.rint(zoom * np.array(trail, np.float64).reshape(-1, 2)).astype(np.int32)
+        cv2.polylines(image, [points], False, color, line, cv2.LINE_AA)
+    # The texts last: nothing is drawn over them.
     taken: list[_Plate] = []
     for mask, color, text in zip(filled, colors, labels or (), strict=bool(labels)):
         rows, columns = _place(mask)

@@ -103,3 +103,17 @@ def test_what_does_not_fit_the_frame_is_refused(
 def test_a_frame_that_is_not_rgb_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="uint8 RGB, got float64"):
         overlay(GREY / 255.0, np.zeros((0, 60, 80)), [])  # type: ignore[arg-type]
+
+
+def test_trails_are_drawn_in_the_colours_and_under_the_texts() -> None:
+    mask = square(30, 40)
+    trail = [(5.0, 5.0), (45.0, 27.0)]
+    plain = overlay(GREY, mask[None], [0], ["a 0"])
+    image = overlay(GREY, mask[None], [0], ["a 0"], trails=[trail], colors=[(255, 0, 0)])
+    assert (image[5, 5] != GREY[5, 5]).any()
+    assert (plain[5, 5] == GREY[5, 5]).all()
+    text = overlay(GREY, mask[None], [0], ["a 0"], colors=[(255, 0, 0)])
+    plate = (text != overlay(GREY, mask[None], [0], colors=[(255, 0, 0)])).any(axis=2)
+    np.testing.assert_array_equal(image[plate], text[plate])
+    with pytest.raises(ValueError, match="zip"):
+        overlay(GREY, mask[None], [0], trails=[trail, trail])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 import idol
 from idol.images import live, synthetic, synthetic_dataset
+from idol.images.painter import Painter
 from idol.segmenter import OnlineSegmenter
 from idol.ytvis import results
 from pipelines import configuration, stream
 from pipelines.sources import annotations
 from pipelines.stages import detect, track
 from pipelines.storage import layout
+from tests.pipelines.stream.drawn import CAR, KITE, LENGTH, SIZE, follow
 
 
 @pytest.mark.ray
@@ -47,3 +52,24 @@ def test_a_stream_ends_with_the_bytes_of_the_whole_data_set(
         assert len(entries) > 3
         expected = (at / "tracks" / layout.RESULTS).read_bytes()
         assert (at / "streamed.json").read_bytes() == expected
+
+
+def test_every_frame_of_the_film_names_the_identities_of_its_rows(tmp_path: Path) -> None:
+    follow(tmp_path, every=2)
+    rows: dict[int, set[int]] = {}
+    for line in (tmp_path / "out" / stream.ROWS).read_text().splitlines():
+        row = json.loads(line)
+        rows.setdefault(row["frame"], set()).add(row["track_id"])
+    painter = Painter()
+    colors = {track_id: painter.color(track_id) for track_id in (CAR, KITE)}
+    height = 10 * SIZE[0]  # enlarged to 480; the legend is below
+    with av.open(str(tmp_path / "out" / stream.FILM)) as film:
+        shown = [frame.to_ndarray(format="rgb24")[height:] for frame in film.decode(video=0)]
+    assert len(shown) == LENGTH // 2
+    for number, legend in zip(range(0, LENGTH, 2), shown, strict=True):
+        near = {
+            track_id
+            for track_id, color in colors.items()
+            if (np.abs(legend.astype(int) - color).max(axis=2) < 25).sum() > 30
+        }
+        assert near == rows[number]
