@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--every", type=int, default=1, help="use each n-th frame")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-own"))
     options = parser.parse_args(argv)
     frames = round(60 * RATE * options.minutes)
@@ -44,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = [sys.executable, "-m", "jobs.track", str(video), "--weights", "shipped"]
     started = time.monotonic()
     process = subprocess.Popen(
-        [*command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*command, "--out", str(out), "--every", str(options.every)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     watched = Process(process.pid, "jobs.track")
     seen: list[tuple[float, float]] = []  # minutes of the film that are done, MiB
@@ -53,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         time.sleep(_EVERY_S)
     line = json.loads(process.communicate()[0].splitlines()[-1])
     print(machine.header(machine.command("benchmarks.own_video")))
+    print(f"Each {options.every}-th frame.\n" if options.every > 1 else "", end="")
     print("| minutes done | MiB |\n|---|---|")
     for minute in range(1, int(options.minutes) + 1):
         near = next((mib for done, mib in seen if done >= minute - 0.02), None)

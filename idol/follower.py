@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,6 +63,8 @@ class Follower:
         size:  (height, width) of the frame
         image, number, time: as of Instances; number None: the position in the stream
         """
+        if not math.isnan(time):
+            found = replace(found, time=time)
         rows, ids = self._tracker.follow(found)
         if self._assembler is not None:
             self._ended += self._assembler.add(found, rows, ids, self._tracker.alive)

@@ -9,12 +9,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from idol.config import Config, ModelConfig
+from idol.config import Config, ModelConfig, TrackerConfig
 from idol.images import live
 from idol.images.visualize import Image
 from idol.instances import Instances
 from idol.masks import rle
-from idol.structures import Track
+from idol.structures import FrameDetections, Track
 from idol.ytvis import results
 from pipelines import stream
 
@@ -65,6 +65,19 @@ class Known:
 
     def entries(self, video_id: int = 1) -> Iterator[results.Entry]:
         return iter(())
+
+
+class Newcomers:
+    """A tracker for --tracker: every row is a new identity, except that of the best one."""
+
+    def __init__(self, config: TrackerConfig) -> None:
+        self.next = 1
+
+    def update(self, frame: FrameDetections) -> list[int]:
+        assert frame.time is not None, "a folder of images has times"
+        ids = [0, *range(self.next, self.next + len(frame) - 1)][: len(frame)]
+        self.next += max(0, len(frame) - 1)
+        return ids
 
 
 def images(at: Path, length: int = LENGTH) -> Path:

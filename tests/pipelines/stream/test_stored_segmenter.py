@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,21 @@ def test_another_tracker_gives_what_the_network_and_it_would(
     for name in FILES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert (tmp_path / "a" / places.RESULTS).read_bytes() != (first / places.RESULTS).read_bytes()
+
+
+def test_a_tracker_of_somebody_else_is_followed_too(
+    clip: Path, first: Path, tmp_path: Path
+) -> None:
+    name = "tests.pipelines.stream.drawn:Newcomers"
+    follow(clip, tmp_path / "a", again(first, name))
+    whole = Following(weights="shipped", tracker=name, made=MADE)
+    follow(clip, tmp_path / "b", whole)
+    rows = (tmp_path / "a" / places.ROWS).read_text()
+    assert rows == (tmp_path / "b" / places.ROWS).read_text()
+    ids = [json.loads(line)["track_id"] for line in rows.splitlines()]
+    length = len(list(clip.iterdir()))
+    assert ids.count(0) == length
+    assert sorted(set(ids)) == list(range(len(ids) - length + 1))
 
 
 def test_detections_are_those_of_the_stage_down_to_the_score_floor(first: Path) -> None:
