@@ -339,6 +339,7 @@ def _fit_on_ray(settings: Loop, workers: Workers, watch: Watch) -> None:
     instead = "fewer --workers, or leave out --gpus" if workers.gpus else "fewer --workers"
     gpus = 1.0 if workers.gpus else 0.0
     cluster.require(workers.least, float(workers.cpus), gpus, instead=instead)
+    workers.check_labels()
     probe.check(out, settings.pairs.manifest_files)
     # Nobody takes this machine away; the watcher is one more process that imports Ray.
     watcher = _NO_WATCHER if cluster.own() else {}

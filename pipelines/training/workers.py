@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines import cluster
 from pipelines.cluster import Pool
+from pipelines.errors import ResourcesError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,24 @@ class Workers:
     def most(self) -> int:
         """Workers at most."""
         return self.count if isinstance(self.count, int) else self.count.most
+
+    def check_labels(self) -> None:
+        """Make sure that nodes of the connected Ray have the labels: Ray would wait for ever.
+
+        Raises: ResourcesError: none has, and Ray is one of our own, to which no node comes.
+        """
+        import ray
+
+        # "!spot" and "in(a, b)" are words of Ray's own that are not asked here.
+        wanted = {k: v for k, v in (self.labels or {}).items() if re.fullmatch(r"[\w.\-]*", v)}
+        nodes = [node.get("Labels") or {} for node in ray.nodes() if node["Alive"]]
+        if any(wanted.items() <= labels.items() for labels in nodes):
+            return
+        names = ", ".join(f"{key}={value}" for key, value in wanted.items())
+        told = f"no node of {len(nodes)} has the labels {names}"
+        if cluster.own():
+            raise ResourcesError(f"{told}. Leave out --label-selector, or join a cluster.")
+        _log.warning("%s: training begins when nodes that have them join", told)
 
     def scaling(self) -> Any:
         """For Ray Train."""
