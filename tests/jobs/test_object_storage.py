@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,9 @@ def evaluated(source: str, out: str, log: Path) -> dict[str, bytes]:
     return found
 
 
-def trained(source: str, out: str, log: Path) -> dict[str, Any]:
+def trained(source: str, out: str, log: Path, workers: str = "0") -> dict[str, Any]:
     words = ["--pairs", f"{source}/prepared", "--weights", f"{source}/weights.safetensors"]
-    words += ["--out", out, "--log-to", str(log), "--workers", "0", "--reset-classes"]
+    words += ["--out", out, "--log-to", str(log), "--workers", workers, "--reset-classes"]
     train.main([*words, *NETWORK, "--set", "train.steps=4"])
     place = paths.at(out)
     with paths.local_file(place / "checkpoint.safetensors") as file:
@@ -166,12 +167,13 @@ JOBS = {
     "check": Job(checked),
     "convert": Job(converted),
     "prepare": Job(prepared, "shard-*"),
-    "train": Job(trained, "step-*"),
+    "train": Job(trained, "checkpoints/step-*"),
+    "train-two-workers": Job(partial(trained, workers="2"), "checkpoints/step-*"),
     "evaluate": Job(evaluated, "detections/shard-*"),
     "sweep-tracker": Job(swept_tracker, "ledger-*"),
     "sweep-training": Job(swept_training, "trials/*/trial-0001-*/train/*"),
 }
-LONG = ("evaluate", "sweep-training")
+LONG = ("train-two-workers", "evaluate", "sweep-training")
 
 
 def there(place: AnyPath, pattern: str) -> bool:
