@@ -38,11 +38,13 @@ class Runs:
         while isinstance(config := search.suggest(str(len(found))), dict):
             stub = SimpleNamespace(trial_id=str(len(found)))
             scheduler.on_trial_add(None, stub)
-            trial, decision, result = trial_of(config, workload, loaded, known), "", {}
+            trial, decision, rung = trial_of(config, workload, loaded, known), "", 0
+            result: dict[str, Any] = {}
             while not result.get("done") and decision != "STOP":
                 if computed == limit:
                     raise KeyboardInterrupt
-                result = trial.step()
+                rung += 1
+                result = {**trial.step(), "training_iteration": rung}  # as Tune adds it
                 if (result["hash"], result["budget"]) not in there:
                     self.done.append(Trial.from_dict(result))
                     computed += 1
