@@ -26,6 +26,7 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # annotations may have a path that is relative to the job's
     # With a handler of its own for Ctrl-C, Tune ends as if nothing were left to try.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
