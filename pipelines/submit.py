@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import datetime
+import itertools
 import os
+import re
+import secrets
 import shlex
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipelines import cluster
+from pipelines import cluster, job_server, package
 from pipelines.errors import PipelineError
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-"""Where `ray start --head`, `ray dashboard cluster.yaml` and a port-forward put the job server."""
+_Answer = TypeVar("_Answer")
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 _AGENT_WAIT_S = 60.0
+_LOG_S = 10.0
+_SILENCE_S = 60.0
+"""How long a job server may be away before the job is left to itself: a head that restarts, a
+network that is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ def submit(
     environment: Mapping[str, str] | None = None,
     wait: bool = True,
     on_log: Callable[[str], None] = lambda text: None,
+    on_start: Callable[[str], None] = lambda text: None,
 ) -> SubmittedJob:
     """Run a command on a cluster, from a copy of this folder, and wait for its end.
 
@@ -57,121 +64,149 @@ def submit(
                  else this machine's
     wait:        False: return as soon as the cluster has the job
     on_log:      called with each piece of the job's log as it appears
+    on_start:    called with what is sent, before it is, and with the job's name, after
     Raises:
         PipelineError: no cluster answers, it refuses our token, or the package is too large.
         ValueError: there is no command.
+        KeyboardInterrupt: with a note on how to come back to the job, which goes on.
     """
     if not command:
         raise ValueError(
             "There is no command to submit. Give one: ('python', '-m', 'jobs.evaluate')."
         )
-    if not working_dir.is_dir():
-        raise PipelineError(f"{working_dir} is not a folder, so its code cannot be sent.")
-    client = _connect(address)
+    job_server.use_token()  # before the packer imports Ray
+    code = package.check(working_dir)
+    client = job_server.connect(address)
+    on_start(f"Sending {working_dir}: {code}.")
     variables = {cluster.SUBMITTED_FROM: os.getcwd(), **(environment or {})}
     runtime_env = {"working_dir": str(working_dir), "env_vars": variables}
+    submission_id = new_id(command)
     try:
-        submission_id = _submit(client, shlex.join(command), runtime_env)
+        _submit(client, shlex.join(command), runtime_env, submission_id)
     except RuntimeError as error:
-        todo = " The package may have 100 MiB: name data and outputs in .rayignore."
         raise PipelineError(
-            f"The cluster did not take the job: {error}{todo if '413' in str(error) else ''}"
+            f"The cluster did not take the job: {job_server.told(error)}"
         ) from error
-    if not wait:
-        return SubmittedJob(submission_id, "PENDING", 0, "", None)
-    rest = ""
-    result: dict[str, Any] | None = None
-
-    def read(text: str) -> None:
-        nonlocal rest, result
-        on_log(text)
-        *lines, rest = (rest + text).split("\n")
-        for line in lines:
-            result = _json_object(line, result)
-
-    try:
-        asyncio.run(_follow(client, submission_id, read))
-        info = client.get_job_info(submission_id)
     except OSError as error:
         raise PipelineError(
-            f"The job server stopped answering while {submission_id} ran. The job may go on: ask "
-            f"with `ray job status {submission_id}`."
+            f"The job server stopped answering while it took {submission_id}. Ask whether it has "
+            f"it: `python -m jobs.submit status {submission_id}`."
         ) from error
-    status = str(info.status)
-    code = 0 if status == "SUCCEEDED" else (info.driver_exit_code or 1)
-    result = _json_object(rest, result)
-    return SubmittedJob(submission_id, status, code, info.message or "", result)
+    on_start(f"{submission_id} is on the cluster.")
+    if not wait:
+        return SubmittedJob(submission_id, "PENDING", 0, "", None)
+    return follow(client, submission_id, on_log)
 
 
-def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any]) -> str:
+def new_id(command: Sequence[str]) -> str:
+    """A name that says what runs since when (UTC): idol-train-20261129-213005-ab12."""
+    after = [word for before, word in itertools.pairwise(command) if before == "-m"]
+    program = Path(command[0]).name
+    if after:
+        what = after[0].removeprefix("jobs.")
+    else:
+        what = command[1] if program == "idol" and len(command) > 1 else program
+    name = re.sub(r"[^a-z0-9]+", "-", what.lower()).strip("-")[:30] or "job"
+    now = datetime.datetime.now(datetime.UTC)
+    return f"idol-{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def follow(
+    client: Any, submission_id: str, on_log: Callable[[str], None] = lambda text: None
+) -> SubmittedJob:
+    """Show a job's log from its beginning to the job's end. Raises: as of submit."""
+    try:
+        job, log = asyncio.run(_follow(client, submission_id, on_log))
+    except KeyboardInterrupt as error:
+        error.add_note(
+            f"{submission_id} goes on: come back to it with `python -m jobs.submit logs "
+            f"{submission_id} --follow`, or end it with `python -m jobs.submit stop "
+            f"{submission_id}`."
+        )
+        raise
+    code = 0 if job.status == "SUCCEEDED" else (job.exit_code or 1)
+    return SubmittedJob(submission_id, job.status, code, job.message, job_server.result(log))
+
+
+def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any], submission_id: str) -> None:
     """Hand the job over. A head that has just started takes a while to have an agent for jobs."""
     deadline = time.monotonic() + _AGENT_WAIT_S
+    asked = False
     while True:
         try:
-            return str(client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env))
+            client.submit_job(
+                entrypoint=entrypoint, runtime_env=runtime_env, submission_id=submission_id
+            )
+            return
         except RuntimeError as error:
+            if asked and "already exists" in str(error):
+                return  # it was taken at the first try, whose answer was lost
             if "No available agent" not in str(error) or time.monotonic() > deadline:
                 raise
+            asked = True
             time.sleep(1.0)
 
 
-def _connect(address: str | None) -> Any:
-    """The job server's client, with our token; PipelineError says what to do where none answers."""
-    # Ray's client sends no token by default.
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    if os.environ.get("RAY_AUTH_TOKEN") or path.is_file():
-        os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE") or "token"
-    # Ray lets its variables override what is passed, so an explicit address is set there.
-    given = {"RAY_API_SERVER_ADDRESS": address} if address else {}
-    named = os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    where = address or named or DEFAULT_ADDRESS
-    # Imported here: Ray reads RAY_AUTH_MODE once, when it is imported.
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
+async def _follow(
+    client: Any, submission_id: str, on_log: Callable[[str], None]
+) -> tuple[job_server.Job, str]:
+    """The job and its log, once it has ended; on_log gets every piece of the log once.
 
+    Raises: PipelineError: the server has been silent too long, or has lost the job.
+    """
+    pieces: list[str] = []
+    shown = 0
+
+    def show(text: str, at: int) -> None:
+        nonlocal shown
+        if at + len(text) > shown:
+            pieces.append(text[max(shown - at, 0) :])
+            shown = at + len(text)
+            on_log(pieces[-1])
+
+    reading = asyncio.create_task(_read(client, submission_id, show))
     try:
-        with cluster.environment(given):
-            return JobSubmissionClient(where)
-    except AuthenticationError as error:
-        raise PipelineError(
-            f"The cluster at {where} wants another token. Copy its ~/.ray/auth_token here, or set "
-            "RAY_AUTH_TOKEN to its content."
-        ) from error
-    except (ConnectionError, OSError, RuntimeError) as error:
-        raise PipelineError(
-            f"No Ray job server answers at {where}. Start one on this machine (`ray start --head`) "
-            "or forward the port of a cluster (`ray dashboard cluster.yaml`), then submit again; "
-            "--address names another."
-        ) from error
+        # The server ends a job's stream of lines seconds after the job, so its state is asked for.
+        while not (job := await _asked(job_server.job, client, submission_id, _SILENCE_S)).ended:
+            if reading.done():
+                # It broke: a new stream sends all from the beginning.
+                reading = asyncio.create_task(_read(client, submission_id, show))
+            await asyncio.sleep(_POLL_SECONDS)
+        try:
+            show(await _asked(job_server.log, client, submission_id, _LOG_S), 0)
+        except job_server.AwayError as error:  # the node that has the log may be what has died
+            on_log(f"\n(The end of the log cannot be had: {error})\n")
+    finally:
+        reading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await reading
+    return job, "".join(pieces)
 
 
-async def _follow(client: Any, submission_id: str, on_log: Callable[[str], None]) -> None:
-    """Call on_log with every piece of the log, once, until the job has ended; reconnects."""
+async def _read(client: Any, submission_id: str, show: Callable[[str, int], None]) -> None:
+    """Show the log from its beginning, piece by piece, until the stream ends or breaks."""
     import aiohttp
 
-    shown = 0
+    read = 0
+    pieces: AsyncGenerator[str, None] = client.tail_job_logs(submission_id)
+    with contextlib.suppress(RuntimeError, aiohttp.ClientError, OSError):
+        async for text in pieces:
+            show(text, read)
+            read += len(text)
+
+
+async def _asked(
+    question: Callable[[Any, str], _Answer],
+    client: Any,
+    submission_id: str,
+    limit: float,
+) -> _Answer:
+    """What a server says that may be away for a while. Raises: AwayError: for so many seconds."""
+    deadline = time.monotonic() + limit
     while True:
-        # Asked before reading: if it has ended, the read below is complete.
-        ended = client.get_job_status(submission_id).is_terminal()
-        read = 0
-        pieces: AsyncGenerator[str, None] = client.tail_job_logs(submission_id)
-        # The log connection broke (Ray raises RuntimeError): the job itself goes on.
-        with contextlib.suppress(RuntimeError, aiohttp.ClientError):
-            async for text in pieces:
-                # A new connection sends the log from its beginning.
-                if read + len(text) > shown:
-                    on_log(text[max(shown - read, 0) :])
-                read += len(text)
-                shown = max(shown, read)
-        if ended:
-            return
-        await asyncio.sleep(_POLL_SECONDS)
-
-
-def _json_object(line: str, otherwise: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The line as a JSON object, where it is one."""
-    if line.startswith("{"):
-        with contextlib.suppress(json.JSONDecodeError):
-            found: dict[str, Any] = json.loads(line)
-            return found
-    return otherwise
+        try:
+            return await asyncio.to_thread(question, client, submission_id)
+        except job_server.AwayError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_POLL_SECONDS)

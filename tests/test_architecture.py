@@ -46,9 +46,9 @@ INNER_ROOMS = {
     ),
     "pipelines": (
         ("errors",),
-        ("cluster", "configuration", "storage"),
-        ("sources", "submit", "actors", "probe", "gauges"),
-        ("formats",),
+        ("cluster", "configuration", "storage", "package"),
+        ("sources", "job_server", "actors", "probe", "gauges"),
+        ("formats", "submit", "fetch"),
         ("report", "batches"),
         ("training",),
         ("stages", "stream"),

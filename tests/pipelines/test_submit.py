@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.job_submission import JobStatus
 
-from pipelines import submit
+from pipelines import job_server, submit
 from pipelines.errors import PipelineError
 
 LOG = 'Loading\n{"step": 1}\nprogress {not json}\n{"AP": 44.5}\nbye\n'
@@ -26,15 +27,11 @@ class FakeClient:
         self.log, self.exit_code = log, exit_code
         self.breaks = list(breaks)
         self.submitted: dict[str, Any] = {}
+        self.away: list[Exception] = []
 
     def submit_job(self, **job: Any) -> str:
         self.submitted = job
-        return "raysubmit_1"
-
-    def get_job_status(self, submission_id: str) -> JobStatus:
-        if self.breaks:
-            return JobStatus.RUNNING
-        return JobStatus.FAILED if self.exit_code else JobStatus.SUCCEEDED
+        return str(job["submission_id"])
 
     async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
         stop = self.breaks.pop(0) if self.breaks else len(self.log)
@@ -43,18 +40,32 @@ class FakeClient:
         if stop < len(self.log):
             raise RuntimeError("WebSocket connection closed unexpectedly")
 
+    def get_job_logs(self, submission_id: str) -> str:
+        return self.log
+
     def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        if self.away:
+            raise self.away.pop(0)
         status = JobStatus.FAILED if self.exit_code else JobStatus.SUCCEEDED
-        return SimpleNamespace(status=status, driver_exit_code=self.exit_code, message="ended")
+        return SimpleNamespace(
+            submission_id=submission_id,
+            status=JobStatus.RUNNING if self.breaks else status,
+            entrypoint="true",
+            start_time=1000,
+            end_time=3000,
+            driver_exit_code=self.exit_code,
+            message="ended",
+        )
 
 
 @pytest.fixture
 def follow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """submit() of a fake job: the submission and all of its log that was shown."""
     monkeypatch.setattr(submit, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "new_id", lambda command: "idol-train-1")
 
     def run(client: FakeClient, **options: Any) -> tuple[submit.SubmittedJob, str]:
-        monkeypatch.setattr(submit, "_connect", lambda address: client)
+        monkeypatch.setattr(job_server, "connect", lambda address: client)
         shown: list[str] = []
         done = submit.submit(
             ("python", "-m", "jobs.train", "--set", "a b"),
@@ -69,7 +80,7 @@ def follow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 def test_the_result_is_the_last_line_that_is_a_json_object(follow: Any) -> None:
     done, shown = follow(FakeClient())
-    assert done == submit.SubmittedJob("raysubmit_1", "SUCCEEDED", 0, "ended", {"AP": 44.5})
+    assert done == submit.SubmittedJob("idol-train-1", "SUCCEEDED", 0, "ended", {"AP": 44.5})
     assert shown == LOG
 
 
@@ -83,13 +94,14 @@ def test_a_job_without_json_has_no_result(follow: Any) -> None:
     assert done.result is None
 
 
+@settings(max_examples=25)
 @given(breaks=st.lists(st.integers(0, len(LOG) - 1), max_size=4).map(tuple))
 def test_a_broken_log_connection_repeats_and_loses_nothing(breaks: tuple[int, ...]) -> None:
     shown: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(submit, "_POLL_SECONDS", 0.0)
-        patch.setattr(submit, "_connect", lambda address: FakeClient(breaks=breaks))
-        done = submit.submit(("true",), Path(__file__).parent, on_log=shown.append)
+        patch.setattr(job_server, "connect", lambda address: FakeClient(breaks=breaks))
+        done = submit.submit(("true",), Path(__file__).parent / "stream", on_log=shown.append)
     assert "".join(shown) == LOG
     assert done.result == {"AP": 44.5}
 
@@ -110,7 +122,7 @@ def test_arguments_with_spaces_reach_the_job_whole(follow: Any) -> None:
 
 def test_not_waiting_returns_the_name_at_once(follow: Any) -> None:
     done, shown = follow(FakeClient(), wait=False)
-    assert (done.submission_id, done.status, shown) == ("raysubmit_1", "PENDING", "")
+    assert (done.submission_id, done.status, shown) == ("idol-train-1", "PENDING", "")
 
 
 def test_no_cluster_says_how_to_get_one(tmp_path: Path) -> None:
@@ -129,18 +141,6 @@ def test_an_explicit_address_wins_over_the_environment(
     assert "127.0.0.1:9" in str(caught.value.__cause__)
 
 
-def test_a_package_that_is_too_large_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    class Refusing(FakeClient):
-        def submit_job(self, **job: Any) -> str:
-            raise RuntimeError("Request failed with status code 413: Maximum size exceeded")
-
-    monkeypatch.setattr(submit, "_connect", lambda address: Refusing())
-    with pytest.raises(PipelineError, match=r"name data and outputs in \.rayignore"):
-        submit.submit(("true",), tmp_path)
-
-
 def test_a_missing_folder_and_an_empty_command_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="not a folder"):
         submit.submit(("true",), tmp_path / "absent")
@@ -148,18 +148,79 @@ def test_a_missing_folder_and_an_empty_command_are_refused(tmp_path: Path) -> No
         submit.submit((), tmp_path)
 
 
+def test_a_server_that_is_away_for_a_while_is_asked_again(follow: Any) -> None:
+    client = FakeClient()
+    client.away = [ConnectionError("refused"), RuntimeError("status code 503: busy")]
+    done, shown = follow(client)
+    assert (done.status, shown) == ("SUCCEEDED", LOG)
+
+
+def test_a_server_that_stays_away_is_told_with_the_jobs_name(
+    follow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "_SILENCE_S", -1.0)
+    client = FakeClient()
+    client.away = [ConnectionError("refused")] * 9
+    with pytest.raises(PipelineError, match=r"may go on: ask with .* status idol-train-1"):
+        follow(client)
+
+
+def test_the_log_of_a_node_that_died_is_what_was_shown_of_it(
+    follow: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "_LOG_S", -1.0)
+
+    class Dead(FakeClient):
+        def get_job_logs(self, submission_id: str) -> str:
+            raise RuntimeError("status code 500: Cannot connect to host")
+
+    done, shown = follow(Dead(exit_code=1))
+    assert (done.status, done.exit_code) == ("FAILED", 1)
+    assert "The end of the log cannot be had" in shown
+
+
+def test_ctrl_c_says_that_the_job_goes_on_and_how_to_come_back(follow: Any) -> None:
+    client = FakeClient(breaks=(3, 3))
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        submit.follow(client, "idol-train-1", interrupt)
+    (note,) = stopped.value.__notes__
+    assert "idol-train-1 goes on" in note
+    assert "logs idol-train-1 --follow" in note
+    assert "stop idol-train-1" in note
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("python", "-m", "jobs.train", "--out", "x"), "train"),
+        (("idol", "evaluate"), "evaluate"),
+        (("/usr/bin/env", "X=1"), "env"),
+        (("python", "-m", "benchmarks.chaos"), "benchmarks-chaos"),
+    ],
+)
+def test_a_submission_is_named_after_its_command_and_its_time(
+    command: tuple[str, ...], name: str
+) -> None:
+    assert re.fullmatch(rf"idol-{name}-\d{{8}}-\d{{6}}-[0-9a-f]{{4}}", submit.new_id(command))
+
+
 def test_a_head_that_has_no_agent_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = [RuntimeError("500: No available agent to submit job"), "raysubmit_1"]
+    """And what it took although its answer was lost is not submitted twice."""
+    answers = ["500: No available agent to submit job", "500: Job with id already exists", ""]
     asked = []
 
     class Client:
         def submit_job(self, **what: object) -> str:
             asked.append(what)
-            answer = answers.pop(0)
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
+            if answer := answers.pop(0):
+                raise RuntimeError(answer)
+            return "idol-1"
 
     monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
-    assert submit._submit(Client(), "python -c 1", {}) == "raysubmit_1"
-    assert asked == [{"entrypoint": "python -c 1", "runtime_env": {}}] * 2
+    submit._submit(Client(), "python -c 1", {}, "idol-1")
+    first = {"entrypoint": "python -c 1", "runtime_env": {}, "submission_id": "idol-1"}
+    assert asked == [first] * 2
