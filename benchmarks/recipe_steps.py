@@ -219,6 +219,7 @@ def row_of(
         "interval": [interval.low, interval.high],
         "curve": [[int(at), round(value, 4)] for at, value in curve.items()],
         "draws": [round(float(value), 4) for value in found.draws["AP"]],
+        # Of the last start alone where the row was interrupted, and of a machine with other work.
         "minutes": round((time.monotonic() - started) / 60, 1),
     }
 
