@@ -12,15 +12,17 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from benchmarks.machine import command, header
 from pipelines.report import page, run_page
-from pipelines.report.viewer import Evaluated
-from pipelines.sources import annotations
+from pipelines.report.viewer import Evaluated, clip
+from pipelines.sources import annotations, frames
 from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.storage import layout, schemas, tables
 from pipelines.storage.manifest import Manifest
@@ -87,6 +89,39 @@ def evaluated(name: str, dataset: Dataset, folder: Path) -> Evaluated:
     return Evaluated(name=name, report=report, dataset=dataset, source=source, tracks=folder)
 
 
+def codecs(dataset: Dataset, count: int) -> None:
+    """Bytes and time of a frame of a clip, by what could carry it, on the first videos."""
+    images: list[list[clip.Image]] = []
+    maps = 0
+    for video in dataset.videos[:count]:
+        size = clip.clip_size(video.size, 0)
+        read = frames.read_many(video.frames, video_id=video.video_id, size=video.size)
+        images.append([clip.shrunk(image, size) for image in read])
+        layers = {"truth": [one.segmentations for one in video.instances]}
+        made = clip.make(images[-1], range(len(video)), layers, video.size, 10**9)
+        maps += len(made.maps["truth"])
+    total = sum(map(len, images))
+    print(f"\n{len(images)} videos, {total} frames, {images[0][0].shape[1]} pixels across\n")
+    print("| a frame as | kB | ms |\n|---|---|---|")
+    webp, jpeg = [cv2.IMWRITE_WEBP_QUALITY, 55], [cv2.IMWRITE_JPEG_QUALITY, 60]
+    encoders: dict[str, Callable[[list[clip.Image]], int]] = {
+        "JPEG, quality 60": lambda video: sum(
+            len(cv2.imencode(".jpg", image[..., ::-1], jpeg)[1]) for image in video
+        ),
+        "WebP, quality 55": lambda video: sum(
+            len(cv2.imencode(".webp", image[..., ::-1], webp)[1]) for image in video
+        ),
+        "VP9, quality 40": lambda video: len(clip.film(video, 40)),
+        "VP9, quality 48": lambda video: len(clip.film(video, 48)),
+    }
+    for name, encode in encoders.items():
+        started = time.process_time()
+        size_of = sum(map(encode, images))
+        took = 1000 * (time.process_time() - started) / total
+        print(f"| {name} | {size_of / total / 1000:.1f} | {took:.1f} |")
+    print(f"| map of identities, deflated | {maps / total / 1000:.1f} | |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--annotations", required=True)
@@ -94,8 +129,12 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=None, help="frames, at least")
     parser.add_argument("--runs", type=int, default=1, help="runs side by side")
     parser.add_argument("--out", type=Path, default=None, help="keep the last page here")
+    parser.add_argument("--codecs", type=int, default=0, help="of so many videos, and no page")
     given = parser.parse_args()
     print(header(command("benchmarks.report_page")))
+    if given.codecs:
+        codecs(annotations.read(given.annotations), given.codecs)
+        return
     print("\n| videos | frames | runs | page, MB | clips | frames of a clip | seconds |")
     print("|---|---|---|---|---|---|---|")
     original = annotations.read(given.annotations)
@@ -111,9 +150,9 @@ def main() -> None:
             seconds = time.perf_counter() - started
         clips = [video["frames"] for video in made.viewer.data["videos"] if "clip" in video]
         shown = sum(map(len, clips)) / max(1, len(clips))
-        frames = sum(len(video) for video in dataset.videos)
+        many = sum(len(video) for video in dataset.videos)
         print(
-            f"| {count} | {frames} | {given.runs} | {len(text.encode()) / 1e6:.1f} | {len(clips)} "
+            f"| {count} | {many} | {given.runs} | {len(text.encode()) / 1e6:.1f} | {len(clips)} "
             f"| {shown:.1f} | {seconds:.0f} |"
         )
         if given.out:

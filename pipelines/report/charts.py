@@ -1,6 +1,6 @@
 """Small charts as inline SVG that takes its colours from the page, light or dark.
 
-A script of the page (`templates/tips.html`, 2 kB) tells the values under the pointer and enlarges a
+A script of the page (`templates/tips.html`, 3 kB) tells the values under the pointer and enlarges a
 chart. Vega-Lite would add 0.83 MB to every page, Plotly 3.5 MB or more, Vega also a permission to
 evaluate text as code; and figures of the documentation would need a browser to be made.
 """

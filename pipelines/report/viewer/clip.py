@@ -1,8 +1,8 @@
 """A short film and the masks of its frames, as few bytes as a page can carry for many videos.
 
-Measured on frames of 12 real clips at 320 pixels across: 5.3 kB a frame as WebP, 9.0 kB as JPEG,
-1.6 kB as VP9, whose decoder every browser brings (that of H.264 some builds leave out). Masks are a
-map of identities, one byte a pixel: 0.3 kB a frame when deflated.
+Measured on 12 real clips at 320 pixels across (benchmarks/report_page.py): 6.5 kB a frame as WebP,
+9.0 kB as JPEG, 1.3 to 2.3 kB as VP9, whose decoder every browser brings (that of H.264 some builds
+leave out). Masks are a map of identities, one byte a pixel: 0.3 kB a frame when deflated.
 """
 
 from __future__ import annotations
