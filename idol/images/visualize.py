@@ -72,19 +72,7 @@ def overlay(
     line = line_width(image)
     if colors is None:
         colors = [identity_color(track_id) for track_id in track_ids]
-    # In the masks' own boxes: most of a large frame is none of theirs.
-    places = [_place(mask) for mask in filled]
-    # All fills before all outlines and texts: no later mask covers a label.
-    for mask, (rows, columns), color in zip(filled, places, colors, strict=True):
-        part, inside = image[rows, columns], mask[rows, columns]
-        mixed = part[inside] * (1 - opacity) + np.array(color, np.float32) * opacity
-        part[inside] = np.rint(mixed).astype(np.uint8)
-    for mask, (rows, columns), color in zip(filled, places, colors, strict=True):
-        inside = np.ascontiguousarray(mask[rows, columns]).view(np.uint8)
-        contours, _ = cv2.findContours(
-            inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(columns.start, rows.start)
-        )
-        cv2.drawContours(image, contours, -1, color, line)
+    _draw_masks(image, filled, colors, opacity)
     for box, color in zip(corners * zoom, colors, strict=boxes is not None):
         x0, y0, x1, y1 = (int(v) for v in np.rint(box))
         cv2.rectangle(image, (x0, y0), (x1 - 1, y1 - 1), color, line)
@@ -98,6 +86,25 @@ def overlay(
         if rows.stop:
             taken.append(_write(image, text, columns.start, rows.start, color, taken))
     return image
+
+
+def _draw_masks(
+    image: Image, masks: Bools, colors: Sequence[tuple[int, int, int]], opacity: float
+) -> None:
+    """Draw N masks (N, H, W) on an image (H, W, 3): all fills, then all outlines."""
+    # In the masks' own boxes: most of a large frame is none of theirs.
+    places = [_place(mask) for mask in masks]
+    # All fills before all outlines and texts: no later mask covers a label.
+    for mask, (rows, columns), color in zip(masks, places, colors, strict=True):
+        part, inside = image[rows, columns], mask[rows, columns]
+        mixed = part[inside] * (1 - opacity) + np.array(color, np.float32) * opacity
+        part[inside] = np.rint(mixed).astype(np.uint8)
+    for mask, (rows, columns), color in zip(masks, places, colors, strict=True):
+        inside = np.ascontiguousarray(mask[rows, columns]).view(np.uint8)
+        contours, _ = cv2.findContours(
+            inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(columns.start, rows.start)
+        )
+        cv2.drawContours(image, contours, -1, color, line_width(image))
 
 
 def line_width(image: Image) -> int:
