@@ -28,7 +28,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --no-input $(CONSTRAINTS:%=--cons
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup setup-dev demo test test-all lint docs bench gpu mlflow tiny-weights clean
+.PHONY: help setup setup-dev demo test test-all lint audit docs bench gpu mlflow tiny-weights clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +78,9 @@ lint: setup-dev ## style, formatting, types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+audit: setup-dev ## what is dangerous in the code, by bandit; SECURITY.md says why some is there
+	$(BIN)/python -m bandit --quiet --configfile pyproject.toml --recursive jobs pipelines idol ops
 
 docs: setup-dev ## the documentation as a site, in build/site/index.html
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet

@@ -71,7 +71,7 @@ class Spool(_Lazy[Item]):
         start, stop = self._ends[index : index + 2]
         with _about_folder():
             self._file.flush()
-            item: Item = pickle.loads(os.pread(self._file.fileno(), stop - start, start))
+            item: Item = pickle.loads(os.pread(self._file.fileno(), stop - start, start))  # nosec B301
         return item
 
     def __reduce__(self) -> NoReturn:

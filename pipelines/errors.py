@@ -54,7 +54,7 @@ def carried(work: Callable[P, Mapping[str, Any]]) -> Callable[P, dict[str, Any]]
 def raise_carried(row: Mapping[str, Any]) -> None:
     """Raise what a function that is `carried` met while it made this row."""
     if row["error"]:
-        raise pickle.loads(row["error"])
+        raise pickle.loads(row["error"])  # nosec B301
 
 
 @dataclass(eq=False, repr=False)

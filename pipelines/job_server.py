@@ -20,6 +20,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 _NOISY = (
     "ray._private.runtime_env.packaging",
+    "ray._private.runtime_env.working_dir",
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
 )
@@ -90,7 +91,7 @@ def connect(address: str | None = None) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     class Client(JobSubmissionClient):  # type: ignore[misc]
         """Ray's client, which by itself waits for ever for a server that is silent."""

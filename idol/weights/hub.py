@@ -131,7 +131,7 @@ def _ask_hub(uri: HfUri, **options: Any) -> Path:
 
     options |= {"repo_type": uri.type, "revision": uri.revision}
     try:
-        return Path(hf_hub_download(uri.id, uri.path_in_repo, **options))
+        return Path(hf_hub_download(uri.id, uri.path_in_repo, **options))  # nosec B615
     except errors.LocalEntryNotFoundError as error:
         # A variable set after the library was imported has no effect: its own constant counts.
         offline = constants.HF_HUB_OFFLINE

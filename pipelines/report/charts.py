@@ -178,7 +178,7 @@ def histogram(counts: Sequence[tuple[str, int]], name: str) -> Markup:
         return _nothing(name)
     axes = _Axes((-0.5, len(counts) - 0.5), (0.0, 1.05 * most))
     rect = '<rect class="share" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
-    bar = Markup(rect + "<title>{}: {}</title></rect>")
+    bar = Markup(rect + "<title>{}: {}</title></rect>")  # nosec B704
     body = []
     for place, (label, count) in enumerate(counts):
         left, right, top = axes.across(place - 0.4), axes.across(place + 0.4), axes.up(count)

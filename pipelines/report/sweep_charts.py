@@ -50,7 +50,7 @@ def parallel(runs: Sequence[Run], metric: str) -> Markup:
             f"{field} {_short(run.values.get(field))}" for field in fields
         )
         line = '<polyline class="run {}" style="--share: {:.0f}%" points="{}"><title>{}</title>'
-        parts.append(Markup(line + "</polyline>").format(run.kind, 100 * share, points, title))
+        parts.append(Markup(line + "</polyline>").format(run.kind, 100 * share, points, title))  # nosec B704
     for n, (x, axis) in enumerate(zip(across, axes, strict=True)):
         line = Markup('<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{}" y2="{}"/>')
         parts.append(line.format(_TOP, _HEIGHT - _BOTTOM, x=x))

@@ -215,7 +215,7 @@ class DetectActor:
     @carried
     def work(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Detect one row: {shard: its number, pieces: pickled} -> {shard, frames}."""
-        number, pieces = int(row["shard"]), pickle.loads(row["pieces"])
+        number, pieces = int(row["shard"]), pickle.loads(row["pieces"])  # nosec B301
         rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
         if self.truth:
             # First, for a shard counts as done once its detections are there.

@@ -275,7 +275,7 @@ def _write_shard(path: AnyPath, number: int, config: PairConfig, labels: Mapping
 
     cv2.setNumThreads(1)  # one task per core is faster than threads that fight for them
     with paths.open_input(path.parent / _PLAN) as plan, pq.ParquetFile(plan) as file:
-        pieces = pickle.loads(file.read_row_group(number)["videos"][0].as_py())
+        pieces = pickle.loads(file.read_row_group(number)["videos"][0].as_py())  # nosec B301
     rows = [
         (video, indices)
         for video, piece in pieces

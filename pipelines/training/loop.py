@@ -75,7 +75,7 @@ def work(settings: dict[str, Any], seat: Seat | None = None) -> None:
     seat:     None: as Ray Train gives it
     """
     seat = seat or RaySeat()
-    loop: Loop = pickle.loads(settings["loop"])
+    loop: Loop = pickle.loads(settings["loop"])  # nosec B301
     torch.set_num_threads(loop.threads)
     if seat.device.type == "cpu":
         keep_freed_memory()
