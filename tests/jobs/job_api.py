@@ -110,7 +110,16 @@ def serving(api: JobApi) -> Iterator[JobApi]:
     try:
         yield api
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(_end(runner), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _end(runner: web.AppRunner) -> None:
+    """Stop answering, also the streams that nobody reads to their end."""
+    await runner.cleanup()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
