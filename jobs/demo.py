@@ -61,7 +61,7 @@ def walk(job: Demo) -> dict[str, Any]:
     from pipelines.stages import train
 
     files = draw(job)
-    with cluster.kept(dashboard=True):
+    with cluster.kept():
         result = demo.run(
             demo.Walk(
                 train_files=list(files["train"].values()),

@@ -43,15 +43,14 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
+def session(num_cpus: int | None = None) -> Iterator[None]:
     """Be connected to Ray inside the `with` block.
 
     Joins the Ray that this process already has, or that of `kept`, else the cluster of `ray job
     submit` or RAY_ADDRESS. Without any, starts a Ray of our own and stops it at the end of the
     block; never joins another Ray that happens to run on the machine.
 
-    num_cpus:  logical CPUs of our own Ray; default: those of the machine, at least 4
-    dashboard: start Ray's dashboard too (Ray Train complains every second without it)
+    num_cpus: logical CPUs of our own Ray; default: those of the machine, at least 4
     Raises: PipelineError: no Ray answers at RAY_ADDRESS, or no folder is short enough for sockets.
     """
     if _initialised():
@@ -60,12 +59,12 @@ def session(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator
         _kept[-1]()
         yield
     else:
-        with _connected(num_cpus, dashboard):
+        with _connected(num_cpus):
             yield
 
 
 @contextlib.contextmanager
-def kept(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
+def kept(num_cpus: int | None = None) -> Iterator[None]:
     """Let all sessions inside the `with` block share one Ray, which the first of them starts.
 
     So whatever a stage checks before it needs Ray is said at once. Arguments and Raises as of
@@ -74,7 +73,7 @@ def kept(num_cpus: int | None = None, *, dashboard: bool = False) -> Iterator[No
     if not _initialised():
         _check_answer()
     with contextlib.ExitStack() as stack:
-        _kept.append(lambda: stack.enter_context(_connected(num_cpus, dashboard)))
+        _kept.append(lambda: stack.enter_context(_connected(num_cpus)))
         try:
             yield
         finally:
@@ -85,7 +84,7 @@ _kept: list[Callable[[], None]] = []  # how to start the Ray of each `kept` bloc
 
 
 @contextlib.contextmanager
-def _connected(num_cpus: int | None, dashboard: bool) -> Iterator[None]:
+def _connected(num_cpus: int | None) -> Iterator[None]:
     ours = own()
     if ours:
         _once_per_process()
@@ -99,7 +98,7 @@ def _connected(num_cpus: int | None, dashboard: bool) -> Iterator[None]:
             options |= {
                 "address": "local",
                 "num_cpus": num_cpus or max(_MIN_CPUS, os.cpu_count() or 1),
-                "include_dashboard": dashboard,
+                "include_dashboard": False,  # seconds at each start, and nobody knows its port
                 "_temp_dir": _scratch(),
             }
         elif not submitted():

@@ -49,7 +49,7 @@ def run(walk: Walk, out: Path, *, commands: Mapping[str, str]) -> dict[str, Any]
     out:      gets pairs/, train/, evaluate/NAME/, sweep/, report.html and MLflow's file
     commands: shown in the page: how to do this, or a part of it, again
     returns:  {"sets": {name: metrics}, "sweep": ..., "page": path, "seconds": {stage: s}}
-    Raises: what the stages raise. Call it inside cluster.kept(dashboard=True)
+    Raises: what the stages raise. Call it inside cluster.kept()
     """
     seconds: dict[str, float] = {}
     dataset = annotation_files.combine([annotation_files.read(path) for path in walk.train_files])

@@ -167,7 +167,7 @@ def run(
     place = out / "trials" / manifest.hash_value(claim)[:8]
     trials = TrainingTrials(wanted, goal, place.resolve())
     with experiment_log.run(log_to or out, f"sweep {out.name}", output.config) as log:
-        with cluster.session(dashboard=True):
+        with cluster.session():
             count = max_concurrent or _room(wanted)
             best, report = every_sweep.search(
                 wanted, trials, ledger, log, max_concurrent=count, time_budget=time_budget

@@ -85,7 +85,7 @@ def test_a_kept_ray_is_not_started_for_what_fails_before(monkeypatch: pytest.Mon
     started: list[str] = []
 
     @contextlib.contextmanager
-    def connected(num_cpus: int | None, dashboard: bool) -> Iterator[None]:
+    def connected(num_cpus: int | None) -> Iterator[None]:
         started.append("up")
         yield
         started.append("down")
