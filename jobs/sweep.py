@@ -137,7 +137,7 @@ def _sweep(job: Sweep) -> dict[str, object]:
     how |= {"overwrite": job.overwrite, "log_to": job.log_to}
     # Ray Train complains every second where there is no dashboard.
     training = isinstance(wanted, TrainingSweep)
-    with cluster.kept(job.num_cpus, dashboard=training):
+    with cluster.kept(job.num_cpus):
         if isinstance(wanted, TrainingSweep):
             manifest = training_sweep.run(wanted, out, **how)
         else:
