@@ -135,8 +135,6 @@ def _sweep(job: Sweep) -> dict[str, object]:
         wanted = replace(wanted, base=train.with_pairs(wanted.base, wanted.pairs, job.set))
     how: dict[str, Any] = {"max_concurrent": job.max_concurrent, "time_budget": job.time_budget}
     how |= {"overwrite": job.overwrite, "log_to": job.log_to}
-    # Ray Train complains every second where there is no dashboard.
-    training = isinstance(wanted, TrainingSweep)
     with cluster.kept(job.num_cpus):
         if isinstance(wanted, TrainingSweep):
             manifest = training_sweep.run(wanted, out, **how)
