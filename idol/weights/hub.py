@@ -110,6 +110,7 @@ def _from_hub(address: str, expected: str | None) -> Path:
 
 def _announce(uri: HfUri) -> None:
     """Log how large a file is that is not in the cache yet, before it is downloaded."""
+    import httpx2  # what the hub's library connects by
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     place = {"repo_type": uri.type, "revision": uri.revision}
@@ -118,7 +119,7 @@ def _announce(uri: HfUri) -> None:
         return
     try:
         size = get_hf_file_metadata(hf_hub_url(uri.id, uri.path_in_repo, **place)).size
-    except (OSError, ValueError):  # told by the download itself
+    except (OSError, ValueError, httpx2.HTTPError):  # told by the download itself
         return
     if size is not None:
         told = f"{size / 1e6:.1f} MB, once, to {constants.HF_HUB_CACHE}"

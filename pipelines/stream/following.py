@@ -210,6 +210,9 @@ class _Made:
         if self._classes:
             wanted &= np.isin(np.array(found.names, str), self._classes)
         shown = found.chosen(wanted)
+        # Before the rows: an interrupt may come at any line, and no row may be of an unknown frame.
+        self._size = found.size
+        self.numbers = (self.numbers or (found.number, 0))[0], found.number
         self._table.add(rows.of_frame(self._name, shown))
         if self._film is not None or self._show is not None:
             picture = draw(self._painter, shown, image)
@@ -217,8 +220,6 @@ class _Made:
                 self._film.add(picture)
             if self._show is not None:
                 self._show.put(picture)
-        self._size = found.size
-        self.numbers = (self.numbers or (found.number, 0))[0], found.number
         return len(shown)
 
     def finish(self, out: Path, segmenter: Segmenter, source: Source, summary: Summary) -> None:

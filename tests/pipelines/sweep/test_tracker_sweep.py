@@ -42,7 +42,7 @@ def test_every_field_of_the_tracker_changes_the_hash() -> None:
         bool: lambda v: not v,
         int: lambda v: v + 1,
         float: lambda v: v / 2 + 0.03,
-        str: lambda v: {"released": "paper", "cosine": "paper", "greedy": "argmax"}[v],
+        str: lambda v: {"released": "paper", "cosine": "paper", "greedy": "argmax", "": "a.b:C"}[v],
     }
     hashes = {hash_of(base)}
     for field in dataclasses.fields(base):
