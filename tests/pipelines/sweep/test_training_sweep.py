@@ -69,11 +69,11 @@ def test_a_trial_goes_on_at_its_next_rung_and_tells_what_it_really_used(
     first = next(rungs)
     assert first.budget == 2
     folder = trials.folder(of) / "train"
-    assert [path.name for path in folder.glob("step-*")] == ["step-00000002"]
+    assert [path.name for path in (folder / "checkpoints").glob("step-*")] == ["step-00000002"]
     # Begun again, as after a kill: nothing is trained twice.
-    before = (folder / "step-00000002" / train.WEIGHTS).stat().st_mtime_ns
+    before = (folder / "checkpoints" / "step-00000002" / train.WEIGHTS).stat().st_mtime_ns
     assert next(trials.measure(None, of, 0)) == first
-    assert (folder / "step-00000002" / train.WEIGHTS).stat().st_mtime_ns == before
+    assert (folder / "checkpoints" / "step-00000002" / train.WEIGHTS).stat().st_mtime_ns == before
     (whole,) = trials.measure(None, of, 2)
     assert whole == next(rungs)
     assert whole.hash == of.hash
