@@ -58,15 +58,16 @@ class Validation:
             PipelineError: the labels cannot be used.
         """
         dataset = formats.dataset(self.annotations, self.frames)
-        if dataset.truth() is None:
+        truth = dataset.truth()
+        if truth is None:
             raise ValueError(f"{self.annotations} holds no truth: there is nothing to validate on")
         evaluate.with_categories(config, dataset)
         if config.validation.videos:
             chosen = strips.evenly(len(dataset.videos), config.validation.videos)
             ids = [dataset.videos[place].video_id for place in chosen]
             dataset = formats.dataset(self.annotations, self.frames, video_ids=ids)
-        truth = dataset.truth()
-        assert truth is not None
+            truth = dataset.truth()
+            assert truth is not None, "it was there for all videos"
         return dataset, truth
 
     def __call__(self, config: Config, device: torch.device, rank: int, world: int) -> OnlineScores:

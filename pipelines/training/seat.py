@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -123,16 +124,12 @@ def _send(local: Path, names: list[str], place: AnyPath, written: Any, name: str
     """
     from ray.train import Checkpoint, get_context
 
-    copies = {n: partial(_copy, local / n) for n in names}
+    copies = {n: partial(shutil.copyfile, local / n) for n in names}
     checkpoints.commit(place, copies)
     storage = get_context().get_storage()
     return Checkpoint(
         path=storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem
     )
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.write_bytes(source.read_bytes())
 
 
 def storage(out: AnyPath) -> dict[str, Any]:

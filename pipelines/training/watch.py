@@ -30,6 +30,7 @@ class Watch:
         self._log = log
         self._bar = cluster.progress(total, "train", "steps")
         self._known = set() if log is None else log.steps("loss")
+        self._scores: list[str] = []  # of the newest validation
 
     def begin(self, curve: Sequence[Report]) -> None:
         """What was done before this process."""
@@ -43,13 +44,10 @@ class Watch:
         self._bar.update(max(0, step - self._bar.n))
         if not values:
             return
-        scores = [f"{name.removeprefix(VALIDATED)} {100 * value:.1f}"
-                  for name, value in values.items() if name.startswith(VALIDATED)]  # fmt: skip
-        if scores or "AP" not in (self._bar.postfix or ""):
-            self._bar.set_postfix_str(", ".join([f"loss {values['loss']:.2f}", *scores]))
-        else:
-            kept = (self._bar.postfix or "").partition(", ")[2]
-            self._bar.set_postfix_str(f"loss {values['loss']:.2f}, {kept}")
+        found = {n: v for n, v in values.items() if n.startswith(VALIDATED)}
+        if found:
+            self._scores = [f"{n.removeprefix(VALIDATED)} {100 * v:.1f}" for n, v in found.items()]
+        self._bar.set_postfix_str(", ".join([f"loss {values['loss']:.2f}", *self._scores]))
         self.fill([(step, values)])
 
     def fill(self, curve: Sequence[Report]) -> None:
