@@ -84,10 +84,8 @@ class Instances:
 
         category_ids: (K,) of the labels; None: label + 1
         """
-        from pycocotools import mask as coco_mask
-
-        masks = [{"size": list(self.size), "counts": counts} for counts in self.counts]
-        boxes = coco_mask.toBbox(masks).tolist() if masks else []
+        corners = self.boxes.astype(float).reshape(-1, 4)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
         return [
             {
                 "image_id": self.frame_index,
@@ -96,15 +94,15 @@ class Instances:
                 "score": score,
                 "bbox": box,
                 "area": area,
-                "segmentation": {**mask, "counts": mask["counts"].decode("ascii")},
+                "segmentation": {"size": list(self.size), "counts": counts.decode("ascii")},
             }
-            for label, track_id, score, box, area, mask in zip(
+            for label, track_id, score, box, area, counts in zip(
                 self.labels.tolist(),
                 self.track_ids.tolist(),
                 self.scores.tolist(),
-                boxes,
+                boxes.tolist(),
                 self.areas.tolist(),
-                masks,
+                self.counts,
                 strict=True,
             )
         ]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from idol.addresses import shown
 from idol.config import Speed
 from jobs import command, places
 
@@ -149,6 +150,8 @@ def _how(job: Track) -> Following:
         )
     if job.detections is not None and job.tracker is None:
         raise ValueError("--detections have no tracker of their own; name one with --tracker")
+    if job.keep_detections and job.detections is not None:
+        raise ValueError("--keep-detections keeps what a network detects; --detections are kept")
     if job.workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {job.workers}")
     gpu, number = command.device(job.device)
@@ -187,9 +190,7 @@ def _one(job: Track, plan: Any, how: Following, show: Any) -> dict[str, object]:
 
     summary = Summary()
     try:
-        with how.opened(plan.source):  # told before the network is loaded
-            pass
-        many.follow(plan, how, many.load(how), summary, show)
+        many.follow(plan, how, functools.partial(many.load, how), summary, show)
     except BaseException as error:
         if summary.frames or isinstance(error, KeyboardInterrupt):
             there = f"The {summary.frames} frames before are in {job.out}."
@@ -207,7 +208,7 @@ def _one(job: Track, plan: Any, how: Following, show: Any) -> dict[str, object]:
 
 
 def _several(job: Track, outcomes: list[Outcome]) -> dict[str, object]:
-    failed = {str(one.plan.source): one.error for one in outcomes if one.error}
+    failed = {shown(one.plan.source): one.error for one in outcomes if one.error}
     for source, error in failed.items():
         print(f"{source}: {error}", file=sys.stderr)
     if len(failed) == len(outcomes):

@@ -38,7 +38,7 @@ class Film:
     def __init__(self, path: Path, rate: float) -> None:
         """rate: frames a second."""
         self.path = path
-        self._rate = Fraction(rate).limit_denominator(1001)
+        self._rate = max(Fraction(rate).limit_denominator(1001), Fraction(1, 1001))
         self._container: OutputContainer | None = None
         self._stream: Any = None
         self._whole = ExitStack()

@@ -45,6 +45,8 @@ class About:
 
 def write(out: Path, about: About, exports: tuple[Export, ...]) -> list[Path]:
     """Write these forms of what out/ROWS holds, each whole or not at all; returns their paths."""
+    if not exports:
+        return []
     rows = StoredRows(out / places.ROWS)
     written = []
     for export in dict.fromkeys(exports):
@@ -133,8 +135,7 @@ def _mots_classes(rows: StoredRows) -> dict[int, str]:
     """Number of each category: cars and pedestrians have theirs."""
     known = {name: number for number, name in mots.NAMES.items()}
     free = (n for n in range(1, len(rows.categories) + 4) if n not in (*mots.NAMES, mots.IGNORE))
-    found = {known[n] if n in known else next(free): n for n in rows.categories}
-    return found
+    return {known[n] if n in known else next(free): n for n in rows.categories}
 
 
 def _cvat(rows: StoredRows, about: About) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from idol.addresses import shown
 from idol.config import Config
 from idol.config.categories import same
 from idol.images.live import FOLDER_RATE, Source, SourceError
@@ -101,12 +102,12 @@ class Summary:
         return next((path for path in self.written if path.name == name), None)
 
 
-def prepare(out: Path, *, overwrite: bool = False) -> None:
-    """Make out and check that it can be written to, before a network is loaded.
+def check(out: Path, *, overwrite: bool = False) -> None:
+    """Make out and check that it can be written to; what is in it stays.
 
     Raises: ManifestError: it holds an earlier output, or cannot be written to.
     """
-    old = [name for name in places.ALL if (out / name).exists()]
+    old = _old(out)
     if old and not overwrite:
         todo = "Use another --out, or --overwrite to replace what is there."
         raise ManifestError(str(out), f"holds {' and '.join(old)} already", todo)
@@ -117,8 +118,17 @@ def prepare(out: Path, *, overwrite: bool = False) -> None:
     except OSError as error:
         reason = f"cannot be written ({error.strerror})"
         raise ManifestError(str(out), reason, "Use another --out.") from error
-    for name in old:
+
+
+def prepare(out: Path, *, overwrite: bool = False) -> None:
+    """Check out, and delete the earlier output in it. Raises: ManifestError: as check."""
+    check(out, overwrite=overwrite)
+    for name in _old(out):
         (out / name).unlink()
+
+
+def _old(out: Path) -> list[str]:
+    return [name for name in places.ALL if (out / name).exists()]
 
 
 def check_classes(classes: Sequence[str], config: Config) -> tuple[str, ...]:
@@ -160,7 +170,8 @@ def run(
     classes = check_classes(config.classes, segmenter.settings)
     started = time.monotonic()
     known = [n for n in (source.frames, config.max_frames) if n is not None]
-    name = Path(source.name).name or source.name
+    address = shown(source.name)
+    name = Path(address).name or address
     rate = config.rate or source.rate or FOLDER_RATE
     with Film(out / places.FILM, rate) as film, rows.RowWriter(out) as table:
         made = _Made(name, config, classes, film if config.film else None, table, show)
@@ -178,8 +189,7 @@ def run(
             if made.numbers is not None:
                 made.finish(out, segmenter, source, summary)
     if made.numbers is None:
-        (out / places.ROWS).unlink()
-        raise SourceError(f"{source.name} holds no frames.")
+        raise SourceError(f"{address} holds no frames.")
 
 
 class _Made:
@@ -224,14 +234,14 @@ class _Made:
 
     def finish(self, out: Path, segmenter: Segmenter, source: Source, summary: Summary) -> None:
         """Write what can only be written in the end, the most precious first."""
-        if self._film is not None:
-            self._film.finish()
-            summary.written.append(out / places.FILM)
         self._table.finish()
         summary.written += [out / places.ROWS, out / places.TABLE]
         results.write(out / places.RESULTS, segmenter.entries())
         summary.tracks = len(segmenter.finish())
         summary.written.append(out / places.RESULTS)
+        if self._film is not None:
+            self._film.finish()
+            summary.written.append(out / places.FILM)
         assert self.numbers is not None, "a frame was added"
         about = exports.About(
             name=self._name,

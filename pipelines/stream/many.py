@@ -6,7 +6,7 @@ import contextlib
 import glob
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -134,25 +134,35 @@ def plans(sources: Sequence[str], out: Path) -> list[Plan]:
 
 
 def follow(
-    plan: Plan, how: Following, model: IDOL | None, summary: Summary, show: Show | None = None
+    plan: Plan,
+    how: Following,
+    network: Callable[[], IDOL | None],
+    summary: Summary,
+    show: Show | None = None,
 ) -> None:
     """Follow one source.
 
-    model:   the network; None: how.detections are used
+    network: gives the network, once the source is open and plan.out is free; None: how.detections
+             are used
     summary: updated after every frame, so that the caller has it after an error too
-    Raises: as of following.run; ValueError, PipelineError: of how.
+    Raises: as of following.run and network; ValueError, PipelineError: of how.
     """
     with how.opened(plan.source) as source:
-        following.prepare(plan.out, overwrite=how.overwrite)
+        following.check(plan.out, overwrite=how.overwrite)
+        model = network()
         segmenter: Segmenter
         if model is None:
             stored = how.detections or "", how.video_id
             segmenter = StoredSegmenter(*stored, how.overrides, how.tracker or "")
+            following.check_classes(how.made.classes, segmenter.settings)
+            following.prepare(plan.out, overwrite=how.overwrite)
             following.run(source, segmenter, plan.out, how.made, summary, show)
             return
         from idol.segmenter import OnlineSegmenter
 
         config = configuration.changed(model.config, how.overrides, how.tracker)
+        following.check_classes(how.made.classes, config)
+        following.prepare(plan.out, overwrite=how.overwrite)
         kept: DetectionWriter | None = None
         if how.keep:
             at = plan.out / DETECTIONS
@@ -200,23 +210,36 @@ class Outcome:
 def follow_all(
     given: Sequence[Plan], how: Following, workers: int = 0, show: Show | None = None
 ) -> Iterator[Outcome]:
-    """Follow every source; one with a fault does not stop the others.
+    """Follow every source; one with a fault, or with an earlier output, does not stop the others.
 
     workers: 0: one after the other in this process; else that many actors of Ray
     Raises: ValueError, FileNotFoundError: of the weights or the device.
     """
-    if not workers:
+    free = []
+    for plan in given:
+        try:
+            following.check(plan.out, overwrite=how.overwrite)
+        except PipelineError as error:
+            yield Outcome(plan, Summary(), f"{type(error).__name__}: {error}")
+        else:
+            free.append(plan)
+    if free and not workers:
         model = load(how)
-        for plan in given:
+        for plan in free:
             yield _outcome(plan, how, model, show)
-        return
+    elif free:
+        yield from _spread(free, how, workers)
+
+
+def _spread(given: Sequence[Plan], how: Following, workers: int) -> Iterator[Outcome]:
+    """Follow every source by a pool of actors, in the order in which they end."""
     with cluster.session(max(workers, 2)):
         gpus = 1.0 if how.device != "cpu" and cluster.gpus() else 0.0
         pool = cluster.Pool(1, min(workers, len(given)))
         cluster.require(1, 1.0, gpus, instead="--device cpu")
         place = Path.cwd()
         absolute = [_absolute(plan, place) for plan in given]
-        made = actors.work(Follower, (_plain(how, place),), absolute, pool, gpus)
+        made = actors.work(_Worker, (_plain(how, place),), absolute, pool, gpus)
         with contextlib.closing(made), cluster.progress(len(given), "track", "sources") as bar:
             for outcome in made:
                 yield outcome
@@ -226,13 +249,13 @@ def follow_all(
 def _outcome(plan: Plan, how: Following, model: IDOL | None, show: Show | None) -> Outcome:
     summary = Summary()
     try:
-        follow(plan, how, model, summary, show)
+        follow(plan, how, lambda: model, summary, show)
     except (PipelineError, ValueError, OSError) as error:
         return Outcome(plan, summary, f"{type(error).__name__}: {error}")
     return Outcome(plan, summary)
 
 
-class Follower:
+class _Worker:
     """An actor: one copy of the network, sources in, their files out."""
 
     def __init__(self, how: Following) -> None:

@@ -100,8 +100,12 @@ class RowWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Drop the table, unless finish was called."""
-        self._file.close()
+        """Drop the table, and rows of which there are none, unless finish was called."""
+        if not self._file.closed:
+            empty = self._file.tell() == 0
+            self._file.close()
+            if empty:  # as no frame came: the next try is to find a free place
+                Path(self._file.name).unlink()
         self._table.close()
         self._whole.__exit__(EOFError, EOFError(), None)
 

@@ -86,7 +86,7 @@ def test_a_video_becomes_a_film_of_the_same_length_and_rate(
     assert line["frames"] == LENGTH
     assert line["frames_per_second"] > 0
     assert sorted(path.name for path in out.iterdir()) == sorted(places.ALL)
-    assert line["files"] == [name for name in places.ALL if name != places.MOTS_LABELS]
+    assert sorted(line["files"]) == sorted(set(places.ALL) - {places.MOTS_LABELS})
     with frames.VideoReader(line["video"], video_id=0) as shown:
         assert len(list(shown)) == LENGTH
         assert shown.rate == pytest.approx(12.0)
@@ -253,9 +253,7 @@ def test_what_cannot_be_written_in_the_end_leaves_no_half_file(
     with pytest.raises(SystemExit, match="No space left on device"):
         track.main([str(folder), "--weights", "shipped", "--out", str(tmp_path / "out")])
     # What was whole before stays, and rows are written line by line.
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        places.FILM, places.ROWS, places.TABLE,
-    }  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {places.ROWS, places.TABLE}
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -335,7 +333,7 @@ def test_a_source_that_is_none_is_told_in_one_line(
         run(capsys, make(tmp_path), tmp_path / "out")
     assert message in str(stopped.value)
     assert "\n" not in str(stopped.value)
-    assert not (tmp_path / "out" / stream.RESULTS).exists()
+    assert not list((tmp_path / "out").glob("*"))  # so that the next try needs no --overwrite
 
 
 @pytest.mark.parametrize(
@@ -378,6 +376,8 @@ def test_earlier_output_is_kept_unless_it_may_be_replaced(
     before = (out / stream.RESULTS).read_bytes()
     with pytest.raises(SystemExit, match=r"holds annotated.mp4 and .* already.*--overw"):
         run(capsys, folder, out, "--max-frames", "3")
+    with pytest.raises(SystemExit, match="no class 'sphinx'"):
+        run(capsys, folder, out, "--classes", "sphinx", "--overwrite")
     assert (out / stream.RESULTS).read_bytes() == before
     assert run(capsys, folder, out, "--max-frames", "3", "--overwrite")["frames"] == 3
 

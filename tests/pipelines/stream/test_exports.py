@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 
+from idol.images import live
 from idol.masks import rle
 from pipelines import formats, stream
 from pipelines.formats import mots
 from pipelines.stream import places
-from tests.pipelines.stream.drawn import CAR, KITE, LENGTH, NAMES, SIZE, follow
+from tests.pipelines.stream.drawn import CAR, KITE, LENGTH, NAMES, SIZE, Known, follow
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,18 @@ def test_rows_say_who_is_where_and_when(out: Path) -> None:
     assert sorted({(row["frame"], row["time"]) for row in rows}) == [
         (2 * n, round(0.2 * n, 4)) for n in range(LENGTH // 2)
     ]
+
+
+def test_rows_name_a_stream_without_its_secrets(tmp_path: Path) -> None:
+    class Camera(list[live.Frame]):
+        name, every, frames, rate, images = "http://user:word@host:80/live?key=1", 1, None, 5.0, ()
+
+    source = Camera([live.Frame(0, 0.0, np.zeros((*SIZE, 3), np.uint8))])
+    config = stream.StreamConfig(film=False)
+    stream.run(source, Known(), tmp_path, config, stream.Summary())  # type: ignore[arg-type]
+    assert {row["video"] for row in read(tmp_path / places.ROWS)} == {"live"}
+    for path in tmp_path.iterdir():
+        assert not {b"word", b"key"} & set(re.findall(rb"\w+", path.read_bytes()))
 
 
 def test_the_table_has_the_same_rows(out: Path) -> None:

@@ -38,7 +38,7 @@ def first(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def follow(source: Path, out: Path, how: Following) -> Summary:
     summary = Summary()
-    many.follow(Plan(source=str(source), out=out), how, many.load(how), summary)
+    many.follow(Plan(source=str(source), out=out), how, lambda: many.load(how), summary)
     return summary
 
 
