@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pipelines.errors import PipelineError, ResourcesError
+from pipelines.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parent.parent
 """The folder that holds the four rooms: what a worker needs on its path."""
@@ -29,9 +28,6 @@ _MIN_CPUS = 4
 An actor pool that holds every CPU starves the tasks before it and hangs in silence."""
 
 _TASKS_PER_CPU = 2  # one runs, one waits
-_WAIT_FOR_NODES_S = 900.0  # a GPU instance that has to pull its image first takes ten minutes
-WAIT_VARIABLE = "IDOL_WAIT_FOR_NODES_S"
-"""Seconds to wait for the nodes of a joined cluster, where a stage needs more than there are."""
 _ANSWER_S = 5.0  # Ray itself tries for two minutes
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # HTTP/2: an empty SETTINGS frame; its type is 4
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS  # a server answers with its own
@@ -145,62 +141,6 @@ class Pool:
     def within(self, most: int) -> Pool:
         """This pool with no more actors than there is work for."""
         return Pool(min(self.least, most), min(self.most, most))
-
-
-def require(count: int, cpus: float = 1.0, gpus: float = 0.0, *, instead: str) -> None:
-    """Make sure that so many workers fit at once: Ray itself would wait for ever.
-
-    A Ray of our own cannot grow. A joined cluster may: its nodes come when something asks for them,
-    so this asks, logs that it does, and waits up to IDOL_WAIT_FOR_NODES_S seconds.
-
-    cpus, gpus: of each worker
-    instead:    options to change, for the message
-    Raises: ResourcesError: there are too few.
-    """
-    lacking = _lacking(count, cpus, gpus)
-    if lacking is None:
-        return
-    text = os.environ.get(WAIT_VARIABLE)
-    try:
-        limit = _WAIT_FOR_NODES_S if text is None else float(text)
-    except ValueError:
-        raise ValueError(f"{WAIT_VARIABLE} must be a number of seconds, got {text!r}") from None
-    if own() or limit <= 0:
-        raise ResourcesError(f"{lacking} Use {instead}, or a larger cluster.")
-    _log.warning("%s Waiting up to %.0f s for nodes to join.", lacking, limit)
-    from ray.util import placement_group, remove_placement_group
-
-    # An autoscaler adds nodes for placement groups that wait; the group is removed at the end.
-    bundle = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    group = placement_group([bundle] * count, strategy="PACK")
-    try:
-        deadline = time.monotonic() + limit
-        while not group.wait(timeout_seconds=1):
-            lacking = _lacking(count, cpus, gpus)
-            if lacking is None:
-                return
-            if time.monotonic() >= deadline:
-                raise ResourcesError(
-                    f"{lacking} No more came within {limit:.0f} s "
-                    f"({WAIT_VARIABLE} sets how long to wait). See `ray status` for what the "
-                    f"autoscaler tries, or use {instead}."
-                )
-    finally:
-        remove_placement_group(group)
-
-
-def _lacking(count: int, cpus_each: float, gpus_each: float) -> str | None:
-    """A sentence about what is missing; None where the cluster has enough, in use or not."""
-    import ray
-
-    there = ray.cluster_resources()
-    have_cpus, have_gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
-    if have_cpus >= count * cpus_each and have_gpus >= count * gpus_each:
-        return None
-    return (
-        f"This stage needs {count * cpus_each:g} CPUs and {count * gpus_each:g} GPUs, but Ray has "
-        f"{have_cpus:g} and {have_gpus:g}."
-    )
 
 
 def tasks(

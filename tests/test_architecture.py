@@ -47,7 +47,7 @@ INNER_ROOMS = {
     "pipelines": (
         ("errors",),
         ("cluster", "configuration", "storage", "package"),
-        ("sources", "job_server", "actors", "probe", "gauges"),
+        ("sources", "job_server", "actors", "preflight", "resources", "gauges"),
         ("formats", "submit", "fetch"),
         ("report", "batches"),
         ("training",),

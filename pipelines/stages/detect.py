@@ -23,7 +23,7 @@ from idol.structures import FrameDetections
 from idol.weights import checkpoint
 from idol.ytvis.videos import Reject
 from pipelines import actors as actors_of
-from pipelines import cluster, probe
+from pipelines import cluster, preflight, resources
 from pipelines.errors import ResourcesError, VideoError, carried, raise_carried
 from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import Dataset
@@ -243,8 +243,9 @@ def _detect(
     with cluster.session():
         pool, share = _room(actors, gpu, len(todo))
         instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
-        cluster.require(pool.least, 1.0, share, instead=instead)
-        probe.check(arguments[1], [frame_files.split(shards[todo[0]][0].frames[0])[0]])
+        resources.require(pool.least, 1.0, share, instead=instead)
+        frames = frame_files.split(shards[todo[0]][0].frames[0])[0]
+        preflight.check(arguments[1], [frames], gpus=share, network=True)
         with paths.whole_file(network) as written:
             checkpoint.save(model, written)
         rows = Mapped(

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from idol.config import PairConfig, to_dict
 from idol.ytvis.videos import Reject
-from pipelines import cluster, probe
+from pipelines import cluster, preflight, resources
 from pipelines.errors import PipelineError, VideoError, carried, raise_carried
 from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import Dataset, VideoRecord
@@ -221,8 +221,8 @@ def _write_shards(
     with cluster.session(), cluster.progress(len(missing), "prepare", "shards") as bar:
         import ray.data
 
-        cluster.require(1, num_cpus, instead="a larger --num-cpus")
-        probe.check(output.path, [frame_files.split(dataset.videos[0].frames[0])[0]])
+        resources.require(1, num_cpus, instead="a larger --num-cpus")
+        preflight.check(output.path, [frame_files.split(dataset.videos[0].frames[0])[0]])
         cluster.set_up_data()
         # One block per shard: a failed worker then costs one shard, and they spread evenly.
         places = ray.data.range(len(missing), override_num_blocks=len(missing))

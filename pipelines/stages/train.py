@@ -18,7 +18,7 @@ from idol.config import Config, override, to_dict
 from idol.learning.pieces import part_of_batch
 from idol.weights import checkpoint
 from idol.weights.report import CheckpointError
-from pipelines import cluster, probe
+from pipelines import cluster, preflight, resources
 from pipelines.batches import loader, pair_sets
 from pipelines.batches.pair_sets import Pairs, PairSets
 from pipelines.errors import ManifestError, PipelineError, ResourcesError, origin
@@ -338,9 +338,9 @@ def _fit_on_ray(settings: Loop, workers: Workers, watch: Watch) -> None:
     out, tries = settings.out, 0
     instead = "fewer --workers, or leave out --gpus" if workers.gpus else "fewer --workers"
     gpus = 1.0 if workers.gpus else 0.0
-    cluster.require(workers.least, float(workers.cpus), gpus, instead=instead)
+    resources.require(workers.least, float(workers.cpus), gpus, instead=instead)
     workers.check_labels()
-    probe.check(out, settings.pairs.manifest_files)
+    preflight.check(out, settings.pairs.manifest_files, gpus=gpus, network=True)
     # Nobody takes this machine away; the watcher is one more process that imports Ray.
     watcher = _NO_WATCHER if cluster.own() else {}
     while True:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from idol.addresses import is_remote, shown
 from idol.images import live
-from pipelines import actors, cluster, configuration
+from pipelines import actors, cluster, configuration, resources
 from pipelines.errors import PipelineError
 from pipelines.sources import video_cache
 from pipelines.stream import following
@@ -236,7 +236,7 @@ def _spread(given: Sequence[Plan], how: Following, workers: int) -> Iterator[Out
     with cluster.session(max(workers, 2)):
         gpus = 1.0 if how.device != "cpu" and cluster.gpus() else 0.0
         pool = cluster.Pool(1, min(workers, len(given)))
-        cluster.require(1, 1.0, gpus, instead="--device cpu")
+        resources.require(1, 1.0, gpus, instead="--device cpu")
         place = Path.cwd()
         absolute = [_absolute(plan, place) for plan in given]
         made = actors.work(_Worker, (_plain(how, place),), absolute, pool, gpus)

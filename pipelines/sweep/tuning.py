@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pipelines import cluster, probe
+from pipelines import cluster, preflight, resources
 from pipelines.errors import origin
 from pipelines.report.experiment_log import Log
 from pipelines.storage import paths
@@ -65,8 +65,8 @@ def run(
         from pipelines.sweep import proposals, trainable
 
         count = min(max_concurrent or cluster.cpus() // 2 or 1, total)
-        cluster.require(count, workload.cpus, instead="a smaller --max-concurrent")
-        probe.check(ledger.path.parent, workload.reads)
+        resources.require(count, workload.cpus, instead="a smaller --max-concurrent")
+        preflight.check(ledger.path.parent, workload.reads)
         kind = tune.with_parameters(
             trainable.SweepTrial, workload=workload, loaded=workload.load(), known=known
         )

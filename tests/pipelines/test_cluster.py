@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cluster
-from pipelines.errors import PipelineError, ResourcesError
+from pipelines.errors import PipelineError
 
 
 @pytest.mark.ray
@@ -21,33 +21,6 @@ def test_a_session_uses_the_ray_that_is_there_and_leaves_it_running(ray_local: N
     with cluster.session():
         assert cluster.cpus() == 4
     assert ray.is_initialized()
-
-
-@pytest.mark.ray
-def test_missing_resources_are_an_error_and_not_a_wait(ray_local: None) -> None:
-    cluster.require(4, instead="nothing")
-    with pytest.raises(
-        ResourcesError,
-        match=r"needs 2 CPUs and 3 GPUs, but Ray has 4 and 0\. Use fewer --workers, or a larger",
-    ):
-        cluster.require(2, gpus=1.5, instead="fewer --workers")
-
-
-@pytest.mark.ray
-def test_a_cluster_of_others_is_waited_for_and_nothing_stays_asked_for(
-    ray_local: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from ray.util import placement_group_table
-
-    monkeypatch.setenv("RAY_ADDRESS", "as if it had been joined")
-    monkeypatch.setenv(cluster.WAIT_VARIABLE, "2")
-    with pytest.raises(ResourcesError, match=r"No more came within 2 s \(IDOL_WAIT_FOR_NODES_S"):
-        cluster.require(1, gpus=1, instead="fewer")
-    assert "Waiting up to 2 s" in caplog.text
-    monkeypatch.setenv(cluster.WAIT_VARIABLE, "soon")
-    with pytest.raises(ValueError, match="must be a number of seconds, got 'soon'"):
-        cluster.require(1, gpus=1, instead="fewer")
-    assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no address"])
