@@ -15,13 +15,16 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import tyro
 
 from idol.addresses import without_secrets
 from jobs import INTERRUPTED, USAGE, likely, places
 from pipelines.errors import PipelineError, origin
+
+if TYPE_CHECKING:
+    from pipelines.plan import Stage
 
 Options = TypeVar("Options")
 
@@ -55,6 +58,14 @@ RejectLimit = Annotated[
     float | None,
     tyro.conf.arg(
         help="Share of the videos that may have a fault before the job fails. Default: 0.1."
+    ),
+]
+DryRun = Annotated[
+    bool,
+    tyro.conf.FlagCreatePairsOff,
+    tyro.conf.arg(
+        help="Do nothing but read the input and print the plan: stages, shards, CPUs and GPUs, "
+        "and a guess of time and bytes."
     ),
 ]
 NumCpus = Annotated[
@@ -114,6 +125,14 @@ def run(
     if table:
         print(summary.table(line), file=sys.stderr)
     print(summary.last_line(line, name))
+
+
+def planned(stages: Sequence[Stage], *out: object) -> dict[str, Any]:
+    """The last line of a dry run, which would write to `out`, after the plan on stderr."""
+    from pipelines import plan
+
+    print(plan.table(stages), file=sys.stderr)
+    return plan.told(stages, map(str, out))
 
 
 def device(text: str) -> tuple[bool | None, int | None]:

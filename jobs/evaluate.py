@@ -18,6 +18,7 @@ from idol.config import Speed
 from jobs import command, places
 
 if TYPE_CHECKING:  # pipelines is imported when the job runs: --help needs none of it
+    from pipelines.cluster import Pool
     from pipelines.stages.evaluate import Request
     from pipelines.storage.paths import AnyPath
 
@@ -78,6 +79,7 @@ class Evaluate:
     log_to: Annotated[Path | None, places.LOG] = None
     """Folder of the MLflow file. Default: OUT; without effect where MLFLOW_TRACKING_URI is set."""
     num_cpus: command.NumCpus = None
+    dry_run: command.DryRun = False
 
 
 def _evaluate(job: Evaluate) -> dict[str, Any]:
@@ -98,6 +100,8 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
     named = compare.names(job.checkpoint)
     top = paths.at(job.out)
     outputs = {name: _outputs(job, top / name if len(named) > 1 else top) for name in named}
+    if job.dry_run:
+        return _plan(job, pool, gpu)
     if len(named) > 1:
         # The tenth must not fail for a typing error after nine have run for hours.
         for checkpoint, path in itertools.product(job.checkpoint, job.annotations):
@@ -132,6 +136,17 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
     )
     files = {name: str(top / file) for name, file in compare.FILES.items()}
     return _told({"checkpoints": line, **files}, top, several=True)
+
+
+def _plan(job: Evaluate, pool: Pool | None, gpu: bool | None) -> dict[str, Any]:
+    """What would be done for each checkpoint and annotation file."""
+    from pipelines import plan
+
+    stages: list[plan.Stage] = []
+    for checkpoint, path in itertools.product(job.checkpoint, job.annotations):
+        dataset, _, config, _ = _request(job, path, checkpoint).read()
+        stages += plan.evaluate(dataset, config, pool, gpu)
+    return command.planned(stages, job.out)
 
 
 def _told(line: dict[str, Any], top: AnyPath, *, several: bool) -> dict[str, Any]:

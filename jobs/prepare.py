@@ -45,6 +45,7 @@ class Prepare:
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
     num_cpus: command.NumCpus = None
+    dry_run: command.DryRun = False
 
 
 def _prepare(job: Prepare) -> dict[str, Any]:
@@ -60,6 +61,10 @@ def _prepare(job: Prepare) -> dict[str, Any]:
         formats.dataset, frames=job.frames, video_ids=job.videos or None, stride=job.stride
     )
     dataset = annotations.combine([read(path) for path in job.annotations])
+    if job.dry_run:
+        from pipelines import plan
+
+        return command.planned(plan.prepare(dataset, config), job.out)
     with cluster.kept(job.num_cpus):
         made = pairs.run(
             dataset,

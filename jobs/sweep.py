@@ -121,6 +121,7 @@ class Sweep:
     log_to: Annotated[Path | None, places.LOG] = None
     """Folder of the MLflow file. Default: OUT; without effect where MLFLOW_TRACKING_URI is set."""
     num_cpus: command.NumCpus = None
+    dry_run: command.DryRun = False
 
 
 def _sweep(job: Sweep) -> dict[str, object]:
@@ -133,6 +134,8 @@ def _sweep(job: Sweep) -> dict[str, object]:
     wanted = asked_for(job)
     if isinstance(wanted, TrainingSweep):
         wanted = replace(wanted, base=train.with_pairs(wanted.base, wanted.pairs, job.set))
+    if job.dry_run:
+        return _plan(job, wanted)
     how: dict[str, Any] = {"max_concurrent": job.max_concurrent, "time_budget": job.time_budget}
     how |= {"overwrite": job.overwrite, "log_to": job.log_to}
     with cluster.kept(job.num_cpus):
@@ -148,6 +151,25 @@ def _sweep(job: Sweep) -> dict[str, object]:
         "seconds": manifest.seconds,
         "paths": {name: str(out / file) for name, file in every_sweep.FILES.items()},
     }
+
+
+def _plan(job: Sweep, wanted: TrackerSweep | TrainingSweep) -> dict[str, object]:
+    """What would be tried; of a sweep of trainings each as its own plan says, one after another."""
+    from pipelines import plan
+    from pipelines.storage import layout, stored
+    from pipelines.sweep import TrainingSweep
+    from pipelines.training.workers import Workers
+
+    count = wanted.search.planned(wanted.space)
+    if isinstance(wanted, TrainingSweep):
+        workers = Workers(count=wanted.workers, gpus=wanted.gpus)
+        (one,) = plan.train(wanted.base, workers, True)
+        stages = [replace(one, stage="sweep", work=f"{count} times {one.work}", shards=count)]
+    else:
+        source = stored.read(wanted.evaluated / layout.DETECTIONS)
+        frames = sum(video.length for video in source.videos)
+        stages = plan.sweep(count, frames, job.max_concurrent)
+    return command.planned(stages, job.out)
 
 
 def asked_for(job: Sweep) -> TrackerSweep | TrainingSweep:

@@ -68,6 +68,7 @@ class Train:
     """Go on at the newest checkpoint of a run that was killed; without any, begin."""
     overwrite: bool = False
     """Delete an earlier output in OUT first. Never deletes anything else."""
+    dry_run: command.DryRun = False
     log_to: Annotated[Path | None, places.LOG] = None
     """Folder of the MLflow file. Default: the one that OUT lies in, so that stages of one run meet
     there; without effect where MLFLOW_TRACKING_URI is set."""
@@ -91,6 +92,16 @@ def _train(job: Train) -> dict[str, Any]:
         validation = Validation(annotations=job.validate, frames=job.validate_frames)
     elif any(text.strip().startswith("validation.") for text in job.set):
         raise ValueError("--set validation.… needs --validate LABELS: there are no videos to score")
+    workers = Workers(
+        count=_count(job.workers),
+        gpus=job.gpus,
+        cpus=job.cpus_per_worker,
+        labels=_labels(job.label_selector),
+    )
+    if job.dry_run:
+        from pipelines import plan
+
+        return command.planned(plan.train(config, workers, job.validate is not None), out)
     with cluster.kept():
         manifest = train.run(
             pairs,
@@ -101,12 +112,7 @@ def _train(job: Train) -> dict[str, Any]:
                 backbone_weights=job.backbone_weights,
                 reset_classes=job.reset_classes,
             ),
-            Workers(
-                count=_count(job.workers),
-                gpus=job.gpus,
-                cpus=job.cpus_per_worker,
-                labels=_labels(job.label_selector),
-            ),
+            workers,
             train.Watching(
                 validation=validation, profile=job.profile, log_to=job.log_to or out.parent
             ),

@@ -1,4 +1,4 @@
-"""Machines of a cluster on this one: each has an address, a disk of Ray's own and a life of its own.
+"""Machines of a cluster on this one: each has an address, a disk for Ray and a life of its own.
 
 A host is a network namespace behind one bridge, with mounts, processes and a name of its own; this
 process stands outside, at the bridge. Needs Linux and its root.
@@ -10,6 +10,7 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -34,17 +35,15 @@ class Hosts:
 
     folder:   where the hosts' own disks and logs are; everything else of this machine's disk is
               shared storage that all of them see
-    more:     variables for all hosts
     """
 
-    def __init__(self, folder: Path, more: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         number = os.getpid() % 10_000
         self._bridge, self._net = f"ib{number}", f"10.77.{number % 250}"
         self.outside, self.head = f"{self._net}.254", f"{self._net}.1"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._numbers: dict[str, int] = {}
-        self._hidden: dict[str, Path] = {}
         self.variables: dict[str, dict[str, str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self.token = folder / "token"
@@ -53,7 +52,6 @@ class Hosts:
         kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self._inside = {
             **kept,
-            **(more or {}),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -63,13 +61,17 @@ class Hosts:
         self.jobs = f"http://{self.head}:{JOBS_PORT}"
         self.environment = {
             **kept,
-            **(more or {}),
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_API_SERVER_ADDRESS": self.jobs,
         }
         _ip(f"link add {self._bridge} type bridge")
         _ip(f"addr add {self.outside}/24 dev {self._bridge}")
         _ip(f"link set {self._bridge} up")
+
+    def tell(self, variables: Mapping[str, str]) -> None:
+        """Set variables of all hosts that start from now on, and of the outsider."""
+        self._inside.update(variables)
+        self.environment.update(variables)
 
     def start(self, name: str, *, hide: Path | None = None, gpus: int = 0, cpus: int = 2) -> None:
         """Switch a host on; the first one started is the head. Returns when Ray has joined.
@@ -126,6 +128,15 @@ class Hosts:
         self.processes[name].wait()
         (self.folder / f"{name}.log").write_bytes(b"")
 
+    def leave(self, name: str) -> None:
+        """Have its Ray say goodbye to the cluster, then switch it off."""
+        below = f"/proc/{self.processes[name].pid}/task/{self.processes[name].pid}/children"
+        for child in Path(below).read_text().split():
+            os.kill(int(child), signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.processes[name].wait(20)
+        self.kill(name)
+
     def cut(self, name: str, connected: bool = False) -> None:
         """Take its cable out; connected: plug it in again."""
         _ip(f"link set {self._cable(name)} {'up' if connected else 'down'}")
@@ -154,10 +165,9 @@ class Hosts:
         _ip(f"netns add {space}")
         _ip(f"link add {cable} type veth peer name eth0 netns {space}")
         _ip(f"link set {cable} master {self._bridge} up")
-        for words in (
-            *("link set lo up", f"addr add {self.address(name)}/24 dev eth0", "link set eth0 up"),
-        ):
-            _ip(f"-n {space} {words}")
+        _ip(f"-n {space} link set lo up")
+        _ip(f"-n {space} addr add {self.address(name)}/24 dev eth0")
+        _ip(f"-n {space} link set eth0 up")
 
     def _until(self, condition: Callable[[], bool], name: str) -> None:
         deadline = time.monotonic() + _START_S
@@ -169,9 +179,9 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path, more: Mapping[str, str] | None = None) -> Iterator[Hosts]:
+def cluster(folder: Path) -> Iterator[Hosts]:
     """Hosts that are gone after the block."""
-    hosts = Hosts(folder, more)
+    hosts = Hosts(folder)
     try:
         yield hosts
     finally:

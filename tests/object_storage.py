@@ -14,12 +14,12 @@ BUCKET = "videos"
 
 
 class S3Server:
-    """moto in a process of its own; `environment` leads a process to it."""
+    """moto in a process of its own, at an address of this machine; `environment` leads to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
+            free.bind((host, 0))
+            self.address = f"http://{host}:{free.getsockname()[1]}"
         self.environment = {
             "AWS_ACCESS_KEY_ID": "key",
             "AWS_SECRET_ACCESS_KEY": "secret",
@@ -30,7 +30,7 @@ class S3Server:
         }
         port = self.address.rpartition(":")[2]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port],
+            [sys.executable, "-m", "moto.server", "-H", host, "-p", port],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -61,9 +61,9 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[S3Server]:
+def server(host: str = "127.0.0.1") -> Iterator[S3Server]:
     """A server with an empty bucket."""
-    running = S3Server()
+    running = S3Server(host)
     try:
         yield running
     finally:

@@ -53,7 +53,7 @@ INNER_ROOMS = {
         ("training",),
         ("stages", "stream"),
         ("sweep", "check"),
-        ("demo",),
+        ("demo", "plan"),
     ),
 }
 """Rooms and files of a package by height, lowest first: each may import what stands lower."""

@@ -64,6 +64,7 @@ def test_every_room_is_imported_from_what_was_installed(installed: Path, tmp_pat
 
 def test_the_files_that_rooms_read_are_installed(installed: Path) -> None:
     patterns = ("ops/csrc/*.cu", "idol/weights/*.safetensors", "pipelines/report/templates/*")
+    patterns += ("pipelines/*.json",)
     there = {path.relative_to(ROOT).as_posix() for p in patterns for path in ROOT.glob(p)}
-    assert {Path(name).suffix for name in there} == {".cu", ".safetensors", ".html", ".js"}
+    assert {Path(name).suffix for name in there} == {".cu", ".safetensors", ".html", ".js", ".json"}
     assert [name for name in sorted(there) if not (installed / name).is_file()] == []
