@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from pipelines import gauges
 from pipelines.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -214,7 +213,7 @@ def cpus() -> int:
 def progress(total: int, what: str, unit: str) -> Any:
     """A progress bar on stderr, so that stdout stays for the job's one JSON line."""
     # Below half a second of work a bar is only noise.
-    return tqdm(total=total, desc=what, unit=f" {unit}", delay=0.5, dynamic_ncols=True)
+    return gauges.Bar(total=total, desc=what, unit=unit, delay=0.5, dynamic_ncols=True)
 
 
 def submitted() -> bool:

@@ -45,9 +45,9 @@ INNER_ROOMS = {
         ("analysis", "segmenter"),
     ),
     "pipelines": (
-        ("errors",),
+        ("errors", "gauges"),
         ("cluster", "configuration", "storage", "package"),
-        ("sources", "job_server", "actors", "preflight", "resources", "gauges"),
+        ("sources", "job_server", "actors", "preflight", "resources"),
         ("formats", "submit", "fetch"),
         ("report", "batches"),
         ("training",),

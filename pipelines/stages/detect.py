@@ -23,7 +23,7 @@ from idol.structures import FrameDetections
 from idol.weights import checkpoint
 from idol.ytvis.videos import Reject
 from pipelines import actors as actors_of
-from pipelines import cluster, preflight, resources
+from pipelines import cluster, gauges, preflight, resources
 from pipelines.errors import ResourcesError, VideoError, carried, raise_carried
 from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import Dataset
@@ -207,6 +207,8 @@ class DetectActor:
         if not gpu:
             torch.set_num_threads(1)
         self.config, self.out, self.truth = config, out, truth
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        gauges.count("detect", "retries", int(again))
         with paths.local_file(out / _NETWORK) as network:
             model = idol.load(network, device="cuda" if gpu else "cpu")
         # On a GPU many frames of few shapes: compiling pays.
@@ -214,7 +216,7 @@ class DetectActor:
 
     @carried
     def work(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Detect one row: {shard: its number, pieces: pickled} -> {shard, frames}."""
+        """Detect one row: {shard: its number, pieces: pickled} -> {shard, frames, rejects}."""
         number, pieces = int(row["shard"]), pickle.loads(row["pieces"])  # nosec B301
         rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
         if self.truth:
@@ -223,7 +225,8 @@ class DetectActor:
             tables.commit(overlaps, layout.shard_path(self.out, number, "overlap"))
         detections = schemas.table(rows.detections, schemas.DETECTIONS)
         tables.commit(detections, layout.shard_path(self.out, number), rejects=rows.rejects)
-        return {"shard": number, "frames": sum(len(piece.frames) for piece in pieces)}
+        frames = sum(len(piece.frames) for piece in pieces)
+        return {"shard": number, "frames": frames, "rejects": len(rows.rejects)}
 
 
 def _detect(
@@ -258,6 +261,7 @@ def _detect(
             for row in made:
                 raise_carried(row)
                 bar.update(int(row["frames"]))
+                gauges.count("detect", "rejects", row["rejects"])
                 on_shard(int(row["shard"]))
     network.unlink()
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from idol.detection.detector import Detector, Prepared
+from pipelines import gauges
 from pipelines.errors import VideoError
 from pipelines.sources import frames
 from pipelines.sources.image_file import check_size
@@ -64,7 +66,9 @@ def read_ahead(
         return Frame(piece, offset, detector.prepare(image))
 
     def take() -> Iterator[Frame | VideoError]:
+        began = time.monotonic()
         found = queue.popleft().result()
+        gauges.count("detect", "stall_seconds", time.monotonic() - began)
         if not isinstance(found, VideoError):
             yield found
         elif found.video_id not in faulty:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from idol.config import PairConfig, to_dict
 from idol.ytvis.videos import Reject
-from pipelines import cluster, preflight, resources
+from pipelines import cluster, gauges, preflight, resources
 from pipelines.errors import PipelineError, VideoError, carried, raise_carried
 from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import Dataset, VideoRecord
@@ -228,6 +228,7 @@ def _write_shards(
         places = ray.data.range(len(missing), override_num_blocks=len(missing))
         for row in places.map(write, num_cpus=num_cpus).iter_rows():
             raise_carried(row)
+            gauges.count("prepare", "rejects", row["rejects"])
             _log.info("shard %d: %d rows, %d rejects", row["shard"], row["rows"], row["rejects"])
             bar.update()
     path.unlink(missing_ok=True)

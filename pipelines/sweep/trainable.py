@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from ray import tune
 
+from pipelines import gauges
 from pipelines.report.experiment_log import Log
 from pipelines.storage.sweep_report import Configuration, Ledger, Trial
 from pipelines.sweep.space import without_section
@@ -100,6 +101,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         if (found.hash, found.budget) not in self._trials:
             self._trials[found.hash, found.budget] = found
             self._ledger.append(found)
+        stopped = sum(one.is_finished() for one in trials)
+        failed = sum(one.status == "ERROR" for one in trials)
+        gauges.tell("sweep", {"trials": stopped, "queue": len(trials) - stopped, "rejects": failed})
 
     def on_experiment_end(self, trials: Any, **info: Any) -> None:
         """Log a child run for each of the best trials."""
