@@ -10,6 +10,7 @@ from idol.lazy import attach
 if TYPE_CHECKING:
     from idol import (
         analysis,
+        clips,
         config,
         detection,
         evaluation,
@@ -38,6 +39,7 @@ __all__ = [
     "OnlineSegmenter",
     "analysis",
     "build",
+    "clips",
     "config",
     "detection",
     "evaluation",

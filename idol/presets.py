@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from idol import clip_presets
 from idol.config import (
     AssignmentConfig,
     BackboneConfig,
@@ -242,7 +243,8 @@ _ALSO = {name.replace("coco_", "coco_pairs_"): name for name in PRESETS if "_ins
 def listing() -> str:
     """The names of all presets as one line for help texts and messages."""
     instance = f"{_INSTANCE}{{{','.join(_BACKBONES)}}}"
-    return f"{', '.join(_DATASETS)}, each also as <name>{_PAPER}, {instance}, and tiny"
+    clips = ", ".join(clip_presets.PRESETS)
+    return f"{', '.join(_DATASETS)}, each also as <name>{_PAPER}, {instance}, and tiny; of clips: {clips}"
 
 
 def _likeness(asked: str, known: str) -> float:
@@ -256,7 +258,9 @@ def by_name(name: str) -> Config:
 
     Raises: ValueError: an unknown name; the message has the nearest names and a list of all.
     """
-    name = _ALSO.get(name, name)
+    name = clip_presets.spelt(_ALSO.get(name, name))
+    if name in clip_presets.PRESETS:
+        return clip_presets.PRESETS[name]()
     if name not in PRESETS:
         near = sorted(PRESETS, key=partial(_likeness, name), reverse=True)[:3]
         near = [known for known in near if _likeness(name, known) >= 0.6]  # difflib's default

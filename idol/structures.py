@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 
-def _check(name: str, tensor: Tensor, *shape: int | str) -> None:
+def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
     """Raise ValueError unless tensor has this shape; a string stands for any size."""
     if tensor.ndim != len(shape) or any(
         isinstance(want, int) and want != have
@@ -79,11 +79,11 @@ class Targets(_Shapes):
         count = len(self.labels)
         if self.identities is None:
             object.__setattr__(self, "identities", torch.full_like(self.labels, -1))
-        _check("labels", self.labels, "G")
-        _check("boxes", self.boxes, count, 4)
-        _check("masks", self.masks, count, "H", "W")
-        _check("present", self.present, count)
-        _check("identities", self.identities, count)
+        check_shape("labels", self.labels, "G")
+        check_shape("boxes", self.boxes, count, 4)
+        check_shape("masks", self.masks, count, "H", "W")
+        check_shape("present", self.present, count)
+        check_shape("identities", self.identities, count)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -106,8 +106,10 @@ class PairBatch(_Shapes):
         size = len(self.key_images)
         for name in ("key", "reference"):
             images = getattr(self, f"{name}_images")
-            _check(f"{name}_images", images, size, 3, "H", "W")
-            _check(f"{name}_padding", getattr(self, f"{name}_padding"), size, *images.shape[2:])
+            check_shape(f"{name}_images", images, size, 3, "H", "W")
+            check_shape(
+                f"{name}_padding", getattr(self, f"{name}_padding"), size, *images.shape[2:]
+            )
             if len(getattr(self, f"{name}_targets")) != size:
                 raise ValueError(f"{name}_targets must have {size} entries, one per image")
 
@@ -126,9 +128,9 @@ class ClipBatch(_Shapes):
     targets: list[list[Targets]]
 
     def __post_init__(self) -> None:
-        _check("images", self.images, "B", "K", 3, "H", "W")
+        check_shape("images", self.images, "B", "K", 3, "H", "W")
         size, frames = self.images.shape[:2]
-        _check("padding", self.padding, size, frames, *self.images.shape[3:])
+        check_shape("padding", self.padding, size, frames, *self.images.shape[3:])
         counts = [len(clip) for clip in self.targets]
         if counts != [frames] * size:
             raise ValueError(f"targets must be {size} lists of {frames}, got lists of {counts}")
@@ -207,11 +209,11 @@ class FrameDetections(_Shapes):
 
     def __post_init__(self) -> None:
         count = len(self.scores)
-        _check("scores", self.scores, "N")
-        _check("class_scores", self.class_scores, count, "K")
-        _check("embeddings", self.embeddings, count, "C")
-        _check("overlaps", self.overlaps, count, count)
-        _check("boxes", self.boxes, count, 4)
+        check_shape("scores", self.scores, "N")
+        check_shape("class_scores", self.class_scores, count, "K")
+        check_shape("embeddings", self.embeddings, count, "C")
+        check_shape("overlaps", self.overlaps, count, count)
+        check_shape("boxes", self.boxes, count, 4)
         if len(self.masks) not in (0, count):
             raise ValueError(f"masks must be empty or have {count} entries, got {len(self.masks)}")
 

@@ -167,6 +167,19 @@ class MSDeformAttn(nn.Module):
         padding:    (N or 1, S) bool, True where padded: value zero
         returns:    (N, Q, C)
         """
+        sampled = self.sample(query, references, tokens, shapes, padding)
+        return linear(self.output_proj, sampled)
+
+    def sample(
+        self,
+        query: Tensor,
+        references: Tensor,
+        tokens: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """What output_proj is applied to, (N, Q, C); query, references, tokens, shapes and padding
+        as of forward."""
         value = linear(self.value_proj, tokens)
         if padding is not None and value.device.type != "cuda":
             # In place where there is no gradient: see ops.linear.
@@ -177,8 +190,7 @@ class MSDeformAttn(nn.Module):
         rows = query.shape[:2]
         offsets = linear(self.sampling_offsets, query).view(*rows, *layout, 2)
         logits = linear(self.attention_weights, query).view(*rows, *layout)
-        attended = ms_deform_attn_fused(value, shapes, references, offsets, logits, padding)
-        return linear(self.output_proj, attended)
+        return ms_deform_attn_fused(value, shapes, references, offsets, logits, padding)
 
 
 def _common(*tensors: Tensor) -> torch.dtype:

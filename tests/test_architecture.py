@@ -38,10 +38,12 @@ INNER_ROOMS = {
     "idol": (
         ("arrays",),
         ("structures", "config", "lazy", "files", "addresses", "spool"),
-        ("masks", "presets"),
+        ("masks", "clip_presets"),
+        ("presets",),
         ("images", "network"),
         ("learning", "detection", "tracker", "ytvis", "instances"),
         ("evaluation", "weights", "follower"),
+        ("clips",),
         ("analysis", "segmenter"),
     ),
     "pipelines": (

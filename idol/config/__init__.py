@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from idol.config.checks import require
 from idol.config.effects import without_effect
-from idol.config.inference import AnalysisConfig, DetectConfig, Speed
+from idol.config.inference import AnalysisConfig, ClipConfig, DetectConfig, Speed
 from idol.config.network import BackboneConfig, ModelConfig
 from idol.config.text import from_dict, override, to_dict
 from idol.config.tracker import TrackerConfig
@@ -23,6 +23,7 @@ __all__ = [
     "AnalysisConfig",
     "AssignmentConfig",
     "BackboneConfig",
+    "ClipConfig",
     "Config",
     "DetectConfig",
     "LossConfig",
@@ -64,12 +65,18 @@ class Config:
     """Per-frame selection."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     """Association."""
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    """Inference of networks of clips; without effect on IDOL."""
     categories: tuple[str, ...] = ()
     """Category names by label; filled from the dataset when training."""
     category_ids: tuple[int, ...] = ()
     """The dataset's category_id of each label; filled from the dataset when training."""
 
     def __post_init__(self) -> None:
+        require(
+            self.transforms.pixels == "rgb" or self.model.method != "idol",
+            "transforms.pixels 'bgr' is for networks of clips, got model.method='idol'",
+        )
         named = len(self.categories)
         require(
             named == len(self.category_ids) and named in (0, self.model.num_classes),

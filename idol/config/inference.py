@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from idol.config.checks import at_most, not_negative, positive, require, unit
+from idol.config.effects import beside
 
 Speed = Literal["exact", "fast"]
 """See DetectConfig.speed."""
@@ -40,6 +41,34 @@ class DetectConfig:
         unit(self, "score_floor", "box_nms")
         positive(self, "max_detections", "batch_frames", "frames_per_shard")
         at_most(self, 10_000, "max_detections", "batch_frames", "frames_per_shard")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipConfig:
+    """Inference of networks of clips, and how clips are joined (IFC and SeqFormer as released)."""
+
+    length: int = 0
+    """Frames of a clip; 0: the whole video is one clip."""
+    stride: int = 1
+    """Frames from the start of a clip to that of the next. Clips that share no frame are not
+    joined."""
+    match_threshold: float = 0.01
+    """Soft mask IoU above which a detection of a clip continues an instance."""
+    candidates: int = 10
+    """SeqFormer: so many object queries of highest score are the detections of a clip. IFC takes
+    those whose best class is not "no object"."""
+    score_threshold: float = beside(0.05, several_classes=(True,))
+    """A class of an instance is a result where its mean score over the clips is above this."""
+    several_classes: bool = True
+    """False: every instance has its best class alone, whatever its score."""
+    batch_frames: int = 8
+    """Frames that the backbone takes at once."""
+
+    def __post_init__(self) -> None:
+        not_negative(self, "length")
+        positive(self, "stride", "candidates", "batch_frames")
+        at_most(self, 100_000, "length", "stride", "candidates", "batch_frames")
+        unit(self, "match_threshold", "score_threshold")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,9 @@ class BackboneConfig:
     frozen_stages: int | None = None
     """Stem and the first frozen_stages - 1 stages get no gradient. None, as released: 2 for the
     ResNets, 0 for the others. Only ResNets and swin can freeze stages."""
+    stride_in_1x1: bool = beside(False, name=("resnet50", "resnet101"))
+    """The stride of a block sits in its first 1x1 convolution instead of the 3x3 one: weights of
+    MSRA (IFC's ResNet-101) need it."""
     swin_embed: int = beside(192, name=("swin",))
     """Channels of swin at stride 4, doubled at every stage (the default sizes are Swin-L)."""
     swin_depths: tuple[int, ...] = beside((2, 2, 18, 2), name=("swin",))
@@ -73,6 +76,9 @@ class BackboneConfig:
 class ModelConfig:
     """Deformable DETR with dynamic masks and contrastive embeddings (paper Sec. 3.1, 3.2)."""
 
+    method: Literal["idol", "seqformer", "ifc"] = "idol"
+    """idol: frame by frame. seqformer, ifc: the paper's offline rivals, networks of clips
+    (idol.clips)."""
     num_classes: int = 40
     """K, categories of the dataset."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -101,6 +107,8 @@ class ModelConfig:
     """Relative coordinates are pixels divided by this (1: raw pixels, as released)."""
     dense_auxiliary: bool = False
     """Ours: also classify every encoder token while training, so that a small network learns."""
+    memory_tokens: int = beside(8, method=("ifc",))
+    """Tokens of each frame through which the frames of a clip communicate."""
     class_head: Literal["linear", "mlp"] = "linear"
     """From decoder states to class logits: one linear layer (released), or the three-layer
     feed-forward network of the paper's text (Sec. 3.1)."""
@@ -114,8 +122,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         positive(self, "num_classes", "num_queries", "width", "num_heads", "num_points")
         positive(self, "encoder_layers", "decoder_layers", "feedforward", "embedding_size")
-        positive(self, "mask_channels", "mask_coordinate_scale")
+        positive(self, "mask_channels", "mask_coordinate_scale", "memory_tokens")
         not_negative(self, "num_identities")
+        at_most(self, 1000, "memory_tokens")
         at_most(self, 64, "num_points", "encoder_layers", "decoder_layers", "mask_channels")
         at_most(self, 8192, "width", "embedding_size")
         at_most(self, 10_000, "num_queries")

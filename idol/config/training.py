@@ -41,6 +41,9 @@ class TransformConfig:
     """Draw flip, size and crop separately for key and reference (for pairs.pseudo)."""
     crop_short_sides: tuple[int, ...] = beside((), crop_probability=Above(0))
     """Before a crop, resize the shorter side to one of these; empty: keep the original size."""
+    pixels: Literal["rgb", "bgr"] = "rgb"
+    """What the network sees. rgb: normalised by ImageNet's mean and deviation, as released. bgr:
+    blue first, only the mean taken off, as backbones of MSRA (IFC's ResNet-101) were trained."""
     color_jitter: float = 0.0
     """Strength of brightness, contrast, saturation jitter, one draw for a pair (released: 0)."""
     scale_jitter: float = 0.0
@@ -187,6 +190,8 @@ class LossConfig:
     both frames' matched queries by instance of the training set. 0: no head."""
     dense: float = beside(2.0, **{"model.dense_auxiliary": (True,)})
     """Dense auxiliary classification of encoder tokens; counts only with dense_auxiliary."""
+    no_object: float = beside(0.1, **{"model.method": ("ifc",)})
+    """IFC: weight of the class "no object" in the cross-entropy, others having 1."""
     focal_alpha: float = FOCAL_ALPHA
     """Alpha of every focal loss."""
     focal_gamma: float = FOCAL_GAMMA
@@ -204,7 +209,7 @@ class LossConfig:
     def __post_init__(self) -> None:
         unit(self, "focal_alpha")
         not_negative(self, "ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux")
-        not_negative(self, "identity", "dense")
+        not_negative(self, "identity", "dense", "no_object")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 """ImageNet mean of RGB in 0..255 (specification 1.1)."""
 STD = np.array([58.395, 57.12, 57.375], np.float32)
 """ImageNet standard deviation."""
+_MEAN_BGR = np.array([103.53, 116.28, 123.675], np.float32)  # the same mean; deviation 1
 _SMALLEST_SIDE = 1e-5  # of a box in pixels, as released
 
 Image = npt.NDArray[np.uint8]
@@ -129,10 +130,14 @@ def _resize_masks(masks: Bools, size: tuple[int, int]) -> Bools:
     return small
 
 
-def _to_tensor(image: Image) -> Tensor:
+def _to_tensor(image: Image, pixels: Literal["rgb", "bgr"]) -> Tensor:
     # Plane by plane: numpy is five times slower where the last axis has three entries.
     planes = np.empty((3, *image.shape[:2]), np.float32)
     for channel, plane in enumerate(planes):
+        if pixels == "bgr":
+            plane[:] = image[:, :, 2 - channel]
+            plane -= _MEAN_BGR[channel]
+            continue
         plane[:] = image[:, :, channel]
         plane -= MEAN[channel]
         plane /= STD[channel]
@@ -142,7 +147,7 @@ def _to_tensor(image: Image) -> Tensor:
 def normalise(image: Image, config: TransformConfig) -> Tensor:
     """A frame (H, W, 3) uint8 RGB resized to the test size and normalised: (3, h, w) float32."""
     size = inference_size((image.shape[0], image.shape[1]), config)
-    return _to_tensor(_resize(image, size))
+    return _to_tensor(_resize(image, size), config.pixels)
 
 
 def collate_images(images: Sequence[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
@@ -240,7 +245,7 @@ def _augment_frames(
             if boxes is not None:
                 left, right = size[1] - boxes[:, 2], size[1] - boxes[:, 0]
                 boxes = np.stack([left, boxes[:, 1], right, boxes[:, 3]], 1)
-        tensor = _to_tensor(image)
+        tensor = _to_tensor(image, config.pixels)
         if color is not None:
             tensor = _recolor(tensor, *color)
         made.append((tensor, make_targets(masks, labels, boxes)))

@@ -24,6 +24,6 @@ def build(config: BackboneConfig, checkpoint_activations: bool = False) -> Backb
         backbone = Swin(config)
     else:
         frozen = _FROZEN_STAGES if config.frozen_stages is None else config.frozen_stages
-        backbone = ResNet(_BLOCKS[config.name], frozen)
+        backbone = ResNet(_BLOCKS[config.name], frozen, config.stride_in_1x1)
     backbone.checkpoint_activations = checkpoint_activations
     return backbone

@@ -48,21 +48,33 @@ def level_shapes(height: int, width: int) -> Shapes:
     return (*strides, ((strides[-1][0] + 1) // 2, (strides[-1][1] + 1) // 2))
 
 
-def of_padding(padding: Tensor, channels: int, sizes: Tensor | None = None) -> Geometry:
+def unpadded_sizes(padding: Tensor) -> Tensor:
+    """(B, 2) int64 (height, width), read off the first column and row of padding (B, H, W)."""
+    return torch.stack([(~padding[:, :, 0]).sum(1), (~padding[:, 0, :]).sum(1)], -1)
+
+
+def of_padding(
+    padding: Tensor, channels: int, sizes: Tensor | None = None, *, frames: int = 0
+) -> Geometry:
     """Geometry as the released code computes it, from the padding of every pixel.
 
     padding: (B, H, W) bool, True where padded; H and W multiples of 32
     sizes:   (B, 2) un-padded (height, width); read off the padding's first column and row if None
+    frames:  0: the rules of IDOL. Else those of SeqFormer, for clips of so many images: the valid
+             ratios of a clip are those of its first image, and the last level's mask comes from the
+             image's instead of the stride-8 one
     """
     shapes = level_shapes(*padding.shape[1:])
     if sizes is None:
-        sizes = torch.stack([(~padding[:, :, 0]).sum(1), (~padding[:, 0, :]).sum(1)], -1)
+        sizes = unpadded_sizes(padding)
     full = padding[:, None].float()
     levels = [F.interpolate(full, size=shape) for shape in shapes[:-1]]
     # The released code makes the last level's mask from the stride-8 one, not the image's.
-    levels.append(F.interpolate(levels[0], size=shapes[-1]))
+    levels.append(F.interpolate(full if frames else levels[0], size=shapes[-1]))
     paddings = [level[:, 0].bool() for level in levels]
     ratios = valid_ratios(paddings)
+    if frames:
+        ratios = ratios[::frames].repeat_interleave(frames, 0)
     encodings = [sine_encoding(p, channels).flatten(2).transpose(1, 2) for p in paddings]
     return Geometry(
         sizes=sizes,
@@ -133,14 +145,16 @@ def _compute(
     return dataclasses.replace(geometry, padding=None) if padded == size else geometry
 
 
-def sine_encoding(padding: Tensor, channels: int) -> Tensor:
+def sine_encoding(padding: Tensor, channels: int, offset: float = 0.5) -> Tensor:
     """Sine and cosine of the un-padded, normalised row and column: (B, C, H, W) float32.
 
     padding:  (B, H, W) bool, True where padded
     channels: C, half for the row and half for the column; divisible by 4
 
-    Rows are counted from 0.5 (the released code's offset; DETR has none) and divided by the count
-    in the last row, so a partly padded map spans the full period (specification 1.3).
+    offset:   0.5: rows are counted from 0.5, as released; 0: from 1, as in DETR and IFC
+
+    Counts are divided by that of the last row, so a partly padded map spans the full period
+    (specification 1.3).
     """
     valid = (~padding).float()
     half = channels // 2
@@ -150,7 +164,7 @@ def sine_encoding(padding: Tensor, channels: int) -> Tensor:
     for dim in (1, 2):
         count = valid.cumsum(dim)
         last = count.narrow(dim, count.shape[dim] - 1, 1)
-        angle = (count - 0.5) / (last + 1e-6) * (2 * math.pi)
+        angle = (count - offset) / (last + 1e-6) * (2 * math.pi)
         angle = angle[..., None] / period  # (B, H, W, C/2)
         axes.append(torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], -1).flatten(3))
     return torch.cat(axes, dim=-1).permute(0, 3, 1, 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from idol.config import BackboneConfig
+from idol.config import BackboneConfig, Config
 from ops.linear import linear
 
 
@@ -44,6 +44,15 @@ class MLP(nn.Module):
             assert isinstance(layer, nn.Linear)
             x = linear(layer, x, relu=layer is not last)
         return x
+
+
+class Network(nn.Module):
+    """What can be trained, saved and loaded: a backbone and what follows, as configured."""
+
+    config: Config
+    backbone: Backbone
+    folded: bool = False
+    """Whether `fold` changed it for inference: it can neither train nor be saved."""
 
 
 class Backbone(nn.Module):

@@ -2,104 +2,41 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from idol.config import Config, ModelConfig
-from idol.network import backbone
-from idol.network.geometry import Geometry, Shapes, level_shapes, of_padding, of_sizes
+from idol.config import Config
+from idol.network import heads
+from idol.network.deformable import DeformableNetwork
+from idol.network.geometry import Geometry, level_shapes, of_padding, of_sizes
 from idol.network.layers import MLP, without_autocast
-from idol.network.mask_head import MaskBranch, dynamic_masks, num_dynamic_parameters
-from idol.network.transformer import NUM_LEVELS, Transformer
+from idol.network.mask_head import dynamic_masks
+from idol.network.transformer import Transformer
 from idol.structures import Outputs
 from ops.linear import full_precision
 
 
-def _projection(channels: int, width: int, kernel: int) -> nn.Sequential:
-    """Backbone channels to the transformer's width; a 3x3 kernel also halves the resolution."""
-    convolution = nn.Conv2d(channels, width, kernel, 2 if kernel == 3 else 1, kernel // 2)
-    nn.init.xavier_uniform_(convolution.weight)
-    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-    return nn.Sequential(convolution, nn.GroupNorm(min(32, width // 2), width))
-
-
-def _classifier(width: int, classes: int) -> nn.Linear:
-    """A linear class head that starts with every class at a score of 0.01."""
-    head = nn.Linear(width, classes)
-    nn.init.constant_(head.bias, -math.log(99.0))
-    return head
-
-
-def _class_head(config: ModelConfig) -> nn.Linear | MLP:
-    """Class logits of one decoder layer; scores start at 0.01 in both kinds."""
-    if config.class_head == "linear":
-        return _classifier(config.width, config.num_classes)
-    head = MLP(config.width, config.width, config.num_classes)
-    head.layers[-1] = _classifier(config.width, config.num_classes)
-    return head
-
-
-def _box_head(width: int) -> MLP:
-    """Box deltas that start at zero."""
-    head = MLP(width, width, 4)
-    last = head.layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return head
-
-
-def _controller(width: int, parameters: int) -> MLP:
-    """Decoder states to dynamic mask parameters."""
-    head = MLP(width, width, parameters)
-    for layer in head.layers:
-        assert isinstance(layer, nn.Linear)
-        nn.init.xavier_uniform_(layer.weight)
-        nn.init.zeros_(layer.bias)
-    return head
-
-
-class IDOL(nn.Module):
+class IDOL(DeformableNetwork):
     """Deformable DETR with dynamic masks and contrastive embeddings (paper Fig. 2).
 
     No layer looks across the images of a batch. It works under torch.autocast and in 16 bits
     (model.to(torch.bfloat16)): what needs more keeps float32 (see Outputs).
     """
 
-    folded: bool = False
-    """Whether `fold` changed it for inference: it can neither train nor be saved."""
-
     def __init__(self, config: Config) -> None:
-        super().__init__()
-        model = config.model
-        self.config = config
-        width = model.width
-        self.backbone = backbone.build(model.backbone, model.checkpoint_activations)
-        inputs = [*self.backbone.channels, self.backbone.channels[-1]]
-        self.input_proj = nn.ModuleList(
-            _projection(channels, width, 3 if level == NUM_LEVELS - 1 else 1)
-            for level, channels in enumerate(inputs)
-        )
-        self.transformer = Transformer(model)
-        layers = model.decoder_layers
-        # As released, the heads of all layers start as copies of one.
-        head, box_head = _class_head(model), _box_head(width)
-        self.class_embed = nn.ModuleList(copy.deepcopy(head) for _ in range(layers))
-        box_heads = [copy.deepcopy(box_head) for _ in range(layers)]
-        # The first layer starts from boxes of a fixed size, the others from no change.
-        last = box_heads[0].layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.constant_(last.bias[2:], -2.0)
-        self.bbox_embed = nn.ModuleList(box_heads)
-        self.mask_branch = MaskBranch(width, model.mask_channels)
-        self.controller = _controller(width, num_dynamic_parameters(model.mask_channels))
+        model, width = config.model, config.model.width
+        if model.method != "idol":
+            raise ValueError(
+                f"{config.name!r} configures a network of clips ({model.method}): make it with "
+                "idol.clips.build or idol.clips.load."
+            )
+        super().__init__(config, Transformer)
         self.embedding_head = MLP(width, width, model.embedding_size)
-        self.dense_head = _classifier(width, model.num_classes) if model.dense_auxiliary else None
+        dense = model.dense_auxiliary
+        self.dense_head = heads.classifier(width, model.num_classes) if dense else None
         self.identity_head = (
             nn.Linear(model.embedding_size, model.num_identities) if model.num_identities else None
         )
@@ -138,13 +75,12 @@ class IDOL(nn.Module):
                 f"geometry is of {len(geometry.sizes)} images with levels {geometry.shapes}, but "
                 f"the images {tuple(images.shape)} are {len(images)} with levels {padded}."
             )
-        tokens = self._tokens(images, geometry.shapes)
+        tokens = self.tokens(images, geometry.shapes)
         memory = self.transformer.encode(tokens, geometry)
         states, boxes, references = self.transformer.decode(memory, geometry, self.bbox_embed)
         # The heads are a thousandth of the arithmetic, so they are computed in full precision.
         with without_autocast(states):
-            heads = zip(self.class_embed, states, strict=True)
-            logits = torch.stack([full_precision(head(state)) for head, state in heads])
+            logits = self.class_logits(states)
             embeddings = full_precision(self.embedding_head(states[-1]))
             dense = self.dense_head if self.training else None
             dense_logits = None if dense is None else full_precision(dense(memory))
@@ -154,7 +90,7 @@ class IDOL(nn.Module):
             references=references,
             refined=boxes[-1].detach(),
             embeddings=embeddings,
-            mask_features=self._mask_features(memory, geometry.shapes),
+            mask_features=self.features_of_masks(memory, geometry.shapes),
             states=states,
             sizes=geometry.sizes,
             controller=self.controller,
@@ -162,13 +98,6 @@ class IDOL(nn.Module):
             level_shapes=geometry.shapes,
             identity_head=self.identity_head,
         )
-
-    def _mask_features(self, memory: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """F_mask (B, 8, H/8, W/8) from the encoder's tokens (B, S, C), its three finest levels."""
-        levels = torch.split(memory, [h * w for h, w in shapes], dim=1)
-        fine = zip(levels[:3], shapes[:3], strict=True)
-        features: Tensor = self.mask_branch([x.mT.reshape(len(x), -1, *s) for x, s in fine])
-        return features
 
     def geometry(
         self,
@@ -241,14 +170,3 @@ class IDOL(nn.Module):
                 f"{tuple(images.shape)}."
             )
         return of_padding(padding, self.config.model.width, sizes)
-
-    def _tokens(self, images: Tensor, shapes: Shapes) -> Tensor:
-        """The features of all levels at the transformer's width: (B, S, C)."""
-        features = self.backbone(images.to(self.transformer.level_embed.dtype))
-        maps = [f(x) for f, x in zip(self.input_proj, [*features, features[-1]], strict=True)]
-        found = tuple((x.shape[2], x.shape[3]) for x in maps)
-        if found != shapes:
-            raise ValueError(
-                f"the backbone gave levels of {found} where strides 8, 16, 32 and 64 make {shapes}."
-            )
-        return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)

@@ -68,12 +68,15 @@ class ConvNorm(nn.Conv2d):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 with a residual; the stride sits in the 3×3 (STRIDE_IN_1X1 False)."""
+    """1×1, 3×3, 1×1 with a residual; the stride sits in the 3×3, or in the first 1×1."""
 
-    def __init__(self, inputs: int, middle: int, outputs: int, stride: int) -> None:
+    def __init__(
+        self, inputs: int, middle: int, outputs: int, stride: int, stride_in_1x1: bool = False
+    ) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(inputs, middle, 1)
-        self.conv2 = ConvNorm(middle, middle, 3, stride)
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = ConvNorm(inputs, middle, 1, first)
+        self.conv2 = ConvNorm(middle, middle, 3, second)
         self.conv3 = ConvNorm(middle, outputs, 1)
         self.shortcut = ConvNorm(inputs, outputs, 1, stride) if inputs != outputs else None
 
@@ -103,13 +106,16 @@ def _refuse_other_form(module: nn.Module, state: Mapping[str, Any], prefix: str,
 class ResNet(Backbone):
     """ResNet-50/101 with detectron2's key names, so that released weights need a prefix only."""
 
-    def __init__(self, blocks: Sequence[int], frozen_stages: int) -> None:
+    def __init__(
+        self, blocks: Sequence[int], frozen_stages: int, stride_in_1x1: bool = False
+    ) -> None:
         super().__init__()
         self.stem = nn.ModuleDict({"conv1": ConvNorm(3, 64, 7, 2)})
         inputs = 64
         for stage, count in enumerate(blocks):
             middle, outputs = 64 * 2**stage, 256 * 2**stage
-            layers = [Bottleneck(inputs, middle, outputs, 2 if stage > 0 else 1)]
+            stride = 2 if stage > 0 else 1
+            layers = [Bottleneck(inputs, middle, outputs, stride, stride_in_1x1)]
             layers += [Bottleneck(outputs, middle, outputs, 1) for _ in range(count - 1)]
             self.add_module(f"res{stage + 2}", nn.Sequential(*layers))
             inputs = outputs

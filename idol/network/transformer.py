@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,6 +22,29 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
     """log(x / (1 − x)) with x and 1 − x floored at 1e-5 (specification 1.6)."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=1e-5) / (1 - x).clamp(min=1e-5))
+
+
+def scaled_references(reference: Tensor, ratios: Tensor) -> Tensor:
+    """References in units of each padded level: (..., Q, L, 2 or 4).
+
+    reference: (..., Q, 2 or 4) points or boxes in units of the un-padded image
+    ratios:    (..., 1, L, 2) valid ratios
+    """
+    scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], -1)
+    return reference[..., None, :] * scale
+
+
+def refined(head: nn.Module, states: Tensor, reference: Tensor) -> Tensor:
+    """Boxes (..., Q, 4) cxcywh of a box head on states (..., Q, C), around the reference.
+
+    reference: (..., Q, 2 or 4) what entered the decoder layer
+    """
+    with without_autocast(states):
+        delta = full_precision(head(states))
+    anchor = inverse_sigmoid(reference)
+    if reference.shape[-1] == 2:
+        anchor = F.pad(anchor, (0, 2))
+    return (delta + anchor).sigmoid()
 
 
 class EncoderLayer(nn.Module):
@@ -93,19 +118,24 @@ class DecoderLayer(nn.Module):
 class Transformer(nn.Module):
     """Encoder over the pyramid's tokens; decoder over object queries."""
 
+    decoder_layer: Callable[[ModelConfig], DecoderLayer] = DecoderLayer
+    """What the decoder is made of."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.checkpoint_activations = config.checkpoint_activations
         self.heads, self.points = config.num_heads, config.num_points
         self.level_embed = nn.Parameter(torch.randn(NUM_LEVELS, config.width))
         self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.decoder = nn.ModuleList(
+            self.decoder_layer(config) for _ in range(config.decoder_layers)
+        )
         self.query_embed = nn.Embedding(config.num_queries, 2 * config.width)
         self.reference_points = nn.Linear(config.width, 2)
         # Every matrix but those that MSDeformAttn starts at zero (specification 1.5).
         for module in (self.encoder, self.decoder):
             for name, parameter in module.named_parameters():
-                zero = "sampling_offsets" in name or "attention_weights" in name
+                zero = name.split(".")[-2] in ("sampling_offsets", "attention_weights")
                 if parameter.dim() > 1 and not zero:
                     nn.init.xavier_uniform_(parameter)
         nn.init.xavier_uniform_(self.reference_points.weight)
@@ -136,8 +166,7 @@ class Transformer(nn.Module):
                  point that entered each layer; boxes and references at least float32
         """
         positions, states = self.query_embed.weight.chunk(2, dim=1)
-        with without_autocast(memory):
-            reference = full_precision(self.reference_points(positions)).sigmoid()
+        reference = self.first_references(memory)
         reference, positions, states = (
             x.expand(len(memory), -1, -1) for x in (reference, positions, states)
         )
@@ -145,17 +174,20 @@ class Transformer(nn.Module):
         outputs = []
         again = self.checkpoint_activations and self.training
         for layer, head in zip(self.decoder, bbox_embed, strict=True):
-            scale = ratios if reference.shape[-1] == 2 else torch.cat([ratios, ratios], -1)
-            scaled = reference[:, :, None] * scale
+            scaled = scaled_references(reference, ratios)
             states = run(layer, states, positions, scaled, memory, geometry, again=again)
-            with without_autocast(states):
-                delta = full_precision(head(states))
-            anchor = inverse_sigmoid(reference)
-            if reference.shape[-1] == 2:
-                anchor = F.pad(anchor, (0, 2))
-            boxes = (delta + anchor).sigmoid()
+            boxes = refined(head, states, reference)
             outputs.append((states, boxes, reference[..., :2]))
             # Each layer corrects the one before without sending gradients into it.
             reference = boxes.detach()
         states, boxes, references = (torch.stack(parts) for parts in zip(*outputs, strict=True))
         return states, boxes, references
+
+    def first_references(self, memory: Tensor) -> Tensor:
+        """Points (Q, 2) in [0, 1] where the object queries start, at least float32.
+
+        memory: encoder output, which says whether autocast is on
+        """
+        positions = self.query_embed.weight[:, : self.reference_points.in_features]
+        with without_autocast(memory):
+            return full_precision(self.reference_points(positions)).sigmoid()

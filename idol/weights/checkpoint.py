@@ -19,6 +19,7 @@ from idol.addresses import is_remote, shown
 from idol.config import Config
 from idol.config.categories import differing
 from idol.files import whole_file
+from idol.network.layers import Network
 from idol.network.model import IDOL
 from idol.weights import hub, provenance, safetensors_file, torch_file, zoo
 from idol.weights.provenance import TRAINING_HEADS
@@ -35,7 +36,7 @@ _TRAINING_FIELDS = (
 )  # fmt: skip
 
 
-def save(model: IDOL, path: Path | str, weights: Mapping[str, Tensor] | None = None) -> Path:
+def save(model: Network, path: Path | str, weights: Mapping[str, Tensor] | None = None) -> Path:
     """Write weights and configuration as one safetensors file, whole or not at all.
 
     The same weights and configuration give the same bytes.
@@ -52,7 +53,7 @@ def save(model: IDOL, path: Path | str, weights: Mapping[str, Tensor] | None = N
 
 
 def _storable(
-    model: IDOL, what: str, state: Mapping[str, Tensor] | None = None
+    model: Network, what: str, state: Mapping[str, Tensor] | None = None
 ) -> Mapping[str, Tensor]:
     """The state dict to write, once it is known that `load` would take it."""
     if model.folded or model.backbone.folded:
@@ -120,7 +121,7 @@ def load(
         _log.info("%s: %s left out, which only training uses", name, _heads(dropped))
     check_state(model, state, name)
     if stored is not None and preset is not None:
-        _check_same_network(stored, config, name, preset, reset_classes)
+        check_same_network(stored, config, name, preset, reset_classes)
     model.load_state_dict(state)
     return model.to(device).eval()
 
@@ -143,6 +144,18 @@ def read(source: str | os.PathLike[str]) -> tuple[Config | None, dict[str, Tenso
     The tensors have our names and are float32 or whole numbers. None is checked against a network.
     Raises: as `load`.
     """
+    path = locate(source)
+    config, state = read_file(path)
+    if config is None:
+        try:
+            state = from_released(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    return config, in_float32(state, path)
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The file on this machine that a source of `load` names. Raises: as `load`."""
     spelt = _spelt(source)
     name = shown(spelt)
     if spelt in presets.PRESETS:
@@ -159,19 +172,16 @@ def read(source: str | os.PathLike[str]) -> tuple[Config | None, dict[str, Tenso
             "tiny weights in this package."
         )
     if listed is None:
-        path = hub.fetch(spelt)
-    else:
-        path = shipped() if listed.name == "shipped" else zoo.fetch(listed)
-    config, state = read_file(path)
-    if config is None:
-        try:
-            state = from_released(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{path}: {error}") from error
+        return hub.fetch(spelt)
+    return shipped() if listed.name == "shipped" else zoo.fetch(listed)
+
+
+def in_float32(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors of the file at path, all that are no whole numbers as float32."""
     other = {str(t.dtype) for t in state.values() if t.is_floating_point()} - {"torch.float32"}
     if other:
-        _log.info("%s: stored as %s, read as float32", name, ", ".join(sorted(other)))
-    return config, {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
+        _log.info("%s: stored as %s, read as float32", path, ", ".join(sorted(other)))
+    return {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
 
 
 def read_file(path: Path) -> tuple[Config | None, dict[str, Tensor]]:
@@ -216,7 +226,7 @@ def export_released(model: IDOL, path: Path | str) -> Path:
     return Path(path)
 
 
-def check_state(model: IDOL, state: Mapping[str, Tensor], origin: str) -> None:
+def check_state(model: Network, state: Mapping[str, Tensor], origin: str) -> None:
     """Raise CheckpointError where compare finds any difference; its .report has all of them."""
     report = compare(model, state)
     if report.fits:
@@ -224,7 +234,9 @@ def check_state(model: IDOL, state: Mapping[str, Tensor], origin: str) -> None:
     problems = "problem" if report.count == 1 else "problems"
     message = f"{origin} does not fit the {model.config.name!r} network, {report.count} {problems}:"
     lines = [message, *report.lines()]
-    raise CheckpointError("\n  ".join(lines) + f"\n{_advice(report, state)}", report)
+    clips = model.config.model.method != "idol"
+    advice = "Is it the right preset and number of classes?" if clips else _advice(report, state)
+    raise CheckpointError("\n  ".join(lines) + f"\n{advice}", report)
 
 
 def known_categories(source: str | os.PathLike[str], stored: Config | None) -> tuple[str, ...]:
@@ -334,7 +346,7 @@ def _propose(found: provenance.Candidates) -> str:
     )
 
 
-def _check_same_network(
+def check_same_network(
     stored: Config, config: Config, name: str, preset: str, reset_classes: bool
 ) -> None:
     """Refuse a preset whose network has the same shapes but computes something else."""

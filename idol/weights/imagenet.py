@@ -73,7 +73,7 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
     inside = [key for key in stored if key.startswith(prefix)]
     dropped = [key for key in stored if not key.startswith(prefix)]
     bare = [key.removeprefix(prefix) for key in inside]
-    keys = map(_resnet_name, bare) if isinstance(backbone, ResNet) else _swin_names(bare)
+    keys = map(resnet_name, bare) if isinstance(backbone, ResNet) else _swin_names(bare)
     taken: dict[str, Tensor] = {}
     for key, ours in zip(inside, keys, strict=True):
         if _NOT_TAKEN.search(ours):
@@ -120,7 +120,7 @@ def _prefix(stored: Mapping[str, Tensor], first: tuple[str, ...], source: str) -
     return prefixes.pop()
 
 
-def _resnet_name(key: str) -> str:
+def resnet_name(key: str) -> str:
     """torchvision's, timm's or detectron2's name of a ResNet's tensor → ours."""
     for pattern, name in _RESNET_NAMES:
         key = re.sub(pattern, name, key)

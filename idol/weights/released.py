@@ -70,14 +70,7 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises: CheckpointError: two copies of one weight differ, the backbone's norms were folded
         into its convolutions, or keys are of another network.
     """
-    names = {key: _unwrapped(key) for key in state if not key.endswith(".num_batches_tracked")}
-    if all(name.startswith("model.") for name in names.values()):
-        names = {key: _unwrapped(name.removeprefix("model.")) for key, name in names.items()}
-    stripped: dict[str, Tensor] = {}
-    for key, name in names.items():
-        _put(stripped, name, state[key], key)
-    if wrapped := names.keys() - stripped.keys():
-        _log.info("%d weights are stored under a wrapper's prefix: %r", len(wrapped), min(wrapped))
+    stripped = unwrapped(state)
     if not any(key.startswith("detr.") for key in stripped) and any(
         key.startswith(_OURS) for key in stripped
     ):
@@ -98,6 +91,19 @@ def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in _fused(stripped).items():
         _put(renamed, _ours(key.replace(_ALIAS, _ALIASED)), tensor, key)
     return renamed
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without wrappers' prefixes and counters; see from_released. Raises: as it."""
+    names = {key: _unwrapped(key) for key in state if not key.endswith(".num_batches_tracked")}
+    if all(name.startswith("model.") for name in names.values()):
+        names = {key: _unwrapped(name.removeprefix("model.")) for key, name in names.items()}
+    stripped: dict[str, Tensor] = {}
+    for key, name in names.items():
+        _put(stripped, name, state[key], key)
+    if wrapped := names.keys() - stripped.keys():
+        _log.info("%d weights are stored under a wrapper's prefix: %r", len(wrapped), min(wrapped))
+    return stripped
 
 
 def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
