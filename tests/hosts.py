@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-GCS_PORT, JOBS_PORT = 6379, 8265
+GCS_PORT, JOBS_PORT, METRICS_PORT = 6379, 8265, 8080
 _START_S = 180.0
 
 
@@ -103,6 +103,7 @@ class Hosts:
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
         words += [f"--node-ip-address={address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
         words += ["--object-store-memory=100000000", "--disable-usage-stats"]
+        words += [f"--metrics-export-port={METRICS_PORT}"]
         if name == next(iter(self._numbers)):
             words += ["--head", f"--port={GCS_PORT}", f"--dashboard-host={address}"]
         else:

@@ -49,6 +49,7 @@ class TrackAhead:
         self._missing = {video_id: set(v.shards) for video_id, v in self._videos.items()}
         self._ready: list[tuple[int, int]] = []  # (-frames, video_id), the longest first
         self._running: list[Any] = []
+        self._read: dict[int, frozenset[int]] = {}  # of each shard, the videos it rejects
         self._task = ray.remote(num_cpus=1, max_retries=3)(track.write_video)
 
     def shard(self, number: int) -> None:
@@ -87,8 +88,11 @@ class TrackAhead:
 
     def _rejected(self, video: StoredVideo) -> bool:
         """Whether a frame of it could not be read: then it has no rows."""
-        return any(
-            reject.video_id == video.video_id
-            for number in video.shards
-            for reject in tables.shard_rejects(layout.shard_path(self._source.path, number))
-        )
+        return any(video.video_id in self._rejects(number) for number in video.shards)
+
+    def _rejects(self, number: int) -> frozenset[int]:
+        """The videos that a shard rejects; it is read once, and has many videos."""
+        if number not in self._read:
+            path = layout.shard_path(self._source.path, number)
+            self._read[number] = frozenset(r.video_id for r in tables.shard_rejects(path))
+        return self._read[number]

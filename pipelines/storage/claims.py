@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +46,8 @@ OWNED = (
 )
 """What a stage may leave at the top of its directory, and all that overwriting ever deletes."""
 
+_READERS = 16  # footers at once: a bucket answers each after tens of milliseconds
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +66,7 @@ class Output:
     code_version: str
     finished: Manifest | None = None
     started_at: float = field(default_factory=time.monotonic)
+    _read: dict[int, tuple[list[Reject], int]] = field(default_factory=dict)
 
     def shard(self, index: int) -> AnyPath:
         """Where a shard lies once it is committed."""
@@ -70,11 +74,21 @@ class Output:
 
     def missing(self, total: int) -> list[int]:
         """Indices of the shards 0..total-1 that are not committed yet."""
-        return [index for index in range(total) if not self.shard(index).exists()]
+        # One listing: to ask for each of 100,000 would take a bucket the better part of an hour.
+        there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        return [index for index in range(total) if self.shard(index).name not in there]
 
     def rejects(self, total: int) -> list[Reject]:
         """The rejects stored in the shards 0..total-1, all of which are committed."""
-        return [row for index in range(total) for row in tables.shard_rejects(self.shard(index))]
+        return [row for rejects, _ in self._footers(total) for row in rejects]
+
+    def _footers(self, total: int) -> list[tuple[list[Reject], int]]:
+        """What the footers of the shards 0..total-1 say, each read once: rejects, and rows."""
+        unread = [index for index in range(total) if index not in self._read]
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = pool.map(lambda index: tables.shard_footer(self.shard(index)), unread)
+            self._read.update(zip(unread, found, strict=True))
+        return [self._read[index] for index in range(total)]
 
     def finish(
         self,
@@ -99,7 +113,7 @@ class Output:
             raise ManifestError(str(self.path), reason, todo)
         faults = sorted({*rejects, *self.rejects(total_shards)})
         if rows is None:
-            rows = sum(tables.count_rows(self.shard(index)) for index in range(total_shards))
+            rows = sum(rows for _, rows in self._footers(total_shards))
         try:
             self.finished = self._commit(total_shards, faults, rows, _plain(extra or {}))
         except FileNotFoundError:

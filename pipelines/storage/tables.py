@@ -93,11 +93,17 @@ def read(path: AnyPath, schema: pa.Schema, columns: Sequence[str] | None = None)
         return table
 
 
-def shard_rejects(path: AnyPath) -> list[Reject]:
-    """The rejects that commit stored with a shard."""
+def shard_footer(path: AnyPath) -> tuple[list[Reject], int]:
+    """The rejects that commit stored with a shard, and its number of rows."""
     with opened(path) as file:
         metadata = file.schema_arrow.metadata or {}
-        return [Reject(**row) for row in json.loads(metadata.get(_REJECTS_KEY, b"[]"))]
+        rejects = [Reject(**row) for row in json.loads(metadata.get(_REJECTS_KEY, b"[]"))]
+        return rejects, int(file.metadata.num_rows)
+
+
+def shard_rejects(path: AnyPath) -> list[Reject]:
+    """The rejects that commit stored with a shard."""
+    return shard_footer(path)[0]
 
 
 def group_rows(path: AnyPath) -> list[int]:

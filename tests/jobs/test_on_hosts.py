@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def result(hosts: Hosts, name: str, *words: str) -> dict[str, Any]:
     return line
 
 
+def metrics(address: str) -> str:
+    """What Prometheus would read from a host."""
+    with urllib.request.urlopen(f"http://{address}:{of_hosts.METRICS_PORT}/metrics") as answer:
+        return str(answer.read(), "utf-8")
+
+
 def test_every_stage_runs_from_outside_with_the_token(hosts: Hosts, folder: Path) -> None:
     labels = ("--annotations", str(folder / "videos" / "instances.json"))
     pairs, trained, evaluated = (str(folder / name) for name in ("pairs", "train", "evaluate"))
@@ -80,6 +87,9 @@ def test_every_stage_runs_from_outside_with_the_token(hosts: Hosts, folder: Path
     shipped = ("--checkpoint", "shipped", "--actors", "2")
     line = result(hosts, "evaluate", *labels, *shipped, "--out", evaluated)
     assert (Path(weights).exists(), line["AP"] > 0) == (True, True)
+    told = "".join(metrics(hosts.address(name)) for name in ("head", "a", "b"))
+    for name in ("frames_per_second", "queue", "stall_seconds_total"):
+        assert f"ray_idol_detect_{name}" in told
     sweep = ("--evaluation", evaluated, "--search", "random", "--samples", "4")
     assert result(hosts, "sweep", *sweep, "--out", str(folder / "sweep"))["configurations"] == 5
 
