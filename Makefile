@@ -86,7 +86,7 @@ docs: setup-dev ## the documentation as a site, in build/site/index.html
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet
 
 bench: setup-dev ## every benchmark, each prints one table
-	@for file in $(filter-out benchmarks/tiny_weights.py benchmarks/tiny_training.py benchmarks/real_clips.py benchmarks/machine.py benchmarks/processes.py benchmarks/replay.py benchmarks/simulated_detections.py benchmarks/sweeps.py benchmarks/sweep_time.py benchmarks/association_stored.py benchmarks/chaos.py benchmarks/cluster_chaos.py benchmarks/report_page.py benchmarks/method_figures.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	@for file in $(filter-out benchmarks/tiny_weights.py benchmarks/tiny_training.py benchmarks/real_clips.py benchmarks/machine.py benchmarks/processes.py benchmarks/replay.py benchmarks/simulated_detections.py benchmarks/sweeps.py benchmarks/sweep_time.py benchmarks/association_stored.py benchmarks/chaos.py benchmarks/cluster_chaos.py benchmarks/image.py benchmarks/report_page.py benchmarks/method_figures.py,$(wildcard benchmarks/[a-z]*.py)); do \
 	  module=$${file%.py}; echo "== $$file"; $(BIN)/python -m "$${module//\//.}"; \
 	done
 
