@@ -243,8 +243,8 @@ _ALSO = {name.replace("coco_", "coco_pairs_"): name for name in PRESETS if "_ins
 def listing() -> str:
     """The names of all presets as one line for help texts and messages."""
     instance = f"{_INSTANCE}{{{','.join(_BACKBONES)}}}"
-    clips = ", ".join(clip_presets.PRESETS)
-    return f"{', '.join(_DATASETS)}, each also as <name>{_PAPER}, {instance}, and tiny; of clips: {clips}"
+    frames = f"{', '.join(_DATASETS)}, each also as <name>{_PAPER}, {instance}, and tiny"
+    return f"{frames}; of clips: {', '.join(clip_presets.PRESETS)}"
 
 
 def _likeness(asked: str, known: str) -> float:

@@ -106,22 +106,20 @@ def cost_matrix(
 
     # Class cost at the truths' labels only: Q x G sigmoids instead of Q x K.
     columns = truths.labels.unsqueeze(-2).expand(shape)
-    p = logits.expand(*lead, *logits.shape[-2:]).gather(-1, columns).sigmoid()
-    positive = FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * -(p + EPSILON).log()
-    negative = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * -(1 - p + EPSILON).log()
+    of_class = focal_class_cost(logits.expand(*lead, *logits.shape[-2:]).gather(-1, columns))
 
-    iou, giou = _iou_and_giou(boxes, truth_boxes)
+    iou, giou = iou_and_giou(boxes, truth_boxes)
     valid = truths.valid.unsqueeze(-2)
     if config.cost == "paper":
         class_weight, box_weight, giou_weight = config.paper_weights
         distance = (boxes.unsqueeze(-2) - truth_boxes.unsqueeze(-3)).abs().sum(-1)
-        cost = class_weight * (positive - negative) + box_weight * distance - giou_weight * giou
+        cost = class_weight * of_class + box_weight * distance - giou_weight * giou
     else:
         in_box, in_square = _centre_prior(boxes, truth_boxes, config.center_radius)
         foreground = ((in_box | in_square) & valid).any(-1, keepdim=True)
         # The additions are in the order of the released code: at 1e4 a float32 step is 1e-3, so
         # the order decides ties among queries that are far from every truth.
-        cost = positive - negative + config.giou_weight * -giou
+        cost = of_class + config.giou_weight * -giou
         if config.cost == "exact":
             cost = cost.double()
         cost = cost + OUT_OF_REACH * (~(in_box & in_square)).to(cost.dtype)
@@ -189,7 +187,7 @@ def _samples_by_iou(
 ) -> ContrastiveSamples:
     """Positive above iou_positive, negative below iou_negative, neither in between (A.2)."""
     _check_boxes(logits, boxes)
-    iou, _ = _iou_and_giou(boxes.float(), truths.boxes.float())
+    iou, _ = iou_and_giou(boxes.float(), truths.boxes.float())
     host = np.ascontiguousarray(iou.cpu().numpy().swapaxes(-1, -2))
     valid = truths.valid.cpu().numpy()[..., None]
     _require_finite((np.isfinite(host) | ~valid).all(-1))
@@ -199,7 +197,15 @@ def _samples_by_iou(
     )
 
 
-def _iou_and_giou(boxes: Tensor, truth_boxes: Tensor) -> tuple[Tensor, Tensor]:
+def focal_class_cost(logits: Tensor) -> Tensor:
+    """Focal loss of logits (...) if the query is of the class, less that if it is not: (...)."""
+    p = logits.sigmoid()
+    positive = FOCAL_ALPHA * (1 - p) ** FOCAL_GAMMA * -(p + EPSILON).log()
+    negative = (1 - FOCAL_ALPHA) * p**FOCAL_GAMMA * -(1 - p + EPSILON).log()
+    return positive - negative
+
+
+def iou_and_giou(boxes: Tensor, truth_boxes: Tensor) -> tuple[Tensor, Tensor]:
     """IoU (of 0/0: 0) and generalised IoU of (..., Q, 4) with (..., G, 4) cxcywh: (..., Q, G)."""
     a, b = cxcywh_to_xyxy(boxes).unsqueeze(-2), cxcywh_to_xyxy(truth_boxes).unsqueeze(-3)
     shared = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])

@@ -128,12 +128,7 @@ class Criterion:
 
     def total(self, named: Mapping[str, Tensor]) -> Tensor:
         """The sum of the losses, each times its weight in config.losses: ()."""
-        weighted = []
-        for name, value in named.items():
-            kind = name.removeprefix("loss_")
-            head, _, layer = kind.rpartition("_")
-            weighted.append(getattr(self.config.losses, head if layer.isdigit() else kind) * value)
-        return torch.stack(weighted).sum()
+        return losses.weighted_sum(named, self.config.losses)
 
     def _detection(self, model: MaskModel, found: Matches) -> dict[str, Tensor]:
         """The five detection losses summed over the positives of all supervised frames, (D,)."""

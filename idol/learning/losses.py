@@ -5,7 +5,7 @@ idol/learning/criterion.py divides them by the number of positives and weighs th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from idol.config import LossConfig
 from idol.masks.boxes import cxcywh_to_xyxy, elementwise_giou
+
+
+def weighted_sum(named: Mapping[str, Tensor], weights: LossConfig) -> Tensor:
+    """The sum () of losses by name, loss_<field of weights>, also with suffix _<decoder layer>."""
+    weighted = []
+    for name, value in named.items():
+        kind = name.removeprefix("loss_")
+        head, _, layer = kind.rpartition("_")
+        weighted.append(getattr(weights, head if layer.isdigit() else kind) * value)
+    return torch.stack(weighted).sum()
 
 
 def sigmoid_focal(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -30,6 +41,26 @@ def sigmoid_focal(logits: Tensor, targets: Tensor, alpha: float, gamma: float) -
     z = logits * (1 - 2 * targets)
     weight = (1 - alpha) + (2 * alpha - 1) * targets
     return weight * z.sigmoid() ** gamma * F.softplus(z)
+
+
+def soft_mask_losses(
+    logits: Tensor, targets: Tensor, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """mask_losses of soft targets, as IFC has them (its specification 3.3).
+
+    logits:  (n, ...)
+    targets: (n, ...) in [0, 1]
+    returns: (n,) mean over the pixels of alpha_t (1 - p_t)^gamma times the cross-entropy, with
+             p_t = p t + (1 - p)(1 - t) and alpha_t = alpha t + (1 - alpha)(1 - t)
+             (n,) dice loss
+    """
+    x, t = logits.flatten(1), targets.flatten(1)
+    p = x.sigmoid()
+    missed = p + t - 2 * p * t  # 1 - p_t
+    weight = alpha * t + (1 - alpha) * (1 - t)
+    entropy = F.binary_cross_entropy_with_logits(x, t, reduction="none")
+    focal = (weight * missed**gamma * entropy).mean(1)
+    return focal, 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
 
 
 def mask_losses(

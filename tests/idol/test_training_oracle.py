@@ -28,13 +28,13 @@ BATCH = [
 PAIRS = {"train_single": SINGLE, "train_batch2": BATCH}
 
 
-def targets(masks, labels, present):
+def targets(masks, labels, present, size=SIZE):
     """Truth of one frame; what is absent has no mask and no box."""
     height, width = masks.shape[1:]
     masks = masks & np.array(present, bool)[:, None, None]
     xyxy = np.array([recipe.tight_box(m) for m in masks]) / [width, height, width, height]
     boxes = np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
-    padded = np.zeros((len(masks), *SIZE), bool)
+    padded = np.zeros((len(masks), *size), bool)
     padded[:, :height, :width] = masks
     return Targets(
         labels=torch.tensor(labels),
