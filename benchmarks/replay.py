@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,17 +65,22 @@ def video_truth(
     )  # fmt: skip
 
 
-@torch.inference_mode()
 def detect(model: IDOL, video: SyntheticVideo, video_id: int, every: int = 1) -> Clip:
     """The network's own detections of every n-th frame of a synthetic video."""
-    shown = video.frames[::every]
     bits = video.masks[::every]
     seen = bits.any(axis=(0, 2, 3))
     labels = video.labels[seen].tolist()
     known = video_truth(video_id, bits[:, seen], labels, model.config.model.num_classes)
+    return detect_frames(model, video.frames[::every], known)
+
+
+@torch.inference_mode()
+def detect_frames(model: IDOL, shown: Iterable[np.ndarray], known: VideoTruth) -> Clip:
+    """The network's own detections of these frames, (H, W, 3) uint8 RGB, of known truth."""
     settings = model.config
     frames, overlaps = [], []
-    for t, image in enumerate(normalise(frame, settings.transforms) for frame in shown):
+    for t, frame in enumerate(shown):
+        image = normalise(frame, settings.transforms)
         images, padding = collate_images([image], settings.transforms.size_divisor)
         size = (image.shape[1], image.shape[2])
         found = detections(model(images, padding), model, 0, t, size, known.size, settings.detect)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         network,
         presets,
         segmenter,
+        streams,
         structures,
         tracker,
         weights,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from idol.instances import Instances
     from idol.network.model import IDOL
     from idol.segmenter import OnlineSegmenter, track
+    from idol.streams import StreamResult, Streams
     from idol.weights.checkpoint import build, from_pretrained, load
     from idol.weights.zoo import models
 
@@ -37,6 +39,8 @@ __all__ = [
     "Config",
     "Instances",
     "OnlineSegmenter",
+    "StreamResult",
+    "Streams",
     "analysis",
     "build",
     "clips",
@@ -52,6 +56,7 @@ __all__ = [
     "network",
     "presets",
     "segmenter",
+    "streams",
     "structures",
     "track",
     "tracker",

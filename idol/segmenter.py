@@ -66,18 +66,10 @@ class OnlineSegmenter:
                 "model.config, or load the checkpoint that belongs to it."
             )
         self.config = self.settings.tracker if tracker is None else tracker
-        floor = self.settings.detect.score_floor
-        if self.config.score_threshold < floor:
-            raise ValueError(
-                f"tracker.score_threshold is {self.config.score_threshold}, but detections end at "
-                f"detect.score_floor = {floor}. Lower the floor or raise the threshold."
-            )
+        detected = least_detections(self.settings, self.config)
+        if on_detections is not None:
+            detected = self.settings
         self.bgr = bgr
-        detected = self.settings
-        if on_detections is None:
-            # Suppression is greedy by score: what is left out had suppressed none that is kept.
-            least = replace(detected.detect, score_floor=self.config.score_threshold)
-            detected = replace(detected, detect=least)
         self._detector = Detector(self.model, detected, speed=speed)
         self._on_detections = on_detections
         self._follower = Follower(self.settings, self.config, keep_tracks=keep_tracks)
@@ -165,6 +157,21 @@ class OnlineSegmenter:
                 "Resize it, or call reset() before another video."
             )
         return size
+
+
+def least_detections(settings: Config, tracker: TrackerConfig) -> Config:
+    """The configuration with which a detector leaves out what a tracker has no use for.
+
+    Suppression is greedy by score: what is left out had suppressed none that is kept.
+    Raises: ValueError: the tracker wants what is not detected.
+    """
+    floor = settings.detect.score_floor
+    if tracker.score_threshold < floor:
+        raise ValueError(
+            f"tracker.score_threshold is {tracker.score_threshold}, but detections end at "
+            f"detect.score_floor = {floor}. Lower the floor or raise the threshold."
+        )
+    return replace(settings, detect=replace(settings.detect, score_floor=tracker.score_threshold))
 
 
 def track(

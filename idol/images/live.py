@@ -85,6 +85,7 @@ class Source:
     start:  seconds before the first frame given
     end:    seconds from which no frame is given; infinite: to the last
     images: of a folder, in order
+    endless: it has no last frame of its own: a camera, or a stream that is not a file being played
     Raises: SourceError: while iterating, at a frame that cannot be decoded, a video that ends
             before it says, a camera or stream that stops.
     """
@@ -96,6 +97,7 @@ class Source:
     start: float = 0.0
     end: float = math.inf
     images: tuple[Path, ...] = ()
+    endless: bool = False
 
     def __iter__(self) -> Iterator[Frame]:
         if self.images:
@@ -103,11 +105,6 @@ class Source:
         if self.name.startswith(CAMERA):
             return self._chosen(_camera_frames(self.name))
         return self._chosen(_stream_frames(self.name)) if is_stream(self.name) else self._of_video()
-
-    @property
-    def live(self) -> bool:
-        """Whether it is a camera or a stream, so that no frame comes twice."""
-        return self.name.startswith(CAMERA) or is_stream(self.name)
 
     def _numbers(self, rate: float) -> Iterator[int]:
         """Of frames at this rate those that are given, without an end."""
@@ -173,19 +170,23 @@ def open_source(
     if not 0 <= start < stop:
         raise ValueError(f"start must be 0 s or later, and before end, got {start:g} and {stop:g}")
 
-    def source(frames: int | None, rate: float, images: tuple[Path, ...] = ()) -> Source:
+    def source(
+        frames: int | None, rate: float, images: tuple[Path, ...] = (), endless: bool = False
+    ) -> Source:
         known = rate if 0 < rate <= 1000 else 0.0  # or the time base of one that knows no rate
         if frames is not None:
             last = min(frames, stop * (known or FOLDER_RATE))
             frames = max(0, -(-(math.ceil(last) - _first(start, known or FOLDER_RATE)) // every))
-        return Source(name, every, frames, known / every or None, start, stop, images)
+        rate_given = known / every or None
+        return Source(name, every, frames, rate_given, start, stop, images, endless)
 
     if name.startswith(CAMERA):
         with _camera(name) as camera:
-            return source(None, camera.get(cv2.CAP_PROP_FPS))
+            return source(None, camera.get(cv2.CAP_PROP_FPS), endless=True)
     if is_stream(name):
         with _stream(name) as container:
-            return source(None, float(container.streams.video[0].average_rate or 0))
+            rate = float(container.streams.video[0].average_rate or 0)
+            return source(None, rate, endless=not container.duration)
     if is_remote(name):
         raise SourceError(f"{shown(name)} cannot be read frame by frame. {TODO}")
     path = Path(name)

@@ -41,6 +41,7 @@ class Film:
         self._rate = max(Fraction(rate).limit_denominator(1001), Fraction(1, 1001))
         self._container: OutputContainer | None = None
         self._stream: Any = None
+        self._last, self._start = -1, 0.0  # the place of the last frame, the time of the first
         self._whole = ExitStack()
 
     def __enter__(self) -> Self:
@@ -54,10 +55,12 @@ class Film:
         # As after an error; once finish has closed it, there is nothing left to drop.
         self._whole.__exit__(EOFError, EOFError(), None)
 
-    def add(self, image: Image) -> None:
+    def add(self, image: Image, seconds: float | None = None) -> None:
         """Write the next frame, (H, W, 3) uint8 RGB, all of one size.
 
         An odd last row or column is shown twice, as the codec needs even sides.
+        seconds: when it is shown, of a source that left frames out: to the nearest 1 / rate, and
+                 after the last one. None: 1 / rate after the last one
         """
         import av
 
@@ -65,7 +68,12 @@ class Film:
         image = np.asarray(np.pad(image, ((0, odd[0]), (0, odd[1]), (0, 0)), "edge"), np.uint8)
         if self._container is None:
             self._begin((image.shape[0], image.shape[1]))
-        self._mux(av.VideoFrame.from_ndarray(image, format="rgb24"))
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        if seconds is not None:
+            self._start = seconds if self._last < 0 else self._start
+            self._last = max(self._last + 1, round((seconds - self._start) * self._rate))
+            frame.pts, frame.time_base = self._last, 1 / self._rate
+        self._mux(frame)
 
     def finish(self) -> None:
         """Put the file in its place; nothing happens without frames."""

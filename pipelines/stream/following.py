@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ from tqdm import tqdm
 from idol.addresses import shown
 from idol.config import Config
 from idol.config.categories import same
-from idol.images.live import FOLDER_RATE, Source, SourceError
+from idol.images.feed import Feed
+from idol.images.live import FOLDER_RATE, Frame, Source, SourceError
 from idol.images.painter import Painter, Style
 from idol.images.visualize import Image
 from idol.instances import Instances
@@ -27,6 +29,8 @@ from pipelines.report.film import Film
 from pipelines.stream import exports, places, rows
 from pipelines.stream.exports import Export
 from pipelines.stream.show import Show
+
+_log = logging.getLogger(__name__)
 
 ALL_EXPORTS: tuple[Export, ...] = ("coco", "mot", "mots", "cvat")
 
@@ -176,11 +180,12 @@ def run(
     with Film(out / places.FILM, rate) as film, rows.RowWriter(out) as table:
         made = _Made(name, config, classes, film if config.film else None, table, show)
         try:
-            frames = itertools.islice(source, config.max_frames)
+            frames = itertools.islice(_frames(source), config.max_frames)
             total = min(known, default=None)
             for frame in tqdm(frames, name, total, unit=" frames", dynamic_ncols=True):
                 found = segmenter(frame.image, number=frame.number, time=frame.time)
-                summary.drawn += made.add(found, frame.image)
+                shown_at = frame.time if source.endless else None
+                summary.drawn += made.add(found, frame.image, shown_at)
                 summary.best = max([summary.best, *found.scores.tolist()])
                 summary.frames += 1
                 summary.seconds = time.monotonic() - started
@@ -190,6 +195,25 @@ def run(
                 made.finish(out, segmenter, source, summary)
     if made.numbers is None:
         raise SourceError(f"{address} holds no frames.")
+
+
+def _frames(source: Source) -> Iterator[Frame]:
+    """The frames of a source; of a camera or stream those that there is time for.
+
+    Of an endless source nobody can look up a frame again, so its frames are numbered as they are
+    used; their times say what was left out.
+    """
+    if not source.endless:
+        yield from source
+        return
+    with Feed(source) as feed:
+        try:
+            for place, frame in enumerate(feed):
+                yield Frame(place * source.every, frame.time, frame.image)
+        finally:
+            if feed.dropped or feed.reopened:
+                told = "%s: %d frames were left out, as newer ones had come; reopened %d times"
+                _log.warning(told, shown(source.name), feed.dropped, feed.reopened)
 
 
 class _Made:
@@ -214,8 +238,11 @@ class _Made:
         self._size = (0, 0)
         self.numbers: tuple[int, int] | None = None  # of the first and the last frame
 
-    def add(self, found: Instances, image: Image) -> int:
-        """Write the next frame, (H, W, 3) uint8 RGB; returns how many instances are in it."""
+    def add(self, found: Instances, image: Image, seconds: float | None) -> int:
+        """Write the next frame, (H, W, 3) uint8 RGB; returns how many instances are in it.
+
+        seconds: as of Film.add
+        """
         wanted = found.scores >= self._config.min_score
         if self._classes:
             wanted &= np.isin(np.array(found.names, str), self._classes)
@@ -227,7 +254,7 @@ class _Made:
         if self._film is not None or self._show is not None:
             picture = draw(self._painter, shown, image)
             if self._film is not None:
-                self._film.add(picture)
+                self._film.add(picture, seconds)
             if self._show is not None:
                 self._show.put(picture)
         return len(shown)

@@ -62,7 +62,7 @@ def test_a_file_gives_the_frames_that_are_asked_for(
     assert numbers(source) == list(expected) == numbers(source)
     assert source.frames == len(expected)
     assert source.rate == RATE / every
-    assert not source.live
+    assert not source.endless
 
 
 def test_a_start_behind_the_end_of_a_file_is_told(video: Path) -> None:
@@ -100,7 +100,7 @@ def server(video: Path) -> Iterator[str]:
 
 def test_an_address_gives_the_frames_as_they_come(server: str) -> None:
     source = open_source(f"{server}/film.mp4", 2, start=0.5, end=2.0)
-    assert source.live
+    assert not source.endless  # a file that a server gives: it can wait
     assert source.frames is None
     assert numbers(source) == list(range(6, 20, 2))
 
