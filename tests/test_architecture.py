@@ -45,6 +45,7 @@ INNER_ROOMS = {
         ("evaluation", "weights", "follower"),
         ("clips",),
         ("analysis", "segmenter"),
+        ("streams",),
     ),
     "pipelines": (
         ("errors", "gauges"),

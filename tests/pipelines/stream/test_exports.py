@@ -53,6 +53,7 @@ def test_rows_say_who_is_where_and_when(out: Path) -> None:
 def test_rows_name_a_stream_without_its_secrets(tmp_path: Path) -> None:
     class Camera(list[live.Frame]):
         name, every, frames, rate, images = "http://user:word@host:80/live?key=1", 1, None, 5.0, ()
+        endless = False
 
     source = Camera([live.Frame(0, 0.0, np.zeros((*SIZE, 3), np.uint8))])
     config = stream.StreamConfig(film=False)
