@@ -248,7 +248,8 @@ def _opened(name: str) -> Iterator[VideoFile]:
     try:
         video = VideoFile(name)
     except ValueError as error:
-        raise SourceError(f"{name}: {error}. {TODO}") from error
+        todo = _REPAIR if Path(name).suffix.lower() in VIDEO_SUFFIXES else TODO
+        raise SourceError(f"{name}: {error}. {todo}") from error
     try:
         yield video
     finally:

@@ -90,7 +90,6 @@ def _coco(rows: StoredRows, about: About) -> Iterator[str]:
                 "image_id": about.numbers.index(row["frame"]) + 1,
                 "video_id": 1,
                 "track_id": row["track_id"],
-                "instance_id": row["track_id"],
                 "category_id": ids[row["category"]],
                 "score": row["score"],
                 "iscrowd": 0,

@@ -76,7 +76,7 @@ def expand(names: Sequence[str]) -> list[str]:
 
     names: files, folders of images, cameras and addresses stand for themselves; a folder of videos
            for those in it; one of folders of images for those; a pattern with * for what it fits
-    Raises: SourceError: one stands for nothing, or a folder holds both videos and images.
+    Raises: SourceError: one stands for nothing, a folder holds both videos and images, or neither.
     """
     found: list[str] = []
     for name in names:
@@ -106,8 +106,16 @@ def _inside(name: str) -> list[str]:
         )
     if videos:
         return sorted(videos, key=live.natural)
+    if images:
+        return [name]
     folders = [str(p) for p in entries if p.is_dir() and _has_images(p)]
-    return sorted(folders, key=live.natural) if folders and not images else [name]
+    if not folders:
+        there = f"holds {len(entries)} entries, of which none is" if entries else "is empty: give"
+        raise live.SourceError(
+            f"{name} {there} a video, an image or a folder of images. What lies deeper is given by "
+            f"a pattern: '{name}/**/*.mp4'."
+        )
+    return sorted(folders, key=live.natural)
 
 
 def _has_images(folder: Path) -> bool:

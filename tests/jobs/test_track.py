@@ -315,9 +315,9 @@ def _no_image(at: Path) -> Path:
     ("make", "message"),
     [
         (lambda at: at / "nowhere.mp4", "nowhere.mp4 does not exist. Give a video file"),
-        (_empty, "empty is empty: a folder must hold images"),
-        (_without_images, "empty holds 1 other entries: a folder must hold images"),
-        (_no_video, "text.mp4: the file cannot be opened as a video"),
+        (_empty, "empty is empty: give a video, an image or a folder"),
+        (_without_images, "empty holds 1 entries, of which none is a video"),
+        (_no_video, "text.mp4: the file cannot be opened as a video. Is the file complete?"),
         (_no_image, "text.jpg: 16 bytes are not an image"),
         (lambda at: "camera:91", "camera:91 cannot be opened"),
         (lambda at: "camera:front", "a camera is named camera:0"),
