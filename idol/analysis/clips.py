@@ -16,15 +16,16 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy
 
 from idol.arrays import Floats, Ints
+from idol.clips.association import EPSILON, ClipAssociation
 from idol.config import AnalysisConfig
-from idol.evaluation.overlaps import intersections, ratio
+from idol.evaluation.overlaps import intersections
 from idol.ytvis import results as results_file
 from idol.ytvis.results import Entry
 from idol.ytvis.truth import VideoTruth
@@ -137,36 +138,24 @@ def _span(entry: Mapping[str, Any], index: int, truth: VideoTruth) -> Span:
 
 
 def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> Ints:
-    """(N,) identity of each track, from 0 in order of appearance: clip matching by soft mask IoU.
+    """(N,) identity of each track, from 0 in order of appearance: IFC's clip matching.
 
-    The scheme of IFC: clips are taken in order of time. What is joined so far has in every frame a
-    soft mask: the mean of its masks in the clips that cover the frame and that it has a track in.
-    Against the next clip's masks, over the frames shared with earlier clips, the soft IoU is
-
-        sum of a * b / sum of (a + b - a * b)      over pixels and frames
-
-    An optimal one-to-one assignment maximises the sum of soft IoUs; pairs below
-    config.clip_match_iou are not joined, and what is left starts a track of its own. Classes and
-    scores take no part (paper Sec. 3.3: "using the predicted masks of overlapping frames").
+    As idol.clips.ClipAssociation has it, of masks that are 0 or 1: a track of the next clip scores
+    with an identity the mean, over the clips that detected it and share frames with this one, of
+    the volumetric mask IoU over the shared frames. Pairs at or below config.clip_match_iou are not
+    joined. Classes and scores take no part (paper Sec. 3.3: "using the predicted masks of
+    overlapping frames").
     """
     clips = sorted({track.clip for track in tracks})
     out = np.full(len(tracks), -1, np.int64)
-    members: list[list[int]] = []
+    overlap = partial(_mask_iou, tracks)
+    association: ClipAssociation[Sequence[int]] = ClipAssociation(overlap, config.clip_match_iou)
     covered: set[int] = set()
     apart = 0
     for clip in clips:
         here = [n for n, track in enumerate(tracks) if track.clip == clip]
-        frames = covered & set(clip.frames)
-        apart += bool(covered) and not frames
-        score = _soft_iou(members, here, tracks, frames)
-        score[score < config.clip_match_iou] = 0.0
-        rows, columns = scipy.optimize.linear_sum_assignment(score, maximize=True)
-        joined = {here[b]: int(a) for a, b in zip(rows, columns, strict=True) if score[a, b] > 0.0}
-        for n in here:
-            out[n] = joined.get(n, len(members))
-            if n not in joined:
-                members.append([])
-            members[out[n]].append(n)
+        apart += bool(covered) and covered.isdisjoint(clip.frames)
+        out[here] = association.update(clip.frames, len(here), here)
         covered |= set(clip.frames)
     if apart:
         message = "%d of %d clips share no frame with earlier ones: not joined"
@@ -174,31 +163,26 @@ def identities(tracks: Sequence[ClipTrack], config: AnalysisConfig) -> Ints:
     return out
 
 
-def _soft_iou(
-    members: Sequence[Sequence[int]],
-    here: Sequence[int],
-    tracks: Sequence[ClipTrack],
-    frames: set[int],
+def _mask_iou(
+    tracks: Sequence[ClipTrack], earlier: Sequence[int], later: Sequence[int], frames: Sequence[int]
 ) -> Floats:
-    """(joined so far, tracks here) soft IoU over these frames."""
-    # Linear in each mask, so exact areas and intersections of the binary masks are all it needs.
-    shared = np.zeros((len(members), len(here)))
-    soft = np.zeros(len(members))
-    hard = np.array([sum(tracks[n].areas.get(t, 0) for t in frames) for n in here], np.float64)
-    for t in sorted(frames):
-        columns = [b for b, n in enumerate(here) if t in tracks[n].masks]
-        for a, joined in enumerate(members):
-            covering = [n for n in joined if t in tracks[n].clip.frames]
-            seen = [n for n in covering if t in tracks[n].masks]
-            if not seen:
-                continue
-            areas = np.array([tracks[n].areas[t] for n in seen])
-            soft[a] += areas.sum() / len(covering)
-            if columns:
-                own = [tracks[n].masks[t] for n in seen]
-                part = intersections(own, areas, [tracks[here[b]].masks[t] for b in columns])
-                shared[a, columns] += part.sum(axis=0) / len(covering)
-    return ratio(shared, soft[:, None] + hard - shared)
+    """(n, N) IoU of the tracks of two clips over these frames."""
+    shared = np.zeros((len(earlier), len(later)))
+    before, after = (
+        np.array([sum(tracks[n].areas.get(t, 0) for t in frames) for n in rows], np.float64)
+        for rows in (earlier, later)
+    )
+    for t in frames:
+        rows, columns = (
+            [k for k, n in enumerate(some) if t in tracks[n].masks] for some in (earlier, later)
+        )
+        if rows and columns:
+            own = [tracks[earlier[k]].masks[t] for k in rows]
+            areas = np.array([tracks[earlier[k]].areas[t] for k in rows])
+            others = [tracks[later[k]].masks[t] for k in columns]
+            shared[np.ix_(rows, columns)] += intersections(own, areas, others)
+    found: Floats = shared / (before[:, None] + after - shared + EPSILON)
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,7 +197,8 @@ def joined_entries(groups: Iterable[Sequence[Part]], video_id: int, length: int)
     """Results entries of joined tracks, the parts of each in a group.
 
     A frame's mask is that of its part. Where several overlapping clips have one, a pixel belongs
-    if at least half of them say so, a clip that covers the frame without a mask included.
+    if more than half of them say so, a clip that covers the frame without a mask included: IFC's
+    mean of logits above 0, of masks that know only yes and no.
 
     The score of a class is the mean over the frames in which the joined track has a mask, each with
     the score that its part's track had for the class (0 where it was not submitted under it). Of
@@ -260,14 +245,14 @@ def classes(parts: Sequence[Part]) -> list[tuple[int, float, int]]:
 
 
 def _majority(found: Sequence[Rle], voters: int) -> Rle | None:
-    """Pixels that at least half of the voters have; None if there are none."""
+    """Pixels that more than half of the voters have; None if there are none."""
     if len(found) == voters == 1:
         return found[0]
     from idol.masks import rle  # with torch, which whole tracks do not need
 
     size: list[int] = list(found[0]["size"])
     votes = rle.decode_masks([mask["counts"] for mask in found], (size[0], size[1]))
-    pixels = 2 * votes.sum(axis=0, dtype=np.int64) >= voters
+    pixels = 2 * votes.sum(axis=0, dtype=np.int64) > voters
     return {"size": size, "counts": rle.encode_masks(pixels[None])[0]} if pixels.any() else None
 
 

@@ -5,11 +5,29 @@ from typing import TYPE_CHECKING
 from idol.lazy import attach
 
 if TYPE_CHECKING:
+    from idol.clips.association import ClipAssociation
+    from idol.clips.criterion import ClipCriterion
     from idol.clips.ifc import IFC
+    from idol.clips.matching import ClipDetections, ClipMatcher
     from idol.clips.network import ClipLayers, ClipNetwork, ClipOutputs
     from idol.clips.seqformer import SeqFormer
+    from idol.clips.video import predict, segment
     from idol.clips.weights import build, load
 
-__all__ = ["IFC", "ClipLayers", "ClipNetwork", "ClipOutputs", "SeqFormer", "build", "load"]
+__all__ = [
+    "IFC",
+    "ClipAssociation",
+    "ClipCriterion",
+    "ClipDetections",
+    "ClipLayers",
+    "ClipMatcher",
+    "ClipNetwork",
+    "ClipOutputs",
+    "SeqFormer",
+    "build",
+    "load",
+    "predict",
+    "segment",
+]
 
 __getattr__, __dir__ = attach(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 import torch
@@ -115,40 +115,45 @@ def segment(
     Raises: ValueError: as predict.
     """
     config = config or model.config.clips
-    seen: list[tuple[int, int]] = []
-
-    def counted() -> Iterator[Tensor]:
-        for image in images:
-            seen.append((image.shape[1], image.shape[2]))
-            yield image
-
-    found = VideoInstances(size)
-    matcher = ClipMatcher(config.match_threshold)
-    method = model.config.model.method
-    for clip in predict(model, counted(), config):
-        matcher.update(clip)
-        _keep(found, matcher.finished(clip.frames[0]), method, seen[0])
-    _keep(found, matcher.finished(), method, seen[0] if seen else size)
-    found.length = len(seen)
-    found.class_scores = matcher.class_scores()
-    if method == "ifc":
-        found.class_scores = found.class_scores[:, :-1]
-    found.masks += [{} for _ in range(len(found.class_scores) - len(found.masks))]
-    return found
+    rest = iter(images)
+    if (first := next(rest, None)) is None:
+        return VideoInstances(size)
+    clips = predict(model, chain([first], rest), config)
+    height, width = first.shape[1:]
+    return join(clips, model.config.model.method, (height, width), size, config)
 
 
-def _keep(
-    found: VideoInstances,
-    frames: Iterable[JoinedFrame],
+def join(
+    clips: Iterable[ClipDetections],
     method: Method,
     input_size: tuple[int, int],
-) -> None:
-    for frame in frames:
-        encoded = finish(frame.masks, method, input_size, found.size)
-        for identity, counts in zip(frame.identities.tolist(), encoded, strict=True):
-            found.masks += [{} for _ in range(identity + 1 - len(found.masks))]
-            if counts is not None:
-                found.masks[identity][frame.index] = counts
+    size: tuple[int, int],
+    config: ClipConfig,
+) -> VideoInstances:
+    """The instances of one video from the detections of its clips, in order of their first frames.
+
+    input_size: (height, width) of the un-padded input; size: of the results' masks
+    """
+    found = VideoInstances(size)
+    matcher = ClipMatcher(config.match_threshold)
+
+    def keep(frames: Iterable[JoinedFrame]) -> None:
+        for frame in frames:
+            encoded = finish(frame.masks, method, input_size, size)
+            found.masks += [{} for _ in range(matcher.association.instances - len(found.masks))]
+            for identity, counts in zip(frame.identities.tolist(), encoded, strict=True):
+                if counts is not None:
+                    found.masks[identity][frame.index] = counts
+
+    for clip in clips:
+        matcher.update(clip)
+        keep(matcher.finished(clip.frames[0]))
+        found.length = max(found.length, clip.frames[-1] + 1)
+    keep(matcher.finished())
+    scores = matcher.class_scores()
+    found.class_scores = scores[:, :-1] if method == "ifc" else scores
+    found.masks += [{} for _ in range(len(scores) - len(found.masks))]
+    return found
 
 
 def finish(

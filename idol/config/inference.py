@@ -79,8 +79,8 @@ class AnalysisConfig:
     """Mask IoU from which a prediction is matched to a true instance and gets its identity."""
     background_iou: float = 0.1
     """Spatio-temporal IoU below which a track counts as background, not as badly localised."""
-    clip_match_iou: float = 0.1
-    """Soft mask IoU from which tracks of two overlapping clips are joined."""
+    clip_match_iou: float = 0.05
+    """Mask IoU above which tracks of two overlapping clips are joined (IFC's, as released)."""
     resamples: int = 1000
     """Bootstrap samples of the videos for a confidence interval; 0: no interval."""
     confidence: float = 0.95

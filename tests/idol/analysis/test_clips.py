@@ -161,19 +161,20 @@ def test_whole_tracks_come_back_as_they_were() -> None:
     assert [(e["score"], e["category_id"]) for e in join(rows, known)] == [(0.2, 1), (0.9, 2)]
 
 
-def test_the_soft_iou_weighs_a_pixel_by_the_clips_that_have_it() -> None:
-    # Frame 1 is covered by clips a (pixels 0-9) and b (pixels 5-14), which overlap there by 5 of 15
-    # and so are one track: its soft mask is 1/2 on 0-4 and 10-14, and 1 on 5-9, 10 in sum. Clip c
-    # has 10-19: shared 5 * 1/2 = 2.5, union 10 + 10 - 2.5 = 17.5, soft IoU 1/7.
-    known = video(2, moving(2, 0))
+def test_the_score_is_the_mean_over_clips_of_the_iou_in_the_frames_of_both() -> None:
+    # Clip c covers frames 1, 2 and has pixels 10-19. Clip a (frames 0, 1) has 5-14 in frame 1: 5 of
+    # 15. Clip b (frames 1, 2) has 10-19 there and nothing in frame 2: 10 of 20. Mean: 5/12.
+    known = video(3, moving(3, 0))
     rows = [
-        entry(0.9, [strip(0, 9), strip(0, 9)], first_frame=0),
-        entry(0.9, [strip(5, 14)], first_frame=1),
+        entry(0.9, [strip(5, 14), strip(5, 14)], first_frame=0),
+        entry(0.9, [strip(5, 19), strip(30, 35)], first_frame=1),
     ]
     tracks = clips.tracks_of(rows, [0, 1], known)
-    third = clips.tracks_of([entry(0.9, [strip(10, 19)], first_frame=1)], [2], known)
-    score = clips._soft_iou([[0, 1]], [2], [*tracks, *third], {1})
-    assert score[0, 0] == pytest.approx(1 / 7)
+    third = clips.tracks_of([entry(0.9, [strip(10, 19), None], first_frame=1)], [2], known)
+    score = clips._mask_iou([*tracks, *third], [0], [2], [1])
+    assert score[0, 0] == pytest.approx(5 / 15)
+    score = clips._mask_iou([*tracks, *third], [1], [2], [1, 2])
+    assert score[0, 0] == pytest.approx(10 / (15 + 6))
 
 
 def test_the_assignment_between_clips_is_the_best_in_sum() -> None:
@@ -195,14 +196,14 @@ def test_a_pair_below_the_threshold_is_not_joined() -> None:
     known = video(3, moving(3, 0))
     rows = [
         entry(0.9, [strip(0, 9), strip(0, 9)], first_frame=0),
-        entry(0.7, [strip(9, 18), strip(9, 18)], first_frame=1),  # IoU 1/19 < 0.1
+        entry(0.7, [strip(9, 18), strip(9, 18)], first_frame=1),  # IoU 1/19
     ]
     tracks = clips.tracks_of(rows, range(2), known)
-    assert clips.identities(tracks, CONFIG).tolist() == [0, 1]
-    assert clips.identities(tracks, AnalysisConfig(clip_match_iou=0.05)).tolist() == [0, 0]
+    assert clips.identities(tracks, CONFIG).tolist() == [0, 0]
+    assert clips.identities(tracks, AnalysisConfig(clip_match_iou=0.1)).tolist() == [0, 1]
 
 
-def test_a_pixel_belongs_where_half_of_the_clips_have_it() -> None:
+def test_a_pixel_belongs_where_more_than_half_of_the_clips_have_it() -> None:
     known = video(1, moving(1, 0))
     parts = [
         Part(track, track.clip.frames)
@@ -210,7 +211,7 @@ def test_a_pixel_belongs_where_half_of_the_clips_have_it() -> None:
         for track in clips.tracks_of([entry(0.9, [strip(*masks)])], [0], known)
     ]
     (two,) = clips.joined_entries([parts[:2]], 1, 1)
-    assert pixels(two["segmentations"][0]) == list(range(15))
+    assert pixels(two["segmentations"][0]) == list(range(5, 10))
     (three,) = clips.joined_entries([parts], 1, 1)
     assert pixels(three["segmentations"][0]) == list(range(5, 15))
 
