@@ -256,10 +256,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{first} minus {other}: {100 * gap:+.1f} AP ({100 * low:+.1f} to {100 * high:+.1f})"
         )
     for arm in mean:
-        mine = [row["curve"] for row in rows if row["arm"] == arm]
+        mine = [dict(map(tuple, row["curve"])) for row in rows if row["arm"] == arm]
+        # A row may have been made with more points than another.
+        common = [at for at in mine[0] if all(at in curve for curve in mine)]
         at = ", ".join(
-            f"{100 * statistics.fmean(point[1] for point in same):.1f} at {same[0][0]}"
-            for same in zip(*mine, strict=True)
+            f"{100 * statistics.fmean(curve[step] for curve in mine):.1f} at {step}"
+            for step in common
         )
         lines.append(f"{arm}, mean AP over the steps: {at}")
     return "\n".join(lines)

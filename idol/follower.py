@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -126,3 +127,41 @@ class Follower:
                 for t in range(self.frames)
             )
             yield results.entry(video_id, self._ids[chosen.label], chosen.score, masks, size)
+
+
+class StreamFollower:
+    """Follows a stream that may change the size of its frames, in memory that does not grow.
+
+    Another size begins another video: its identities are new ones, and their numbers go on after
+    those of the videos before.
+
+    config, tracker: as of Follower
+    """
+
+    def __init__(self, config: Config, tracker: TrackerConfig | None = None) -> None:
+        self._follower = Follower(config, tracker, keep_tracks=False)
+        self._size: tuple[int, int] | None = None
+        self._offset, self._highest = 0, -1
+
+    @property
+    def frames(self) -> int:
+        """Frames followed since the last change of size."""
+        return self._follower.frames
+
+    def add(
+        self, found: FrameDetections, size: tuple[int, int], **about: Any
+    ) -> tuple[Instances, bool]:
+        """The instances of the next frame, and whether another video begins with it.
+
+        size, about: as of Follower.add; the frame_index of found is not used
+        """
+        began = size != self._size
+        if began and self._size is not None:
+            self._follower.reset()
+            self._offset = self._highest + 1
+        self._size = size
+        instances = self._follower.add(replace(found, frame_index=self.frames), size, **about)
+        if self._offset:
+            instances = replace(instances, track_ids=instances.track_ids + self._offset)
+        self._highest = max([self._highest, *instances.track_ids.tolist()])
+        return instances, began

@@ -9,9 +9,9 @@ with Streams.load("shipped", batch=8, window=0.02) as streams:
 The network keeps nothing between frames, so a batch may hold frames of any streams that enter it at
 one size. Streams are served in turn: none gets a second frame into a batch while another one's
 first waits. A camera that is not served in time loses its oldest waiting frame; of a file nothing
-is left out. A stream that fails, stalls or ends does not hold up the others. Identities are those of
-the stream alone; sums of a batch are in another order, so that scores differ by rounding, and now
-and then a pixel on the edge of a mask.
+is left out. A stream that fails, stalls or ends does not hold up the others. Identities are those
+of the stream alone; sums of a batch are in another order, so that scores differ by rounding, and
+now and then a pixel on the edge of a mask.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 
 from idol.config import Config, Speed, TrackerConfig
 from idol.detection.detector import Detector, Prepared
-from idol.follower import Follower
+from idol.follower import StreamFollower
 from idol.images import live
 from idol.images.feed import Feed, Given
 from idol.images.given import as_rgb
@@ -74,18 +74,13 @@ class _Stream:
 
     bgr:       its frames are BGR where they are arrays
     under_way: frames taken from it whose results have not been made
-    offset:    added to its track ids, so that those of its earlier videos do not come again
-    highest:   of its track ids so far
     """
 
     name: str
     feed: Feed
-    follower: Follower
+    follower: StreamFollower
     bgr: bool
-    size: tuple[int, int] | None = None
     under_way: int = 0
-    offset: int = 0
-    highest: int = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,7 +193,7 @@ class Streams:
                 raise ValueError(f"a stream named {chosen!r} is running. Choose another name.")
             self._count += 1
             feed = Feed(opened, ahead=self._ahead, patience=self._patience, notify=self._wake)
-            follower = Follower(self.settings, self._tracker, keep_tracks=False)
+            follower = StreamFollower(self.settings, self._tracker)
             bgr = self._bgr and not isinstance(opened, live.Source)
             self._streams[chosen] = _Stream(chosen, feed, follower, bgr)
             self._changed.notify_all()
@@ -328,21 +323,13 @@ class Streams:
             error = found if isinstance(found, Exception) else None
             return StreamResult(stream.name, error=error, delay=delay, **about)
         size = (one.image.shape[0], one.image.shape[1])
-        began = stream.size != size
-        if began and stream.size is not None:
-            stream.follower.reset()
-            stream.offset = stream.highest + 1
-        stream.size = size
-        instances = stream.follower.add(
-            replace(found, frame_index=stream.follower.frames),
+        instances, began = stream.follower.add(
+            found,
             size,
             image=one.image if self._images else None,
             number=given.number,
             time=given.time,
         )
-        if stream.offset:
-            instances = replace(instances, track_ids=instances.track_ids + stream.offset)
-        stream.highest = max([stream.highest, *instances.track_ids.tolist()])
         delay = time.monotonic() - given.came
         return StreamResult(stream.name, instances, began=began, delay=delay, **about)
 

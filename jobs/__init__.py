@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 VERBS = (
     *("demo", "track", "check", "convert", "prepare", "train", "evaluate", "sweep"),
-    *("score", "report", "export", "submit"),
+    *("serve", "score", "report", "export", "submit"),
 )
 """In the order in which a user meets them."""
 

@@ -55,7 +55,7 @@ INNER_ROOMS = {
         ("report", "batches"),
         ("training",),
         ("stages", "stream"),
-        ("sweep", "check"),
+        ("sweep", "check", "serving"),
         ("demo", "plan"),
     ),
 }
@@ -199,6 +199,7 @@ def test_every_imported_library_is_declared() -> None:
     # What is required by what is declared, and used to speak with it: httpx2 and the last three.
     distribution = {"cv2": "opencv-python-headless", "cuda": "cuda-core", "PIL": "pillow"}
     distribution |= {"huggingface_hub": "huggingface-hub", "httpx2": "huggingface-hub"}
+    distribution |= {"fastapi": "ray"}
     distribution |= {"aiohttp": "ray", "markupsafe": "jinja2", "llvmlite": "numba"}
     known = {
         requirement.split("[")[0].split(">")[0].split("=")[0].strip() for requirement in declared
