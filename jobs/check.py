@@ -18,7 +18,7 @@ import tyro
 
 from idol import presets
 from idol.config import override
-from jobs import command, places
+from jobs.options import command, places
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jobs import command, places
+from jobs.options import command, places
 
 if TYPE_CHECKING:
     from pipelines.formats import Joined

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from idol.config import Speed
-from jobs import command, places
+from jobs.options import command, places
 
 if TYPE_CHECKING:  # pipelines is imported when the job runs: --help needs none of it
     from pipelines.cluster import Pool

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from jobs import command, places
+from jobs.options import command, places
 
 if TYPE_CHECKING:
     import numpy as np

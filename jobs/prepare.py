@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from idol import presets
 from idol.config import override
-from jobs import command, places
+from jobs.options import command, places
 
 
 @dataclass(frozen=True, kw_only=True)

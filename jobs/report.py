@@ -9,7 +9,7 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated
 
-from jobs import command, places
+from jobs.options import command, places
 
 
 @dataclass(frozen=True, kw_only=True)

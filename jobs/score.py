@@ -21,7 +21,7 @@ import tyro
 
 from idol.addresses import without_secrets
 from idol.config import AnalysisConfig
-from jobs import command, places
+from jobs.options import command, places
 
 if TYPE_CHECKING:
     from idol.analysis.score_files import Analyses

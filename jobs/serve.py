@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from idol.config import Speed
-from jobs import command
+from jobs.options import command
 
 _TOKEN = "IDOL_SERVE_TOKEN"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from idol.addresses import without_secrets
-from jobs import command, places
+from jobs.options import command, places
 
 if TYPE_CHECKING:  # pipelines is imported when the job runs: --help needs none of it
     from pipelines.job_server import Job

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from idol import presets
 from idol.config import Config, override
-from jobs import command, places
+from jobs.options import command, places
 from pipelines.errors import intact
 from pipelines.sweep import space as search_space
 from pipelines.sweep.search import SearchConfig

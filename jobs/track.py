@@ -20,7 +20,7 @@ import tyro
 
 from idol.addresses import shown
 from idol.config import Speed
-from jobs import command, places
+from jobs.options import command, places
 
 if TYPE_CHECKING:
     from pipelines.stream.following import Summary

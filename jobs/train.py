@@ -11,7 +11,7 @@ import tyro
 
 from idol import presets
 from idol.config import override
-from jobs import command, places
+from jobs.options import command, places
 
 if TYPE_CHECKING:
     from pipelines.cluster import Pool

@@ -44,7 +44,7 @@ class Network:
         self.detect.set_max_batch_size(batch)
         self.detect.set_batch_wait_timeout_s(window)
 
-    @serve.batch
+    @serve.batch  # type: ignore[untyped-decorator]
     async def detect(self, pictures: list[Picture]) -> list[Found]:
         """What is in each frame."""
         # In a thread: the replica answers meanwhile whether it is healthy, and takes in frames.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs import command
+from jobs.options import command
 from pipelines.errors import PipelineError
 from tests.foreground import foreground
 

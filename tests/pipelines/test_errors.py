@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from jobs import command
+from jobs.options import command
 from pipelines import cluster
 from pipelines.errors import (
     DatasetError,

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import tyro
 
 from idol.addresses import without_secrets
-from jobs import INTERRUPTED, USAGE, likely, places
+from jobs import INTERRUPTED, USAGE, likely
+from jobs.options import places
 from pipelines.errors import PipelineError, origin
 
 if TYPE_CHECKING:
