@@ -13,12 +13,10 @@ import pytest
 
 from jobs import (
     check,
-    command,
     convert,
     demo,
     evaluate,
     export,
-    places,
     prepare,
     report,
     score,
@@ -27,6 +25,7 @@ from jobs import (
 )
 from jobs import track as track_job
 from jobs import train as train_job
+from jobs.options import command, places
 from pipelines import cluster
 from pipelines.storage import claims, layout, manifest
 from tests.idol.analysis.test_score_files import dataset, perfect

@@ -52,7 +52,8 @@ def test_rejects_are_stored_without_secrets() -> None:
 
 def test_warnings_and_the_traceback_of_a_bug_show_no_secret() -> None:
     code = (
-        "import logging; from jobs.options import command; from tests.jobs.test_command import Options\n"
+        "import logging; from jobs.options import command\n"
+        "from tests.jobs.test_command import Options\n"
         "def work(job):\n"
         f"    logging.getLogger('x').warning('slow: %s', {SIGNED!r})\n"
         f"    raise KeyError({SIGNED!r})\n"
