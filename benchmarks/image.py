@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--find-links", type=Path, help="a folder of wheels, such as of torch's CPU build"
     )
+    parser.add_argument("--steps-only", action="store_true", help="leave out the demo")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
     options = parser.parse_args(argv)
     image = Image(options.root)
@@ -124,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 row(f"COPY {rest}", partial(image.copy, shlex.split(rest)))
             elif word == "RUN":
                 once(image, "RUN", rest)
+        if options.steps_only:
+            return
         row(f"as {image.user}: {_DEMO}", lambda: image.run(_DEMO))
 
 

@@ -243,7 +243,9 @@ def _row(job: Job) -> str:
 def _exit_as(done: SubmittedJob) -> None:
     """End this process with the exit status of the job."""
     if done.exit_code != 0:
-        _tell(f"{done.submission_id} {done.status}: {done.message}")
+        # Ray repeats the end of the log there, which has been shown.
+        reason = done.message.partition(", last available logs")[0]
+        _tell(f"{done.submission_id} {done.status}: {reason}")
     sys.exit(done.exit_code)
 
 

@@ -280,7 +280,8 @@ def test_a_submitted_job_that_would_write_into_the_copy_of_the_code_is_refused(
 def test_the_exit_status_is_the_jobs(head: dict[str, str]) -> None:
     done = _submit(head, "--", "python", "-c", "print('no'); raise SystemExit(7)")
     assert done.returncode == 7
-    assert "FAILED" in done.stderr
+    assert re.search(r"^idol-python-\S+ FAILED: Job entrypoint .* 7$", done.stderr, re.MULTILINE)
+    assert done.stderr.splitlines().count("no") == 1, "the log is shown twice"
     assert json.loads(done.stdout.splitlines()[-1])["status"] == "FAILED"
 
 
