@@ -21,6 +21,9 @@ from tests.hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHIN_S = 10.0
+IDLE_S = 4.0
+"""What a job that does nothing takes on an idle machine of two cores; on a busy one all takes more.
+"""
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -45,6 +48,14 @@ def hosts(folder: Path) -> Iterator[Hosts]:
         made.wait("a")
         made.wait("b")
         yield made
+
+
+@pytest.fixture(scope="module")
+def limit(hosts: Hosts) -> float:
+    """Seconds in which everything wrong has to be said, on this machine as it is."""
+    done, seconds = sent(hosts, "--", "true")
+    assert done.returncode == 0, done.stderr
+    return WITHIN_S * max(1.0, seconds / IDLE_S)
 
 
 def sent(
@@ -94,33 +105,35 @@ def test_every_stage_runs_from_outside_with_the_token(hosts: Hosts, folder: Path
     assert result(hosts, "sweep", *sweep, "--out", str(folder / "sweep"))["configurations"] == 5
 
 
-def test_the_end_of_a_job_is_told_within_two_seconds(hosts: Hosts) -> None:
+def test_the_end_of_a_job_is_told_within_two_seconds(hosts: Hosts, limit: float) -> None:
     done, _ = sent(hosts, "--", "python", "-c", "import time; print('ended', time.time())")
     ended = next(line for line in done.stderr.splitlines() if line.startswith("ended"))
-    assert time.time() - float(ended.split()[1]) < 2.0
+    assert time.time() - float(ended.split()[1]) < 2.0 * limit / WITHIN_S
 
 
-def refused(hosts: Hosts, message: str, *words: str, **variables: str) -> None:
+def refused(hosts: Hosts, limit: float, message: str, *words: str, **variables: str) -> None:
     """One sentence, no traceback, in seconds."""
     done, seconds = sent(hosts, *words, **variables)
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if message in line]
     assert "Traceback" not in done.stderr, done.stderr
-    assert seconds <= WITHIN_S, (seconds, said)
+    assert seconds <= limit, (seconds, said)
 
 
-def test_nobody_gets_in_without_the_token(hosts: Hosts, tmp_path: Path) -> None:
+def test_nobody_gets_in_without_the_token(hosts: Hosts, limit: float, tmp_path: Path) -> None:
     path = tmp_path / "token"
-    refused(hosts, "wants a token, none is here", "list", RAY_AUTH_TOKEN_PATH=str(path))
+    refused(hosts, limit, "wants a token, none is here", "list", RAY_AUTH_TOKEN_PATH=str(path))
     path.write_text("fedcba9876543210" * 4)
-    refused(hosts, "refuses the token that is set here", "list", RAY_AUTH_TOKEN_PATH=str(path))
+    refused(
+        hosts, limit, "refuses the token that is set here", "list", RAY_AUTH_TOKEN_PATH=str(path)
+    )
 
 
-def test_a_package_that_is_too_large_stays_here(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_package_that_is_too_large_stays_here(hosts: Hosts, limit: float, tmp_path: Path) -> None:
     with (tmp_path / "weights.pth").open("wb") as file:
         file.truncate(200 * 2**20)
     words = ("--working-dir", str(tmp_path), "--", "true")
-    refused(hosts, "would be a package of 200 MiB", *words)
+    refused(hosts, limit, "would be a package of 200 MiB", *words)
 
 
 def prepare(folder: Path, out: str) -> list[str]:
@@ -128,23 +141,25 @@ def prepare(folder: Path, out: str) -> list[str]:
     return job("prepare", "--annotations", labels, "--preset", "tiny", "--out", out)
 
 
-def test_an_output_that_would_vanish_is_refused(hosts: Hosts, folder: Path) -> None:
-    refused(hosts, "--out runs/pairs is relative", *prepare(folder, "runs/pairs"))
+def test_an_output_that_would_vanish_is_refused(hosts: Hosts, limit: float, folder: Path) -> None:
+    refused(hosts, limit, "--out runs/pairs is relative", *prepare(folder, "runs/pairs"))
 
 
-def test_a_host_with_a_disk_of_its_own_is_named(hosts: Hosts, folder: Path) -> None:
+def test_a_host_with_a_disk_of_its_own_is_named(hosts: Hosts, limit: float, folder: Path) -> None:
     message = f"The first is b ({hosts.address('b')}): a file that was written to"
-    refused(hosts, message, *prepare(folder, str(folder / "hidden" / "pairs")))
+    refused(hosts, limit, message, *prepare(folder, str(folder / "hidden" / "pairs")))
 
 
-def test_gpus_that_nobody_brings_are_not_waited_for(hosts: Hosts, folder: Path) -> None:
+def test_gpus_that_nobody_brings_are_not_waited_for(
+    hosts: Hosts, limit: float, folder: Path
+) -> None:
     words = ("--checkpoint", "shipped", "--device", "gpu", "--out", str(folder / "gpu"))
     labels = ("--annotations", str(folder / "videos" / "instances.json"))
     message = "GPUs, but Ray has 5 and 0. No autoscaler brings more nodes there."
-    refused(hosts, message, *job("evaluate", *labels, *words))
+    refused(hosts, limit, message, *job("evaluate", *labels, *words))
 
 
-def test_a_host_with_other_packages_is_named(hosts: Hosts, folder: Path) -> None:
+def test_a_host_with_other_packages_is_named(hosts: Hosts, limit: float, folder: Path) -> None:
     installed = folder / "site" / "scipy-1.0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Name: scipy\nVersion: 1.0\n")
@@ -153,12 +168,12 @@ def test_a_host_with_other_packages_is_named(hosts: Hosts, folder: Path) -> None
     try:
         there = preflight.versions()["scipy"]
         message = f"The first is c ({hosts.address('c')}): scipy 1.0 instead of {there}"
-        refused(hosts, message, *prepare(folder, str(folder / "skewed")))
+        refused(hosts, limit, message, *prepare(folder, str(folder / "skewed")))
     finally:
         hosts.leave("c")
 
 
-def test_a_dead_head_is_one_sentence(hosts: Hosts) -> None:
+def test_a_dead_head_is_one_sentence(hosts: Hosts, limit: float) -> None:
     """The last test of this file: nothing works after it."""
     hosts.kill("head")
-    refused(hosts, "No Ray job server answers at", "list")
+    refused(hosts, limit, "No Ray job server answers at", "list")
