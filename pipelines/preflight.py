@@ -73,6 +73,7 @@ def check(
     if len(nodes) < 2 and cluster.own():
         return
     place = out / f"_probe-{uuid.uuid4().hex[:8]}"
+    deadline = time.monotonic() + _KERNELS_S
     kernels = _ask_kernels(gpus) if network else None
     try:
         paths.write_whole(place / _DRIVER, place.name.encode())
@@ -82,7 +83,7 @@ def check(
     finally:
         paths.remove_tree(place)
     if kernels is not None:
-        _judge_kernels(kernels)
+        _judge_kernels(kernels, max(0.1, deadline - time.monotonic()))
 
 
 def look(place: AnyPath, node: str, read: Sequence[AnyPath]) -> str:
@@ -294,12 +295,12 @@ def _ask_kernels(gpus: float) -> Any:
     return task.options(scheduling_strategy="DEFAULT").remote(gpus > 0)
 
 
-def _judge_kernels(asked: Any) -> None:
-    """Raise, or tell, what became of the kernels, if that is known in time."""
+def _judge_kernels(asked: Any, limit: float) -> None:
+    """Raise, or tell, what became of the kernels, if that is known within so many seconds."""
     import ray
 
     try:
-        told = ray.get(asked, timeout=_KERNELS_S)
+        told = ray.get(asked, timeout=limit)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(asked, force=True)
         _log.info("no worker ran its kernels within %.0f s; the work begins", _KERNELS_S)
