@@ -96,6 +96,8 @@ def _from_hub(address: str, expected: str | None) -> Path:
         raise FetchError(f"{error} The form is {_HUB_FORM}.") from None
     if not uri.path_in_repo or uri.is_bucket or ".." in uri.path_in_repo.split("/"):
         raise FetchError(f"{address} names no file of a repository. The form is {_HUB_FORM}.")
+    # It tells of every retry in two lines; an error says it all in the end.
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     _announce(uri)
     path = _ask_hub(uri)
     # The hub stores big files under their SHA-256, and its cache keeps that as the blob's name.
@@ -119,6 +121,10 @@ def _announce(uri: HfUri) -> None:
         return
     try:
         size = get_hf_file_metadata(hf_hub_url(uri.id, uri.path_in_repo, **place)).size
+    except httpx2.TransportError as error:
+        told = f"{constants.ENDPOINT} does not answer ({_text(error)}); trying for half a minute"
+        _log.warning("%s", told)
+        return
     except (OSError, ValueError, httpx2.HTTPError):  # told by the download itself
         return
     if size is not None:

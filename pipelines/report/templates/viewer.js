@@ -56,6 +56,7 @@ function numbers(video) {
 }
 function columns() {
   const compared = data.videos.some(video => pair(video)[1] != null);
+  document.querySelector(".viewer").classList.toggle("compared", compared);
   return [
     ["name", "video", String],
     ...(data.sets.length > 1 ? [["set", "set", String]] : []),
