@@ -9,9 +9,9 @@ T remembered embeddings                H, W pixels
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -86,6 +86,14 @@ class Targets(_Shapes):
         check_shape("identities", self.identities, count)
 
 
+class Side(NamedTuple):
+    """Frames of a batch: images (N, 3, H, W), padding (N, H, W) and the truth of each."""
+
+    images: Tensor
+    padding: Tensor
+    targets: list[Targets]
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class PairBatch(_Shapes):
     """B key frames with their B reference frames.
@@ -113,6 +121,23 @@ class PairBatch(_Shapes):
             if len(getattr(self, f"{name}_targets")) != size:
                 raise ValueError(f"{name}_targets must have {size} entries, one per image")
 
+    def __len__(self) -> int:
+        return len(self.key_images)
+
+    def part(self, rows: slice) -> PairBatch:
+        """Some of the pairs, without copies."""
+        names = [f.name for f in dataclasses.fields(self)]
+        return PairBatch(**{name: getattr(self, name)[rows] for name in names})
+
+    def sides(self) -> list[Side]:
+        """The key frames, and the reference frames."""
+        key = Side(self.key_images, self.key_padding, self.key_targets)
+        return [key, Side(self.reference_images, self.reference_padding, self.reference_targets)]
+
+    def with_sides(self, sides: Sequence[Side]) -> PairBatch:
+        """The same pairs with other images, as `sides` gives them."""
+        return PairBatch(*sides[0], *sides[1])
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ClipBatch(_Shapes):
@@ -134,6 +159,28 @@ class ClipBatch(_Shapes):
         counts = [len(clip) for clip in self.targets]
         if counts != [frames] * size:
             raise ValueError(f"targets must be {size} lists of {frames}, got lists of {counts}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def part(self, rows: slice) -> ClipBatch:
+        """Some of the clips, without copies."""
+        return ClipBatch(self.images[rows], self.padding[rows], self.targets[rows])
+
+    def sides(self) -> list[Side]:
+        """All frames, clip after clip."""
+        targets = [frame for clip in self.targets for frame in clip]
+        return [Side(self.images.flatten(0, 1), self.padding.flatten(0, 1), targets)]
+
+    def with_sides(self, sides: Sequence[Side]) -> ClipBatch:
+        """The same clips with other images, as `sides` gives them."""
+        ((images, padding, targets),) = sides
+        clips, frames = self.images.shape[:2]
+        return ClipBatch(
+            images.reshape(clips, frames, *images.shape[1:]),
+            padding.reshape(clips, frames, *padding.shape[1:]),
+            [targets[i : i + frames] for i in range(0, len(targets), frames)],
+        )
 
     def pairs(self) -> PairBatch:
         """Clips of two frames as pairs. Raises: ValueError: they have more."""

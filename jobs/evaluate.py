@@ -117,7 +117,7 @@ def _evaluate(job: Evaluate) -> dict[str, Any]:
             reject_limit=job.reject_limit,
             log_to=job.log_to or top,
         )
-        files = {name: str(out / file) for name, file in evaluate.FILES.items()}
+        files = {n: str(out / f) for n, f in evaluate.FILES.items() if (out / f).exists()}
         counts = {"rows": manifest.rows, "rejects": manifest.rejects, "seconds": manifest.seconds}
         return {**manifest.extra["metrics"], **counts, "out": str(out), **files}
 

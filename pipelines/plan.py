@@ -15,10 +15,10 @@ import torch
 
 from idol.config import Config
 from idol.images.transforms import inference_size
-from idol.network.model import IDOL
 from pipelines import cluster
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import pairs, shard_plan, track
+from pipelines.training import networks
 from pipelines.training.workers import Workers
 
 SLOPES = Path(__file__).with_name("slopes.json")
@@ -126,7 +126,7 @@ def evaluate(
 def train(config: Config, workers: Workers, validated: bool) -> list[Stage]:
     """The plan of jobs.train."""
     with torch.device("meta"):
-        weights = sum(tensor.numel() for tensor in IDOL(config).parameters())
+        weights = sum(tensor.numel() for tensor in networks.make(config).parameters())
     known, settings, count = slopes()["train"], config.train, max(workers.most, 1)
     slope = None if workers.gpus else known["cpu"].get(config.model.backbone.name)
     seconds = None

@@ -133,10 +133,10 @@ def seqformer_losses(
 def ifc_losses(
     layers: ClipLayers, matched: Matched, truths: Sequence[ClipTruth], config: LossConfig
 ) -> dict[str, Tensor]:
-    """mask and dice of one decoder layer, sums over instances, and ce, a mean already: () each.
+    """ce, mask and dice of one decoder layer, sums over queries and over instances: () each.
 
-    ce is the cross-entropy of all queries, in which "no object" has the weight config.no_object,
-    divided by the sum of the weights.
+    Divide mask and dice by the number of instances, and ce by the sum of the class weights: it is
+    the cross-entropy of all queries, in which "no object" has the weight config.no_object.
     """
     n, alpha, gamma = matched.layer, config.focal_alpha, config.focal_gamma
     logits = full_precision(layers.logits[n])
@@ -151,7 +151,7 @@ def ifc_losses(
         sums.append(counted * torch.stack(of_masks).sum(1))
     weights = torch.ones(nothing + 1, device=logits.device)
     weights[nothing] = config.no_object
-    ce = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weights)
+    ce = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weights, reduction="sum")
     return {"ce": ce, **dict(zip(("mask", "dice"), torch.stack(sums).sum(0).unbind(), strict=True))}
 
 
@@ -215,29 +215,33 @@ class ClipCriterion:
         """
         truths = self.truths(batch)
         matched = self.match(layers, truths)
-        return self.losses(layers, matched, truths, self.normaliser(self.count(truths)))
+        return self.losses(layers, matched, truths, self.normalisers(self.counts(truths)))
 
-    def count(self, truths: Sequence[ClipTruth]) -> Tensor:
-        """() float32, the instances of a batch."""
-        total = sum(len(truth.labels) for truth in truths)
-        return torch.tensor(float(total), device=truths[0].labels.device)
+    def counts(self, truths: Sequence[ClipTruth]) -> Tensor:
+        """(2,) float32 of a batch: instances, and the sum of the class weights of all queries."""
+        instances = [len(truth.labels) for truth in truths]
+        queries, nothing = self.config.model.num_queries, self.config.losses.no_object
+        weights = [min(n, queries) + nothing * max(0, queries - n) for n in instances]
+        device = truths[0].labels.device
+        return torch.tensor([sum(instances), sum(weights)], dtype=torch.float32, device=device)
 
-    def normaliser(self, count: Tensor) -> Tensor:
-        """What sums are divided by: the mean of count () over the workers, at least 1."""
+    def normalisers(self, counts: Tensor) -> Tensor:
+        """(2,) what to divide by: the mean of the instances over the workers, at least 1; and this
+        worker's own class weights. counts: (2,) as of `counts`, of all that the worker has."""
+        instances = counts[:1].clone()
         if distributed.is_available() and distributed.is_initialized():
-            count = count.clone()
-            distributed.all_reduce(count)
-            count = count / distributed.get_world_size()
-        return count.clamp(min=1)
+            distributed.all_reduce(instances)
+            instances /= distributed.get_world_size()
+        return torch.cat([instances.clamp(min=1), counts[1:]])
 
     def losses(
         self,
         layers: ClipLayers,
         matched: Sequence[Matched],
         truths: Sequence[ClipTruth],
-        normaliser: Tensor,
+        normalisers: Tensor,
     ) -> dict[str, Tensor]:
-        """The same from what `match` found; normaliser: () as of `normaliser`."""
+        """The same from what `match` found; normalisers: (2,) as of `normalisers`."""
         named: dict[str, Tensor] = {}
         for one in (matched[-1], *matched[:-1]):
             of_layer = (seqformer_losses if self.boxes else ifc_losses)(
@@ -245,8 +249,8 @@ class ClipCriterion:
             )
             suffix = "" if one is matched[-1] else f"_{one.layer}"
             for name, value in of_layer.items():
-                mean = value if name == "ce" and not self.boxes else value / normaliser
-                named[f"loss_{name}{suffix}"] = mean
+                by = normalisers[int(name == "ce" and not self.boxes)]
+                named[f"loss_{name}{suffix}"] = value / by
         bad = [name for name, value in named.items() if not torch.isfinite(value)]
         if bad:
             raise FloatingPointError(

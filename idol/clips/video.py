@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Literal
 
@@ -154,6 +154,27 @@ def join(
     found.class_scores = scores[:, :-1] if method == "ifc" else scores
     found.masks += [{} for _ in range(len(scores) - len(found.masks))]
     return found
+
+
+def clip_entries(
+    clip: ClipDetections,
+    method: Method,
+    input_size: tuple[int, int],
+    size: tuple[int, int],
+    video_id: int,
+    category_ids: Sequence[int],
+    config: ClipConfig,
+) -> list[Entry]:
+    """One clip's part of a file of clip predictions, joined with no other (idol.analysis.clips).
+
+    Every entry has the clip's first_frame, and one mask for each of its frames; arguments as of
+    join and VideoInstances.entries.
+    """
+    alone = replace(clip, frames=range(len(clip.frames)))
+    entries = join([alone], method, input_size, size, config).entries(
+        video_id, category_ids, config
+    )
+    return [{**entry, "first_frame": clip.frames[0]} for entry in entries]
 
 
 def finish(

@@ -206,7 +206,10 @@ def focal_class_cost(logits: Tensor) -> Tensor:
 
 
 def iou_and_giou(boxes: Tensor, truth_boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU (of 0/0: 0) and generalised IoU of (..., Q, 4) with (..., G, 4) cxcywh: (..., Q, G)."""
+    """IoU (of 0/0: 0) and generalised IoU, (..., Q, G) each.
+
+    boxes: (..., Q, 4) and truth_boxes: (..., G, 4) cxcywh, any unit
+    """
     a, b = cxcywh_to_xyxy(boxes).unsqueeze(-2), cxcywh_to_xyxy(truth_boxes).unsqueeze(-3)
     shared = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import nn
 from idol.config import Config, from_dict, to_dict
 from idol.files import whole_file
 from idol.learning.pair_loss import PairLoss
+from idol.network.layers import Network
 from idol.network.model import IDOL
-from idol.structures import PairBatch, Targets
+from idol.structures import ClipBatch, PairBatch, Targets
 
 
 class Diverged(FloatingPointError):
@@ -38,7 +40,7 @@ class Diverged(FloatingPointError):
         return str(self.args[0])
 
 
-def save(path: Path, model: IDOL, batch: PairBatch, step: int, first: int) -> None:
+def save(path: Path, model: Network, batch: PairBatch | ClipBatch, step: int, first: int) -> None:
     """Write what a replay of a step needs: weights, configuration and the worker's pairs.
 
     first: position of the first of the pairs in the batch of all workers
@@ -54,21 +56,25 @@ def save(path: Path, model: IDOL, batch: PairBatch, step: int, first: int) -> No
         torch.save(state, temporary)
 
 
-def replay(path: Path) -> dict[str, float]:
+def _pair_loss(config: Config) -> PairLoss:
+    return PairLoss(IDOL(config), config.train.seed, config.train.precision)
+
+
+def replay(path: Path, loss: Callable[[Config], Any] = _pair_loss) -> dict[str, float]:
     """Compute the saved step once more, forward and backward, on the CPU and in one piece.
 
+    loss:    makes the network with its criterion; idol.clips.training.clip_loss for clips
     returns: every loss, and "gradient_norm"
     Raises: Diverged: the losses are not finite, as when the step was computed.
     """
     state = torch.load(path, map_location="cpu", weights_only=True)
-    config = from_dict(Config, state["config"])
-    model = IDOL(config)
+    network = loss(from_dict(Config, state["config"]))
+    model = network.model.train()
     model.load_state_dict(state["model"])
-    network = PairLoss(model.train(), config.train.seed, config.train.precision)
     step, first, batch = state["step"], state["first"], _batch(state["batch"])
     total, losses = network(batch, step, first)
     if network.failure is not None:
-        last = first + len(batch.key_images) - 1
+        last = first + len(batch) - 1
         raise Diverged(network.failure, step, (first, last), first)
     total.backward()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -77,13 +83,16 @@ def replay(path: Path) -> dict[str, float]:
 
 def _plain(value: Any) -> Any:
     """Dataclasses as dicts, so that the file holds nothing but tensors, lists and dicts."""
-    if isinstance(value, PairBatch | Targets):
+    if isinstance(value, PairBatch | ClipBatch | Targets):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-def _batch(fields: dict[str, Any]) -> PairBatch:
+def _batch(fields: dict[str, Any]) -> PairBatch | ClipBatch:
+    if "targets" in fields:
+        targets = [[Targets(**t) for t in clip] for clip in fields["targets"]]
+        return ClipBatch(**{**fields, "targets": targets})
     sides = ("key_targets", "reference_targets")
     return PairBatch(**{**fields, **{s: [Targets(**t) for t in fields[s]] for s in sides}})

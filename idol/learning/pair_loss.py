@@ -75,6 +75,10 @@ class PairLoss(nn.Module):
         found = self._match(key, reference, batch)
         return self._nothing(key) if found is None else found.counts()
 
+    def normalisers(self, counts: Tensor) -> Tensor:
+        """As Criterion.normalisers: counts (D + 3,) to (D + 3,)."""
+        return self.criterion.normalisers(counts)
+
     def _match(self, key: Outputs, reference: Outputs, batch: PairBatch) -> Matches | None:
         self.failure = None
         try:
@@ -93,7 +97,7 @@ class PairLoss(nn.Module):
         images = torch.cat([batch.key_images, batch.reference_images])
         padding = torch.cat([batch.key_padding, batch.reference_padding])
         autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast)
-        with _seeded(f"dropout {self.seed} {step} {first}", images.device), autocast:
+        with seeded(f"dropout {self.seed} {step} {first}", images.device), autocast:
             outputs = self.model(images, padding)
         if self.autocast:
             # The heads that the criterion calls run in float32 too: relative coordinates of masks
@@ -103,7 +107,7 @@ class PairLoss(nn.Module):
 
 
 @contextmanager
-def _seeded(name: str, device: torch.device) -> Iterator[None]:
+def seeded(name: str, device: torch.device) -> Iterator[None]:
     """A block whose random numbers are those of this name; the caller's go on as if without it."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(random.Random(name).getrandbits(63))

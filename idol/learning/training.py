@@ -8,7 +8,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,9 +16,9 @@ from torch import Tensor, distributed, nn
 from idol.config import Config, TrainConfig
 from idol.learning.divergence import Diverged
 from idol.learning.pair_loss import PairLoss
-from idol.learning.pieces import cut, joined_size, part_of_batch, resized, trimmed_size
-from idol.network.model import IDOL
-from idol.structures import PairBatch
+from idol.learning.pieces import Batch, cut, joined_size, part_of_batch, resized, trimmed_size
+from idol.network.layers import Network
+from idol.structures import ClipBatch, PairBatch
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,19 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
     return config.final_rate + (1 - config.final_rate) * cosine
 
 
-def make_optimizer(model: IDOL, config: TrainConfig) -> torch.optim.AdamW:
+class BatchLoss(Protocol):
+    """A network with its criterion, called as PairLoss is, on whatever batches it is for."""
+
+    failure: str | None
+
+    def counts(self, batch: Any, step: int, first: int) -> Tensor:
+        """What forward would divide the losses of these samples by, before it does."""
+
+    def normalisers(self, counts: Tensor) -> Tensor:
+        """What to divide by, of the counts of a worker's whole part of a batch."""
+
+
+def make_optimizer(model: Network, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with a lower rate for the backbone, weight decay on everything (specification 6)."""
     backbone: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -55,29 +67,32 @@ def make_optimizer(model: IDOL, config: TrainConfig) -> torch.optim.AdamW:
 
 
 class Trainer:
-    """Optimiser, schedule, gradient clip and weight average around a PairLoss.
+    """Optimiser, schedule, gradient clip and weight average around a network with its criterion.
 
     In a process group every worker has a Trainer and gives it its part of each batch
     (`part_of_batch` of config.train.pairs_per_batch). Nothing random has a state: a run that goes
     on from state_dict, with as many workers and threads, ends with the bits of one that never
     stopped.
 
-    wrap: given the PairLoss, returns the module to call, for example DistributedDataParallel
+    wrap: given the loss, returns the module to call, for example DistributedDataParallel
+    loss: given network, seed and precision, the module of it with its criterion: a BatchLoss. The
+          default is for pairs; "pairs" below are clips where it is for clips
     """
 
     def __init__(
         self,
-        model: IDOL,
+        model: Network,
         config: Config,
         *,
-        wrap: Callable[[PairLoss], nn.Module] | None = None,
+        wrap: Callable[[Any], nn.Module] | None = None,
+        loss: Callable[..., Any] = PairLoss,
     ) -> None:
         self.config = config.train
         self.divisor = config.transforms.size_divisor
-        self.whole = config.losses.normaliser == "global"
+        self.pair_loss: BatchLoss = loss(model, config.train.seed, config.train.precision)
+        self.whole = config.losses.normaliser == "global" or config.model.method != "idol"
         self.model = model.train()
-        self.pair_loss = PairLoss(model, config.train.seed, config.train.precision)
-        self.network = wrap(self.pair_loss) if wrap is not None else self.pair_loss
+        self.network: Any = wrap(self.pair_loss) if wrap is not None else self.pair_loss
         self.optimizer = make_optimizer(model, config.train)
         self.step_number = 0
         self.average: dict[str, Tensor] | None = None
@@ -86,7 +101,7 @@ class Trainer:
         self._recent: deque[float] = deque(maxlen=_REMEMBERED)
         self._quiet_until = 0
 
-    def step(self, batch: PairBatch) -> dict[str, float]:
+    def step(self, batch: PairBatch | ClipBatch) -> dict[str, float]:
         """One optimiser step. Returns the total, every loss and the gradient norm as numbers, the
         mean over the workers.
 
@@ -115,9 +130,9 @@ class Trainer:
         self._update_average()
         return found
 
-    def part(self, batch: PairBatch) -> range:
+    def part(self, batch: PairBatch | ClipBatch) -> range:
         """The positions of this worker's pairs in the batch of all workers. Raises: as step."""
-        count = len(batch.key_images)
+        count = len(batch)
         if _workers() == 1:
             return range(count)
         mine = part_of_batch(self.config.pairs_per_batch, distributed.get_rank(), _workers())
@@ -128,7 +143,7 @@ class Trainer:
             )
         return mine
 
-    def _gradients(self, batch: PairBatch) -> tuple[dict[str, Tensor], Diverged | None]:
+    def _gradients(self, batch: PairBatch | ClipBatch) -> tuple[dict[str, Tensor], Diverged | None]:
         """Set the gradients of the step; total and losses (), and what is not finite in them."""
         mine = self.part(batch)
         pairs = len(mine) if _workers() == 1 else self.config.pairs_per_batch
@@ -139,11 +154,11 @@ class Trainer:
         # Also where only other workers have several: all take part in the sum of the counts.
         if self.whole and -(-pairs // _workers()) > size:
             counts = [self.pair_loss.counts(p, self.step_number, first) for first, p in pieces]
-            normalisers = self.pair_loss.criterion.normalisers(torch.stack(counts).sum(0))
+            normalisers = self.pair_loss.normalisers(torch.stack(counts).sum(0))
         sums: dict[str, Tensor] = {}
         failure = None
         for first, piece in pieces:
-            count = len(piece.key_images)
+            count = len(piece)
             share = 1.0 if self.whole else _workers() * count / pairs
             with nullcontext() if first == firsts[-1] else self._unsynchronised():
                 total, losses = self.network(piece, self.step_number, first, normalisers)
@@ -158,7 +173,9 @@ class Trainer:
                 )
         return sums, failure
 
-    def _no_gradient(self, batch: PairBatch, norm: float, values: dict[str, Tensor]) -> Diverged:
+    def _no_gradient(
+        self, batch: PairBatch | ClipBatch, norm: float, values: dict[str, Tensor]
+    ) -> Diverged:
         mine = self.part(batch)
         losses = {name: float(value) for name, value in values.items()}
         return Diverged(
@@ -170,10 +187,11 @@ class Trainer:
             known=False,
         )
 
-    def _pieces(self, batch: PairBatch, size: int) -> list[PairBatch]:
+    def _pieces(self, batch: Batch, size: int) -> list[Batch]:
         """The micro-batches on the device, padded as the normaliser needs it."""
         device = next(self.model.parameters()).device
-        pieces = cut(batch if batch.key_images.device == device else batch.to(device), size)
+        here = batch.sides()[0].images.device == device
+        pieces = cut(batch if here else batch.to(device), size)
         if not self.whole:
             # Each has the padding of its own pictures, as on a worker of its own.
             alone = len(pieces) == 1

@@ -253,7 +253,9 @@ def known_categories(source: str | os.PathLike[str], stored: Config | None) -> t
     return presets.by_name(told).categories if told else ()
 
 
-def adapt_classes(state: dict[str, Tensor], model: IDOL, *, all_heads: bool = False) -> list[str]:
+def adapt_classes(
+    state: dict[str, Tensor], model: Network, *, all_heads: bool = False
+) -> list[str]:
     """Replace class heads of another size or kind by the model's own, which are random, in place.
 
     Class heads are those of every decoder layer, the dense head and the identity head.
@@ -281,7 +283,7 @@ def adapt_classes(state: dict[str, Tensor], model: IDOL, *, all_heads: bool = Fa
     return heads
 
 
-def adapt_training_heads(state: dict[str, Tensor], model: IDOL) -> tuple[list[str], list[str]]:
+def adapt_training_heads(state: dict[str, Tensor], model: Network) -> tuple[list[str], list[str]]:
     """Drop training heads that the model has not, add random ones that it has, in place.
 
     An identity head of another number of instances belongs to another training set: it is

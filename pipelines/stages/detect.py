@@ -17,6 +17,7 @@ import idol
 from idol.config import Config, to_dict
 from idol.detection.detector import Detector
 from idol.evaluation.overlaps import frame_overlap
+from idol.network.layers import Network
 from idol.network.model import IDOL
 from idol.spool import Mapped
 from idol.structures import FrameDetections
@@ -244,7 +245,7 @@ def _detect(
     """
     network = arguments[1] / _NETWORK
     with cluster.session():
-        pool, share = _room(actors, gpu, len(todo))
+        pool, share = room(actors, gpu, len(todo))
         instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
         resources.require(pool.least, 1.0, share, instead=instead)
         frames = frame_files.split(shards[todo[0]][0].frames[0])[0]
@@ -266,7 +267,7 @@ def _detect(
     network.unlink()
 
 
-def _room(
+def room(
     actors: cluster.Pool | int | None, gpu: bool | None, shards: int
 ) -> tuple[cluster.Pool, float]:
     """The pool, and the share of a GPU that each of its actors holds (0: it runs on a CPU)."""
@@ -287,7 +288,7 @@ def claim(config: Config) -> dict[str, Any]:
     return {part: whole[part] for part in parts}
 
 
-def input_hash(dataset: Dataset, model: IDOL) -> str:
+def input_hash(dataset: Dataset, model: Network) -> str:
     """Hash of the dataset and the weights."""
     digest = hashlib.sha256(dataset.input_hash.encode())
     # Shards are dealt from the usable videos: mending a reject makes it another input.

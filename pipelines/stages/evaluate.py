@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import idol
 from idol.addresses import is_remote, shown
 from idol.config import Config, to_dict
 from idol.config.categories import same
+from idol.network.layers import Network
 from idol.network.model import IDOL
 from idol.ytvis.truth import Truth
 from idol.ytvis.videos import Reject
@@ -20,7 +20,7 @@ from pipelines import cluster, configuration, formats
 from pipelines.report import experiment_log, page, run_page
 from pipelines.report.viewer import Evaluated
 from pipelines.sources.annotations import Dataset
-from pipelines.stages import detect, shard_plan, stored_metrics, track
+from pipelines.stages import clip_results, detect, shard_plan, stored_metrics, track
 from pipelines.stages.reject_limit import check_rejects, tell_rejects
 from pipelines.stages.stored_metrics import StoredMetrics
 from pipelines.stages.track_ahead import TrackAhead
@@ -30,6 +30,7 @@ from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath, write_whole
 from pipelines.storage.reports import CategoryMetrics, EvaluationReport, Selection
 from pipelines.storage.stored import StoredDetections
+from pipelines.training import networks
 
 FILES = {
     "results": RESULTS,
@@ -66,7 +67,7 @@ class Request:
     video_ids: Collection[int] | None = None
     stride: int = 1
 
-    def read(self) -> tuple[Dataset, IDOL, Config, Truth | None]:
+    def read(self) -> tuple[Dataset, Network, Config, Truth | None]:
         """All that the stages need; the truth is None where the annotations have none.
 
         Raises:
@@ -77,7 +78,7 @@ class Request:
             self.annotations, self.frames, video_ids=self.video_ids, stride=self.stride
         )
         with paths.fetched(str(self.checkpoint)) as source:
-            model = idol.load(source, preset=self.preset)
+            model = networks.load(source, self.preset)
         if not dataset.categories:  # nobody labelled these videos: they have the checkpoint's
             ids = model.config.category_ids or range(1, model.config.model.num_classes + 1)
             names = model.config.categories or map(str, ids)
@@ -122,7 +123,7 @@ def run(
     # The truth is read before anything is computed, so that its faults are found at once.
     dataset, model, config, truth = request.read()
     check_rejects(dataset, dataset.rejects, reject_limit)
-    claimed = {**detect.claim(config), "tracker": to_dict(config.tracker)}
+    claimed = _claim(config)
     content = detect.input_hash(dataset, model)
     output = claims.prepare_output(
         out, EVALUATE, claimed, content, frames=dataset.frames, overwrite=overwrite
@@ -136,14 +137,22 @@ def run(
             # Before the work, so that a log that cannot be opened is found at once.
             run_of = experiment_log.run(log_to or out, f"evaluate {out.name}", claimed)
             opened = stack.enter_context(run_of)
-        tracked = _detect_and_track(
-            dataset, model, out, config, actors, gpu, overwrite, reject_limit
-        )
-        report = _report(request, dataset, truth, config, out)
+        if isinstance(model, IDOL):
+            tracked = _detect_and_track(
+                dataset, model, out, config, actors, gpu, overwrite, reject_limit
+            )
+            report = _report(request, dataset, truth, config, out)
+        else:
+            tracked = clip_results.run(
+                dataset, model, out / TRACKS, config, actors=actors, gpu=gpu,
+                overwrite=overwrite, reject_limit=reject_limit,
+            )  # fmt: skip
+            report = _clip_report(request, dataset, truth, config, out)
         if opened:
             opened.metrics(report.flat())
-            opened.artifacts(out / REPORT, out / PAGE, out / RESULTS)
-        faults = tables.read_rejects(out / DETECTIONS)
+            files = (out / REPORT, out / PAGE, out / RESULTS)
+            opened.artifacts(*(file for file in files if file.exists()))
+        faults = tables.read_rejects(out / (DETECTIONS if isinstance(model, IDOL) else TRACKS))
         done = output.finish(rows=tracked.rows, rejects=faults, extra={"metrics": report.metrics})
         tell_rejects(dataset, out, report.rejects)
         return done
@@ -175,6 +184,52 @@ def _report(
         ),
     )
     return report
+
+
+def _clip_report(
+    request: Request, dataset: Dataset, truth: Truth | None, config: Config, out: AnyPath
+) -> EvaluationReport:
+    """Score what a network of clips found, and write results and report to out; there is no page,
+    and no row per video: both are of stored detections, which it has none of (see jobs.score)."""
+    for name in (RESULTS, SUBMISSION):
+        write_whole(out / name, (out / TRACKS / name).read_bytes())
+    found = None if truth is None else clip_results.measure(truth, out)
+    faults = tables.read_rejects(out / TRACKS)
+    left = {fault.video_id for fault in faults}
+    names = dict(zip(config.category_ids, config.categories, strict=True))
+    oracles = None if found is None else found.oracles
+    report = EvaluationReport(
+        videos=sum(video.video_id not in left for video in dataset.videos),
+        frames=sum(len(v.frames) for v in dataset.videos if v.video_id not in left),
+        sources=dataset.sources,
+        rejects=_with_effect(faults, truth),
+        config=_claim(config),
+        selection=request.selection(dataset),
+        metrics={} if found is None else found.metrics.stats,
+        frame_oracle={} if oracles is None else oracles.frame.stats,
+        upper_bound={} if oracles is None else oracles.bound.stats,
+        per_category=_per_category({} if found is None else found.metrics.per_class, names),
+        per_video=[],
+        missing_videos=sorted(left & set(truth.videos)) if truth else [],
+    )
+    report.write(out)
+    return report
+
+
+def _claim(config: Config) -> dict[str, Any]:
+    """What of the configuration an evaluation depends on."""
+    if config.model.method != "idol":
+        return clip_results.claim(config)
+    return {**detect.claim(config), "tracker": to_dict(config.tracker)}
+
+
+def _per_category(
+    per_class: Mapping[int, Mapping[str, float]], names: Mapping[int, str]
+) -> list[CategoryMetrics]:
+    return [
+        CategoryMetrics(category_id=i, name=names.get(i, str(i)), stats=stats)
+        for i, stats in per_class.items()
+    ]
 
 
 def _with_effect(faults: Sequence[Reject], truth: Truth | None) -> list[dict[str, Any]]:
@@ -282,15 +337,12 @@ def summarise(
         frames=sum(video.length for video in source.videos),
         sources=dataset.sources,
         rejects=rejects,
-        config={**detect.claim(config), "tracker": to_dict(config.tracker)},
+        config=_claim(config),
         selection=selection,
         metrics={} if metrics is None else metrics.stats,
         frame_oracle={} if found is None else found.oracles.frame.stats,
         upper_bound={} if found is None else found.oracles.bound.stats,
-        per_category=[
-            CategoryMetrics(category_id=i, name=categories.get(i, str(i)), stats=stats)
-            for i, stats in ({} if metrics is None else metrics.per_class).items()
-        ],
+        per_category=_per_category({} if metrics is None else metrics.per_class, categories),
         per_video=[replace(row, name=names.get(row.video_id, "")) for row in rows],
         missing_videos=[] if metrics is None else metrics.missing_videos,
     )

@@ -226,7 +226,7 @@ def _fitted(sets: PairSets, config: Config, workers: Workers) -> Config:
     """The configuration for the pairs."""
     config = with_categories(with_pairs(config, sets), *sets.categories())
     for directory, made in zip(sets.directories, sets.configs(), strict=True):
-        if made.clip != 2:
+        if made.clip != 2 and config.model.method == "idol":
             raise ValueError(
                 f"this network learns from pairs of frames, but {directory} was made with "
                 f"pairs.clip={made.clip}. Make it with pairs.clip=2."

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from idol.clips.network import ClipNetwork
 from idol.config import Config
 from idol.detection.detector import Detector
 from idol.evaluation import average_precision, matching, tracking_metrics
@@ -32,8 +33,9 @@ from pipelines.errors import VideoError
 from pipelines.report import strips
 from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset, VideoRecord
-from pipelines.stages import detect, evaluate
+from pipelines.stages import clip_results, detect, evaluate
 from pipelines.stages.shard_plan import Piece
+from pipelines.training import networks
 
 _WIDTH = 320  # pixels of a picture's frames
 _COLUMNS = 3  # frames of a video in a picture
@@ -93,8 +95,10 @@ class OnlineScores:
         self.config, self.rank, self.world = config, rank, world
         self.dataset, self.truth = wanted.read(config)
         # Its own copy: the one that is trained stays in training mode, with its own weights.
-        self.model = IDOL(config).to(device).eval()
-        self.detector = Detector(self.model, config, batch=config.detect.batch_frames)
+        self.model = networks.make(config).to(device).eval()
+        self.detector: Detector | None = None
+        if isinstance(self.model, IDOL):
+            self.detector = Detector(self.model, config, batch=config.detect.batch_frames)
 
     def __call__(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, float], bytes | None]:
         """AP, AP50 and HOTA (over classes with truth), in 0..1, of these weights; and pictures.
@@ -119,6 +123,8 @@ class OnlineScores:
         return scores, _stacked(pictures) if pictures and self.rank == 0 else None
 
     def _of(self, video: VideoRecord, number: int) -> _Found:
+        if isinstance(self.model, ClipNetwork):
+            return self._of_clips(self.model, video)
         frames_found = list(self._detections(video))
         tracks = track_video(iter(frames_found), self.config.tracker)
         entries = results.to_ytvis(
@@ -138,10 +144,28 @@ class OnlineScores:
             self._picture(video, tracks, frames_found) if shown else None,
         )
 
+    def _of_clips(self, model: ClipNetwork, video: VideoRecord) -> _Found:
+        """The same by a network of clips; without a picture."""
+        rows = clip_results.results_of_video(
+            model, video.video_id, video.size, tuple(video.frames), self.config
+        )
+        ids = self.config.category_ids
+        entries = [
+            results.entry(row.video_id, ids[row.label], row.score, row.segmentations, video.size)
+            for row in rows
+        ]
+        truth = self.truth.videos[video.video_id]
+        return _Found(
+            matching.match_video(entries, truth),
+            tracking_metrics.count_video(entries, truth),
+            None,
+        )
+
     def _detections(self, video: VideoRecord) -> Iterator[FrameDetections]:
         piece = Piece(
             video_id=video.video_id, size=video.size, start=0, frames=tuple(video.frames), truth=()
         )
+        assert self.detector is not None
         faults: dict[int, VideoError] = {}
         yield from sorted(
             (one for _, one in detect.found(self.detector, [piece], self.config, faults)),

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from idol.addresses import is_remote, shown
 from idol.config import Config
 from idol.config.categories import differing
-from idol.network.model import IDOL
+from idol.network.layers import Network
 from idol.weights import checkpoint
 from pipelines.storage import claims, layout, manifest, paths
-from pipelines.training import checkpoints
+from pipelines.training import checkpoints, networks
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def file_of(weights: str) -> str:
     return str(place / checkpoints.WEIGHTS)
 
 
-def initial_model(config: Config, start: Start) -> IDOL:
+def initial_model(config: Config, start: Start) -> Network:
     """The network to start from, in the configuration of this run.
 
     Raises:
@@ -76,7 +76,7 @@ def initial_model(config: Config, start: Start) -> IDOL:
             f"({shown(start.backbone_weights)}), or the weights."
         )
     torch.manual_seed(config.train.seed)
-    model = IDOL(config)
+    model = networks.make(config)
     if start.backbone_weights is not None:
         from idol.weights.imagenet import load_imagenet
 
@@ -84,7 +84,7 @@ def initial_model(config: Config, start: Start) -> IDOL:
     if weights is None:
         return model
     with paths.fetched(file_of(weights)) as source:
-        stored, state = checkpoint.read(source)
+        stored, state = networks.read(source, config)
     checkpoint.adapt_training_heads(state, model)
     known = checkpoint.known_categories(weights, stored)
     other = differing(known, config.categories) if known and config.categories else ""

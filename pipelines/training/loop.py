@@ -18,14 +18,13 @@ from idol.config import Config
 from idol.learning import divergence
 from idol.learning.divergence import Diverged
 from idol.learning.training import Trainer
-from idol.network.model import IDOL
-from idol.structures import PairBatch
+from idol.structures import ClipBatch, PairBatch
 from idol.weights import checkpoint
 from pipelines.batches import loader
 from pipelines.batches.pair_sets import PairSets
 from pipelines.storage import paths
 from pipelines.storage.paths import AnyPath
-from pipelines.training import checkpoints, measures
+from pipelines.training import checkpoints, measures, networks
 from pipelines.training.checkpoints import Progress, Report
 from pipelines.training.measures import Speed
 from pipelines.training.seat import RaySeat, Seat
@@ -118,7 +117,7 @@ class _Worker:
 
     def __init__(self, loop: Loop, seat: Seat) -> None:
         self.loop, self.seat, self.config = loop, seat, loop.config
-        self.batch: PairBatch | None = None
+        self.batch: PairBatch | ClipBatch | None = None
         self.trainer, self.progress = self._trainer()
         config, train = loop.config, loop.config.train
         self.clips = loader.ClipLoader(
@@ -157,7 +156,7 @@ class _Worker:
 
     def _step(self) -> None:
         with self._speed.waiting():
-            self.batch = next(self._batches).pairs()
+            self.batch = networks.batch(self.config, next(self._batches))
         sums = self.progress.sums
         for name, value in self.trainer.step(self.batch).items():
             sums[name] = sums.get(name, 0.0) + value
@@ -186,7 +185,8 @@ class _Worker:
         """Add a report to the curve; what to tell of it: what was measured is not in the curve, so
         that equal runs have equal curves."""
         done, config, progress = self.trainer.step_number, self.config, self.progress
-        told = self._speed.measured(2 * config.train.pairs_per_batch * self._timed)
+        frames = config.pairs.clip * config.train.pairs_per_batch
+        told = self._speed.measured(frames * self._timed)
         told["learning_rate"] = self.trainer.optimizer.param_groups[0]["lr"]
         told |= measures.machine(self.seat.device)
         values = {name: value / progress.count for name, value in progress.sums.items()}
@@ -216,12 +216,12 @@ class _Worker:
         loop, seat = self.loop, self.seat
         # Looked up by one worker: others may still see an older listing of a network disk.
         step = seat.agreed(checkpoints.newest_step(loop.out))
-        model = IDOL(loop.config)
+        model = networks.make(loop.config)
         if not step:
             with paths.local_file(loop.out / START) as start:
-                model.load_state_dict(checkpoint.read(start)[1])
+                model.load_state_dict(networks.read(str(start), loop.config)[1])
         model.to(seat.device)
-        trainer = Trainer(model, loop.config, wrap=seat.wrap)
+        trainer = Trainer(model, loop.config, wrap=seat.wrap, loss=networks.loss(loop.config))
         if not step:
             return trainer, Progress()
         state, progress = checkpoints.read(loop.out, step, seat.device)
