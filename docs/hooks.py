@@ -6,7 +6,7 @@ import inspect
 import re
 from typing import Any
 
-from idol import presets
+from idol import clip_presets, presets
 from idol.config import Config, describe
 from idol.weights import zoo
 
@@ -55,8 +55,9 @@ def preset_table() -> str:
         "| side in use | tracker |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in presets.PRESETS:
+    for name in (*presets.PRESETS, *clip_presets.PRESETS):
         config = presets.by_name(name)
+        joined = f"clips of {config.clips.length or 'all'}"
         sides = config.transforms.train_short_sides
         cells = (
             f"`{name}`",
@@ -67,7 +68,7 @@ def preset_table() -> str:
             config.train.pairs_per_batch,
             f"{min(sides)}–{max(sides)}" if sides else "–",
             config.transforms.test_short_side,
-            config.tracker.weighting,
+            config.tracker.weighting if config.model.method == "idol" else joined,
         )
         lines.append(_row(*cells))
     return "\n".join(lines)

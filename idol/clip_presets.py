@@ -163,19 +163,21 @@ PRESETS: dict[str, Callable[[], Config]] = {
 """Every preset of a network of clips by its name, <method>_<data set>_<backbone>."""
 
 
-def spelt(name: str) -> str:
-    """A name as PRESETS has it: parts in any order, the data set ytvis19 where none is named.
+_ALSO = {"ytvis": "ytvis19", "ytvis2019": "ytvis19", "ytvis2021": "ytvis21", "swinl": "swin-l"}
 
-    "ifc_r50" and "ytvis19_ifc_r50" are "ifc_ytvis19_r50"; other names come back as they are.
+
+def spelt(name: str) -> str:
+    """A name as PRESETS has it: parts in any order and case; ytvis19 and r50 where none is named.
+
+    "ifc_r101" and "ytvis19-IFC-R101" are "ifc_ytvis19_r101"; other names come back as they are.
     """
-    rest = name.replace("swinl", "swin_l").replace("swin_l", "swin-l").split("_")
+    words = name.lower().replace("-", "_").replace("swin_l", "swinl").split("_")
+    rest = {_ALSO.get(word, word) for word in words}
+    tiny = "tiny" in rest
+    kinds = ({"seqformer", "ifc"}, _CLASSES.keys(), {"r50", "r101", "swin-l", "tiny"})
+    defaults = ("", "" if tiny else "ytvis19", "r50")
     parts = [
-        next((part for part in rest if part in known), default)
-        for known, default in (
-            (("seqformer", "ifc"), ""),
-            (_CLASSES, "" if "tiny" in rest else "ytvis19"),
-            (("r50", "r101", "swin-l", "tiny"), ""),
-        )
+        next(iter(rest & known), default) for known, default in zip(kinds, defaults, strict=True)
     ]
     found = "_".join(filter(None, parts)).replace("-", "_")
-    return found if found in PRESETS and {*rest} <= {*parts} else name
+    return found if found in PRESETS and rest <= {*parts} else name

@@ -176,7 +176,9 @@ def _fitting(state: Mapping[str, Tensor], name: str) -> Config:
     """The first preset whose network has these names and shapes."""
     shapes = {key: tensor.to("meta") for key, tensor in state.items()}
     counts = {}
-    for known in (n for n in clip_presets.PRESETS if "ytvis21" not in n):
+    method = "ifc" if "transformer.memory_bus" in state else "seqformer"
+    # Those of YouTube-VIS 2021 have the shapes of 2019's.
+    for known in (n for n in clip_presets.PRESETS if n.startswith(method) and "ytvis21" not in n):
         counts[known] = compare(_shapes(known), shapes).count
         if counts[known] == 0:
             _log.info("%s: preset %r, by its shapes", name, known)

@@ -115,6 +115,8 @@ def test_wrong_doors_are_pointed_out(tmp_path):
         ("ytvis21_seqformer_swin_l", "seqformer_ytvis21_swin_l"),
         ("seqformer_ovis_r101", "seqformer_ovis_r101"),
         ("tiny_ifc", "ifc_tiny"),
+        ("SeqFormer", "seqformer_ytvis19_r50"),
+        ("IFC-R101-ytvis2021", "ifc_ytvis21_r101"),
     ],
 )
 def test_parts_of_a_presets_name_come_in_any_order(name, known):
