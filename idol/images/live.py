@@ -44,6 +44,10 @@ _SILENCE_S = 15.0  # after so long without a frame a stream is lost
 TODO = "Give a video file, a folder of images, camera:0, or an rtsp:// or http(s):// address."
 """What a message about a source that is none says to do."""
 _REPAIR = "Is the file complete? ffmpeg -i may repair it."
+_INDEX_BEHIND = (
+    " A file whose index stands at its end needs a server that gives parts of files; download it, "
+    "or make one that begins with its index: ffmpeg -i FILE -c copy -movflags +faststart NEW.mp4."
+)
 _OVERSTATED = 0.02
 """Share of the stated frames, or two, that a container may lack; with fewer it is cut short."""
 
@@ -338,8 +342,9 @@ def _stream_frames(name: str) -> Iterator[Frame]:
             try:
                 frame = next(frames, None)
             except (av.FFmpegError, OSError) as error:
+                todo = _INDEX_BEHIND if number == 0 and name.lower().startswith("http") else ""
                 raise SourceError(
-                    f"{shown(name)} is lost after {number} frames ({error.strerror})."
+                    f"{shown(name)} is lost after {number} frames ({error.strerror}).{todo}"
                 ) from error
             if frame is None:
                 # A file that a server plays says how long it is; a camera has no end of its own.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -103,6 +104,19 @@ def test_an_address_gives_the_frames_as_they_come(server: str) -> None:
     assert not source.endless  # a file that a server gives: it can wait
     assert source.frames is None
     assert numbers(source) == list(range(6, 20, 2))
+
+
+def test_a_file_that_a_server_cannot_give_in_parts_is_told_what_to_do(
+    server: str, video: Path
+) -> None:
+    path = video.with_name("noise.mp4")  # its index stands at its end, beyond what is read ahead
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), RATE, (160, 128))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        writer.write(rng.integers(0, 256, (128, 160, 3), np.uint8))
+    writer.release()
+    with pytest.raises(SourceError, match=r"lost after 0 frames .* \+faststart"):
+        list(open_source(f"{server}/noise.mp4"))
 
 
 def test_a_stream_of_a_server_that_goes_away_ends_with_what_came(server: str) -> None:
