@@ -183,12 +183,14 @@ def _one_or_sets(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _outputs(job: Evaluate, out: AnyPath) -> dict[str, tuple[str, AnyPath]]:
-    """Name of the set -> (annotation file, directory): out, or a folder in it for each file."""
+    """Name of the set -> (annotation file, directory): out, or a folder in it for each file, called
+    after the file's folder, as in val/instances.json, or after the file where they share one."""
     if len(job.annotations) == 1:
         return {out.name: (job.annotations[0], out)}
     named: dict[str, tuple[str, AnyPath]] = {}
-    for path in job.annotations:
-        base = Path(path).resolve().parent.name or Path(path).stem
+    folders = [Path(path).resolve().parent for path in job.annotations]
+    for path, folder in zip(job.annotations, folders, strict=True):
+        base = (folder.name if folders.count(folder) == 1 else "") or Path(path).stem
         numbered = (f"{base}-{number}" for number in itertools.count(2))
         name = next(name for name in itertools.chain([base], numbered) if name not in named)
         named[name] = (path, out / name)

@@ -176,14 +176,15 @@ def test_gpus_that_are_not_there_are_missed_at_once(
 
 def test_several_sets_have_folders_of_their_own(tmp_path: Path) -> None:
     job = evaluate.Evaluate(
-        annotations=("a/val/x.json", "b/val/x.json", "c/test/x.json"),
+        annotations=("a/val/x.json", "b/val/x.json", "c/mine.json", "c/mine_held_out.json"),
         checkpoint=("shipped",),
         out=tmp_path,
     )
     assert evaluate._outputs(job, tmp_path) == {
         "val": ("a/val/x.json", tmp_path / "val"),
         "val-2": ("b/val/x.json", tmp_path / "val-2"),
-        "test": ("c/test/x.json", tmp_path / "test"),
+        "mine": ("c/mine.json", tmp_path / "mine"),
+        "mine_held_out": ("c/mine_held_out.json", tmp_path / "mine_held_out"),
     }
 
 
