@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from idol import presets
+from idol import clip_presets, presets
 from idol.config import override
 from jobs.options import command, places
 
@@ -34,7 +34,10 @@ class Train:
     """Where the checkpoint and the losses go: a folder, or an address."""
     preset: Annotated[
         str,
-        tyro.conf.arg(help=f"The configuration to start from: {', '.join(presets.PRESETS)}."),
+        tyro.conf.arg(
+            help=f"The configuration to start from: {', '.join(presets.PRESETS)}; of clips "
+            f"{', '.join(clip_presets.PRESETS)}."
+        ),
     ] = "tiny"
     set: command.Repeated = ()
     """Change one number: section.field=value, e.g. train.steps=1000. Repeatable."""
