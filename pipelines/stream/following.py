@@ -96,11 +96,6 @@ class Summary:
     best: float = 0.0
     written: list[Path] = field(default_factory=list)
 
-    @property
-    def frames_per_second(self) -> float:
-        """Of everything: decoding, network, association, drawing."""
-        return self.frames / self.seconds if self.seconds > 0 else 0.0
-
     def path(self, name: str) -> Path | None:
         """A written file by its name; None where it was not written."""
         return next((path for path in self.written if path.name == name), None)
