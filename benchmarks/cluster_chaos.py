@@ -249,7 +249,7 @@ def content(stage: str, out: str) -> dict[str, Any]:
     elif stage == "sweep":
         names = ("best.json",)
     else:
-        names = tuple(sorted(path.name for path in place.iterdir() if path.name != _MANIFEST))
+        names = tuple(sorted(p.name for p in place.iterdir() if p.name != _MANIFEST))
     found: dict[str, Any] = {name: (place / name).read_bytes() for name in names}
     told = json.loads((place / _MANIFEST).read_text())
     return found | {name: told[name] for name in ("rows", "rejects", "input_hash")}

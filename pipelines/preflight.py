@@ -17,6 +17,7 @@ from typing import Any
 from pipelines import cluster
 from pipelines.errors import PipelineError, ResourcesError
 from pipelines.storage import paths
+from pipelines.storage.layout import PROBE
 from pipelines.storage.paths import AnyPath
 
 PACKAGES = (
@@ -72,7 +73,7 @@ def check(
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2 and cluster.own():
         return
-    place = out / f"_probe-{uuid.uuid4().hex[:8]}"
+    place = out / f"{PROBE}{uuid.uuid4().hex[:8]}"
     deadline = time.monotonic() + _KERNELS_S
     kernels = _ask_kernels(gpus) if network else None
     try:

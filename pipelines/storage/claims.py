@@ -24,7 +24,7 @@ from typing import Any
 from idol.ytvis.videos import Reject
 from pipelines.errors import ManifestError, intact
 from pipelines.storage import manifest, paths, schemas, tables
-from pipelines.storage.layout import LOSSES, REPORT, shard_path
+from pipelines.storage.layout import LOSSES, PROBE, REPORT, shard_path
 from pipelines.storage.manifest import MANIFEST, STARTED, Manifest
 from pipelines.storage.paths import AnyPath, RemotePath
 
@@ -146,6 +146,8 @@ class Output:
         )
         for leftover in _leftovers(self.path):
             leftover.unlink(missing_ok=True)
+        for probe in [*self.path.glob(f"{PROBE}*")]:
+            paths.remove_tree(probe)
         manifest.commit(made, self.path)
         (self.path / STARTED).unlink(missing_ok=True)
         return made

@@ -17,6 +17,9 @@ RESULTS, SUBMISSION = "results.json", "results.zip"
 REPORT, PAGE = "report.json", "report.html"
 """Of evaluate and sweep: the numbers, and the page."""
 
+PROBE = "_probe-"
+"""How folders begin in which nodes show that they can write; one stays where a job was killed."""
+
 
 def shard_path(path: AnyPath, number: int, prefix: str = "shard") -> AnyPath:
     """Where a shard of a stage's table lies; the OVERLAP table of detect has prefix "overlap"."""

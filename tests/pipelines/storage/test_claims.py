@@ -31,6 +31,15 @@ def test_an_equal_run_finds_the_finished_output(tmp_path):
     assert claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h").finished == written
 
 
+def test_what_a_killed_preflight_left_is_gone_in_the_end(tmp_path):
+    left = tmp_path / "out" / "_probe-64579630"
+    claims.prepare_output(tmp_path / "out", "prepare", CONFIG, "h")
+    left.mkdir()
+    (left / "driver").touch()
+    finished(tmp_path / "out")
+    assert not left.exists()
+
+
 def test_of_two_equal_runs_the_second_to_end_finds_what_the_first_has_written(
     tmp_path, monkeypatch
 ):
