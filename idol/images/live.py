@@ -190,7 +190,7 @@ def open_source(
     if is_stream(name):
         with _stream(name) as container:
             rate = float(container.streams.video[0].average_rate or 0)
-            return source(None, rate, endless=not container.duration)
+            return source(None, rate, endless=_endless(name, container))
     if is_remote(name):
         raise SourceError(f"{shown(name)} cannot be read frame by frame. {TODO}")
     path = Path(name)
@@ -332,6 +332,16 @@ def _stream(name: str) -> Iterator[InputContainer]:
         yield container
 
 
+def _endless(name: str, container: InputContainer) -> bool:
+    """Whether a stream is a camera's and not a file that is played: it does not say how long it is.
+
+    Of what web servers give, pictures after pictures (cameras) and playlists that grow are such.
+    """
+    kinds = ("mpjpeg", "hls")
+    web = name.lower().startswith("http")
+    return not container.duration and (not web or container.format.name in kinds)
+
+
 def _stream_frames(name: str) -> Iterator[Frame]:
     import av
 
@@ -347,8 +357,9 @@ def _stream_frames(name: str) -> Iterator[Frame]:
                     f"{shown(name)} is lost after {number} frames ({error.strerror}).{todo}"
                 ) from error
             if frame is None:
-                # A file that a server plays says how long it is; a camera has no end of its own.
-                if number == 0 or not (container.duration or name.lower().startswith("http")):
+                # A playlist says where it ends; another source without an end was closed.
+                closed = _endless(name, container) and container.format.name != "hls"
+                if number == 0 or closed:
                     raise SourceError(
                         f"{shown(name)} ended after {number} frames: its server closed it."
                     )

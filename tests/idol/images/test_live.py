@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,26 +136,36 @@ def test_what_is_no_stream_or_leads_to_files_of_this_machine_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "duration", "lost"),
+    ("name", "duration", "form", "lost"),
     [
-        ("rtsp://h/cam", None, True),
-        ("rtsp://h/film", 3_000_000, False),
-        ("http://h/c", None, False),
+        ("rtsp://h/cam", None, "rtsp", True),
+        ("rtsp://h/film", 3_000_000, "rtsp", False),
+        ("http://h/film", None, "mpegts", False),
+        ("http://h/cam", None, "mpjpeg", True),
+        ("http://h/live.m3u8", None, "hls", False),
     ],
 )
 def test_a_camera_whose_server_closes_is_lost_and_a_film_that_ends_is_not(
-    video: Path, monkeypatch: pytest.MonkeyPatch, name: str, duration: float | None, lost: bool
+    video: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    duration: float | None,
+    form: str,
+    lost: bool,
 ) -> None:
     class Served:
         def __init__(self) -> None:
             self.file = av.open(str(video))
             self.streams, self.decode, self.duration = self.file.streams, self.file.decode, duration
+            self.format = types.SimpleNamespace(name=form)
 
     monkeypatch.setattr(live, "_stream", lambda name: contextlib.nullcontext(Served()))
     found: list[int] = []
     closed = pytest.raises(SourceError, match=r"cam ended after 30 frames: its server closed")
     with closed if lost else contextlib.nullcontext():
-        for frame in open_source(name):
+        source = open_source(name)
+        assert source.endless == (lost or form == "hls")
+        for frame in source:
             found.append(frame.number)
     assert found == list(range(LENGTH))
 
