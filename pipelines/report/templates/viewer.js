@@ -171,6 +171,7 @@ function build() {
     const scale = Math.max(1, Math.ceil(640 / width));
     canvas.width = scale * width; canvas.height = scale * height;
     canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", title);  // until there is more to say
     const figure = element("figure", {}, element("figcaption", { textContent: title }), element("div", { className: "window" }, canvas));
     return { what, title, canvas, scale, figure };
   });
