@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from idol.config import AssignmentConfig
 from idol.learning import assignment
-from idol.learning.assignment import Assignment, Truths, _iou_and_giou
+from idol.learning.assignment import Assignment, Truths, iou_and_giou
 from idol.masks.boxes import box_iou, cxcywh_to_xyxy, pairwise_giou
 
 CONFIG = AssignmentConfig()
@@ -194,7 +194,7 @@ def test_cost_of_a_hand_worked_pair():
 def test_overlaps_are_those_of_the_boxes_module(seed):
     _, boxes, _, truth = problem(seed, 12, 5)
     a, b = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(truth)
-    iou, giou = _iou_and_giou(boxes, truth)
+    iou, giou = iou_and_giou(boxes, truth)
     torch.testing.assert_close(iou, box_iou(a, b), rtol=0, atol=1e-6)
     torch.testing.assert_close(giou, pairwise_giou(a, b), rtol=0, atol=1e-6)
 
