@@ -3,14 +3,16 @@
 python -m benchmarks.chaos --runs 20
 python -m benchmarks.chaos --runs 10 --stage prepare
 python -m benchmarks.chaos --runs 25 --stage train
+python -m benchmarks.chaos --runs 9 --stage sweep
 
-A local cluster of three nodes runs jobs.evaluate, jobs.prepare or jobs.train again and again, each
-time from nothing. At a random moment one of these is killed with SIGKILL: a detect actor, a worker
-that tracks, scores, writes pairs or trains, the controller of Ray Train, a whole node (its raylet
-and all its workers), or the driver. Where the driver died the same command is given once more, of
-jobs.train with --resume. Then results.json, results.zip and report.json, the whole directory of
-pairs, or the weights, the losses and the steps in MLflow are compared with those of an undisturbed
-run, all byte by byte. Of a training that may go on with fewer workers ("node, 1..2 workers") sums
+A local cluster of three nodes runs jobs.evaluate, jobs.prepare, jobs.train or jobs.sweep again and
+again, each time from nothing. At a random moment one of these is killed with SIGKILL: a detect
+actor, a worker that tracks, scores, writes pairs, trains or tries a configuration, the controller
+of Ray Train, a whole node (its raylet and all its workers), or the driver. Where the driver died
+the same command is given once more, of jobs.train with --resume. Then results.json, results.zip and
+report.json, the whole directory of pairs, the weights, the losses and the steps in MLflow, or the
+report of a sweep and that no configuration was tried twice are compared with those of an
+undisturbed run, all byte by byte. Of a training that may go on with fewer workers ("node, 1..2 workers") sums
 have other last bits: there the steps are compared. Exits with 1 if any run differs or does not end.
 """
 
@@ -90,6 +92,11 @@ STAGES = {
         7,
         ("--resume",),
     ),
+    "sweep": Stage(
+        ("--search", "random", "--samples", "60", "--max-concurrent", "3"),
+        {"trial": ("SweepTrial",), "node": (), "driver": ()},
+        50,
+    ),
 }
 
 
@@ -136,6 +143,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             if start("prepare", words, pairs, nodes).wait(_LIMIT_S) != 0:
                 sys.exit("no pairs to train on; the log is beside them")
             given = ["--pairs", str(pairs)]
+        if options.stage == "sweep":
+            evaluated = options.out / "evaluated"
+            words = [*given, "--overwrite", *STAGES["evaluate"].words]
+            if start("evaluate", words, evaluated, nodes).wait(_LIMIT_S) != 0:
+                sys.exit("nothing to sweep on; the log is beside it")
+            given = ["--evaluation", str(evaluated)]
         outcomes = [*run(options, given, nodes)]
     print(machine.header(machine.command("benchmarks.chaos")))
     print("| run | killed | when | same bytes | seconds | |\n|---|---|---|---|---|---|")
@@ -185,6 +198,13 @@ def content(stage: str, out: Path) -> dict[str, Any]:
             "steps": [step for step, _ in curve],
             "logged": logged(out),
         }
+    if stage == "sweep":
+        tried = [json.loads(line)["hash"] for line in (out / "ledger.jsonl").open()]
+        return {
+            "report": (out / "report.json").read_bytes(),
+            "best": (out / "best.json").read_bytes(),
+            "tried": sorted(tried),
+        }
     found: dict[str, Any] = {path.name: path.read_bytes() for path in out.iterdir()}
     told = json.loads(found.pop("_manifest.json"))
     return found | {k: v for k, v in told.items() if k not in ("seconds", "checksum")}
@@ -214,8 +234,9 @@ def disturbed(
     wait_for(lambda: sum(progress(out)) >= done or process.poll() is not None)
     time.sleep(rng.uniform(0.0, 1.0 if soon else 4.0))
     when = "after {} shards, {} tracked".format(*progress(out))
-    if stage == "train":
-        when = f"after {progress(out)[0]} checkpoints"
+    if stage in ("train", "sweep"):
+        told = "checkpoints" if stage == "train" else "results"
+        when = f"after {progress(out)[0]} {told}"
     killed = kill(STAGES[stage].victims[victim], victim, process, nodes, rng)
     note = ""
     try:
@@ -280,7 +301,7 @@ def drive(stage: str, words: Sequence[str]) -> None:
     """The job itself; every video is a Ray task, as on a large set, and takes its time."""
     import ray
 
-    from jobs import evaluate, prepare, train
+    from jobs import evaluate, prepare, sweep, train
     from pipelines import cluster
     from pipelines.stages import pairs, track
 
@@ -295,7 +316,7 @@ def drive(stage: str, words: Sequence[str]) -> None:
 
     cluster.tasks = slow_tasks
     pairs.write_shard = slow_shard
-    job = {"evaluate": evaluate, "prepare": prepare, "train": train}[stage]
+    job = {"evaluate": evaluate, "prepare": prepare, "train": train, "sweep": sweep}[stage]
     job.main(json.loads(words[0]))
 
 
@@ -355,7 +376,9 @@ def progress(out: Path) -> tuple[int, int]:
         *out.glob("shard-*.parquet"),
         *out.glob("checkpoints/step-*/losses.json"),
     ]
-    return len(shards), len(tracked)
+    ledger = out / "ledger.jsonl"
+    results = ledger.read_bytes().count(b"\n") if ledger.exists() else 0
+    return len(shards) + results, len(tracked)
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 120.0) -> None:
