@@ -12,8 +12,9 @@ of Ray Train, a whole node (its raylet and all its workers), or the driver. Wher
 the same command is given once more, of jobs.train with --resume. Then results.json, results.zip and
 report.json, the whole directory of pairs, the weights, the losses and the steps in MLflow, or the
 report of a sweep and that no configuration was tried twice are compared with those of an
-undisturbed run, all byte by byte. Of a training that may go on with fewer workers ("node, 1..2 workers") sums
-have other last bits: there the steps are compared. Exits with 1 if any run differs or does not end.
+undisturbed run, all byte by byte. Of a training that may go on with fewer workers ("node, 1..2
+workers") sums have other last bits: there the steps are compared. Exits with 1 if any run differs
+or does not end.
 """
 
 from __future__ import annotations
