@@ -36,12 +36,16 @@ class Sweep:
     """What is asked for.
 
     base:  the configuration whose fields are replaced, and that is compared with
-    space: "section.field" -> values
+    space: "section.field" -> values, kept in the order of the names: numbers and draws of
+           configurations follow it, and a sweep that goes on reads it from sorted JSON
     """
 
     base: TrackerConfig | Config
     space: Space
     search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "space", dict(sorted(self.space.items())))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types, with absolute paths, and addresses without their secrets."""

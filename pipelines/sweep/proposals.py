@@ -26,6 +26,7 @@ class Proposals(Searcher):  # type: ignore[misc]
     """The base, then configurations of a grid, random draws, or Optuna's: each of them once.
 
     refused: values that do not go together, with the reason; they become no trial
+    values:  those of every configuration that became a trial, by its number
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Proposals(Searcher):  # type: ignore[misc]
         """known: of earlier runs; Optuna draws them first of all"""
         super().__init__(metric="value", mode="max")
         self.refused: list[Failure] = []
+        self.values: dict[int, dict[str, Any]] = {}
         self._workload, self._space, self._settings = workload, space, settings
         self._left = settings.planned(space)
         self._hashes: set[str] = set()
@@ -60,9 +62,11 @@ class Proposals(Searcher):  # type: ignore[misc]
             if name and name not in self._hashes:
                 self._hashes.add(name)
                 self._left -= 1
-                if self._optuna is None or not values:
-                    return {**values, "number": self._place - 1}
-                number = self._numbers.setdefault(name, max(self._numbers.values(), default=0) + 1)
+                number = self._place - 1
+                if self._optuna is not None and values:
+                    following = max(self._numbers.values(), default=0) + 1
+                    number = self._numbers.setdefault(name, following)
+                self.values[number] = values
                 return {**values, "number": number}
             self.on_trial_complete(trial_id, error=True)
         return str(Searcher.FINISHED)

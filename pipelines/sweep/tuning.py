@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import cluster, preflight, resources
@@ -92,27 +93,31 @@ def run(
                 verbose=1,
             ),
         ).fit()
-        return results(grid, known, search.refused)
+        return results(grid, known, search.refused, search.values)
 
 
 def results(
-    grid: ResultGrid, known: Iterable[Trial] = (), refused: Iterable[Failure] = ()
+    grid: ResultGrid,
+    known: Iterable[Trial] = (),
+    refused: Iterable[Failure] = (),
+    values: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> tuple[list[Trial], list[Failure]]:
     """Of a finished run of Ray Tune, with what was known before it, and what was refused.
 
+    values:  of the configurations by their numbers: a trial that never gave a result has none
     returns: the trial with the largest budget of each configuration, in the order of the search;
              what was left out
     """
     trials = [Trial.from_dict(found.metrics) for found in grid if "hash" in found.metrics]
-    failed = [_failure(found) for found in grid if found.error is not None]
+    failed = [_failure(found, values or {}) for found in grid if found.error is not None]
     return furthest([*known, *trials]), [*failed, *refused]
 
 
-def _failure(found: Any) -> Failure:
+def _failure(found: Any, values: Mapping[int, Mapping[str, Any]]) -> Failure:
     error = origin(found.error)
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    values = {key: value for key, value in found.config.items() if "." in key}
-    return Failure(values=values, reason=reason)
+    number = int(Path(found.path).name)  # see trainable.name
+    return Failure(values=dict(values.get(number, {})), reason=reason)
 
 
 def _storage(place: AnyPath | None, unused: str) -> dict[str, Any]:
