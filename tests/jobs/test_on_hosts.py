@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,10 +21,7 @@ from tests import hosts as of_hosts
 from tests.hosts import Hosts
 
 ROOT = Path(__file__).resolve().parents[2]
-WITHIN_S = 10.0
-IDLE_S = 4.0
-"""What a job that does nothing takes on an idle machine of two cores; on a busy one all takes more.
-"""
+WITHIN_S = 10.0  # of the clock; looked at where this machine is not busy with something else
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -50,12 +48,9 @@ def hosts(folder: Path) -> Iterator[Hosts]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def limit(hosts: Hosts) -> float:
-    """Seconds in which everything wrong has to be said, on this machine as it is."""
-    done, seconds = sent(hosts, "--", "true")
-    assert done.returncode == 0, done.stderr
-    return WITHIN_S * max(1.0, seconds / IDLE_S)
+def busy() -> bool:
+    """Whether this machine has more to do than the hosts: then seconds say nothing."""
+    return os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
 
 
 def sent(
@@ -105,35 +100,33 @@ def test_every_stage_runs_from_outside_with_the_token(hosts: Hosts, folder: Path
     assert result(hosts, "sweep", *sweep, "--out", str(folder / "sweep"))["configurations"] == 5
 
 
-def test_the_end_of_a_job_is_told_within_two_seconds(hosts: Hosts, limit: float) -> None:
+def test_the_end_of_a_job_is_told_within_two_seconds(hosts: Hosts) -> None:
     done, _ = sent(hosts, "--", "python", "-c", "import time; print('ended', time.time())")
     ended = next(line for line in done.stderr.splitlines() if line.startswith("ended"))
-    assert time.time() - float(ended.split()[1]) < 2.0 * limit / WITHIN_S
+    assert time.time() - float(ended.split()[1]) < 2.0 or busy()
 
 
-def refused(hosts: Hosts, limit: float, message: str, *words: str, **variables: str) -> None:
+def refused(hosts: Hosts, message: str, *words: str, **variables: str) -> None:
     """One sentence, no traceback, in seconds."""
     done, seconds = sent(hosts, *words, **variables)
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if message in line]
     assert "Traceback" not in done.stderr, done.stderr
-    assert seconds <= limit, (seconds, said)
+    assert seconds <= WITHIN_S or busy(), (seconds, said)
 
 
-def test_nobody_gets_in_without_the_token(hosts: Hosts, limit: float, tmp_path: Path) -> None:
+def test_nobody_gets_in_without_the_token(hosts: Hosts, tmp_path: Path) -> None:
     path = tmp_path / "token"
-    refused(hosts, limit, "wants a token, none is here", "list", RAY_AUTH_TOKEN_PATH=str(path))
+    refused(hosts, "wants a token, none is here", "list", RAY_AUTH_TOKEN_PATH=str(path))
     path.write_text("fedcba9876543210" * 4)
-    refused(
-        hosts, limit, "refuses the token that is set here", "list", RAY_AUTH_TOKEN_PATH=str(path)
-    )
+    refused(hosts, "refuses the token that is set here", "list", RAY_AUTH_TOKEN_PATH=str(path))
 
 
-def test_a_package_that_is_too_large_stays_here(hosts: Hosts, limit: float, tmp_path: Path) -> None:
+def test_a_package_that_is_too_large_stays_here(hosts: Hosts, tmp_path: Path) -> None:
     with (tmp_path / "weights.pth").open("wb") as file:
         file.truncate(200 * 2**20)
     words = ("--working-dir", str(tmp_path), "--", "true")
-    refused(hosts, limit, "would be a package of 200 MiB", *words)
+    refused(hosts, "would be a package of 200 MiB", *words)
 
 
 def prepare(folder: Path, out: str) -> list[str]:
@@ -141,25 +134,23 @@ def prepare(folder: Path, out: str) -> list[str]:
     return job("prepare", "--annotations", labels, "--preset", "tiny", "--out", out)
 
 
-def test_an_output_that_would_vanish_is_refused(hosts: Hosts, limit: float, folder: Path) -> None:
-    refused(hosts, limit, "--out runs/pairs is relative", *prepare(folder, "runs/pairs"))
+def test_an_output_that_would_vanish_is_refused(hosts: Hosts, folder: Path) -> None:
+    refused(hosts, "--out runs/pairs is relative", *prepare(folder, "runs/pairs"))
 
 
-def test_a_host_with_a_disk_of_its_own_is_named(hosts: Hosts, limit: float, folder: Path) -> None:
+def test_a_host_with_a_disk_of_its_own_is_named(hosts: Hosts, folder: Path) -> None:
     message = f"The first is b ({hosts.address('b')}): a file that was written to"
-    refused(hosts, limit, message, *prepare(folder, str(folder / "hidden" / "pairs")))
+    refused(hosts, message, *prepare(folder, str(folder / "hidden" / "pairs")))
 
 
-def test_gpus_that_nobody_brings_are_not_waited_for(
-    hosts: Hosts, limit: float, folder: Path
-) -> None:
+def test_gpus_that_nobody_brings_are_not_waited_for(hosts: Hosts, folder: Path) -> None:
     words = ("--checkpoint", "shipped", "--device", "gpu", "--out", str(folder / "gpu"))
     labels = ("--annotations", str(folder / "videos" / "instances.json"))
     message = "GPUs, but Ray has 5 and 0. No autoscaler brings more nodes there."
-    refused(hosts, limit, message, *job("evaluate", *labels, *words))
+    refused(hosts, message, *job("evaluate", *labels, *words))
 
 
-def test_a_host_with_other_packages_is_named(hosts: Hosts, limit: float, folder: Path) -> None:
+def test_a_host_with_other_packages_is_named(hosts: Hosts, folder: Path) -> None:
     installed = folder / "site" / "scipy-1.0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Name: scipy\nVersion: 1.0\n")
@@ -168,12 +159,12 @@ def test_a_host_with_other_packages_is_named(hosts: Hosts, limit: float, folder:
     try:
         there = preflight.versions()["scipy"]
         message = f"The first is c ({hosts.address('c')}): scipy 1.0 instead of {there}"
-        refused(hosts, limit, message, *prepare(folder, str(folder / "skewed")))
+        refused(hosts, message, *prepare(folder, str(folder / "skewed")))
     finally:
         hosts.leave("c")
 
 
-def test_a_dead_head_is_one_sentence(hosts: Hosts, limit: float) -> None:
+def test_a_dead_head_is_one_sentence(hosts: Hosts) -> None:
     """The last test of this file: nothing works after it."""
     hosts.kill("head")
-    refused(hosts, limit, "No Ray job server answers at", "list")
+    refused(hosts, "No Ray job server answers at", "list")
