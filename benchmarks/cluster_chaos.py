@@ -48,6 +48,7 @@ DEATHS = {
     "storage": "the S3 server stands still for 10 s",
 }
 NAMES = ("prepare", "train", "evaluate", "sweep")
+_INPUTS = {"train": ("prepare",), "sweep": ("evaluate",)}
 _LIMIT_S = 420.0  # of one job
 _CUT_S, _STILL_S, _OFF_S = 20.0, 10.0, 5.0
 _SHORT = ("--set", "train.steps=20")
@@ -76,7 +77,9 @@ class Row:
 class World:
     """The hosts, the data, and what undisturbed jobs have made of it."""
 
-    def __init__(self, hosts: Hosts, s3: object_storage.S3Server, folder: Path) -> None:
+    def __init__(
+        self, hosts: Hosts, s3: object_storage.S3Server, folder: Path, stage: str | None
+    ) -> None:
         self.hosts, self.s3, self.folder = hosts, s3, folder
         self.annotations = write_dataset(folder / "videos", SyntheticConfig.easy(), 12, 95_000)
         self.seconds: dict[str, float] = {}
@@ -87,8 +90,8 @@ class World:
             hosts.begin(name)
         for name in _OTHERS:
             hosts.wait(name)
-        for stage in NAMES:
-            self._calm(stage)
+        for name in NAMES if stage is None else (*_INPUTS.get(stage, ()), stage):
+            self._calm(name)
 
     def words(self, stage: str, out: str) -> list[str]:
         """The job, as a user gives it."""
@@ -160,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with cluster(folder / "hosts") as hosts, object_storage.server(hosts.outside) as s3:
         hosts.tell(s3.environment)
         os.environ.update(s3.environment)
-        world = World(hosts, s3, folder)
+        world = World(hosts, s3, folder, options.stage)
         for number in range(options.runs):
             kind = next_kind(options.stage, options.death)
             row = run(world, *kind, random.Random(f"{number} {len(rows())}"))
