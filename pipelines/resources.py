@@ -63,14 +63,15 @@ def require(count: int, cpus: float = 1.0, gpus: float = 0.0, *, instead: str) -
 
 
 def grows() -> bool:
-    """Whether an autoscaler brings nodes to the connected cluster.
+    """Whether an autoscaler may bring nodes to the connected cluster.
 
-    The monitor of a head that was started by hand runs too, and only tells what it sees.
+    The monitor of a head that was started by hand runs too, and only tells what it sees: every node
+    by a name of its own. Whatever says anything else, or nothing, may bring some.
     """
     deadline = time.monotonic() + _FIRST_WORD_S
     while (types := _node_types()) is None and time.monotonic() < deadline:
         time.sleep(0.5)
-    return types is not None and not all(name.startswith(_BY_HAND) for name in types)
+    return not types or not all(name.startswith(_BY_HAND) for name in types)
 
 
 def _patience() -> float:
@@ -95,10 +96,10 @@ def _node_types() -> list[str] | None:
         from ray.autoscaler.v2.sdk import get_cluster_status
 
         status = get_cluster_status(client.address)
-        return [node.ray_node_type_name for node in status.active_nodes + status.idle_nodes] or None
+        return [node.ray_node_type_name for node in status.active_nodes + status.idle_nodes]
     text = internal_kv._internal_kv_get(_STATUS)
     report = json.loads(text).get("autoscaler_report") if text else None
-    return [*report["active_nodes"]] if report and report["active_nodes"] else None
+    return [*report["active_nodes"]] if report else None
 
 
 def _lacking(count: int, cpus_each: float, gpus_each: float) -> str | None:

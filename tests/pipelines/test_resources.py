@@ -38,7 +38,13 @@ def test_a_cluster_of_others_is_waited_for_and_nothing_stays_asked_for(
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("types", "grown"),
-    [(["node_5f2c"], False), (["head"], True), (["node_5f2c", "gpu"], True), (None, False)],
+    [
+        (["node_5f2c"], False),
+        (["head"], True),
+        (["node_5f2c", "gpu"], True),
+        ([], True),
+        (None, True),
+    ],
 )
 def test_only_an_autoscaler_is_waited_for(
     ray_local: None, monkeypatch: pytest.MonkeyPatch, types: list[str] | None, grown: bool
