@@ -167,8 +167,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number in range(options.runs):
             kind = next_kind(options.stage, options.death)
             row = run(world, *kind, random.Random(f"{number} {len(rows())}"))
-            with ROWS.open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+            if row is not None:  # else the job was over before anything happened
+                with ROWS.open("a") as file:
+                    file.write(json.dumps(asdict(row)) + "\n")
             print(f"{number}: {row}", file=sys.stderr, flush=True)
             world.all_on()
 
@@ -186,20 +187,28 @@ def next_kind(stage: str | None, death: str | None) -> tuple[str, str]:
     return min(every, key=lambda kind: done[kind])
 
 
-def run(world: World, stage: str, death: str, rng: random.Random) -> Row:
-    """One job and what happens to it."""
+def run(world: World, stage: str, death: str, rng: random.Random) -> Row | None:
+    """One job and what happens to it; None where it had ended before."""
     name = f"{stage}-{death}-{time.time():.0f}"
     out = f"s3://{object_storage.BUCKET}/{name}" if death == "storage" else f"{world.folder}/{name}"
     if death == "join":
         world.hosts.leave("b")
     words = world.words(stage, out)
     began = time.monotonic()
-    at = rng.uniform(0.1, 0.95) * world.seconds[stage]
+    at, hit = rng.uniform(0.1, 0.9) * world.seconds[stage], []
     job = world.submit(words)
-    timer = threading.Timer(at, _happen, (world, death, rng.choice(_OTHERS)))
+
+    def strike(victim: str) -> None:
+        if job.poll() is None:
+            hit.append(victim)
+            _happen(world, death, victim)
+
+    timer = threading.Timer(at, strike, (rng.choice(_OTHERS),))
     timer.start()
     told = _ended(job)
     timer.join()
+    if not hit:
+        return None
     again, said = job.returncode != 0, ""
     if again:
         said = last_words(told)
