@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,7 @@ _ENVIRONMENT = {
     # With a handler of its own for Ctrl-C, Tune ends as if nothing were left to try.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+_log = logging.getLogger(__name__)
 _RETRIES = 1  # of a trial whose process died, or that raised
 
 
@@ -43,6 +45,7 @@ def run(
     log: Log | None = None,
     max_concurrent: int | None = None,
     time_budget: float | None = None,
+    passes: int = 3,
 ) -> tuple[list[Trial], list[Failure]]:
     """Go on with a search from its ledger until nothing is left to try, or the time is over.
 
@@ -51,7 +54,8 @@ def run(
     made again, and told what is there already.
 
     max_concurrent: trials at the same time; default: half of the logical CPUs
-    time_budget:    seconds after which no trial goes on
+    time_budget:    seconds after which no trial goes on; there is one pass then
+    passes:         how often at most, where trials are lost with their processes
     returns:        as of results
     """
     for name, value in _ENVIRONMENT.items():
@@ -72,6 +76,7 @@ def run(
             trainable.SweepTrial, workload=workload, loaded=workload.load(), known=known
         )
         search = proposals.Proposals(space, settings, workload, furthest(known))
+        recorder = trainable.Recorder(workload, ledger, log, settings.objective, _RETRIES)
         grid = tune.Tuner(
             tune.with_resources(kind, {"cpu": workload.cpus}),
             tune_config=tune.TuneConfig(
@@ -87,12 +92,18 @@ def run(
             run_config=tune.RunConfig(
                 name=f"tune-{len(known)}",
                 **_storage(workload.place, unused),
-                callbacks=[trainable.Recorder(workload, ledger, log, settings.objective)],
+                callbacks=[recorder],
                 progress_reporter=trainable.Table(settings.objective, workload.unit, total),
                 failure_config=tune.FailureConfig(max_failures=_RETRIES),
                 verbose=1,
             ),
         ).fit()
+        if recorder.lost and time_budget is None and passes > 1:
+            # Tune tries a trial again whose process died at work, but not while it took up its
+            # configuration. It is the machine's fault, not the configuration's: on from the ledger.
+            _log.warning("%d configurations were lost with their processes: again", recorder.lost)
+            again = {"log": log, "max_concurrent": count, "passes": passes - 1}
+            return run(space, settings, workload, ledger, **again)
         return results(grid, known, search.refused, search.values)
 
 
