@@ -102,7 +102,7 @@ def run(
             # Tune tries a trial again whose process died at work, but not while it took up its
             # configuration. It is the machine's fault, not the configuration's: on from the ledger.
             _log.warning("%d configurations were lost with their processes: again", recorder.lost)
-            again = {"log": log, "max_concurrent": count, "passes": passes - 1}
+            again: dict[str, Any] = {"log": log, "max_concurrent": count, "passes": passes - 1}
             return run(space, settings, workload, ledger, **again)
         return results(grid, known, search.refused, search.values)
 
