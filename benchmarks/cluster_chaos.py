@@ -204,6 +204,7 @@ def run(world: World, stage: str, death: str, rng: random.Random) -> Row | None:
             _happen(world, death, victim)
 
     timer = threading.Timer(at, strike, (rng.choice(_OTHERS),))
+    timer.daemon = True  # Ctrl-C does not wait for it
     timer.start()
     told = _ended(job)
     timer.join()
