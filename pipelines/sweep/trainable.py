@@ -79,15 +79,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
     Tune's own callback for MLflow makes a run of every trial, which costs more than the trial.
     """
 
-    def __init__(
-        self, workload: Workload, ledger: Ledger, log: Log | None, metric: str, retries: int = 0
-    ) -> None:
-        """
-        metric:  name of what is maximised
-        retries: how often Tune tries a trial again
-        """
+    def __init__(self, workload: Workload, ledger: Ledger, log: Log | None, metric: str) -> None:
+        """metric: name of what is maximised"""
         self._workload, self._ledger, self._log, self._metric = workload, ledger, log, metric
-        self._retries, self.lost = retries, 0
         self._trials = {(trial.hash, trial.budget): trial for trial in ledger.read()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,14 +105,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         failed = sum(one.status == "ERROR" for one in trials)
         gauges.tell("sweep", {"trials": stopped, "queue": len(trials) - stopped, "rejects": failed})
 
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """Count in `lost` a trial that Tune has given up before all its tries."""
-        self.lost += trial.num_failures <= self._retries
-
-    def on_experiment_end(self, trials: Any, **info: Any) -> None:
-        """Log a child run for each of the best trials, unless some are still to come."""
-        if self.lost:
-            return
+    def log_best(self) -> None:
+        """Log a child run for each of the best trials, once all are there."""
         whole = self._workload.rungs[-1]
         full = [trial for trial in self._trials.values() if trial.budget == whole]
         for trial in sorted(full, key=lambda trial: -trial.value)[:_CHILD_RUNS]:

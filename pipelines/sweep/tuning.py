@@ -22,6 +22,9 @@ from pipelines.sweep.workload import Workload
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
 
+    from pipelines.sweep.proposals import Proposals
+    from pipelines.sweep.trainable import Recorder
+
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints on stdout, which is for the last line
     # Files of each result (CSV, JSON, TensorBoard) and of the search's state: the ledger has them.
@@ -45,7 +48,6 @@ def run(
     log: Log | None = None,
     max_concurrent: int | None = None,
     time_budget: float | None = None,
-    passes: int = 3,
 ) -> tuple[list[Trial], list[Failure]]:
     """Go on with a search from its ledger until nothing is left to try, or the time is over.
 
@@ -54,57 +56,77 @@ def run(
     made again, and told what is there already.
 
     max_concurrent: trials at the same time; default: half of the logical CPUs
-    time_budget:    seconds after which no trial goes on; there is one pass then
-    passes:         how often at most, where trials are lost with their processes
+    time_budget:    seconds after which no trial goes on
     returns:        as of results
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    known, total = ledger.read(), settings.planned(space)
+    total = settings.planned(space)
     with (
         cluster.session(),
         tempfile.TemporaryDirectory(prefix="idol-tune-", ignore_cleanup_errors=True) as unused,
     ):
-        from ray import tune
-
-        from pipelines.sweep import proposals, trainable
+        from ray.exceptions import RayActorError
 
         count = min(max_concurrent or cluster.cpus() // 2 or 1, total)
         resources.require(count, workload.cpus, instead="a smaller --max-concurrent")
         preflight.check(ledger.path.parent, workload.reads)
-        kind = tune.with_parameters(
-            trainable.SweepTrial, workload=workload, loaded=workload.load(), known=known
-        )
-        search = proposals.Proposals(space, settings, workload, furthest(known))
-        recorder = trainable.Recorder(workload, ledger, log, settings.objective, _RETRIES)
-        grid = tune.Tuner(
-            tune.with_resources(kind, {"cpu": workload.cpus}),
-            tune_config=tune.TuneConfig(
-                search_alg=search,
-                scheduler=_scheduler(settings, workload.rungs[-1]),
-                num_samples=total,
-                max_concurrent_trials=count,
-                reuse_actors=True,
-                time_budget_s=time_budget,
-                trial_name_creator=trainable.name,
-                trial_dirname_creator=trainable.name,
-            ),
-            run_config=tune.RunConfig(
-                name=f"tune-{len(known)}",
-                **_storage(workload.place, unused),
-                callbacks=[recorder],
-                progress_reporter=trainable.Table(settings.objective, workload.unit, total),
-                failure_config=tune.FailureConfig(max_failures=_RETRIES),
-                verbose=1,
-            ),
-        ).fit()
-        if recorder.lost and time_budget is None and passes > 1:
-            # Tune tries a trial again whose process died at work, but not while it took up its
-            # configuration. It is the machine's fault, not the configuration's: on from the ledger.
-            _log.warning("%d configurations were lost with their processes: again", recorder.lost)
-            again: dict[str, Any] = {"log": log, "max_concurrent": count, "passes": passes - 1}
-            return run(space, settings, workload, ledger, **again)
-        return results(grid, known, search.refused, search.values)
+        loaded = workload.load()
+        asked = (space, settings, workload, ledger, loaded)
+        for again in (time_budget is None, False):
+            grid, search, recorder = _search(*asked, log, count, time_budget, unused)
+            lost = sum(isinstance(origin(found.error), RayActorError) for found in grid)
+            if not lost or not again:
+                break
+            # Tune counts the death of a process once for each call that waited for it, so a trial
+            # may be given up at once. On from the ledger: a machine's fault is not repeated.
+            _log.warning("%d configurations were lost with their processes: again", lost)
+        recorder.log_best()
+        return results(grid, ledger.read(), search.refused, search.values)
+
+
+def _search(
+    space: Space,
+    settings: SearchConfig,
+    workload: Workload,
+    ledger: Ledger,
+    loaded: Any,
+    log: Log | None,
+    count: int,
+    time_budget: float | None,
+    unused: str,
+) -> tuple[ResultGrid, Proposals, Recorder]:
+    """One run of Ray Tune over what the ledger lacks; unused: a folder for what Tune writes."""
+    from ray import tune
+
+    from pipelines.sweep import proposals, trainable
+
+    known, total = ledger.read(), settings.planned(space)
+    kind = tune.with_parameters(trainable.SweepTrial, workload=workload, loaded=loaded, known=known)
+    search = proposals.Proposals(space, settings, workload, furthest(known))
+    recorder = trainable.Recorder(workload, ledger, log, settings.objective)
+    grid = tune.Tuner(
+        tune.with_resources(kind, {"cpu": workload.cpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            scheduler=_scheduler(settings, workload.rungs[-1]),
+            num_samples=total,
+            max_concurrent_trials=count,
+            reuse_actors=True,
+            time_budget_s=time_budget,
+            trial_name_creator=trainable.name,
+            trial_dirname_creator=trainable.name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{len(known)}",
+            **_storage(workload.place, unused),
+            callbacks=[recorder],
+            progress_reporter=trainable.Table(settings.objective, workload.unit, total),
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            verbose=1,
+        ),
+    ).fit()
+    return grid, search, recorder
 
 
 def results(

@@ -4,7 +4,7 @@ import dataclasses
 import html
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,19 @@ from pipelines.errors import ManifestError, PipelineError
 from pipelines.report import experiment_log, page, run_page
 from pipelines.stages import detect, evaluate
 from pipelines.storage import layout, manifest, paths, stored
-from pipelines.storage.sweep_report import Failure, Ledger, SweepReport, Trial, furthest
-from pipelines.sweep import every_sweep, objective, tracker_sweep, tuning
+from pipelines.storage.sweep_report import (
+    Configuration,
+    Failure,
+    Ledger,
+    SweepReport,
+    Trial,
+    furthest,
+)
+from pipelines.sweep import every_sweep, tracker_sweep, tuning
 from pipelines.sweep.search import SearchConfig
 from pipelines.sweep.space import Range
 from pipelines.sweep.tracker_sweep import TrackerSweep
+from pipelines.sweep.tracker_trials import TrackerTrials
 from pipelines.sweep.trainable import Recorder
 from tests.object_storage import BUCKET, S3Server
 from tests.pipelines import perfect
@@ -213,14 +221,11 @@ def test_the_planted_best_is_found_logged_and_accepted_by_evaluate(
 def test_a_configuration_that_kills_its_process_or_fails_is_left_out(
     ray_local: None, evaluated: Path, tmp_path: Path
 ) -> None:
-    calls = tmp_path / "calls"
-    calls.mkdir()
     asked = wanted(evaluated, {"match_threshold": [0.5, 0.6, 0.7]})
     source = stored.read(evaluated / layout.DETECTIONS)
     ledger = Ledger(tmp_path / "ledger.jsonl", "")
-    work = dataclasses.replace(
-        tracker_sweep.workload(asked, source), goal=Trap("AP", {"AP": 1.0}, (), calls)
-    )
+    whole = tracker_sweep.workload(asked, source)
+    work = Trapped(**{f.name: getattr(whole, f.name) for f in dataclasses.fields(whole)})
     trials, failed = tuning.run(asked.space, asked.search, work, ledger, max_concurrent=1)
     assert [t.values for t in ledger.read()] == [{}, {"tracker.match_threshold": 0.7}]
     assert ledger.read() == trials
@@ -240,21 +245,16 @@ def test_a_search_without_its_base_is_not_finished(
     assert not (tmp_path / "s" / every_sweep.BEST).exists()
 
 
-@dataclasses.dataclass(frozen=True)
-class Trap(objective.Objective):
-    """An objective that fails at its second and third call, and takes its process along at the
-    next two."""
+class Trapped(TrackerTrials):
+    """A workload that fails at one configuration, and at the next takes its process along."""
 
-    calls: Path = Path()
-
-    def of(self, stats: dict[str, float]) -> float:
-        call = len(list(self.calls.iterdir()))
-        (self.calls / str(call)).touch()
-        if call in (1, 2):
+    def measure(self, loaded: Any, of: Configuration, after: int) -> Iterator[Trial]:
+        threshold = of.values.get("tracker.match_threshold")
+        if threshold == 0.5:
             raise ArithmeticError("planted")
-        if call in (3, 4):
+        if threshold == 0.6:
             os._exit(1)
-        return stats["AP"]
+        return super().measure(loaded, of, after)
 
 
 def test_a_resumed_sweep_repeats_no_finished_configuration(
