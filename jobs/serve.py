@@ -40,7 +40,7 @@ class Serve:
     """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; repeat for more."""
     tracker: command.Tracker = None
     host: str = "127.0.0.1"
-    """Address to listen at. 0.0.0.0: all of the machine; then put TLS in front."""
+    """Address to listen at. Where others can reach it, put TLS in front."""
     port: int = 8000
     token_file: Path | None = None
     """File that holds the token. Without it and the variable IDOL_SERVE_TOKEN one is made up."""

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from idol.clips.weights import build, load
 
 __all__ = [
-    "IFC",
     "ClipAssociation",
     "ClipCriterion",
     "ClipDetections",
@@ -23,6 +22,7 @@ __all__ = [
     "ClipMatcher",
     "ClipNetwork",
     "ClipOutputs",
+    "IFC",
     "SeqFormer",
     "build",
     "load",

@@ -33,7 +33,7 @@ class ServeConfig:
     how: Following
     """Weights, device, configuration and tracker."""
     host: str = "127.0.0.1"
-    """Address that is listened at; 0.0.0.0: all of the machine."""
+    """Address that is listened at."""
     port: int = 8000
     token: str = ""
     """That clients show; "": none is asked for, on loopback alone."""

@@ -173,7 +173,7 @@ JOBS = {
     "sweep-tracker": Job(swept_tracker, "ledger-*"),
     "sweep-training": Job(swept_training, "trials/*/trial-0001-*/train/*"),
 }
-LONG = ("train-two-workers", "evaluate", "sweep-training")
+LONG = ("train-two-workers", "evaluate", "sweep-tracker", "sweep-training")
 
 
 def there(place: AnyPath, pattern: str) -> bool:

@@ -206,6 +206,7 @@ def test_other_settings_or_weights_do_not_mix_with_what_is_there(
         detect.run(dataset, idol.IDOL(tiny_config()).eval(), out, tiny_config())
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_too_many_rejects_fail_the_job_with_the_first_reason(
     ray_local: None, dataset: Dataset, model: idol.IDOL, tmp_path: Path
