@@ -27,7 +27,7 @@ from typing import Any, Self
 import torch
 
 from idol.config import Config, Speed, TrackerConfig
-from idol.detection.detector import Detector, Prepared
+from idol.detection.detector import Detector, Prepared, start_each
 from idol.follower import StreamFollower
 from idol.images import live
 from idol.images.feed import Feed, Given
@@ -296,19 +296,13 @@ class Streams:
 
     def _start(self, taken: Sequence[_Taken]) -> Callable[[], Iterator[StreamResult]]:
         """Begin the detection of a batch; the call that is returned makes its results."""
-        shapes: dict[Any, list[_Taken]] = {}
-        for one in taken:
-            if one.prepared is not None:
-                shapes.setdefault(one.prepared.shape, []).append(one)
-        parts = [(same, _begun(self._detector, same)) for same in shapes.values()]
+        prepared = [one.prepared for one in taken if one.prepared is not None]
+        done = start_each(self._detector, prepared)
 
         def finish() -> Iterator[StreamResult]:
-            found: dict[int, FrameDetections | Exception] = {}
-            for same, done in parts:
-                for one, detections in zip(same, done(), strict=True):
-                    found[id(one)] = detections
+            found = iter(done())
             for one in taken:
-                yield self._result(one, found.get(id(one), one.error))
+                yield self._result(one, one.error if one.prepared is None else next(found))
 
         return finish
 
@@ -349,31 +343,3 @@ class Streams:
                 yield StreamResult(
                     stream.name, error=error, ended=True, dropped=stream.feed.dropped
                 )
-
-
-Found = Sequence[FrameDetections | Exception]
-
-
-def _begun(detector: Detector, same: Sequence[_Taken]) -> Callable[[], Found]:
-    """Begin to detect frames of one shape; frames that fail do so alone, not with their batch."""
-    prepared = [one.prepared for one in same if one.prepared is not None]
-    try:
-        done = detector.start(prepared, [0] * len(prepared))
-    except ValueError:
-        done = None
-
-    def finish() -> Found:
-        try:
-            if done is not None:
-                return done()
-        except ValueError:
-            pass
-        found: list[FrameDetections | Exception] = []
-        for frame in prepared:
-            try:
-                found += detector.detect([frame], [0])
-            except ValueError as error:
-                found.append(error)
-        return found
-
-    return finish

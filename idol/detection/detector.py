@@ -7,6 +7,7 @@ detections = detector.detect(frames, [0, 1, 2])
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -180,6 +181,48 @@ class Detector:
             )
             for b, (index, end, count) in enumerate(zip(indices, ends, counts, strict=True))
         ]
+
+
+Outcome = FrameDetections | ValueError
+"""What became of a frame among others: its detections, or why there are none."""
+
+
+def start_each(detector: Detector, frames: Sequence[Prepared]) -> Callable[[], list[Outcome]]:
+    """As Detector.start, of frames of any shapes, whose index is 0: those of one shape share a
+    batch, and a frame whose outputs are not finite costs the others nothing."""
+    shapes: dict[object, list[int]] = {}
+    for place, frame in enumerate(frames):
+        shapes.setdefault(frame.shape, []).append(place)
+    batches = [(rows, _start_same(detector, [frames[i] for i in rows])) for rows in shapes.values()]
+
+    def finish() -> list[Outcome]:
+        found: dict[int, Outcome] = {}
+        for rows, done in batches:
+            found |= zip(rows, done(), strict=True)
+        return [found[place] for place in range(len(frames))]
+
+    return finish
+
+
+def _start_same(detector: Detector, frames: Sequence[Prepared]) -> Callable[[], list[Outcome]]:
+    """start_each, of frames of one shape."""
+    done: Callable[[], list[FrameDetections]] | None = None
+    with contextlib.suppress(ValueError):
+        done = detector.start(frames, [0] * len(frames))
+
+    def finish() -> list[Outcome]:
+        if done is not None:
+            with contextlib.suppress(ValueError):
+                return [*done()]
+        found: list[Outcome] = []
+        for frame in frames:
+            try:
+                found += detector.detect([frame], [0])
+            except ValueError as error:
+                found.append(error)
+        return found
+
+    return finish
 
 
 def _check_finite(scores: Floats32) -> None:

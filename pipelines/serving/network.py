@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from ray import serve
 
-from idol.detection.detector import Detector, Prepared
+from idol.detection.detector import Detector, Prepared, start_each
 from idol.images import image_file
 from idol.images.live import Image
 from idol.segmenter import least_detections
@@ -51,31 +49,22 @@ class Network:
         return await asyncio.to_thread(self._detect, pictures)
 
     def _detect(self, pictures: Sequence[Picture]) -> list[Found]:
-        found: dict[int, Found] = {}
-        shapes: dict[Any, list[tuple[int, Prepared]]] = {}
-        for place, picture in enumerate(pictures):
+        read: list[Prepared | ValueError] = []
+        for picture in pictures:
             try:
-                prepared = self._detector.prepare(decode(picture, self._pixels))
+                read.append(self._detector.prepare(decode(picture, self._pixels)))
             except ValueError as error:
-                found[place] = Found(refused=str(error))
+                read.append(error)
+        prepared = [one for one in read if isinstance(one, Prepared)]
+        done = iter(start_each(self._detector, prepared)())
+        found = []
+        for one in read:
+            outcome = next(done) if isinstance(one, Prepared) else one
+            if isinstance(one, Prepared) and not isinstance(outcome, ValueError):
+                found.append(Found(outcome, one.size))
             else:
-                shapes.setdefault(prepared.shape, []).append((place, prepared))
-        for same in shapes.values():
-            found |= self._of_one_shape(same)
-        return [found[place] for place in range(len(pictures))]
-
-    def _of_one_shape(self, same: Sequence[tuple[int, Prepared]]) -> dict[int, Found]:
-        try:
-            detections = self._detector.detect([prepared for _, prepared in same], [0] * len(same))
-        except ValueError as error:
-            if len(same) == 1:
-                return {same[0][0]: Found(refused=str(error))}
-            # Outputs are not finite: of one of them, which must not cost the others theirs.
-            return {k: v for one in same for k, v in self._of_one_shape([one]).items()}
-        return {
-            place: Found(replace(one, frame_index=0), prepared.size)
-            for (place, prepared), one in zip(same, detections, strict=True)
-        }
+                found.append(Found(refused=str(outcome)))
+        return found
 
 
 def decode(picture: Picture, pixels: int) -> Image:
