@@ -1,4 +1,4 @@
-"""How long a sweep takes, beside an earlier version on the same detections, and what memory it takes.
+"""How long a sweep takes, beside an earlier version on the same detections, and its memory.
 
 python -m benchmarks.sweep_time --before ../before --evaluations crowded=runs/crowded
 python -m benchmarks.sweep_time --memory --samples 1000 --evaluations crowded=runs/crowded
