@@ -84,13 +84,14 @@ class HeldOut:
 
     dial: SyntheticConfig
     every: int = 1
+    seed: int = HELD_OUT_SEED
 
     def blocks(self, model: Any, count: int) -> list[list[Clip]]:
         """The model's detections, in BLOCKS parts."""
         low, high = self.dial.length
         # As long as the others once frames are left out.
         drawn = dataclasses.replace(self.dial, length=(low * self.every, high * self.every))
-        videos = (make_video(drawn, (HELD_OUT_SEED, i)) for i in range(count))
+        videos = (make_video(drawn, (self.seed, i)) for i in range(count))
         clips = [replay.detect(model, v, i + 1, self.every) for i, v in enumerate(videos)]
         return [clips[block::BLOCKS] for block in range(BLOCKS)]
 

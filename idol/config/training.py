@@ -77,6 +77,8 @@ class PairConfig:
     clip: int = beside(2, sampling=("released",))
     """Frames of a training sample. 2: a pair. More, for networks of clips: the frame, and the
     others drawn one by one from its neighbourhood, so that frames may come twice."""
+    distinct: bool = beside(False, sampling=("released",))
+    """A clip has no frame twice, where so many are within max_gap."""
     max_gap: int = 10
     """Largest distance in frames between the frame that is drawn and its partners."""
     pairs_per_video: int = beside(0, sampling=("stored",))
@@ -185,6 +187,14 @@ class LossConfig:
     """Contrastive loss, paper Eq. 4."""
     reid_aux: float = 3.0
     """Squared error of cosines, positives against sampled negatives (released code only)."""
+    contrast: Literal["reference", "memory"] = "reference"
+    """What an embedding is contrasted with. reference: the queries of the reference frame (paper
+    Eq. 4). memory: what a memory holds after the earlier frames of a clip, as it will be at
+    inference (consistent training, Ying et al. 2023); needs pairs.clip of 3 or more, and supervises
+    every frame."""
+    memory_noise: float = beside(0.0, contrast=("memory",))
+    """Probability with which another query enters an instance's memory in a frame where it is not
+    visible, so that training meets what errors of tracking do."""
     identity: float = 0.0
     """Cross-entropy of the "ID head" (ablation, Tables 6 and 7), which classifies the embeddings of
     both frames' matched queries by instance of the training set. 0: no head."""
@@ -198,7 +208,7 @@ class LossConfig:
     """Gamma of every focal loss."""
     negatives_per_positive: int = beside(10, reid_aux=Above(0))
     """Negatives sampled per positive in the auxiliary embedding loss."""
-    supervise_reference: bool = False
+    supervise_reference: bool = beside(False, contrast=("reference",))
     """Detection and mask losses on the reference frame too (released: key frame only)."""
     normaliser: Literal["local", "global"] = "local"
     """What losses are means over (matched queries, truths, tokens). local, as released: those of
@@ -207,7 +217,7 @@ class LossConfig:
     workers and any train.micro_batch, which then costs a second forward pass."""
 
     def __post_init__(self) -> None:
-        unit(self, "focal_alpha")
+        unit(self, "focal_alpha", "memory_noise")
         not_negative(self, "ce", "bbox", "giou", "mask", "dice", "reid", "reid_aux")
         not_negative(self, "identity", "dense", "no_object")
 

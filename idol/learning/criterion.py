@@ -93,26 +93,24 @@ class Criterion:
         normalisers: (D + 3,) what the sums are divided by, as `normalisers` gives; None: that of
                      these counts
         """
-        key, reference = found.pairs
         if normalisers is None:
             normalisers = self.normalisers(found.counts())
         *of_layers, contrasted, identified, tokens = normalisers.unbind()
         layers = self._detection(model, found)
         named = {f"loss_{name}": values[-1] / of_layers[-1] for name, values in layers.items()}
-        best, ratio = found.assignments[0].best[-1], self.config.losses.negatives_per_positive
-        reid, reid_aux = embedding_losses.contrast(
-            key, reference, best, found.chosen, ratio, rng, samples
-        )
+        ratio = self.config.losses.negatives_per_positive
+        reid, reid_aux = found.contrast.losses(ratio, rng, samples)
         named["loss_reid"], named["loss_reid_aux"] = reid / contrasted, reid_aux / contrasted
         if found.known:
             instances = self.config.model.num_identities
-            total = embedding_losses.classify_identities((key, reference), found.known, instances)
+            frames = list(found.outputs.values())
+            total = embedding_losses.classify_identities(frames, found.known, instances)
             named["loss_identity"] = total / identified
         if found.dense:
             named["loss_dense"] = self._dense(found) / tokens
         for layer, count in enumerate(of_layers[:-1]):
             named |= {f"loss_{name}_{layer}": v[layer] / count for name, v in layers.items()}
-        _require_finite(named, key, reference)
+        _require_finite(named, found.outputs)
         return named
 
     def normalisers(self, counts: Tensor) -> Tensor:
@@ -192,12 +190,12 @@ class Criterion:
         return torch.stack(total).sum()
 
 
-def _require_finite(named: Mapping[str, Tensor], key: Outputs, reference: Outputs) -> None:
+def _require_finite(named: Mapping[str, Tensor], outputs: Mapping[str, Outputs]) -> None:
     values = torch.stack([value.detach() for value in named.values()]).cpu()
     if values.isfinite().all():
         return
     bad = [name for name, v in zip(named, values, strict=True) if not v.isfinite()]
-    rows = {"key": _bad_rows(key), "reference": _bad_rows(reference)}
+    rows = {side: _bad_rows(some) for side, some in outputs.items()}
     where = "; ".join(f"{side} rows {found}" for side, found in rows.items() if found)
     raise FloatingPointError(
         f"every loss must be finite, but {', '.join(bad)} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -63,6 +64,31 @@ def contrast(
     return contrastive, losses.cosine_rows(cosines, positive, sample).sum()
 
 
+@dataclass(frozen=True, slots=True)
+class PairContrast:
+    """The decisions about the embeddings of B pairs; fields as of `contrast`."""
+
+    key: Outputs
+    reference: Outputs
+    best: Ints
+    chosen: ContrastiveSamples
+
+    @property
+    def count(self) -> int:
+        """Truths with a positive."""
+        return int(self.chosen.positives.any(-1).sum())
+
+    def losses(
+        self,
+        negatives_per_positive: int,
+        rng: random.Random | Sequence[random.Random],
+        samples: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """As `contrast`."""
+        ends = self.key, self.reference
+        return contrast(*ends, self.best, self.chosen, negatives_per_positive, rng, samples)
+
+
 def sample_negatives(
     positives: Bools,
     negatives: Bools,
@@ -97,7 +123,7 @@ def sample_negatives(
 
 
 def classify_identities(
-    frames: tuple[Outputs, Outputs], known: Sequence[Ints], num_identities: int
+    frames: Sequence[Outputs], known: Sequence[Ints], num_identities: int
 ) -> Tensor:
     """Cross-entropy of the "ID head", which classifies embeddings by instance (paper Sec. 4.5).
 

@@ -2,56 +2,70 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from idol.arrays import Ints
+from idol.arrays import Bools, Ints
 from idol.config import Config
-from idol.learning.assignment import (
-    Assignment,
-    ContrastiveSamples,
-    Truths,
-    assign_queries,
-    contrastive_samples,
-)
+from idol.learning.assignment import Assignment, Truths, assign_queries, contrastive_samples
+from idol.learning.consistent import MemoryContrast
+from idol.learning.embedding_losses import PairContrast
 from idol.learning.targets import PaddedTruths, pad, read_flags, to_device
-from idol.structures import Outputs, PairBatch
+from idol.structures import ClipBatch, Outputs, PairBatch
 
 Frames = tuple[Outputs, PaddedTruths]
 """B frames whose detections are supervised."""
 
 
+class Contrast(Protocol):
+    """What embeddings are contrasted with: PairContrast or MemoryContrast."""
+
+    @property
+    def count(self) -> int:
+        """Embeddings that the losses are sums over."""
+
+    def losses(
+        self,
+        negatives_per_positive: int,
+        rng: random.Random | Sequence[random.Random],
+        samples: Sequence[Sequence[int]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """loss_reid, loss_reid_aux: () each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """The decisions about one batch of B pairs.
+    """The decisions about one batch of B pairs, or of B frames of clips.
 
-    pairs:       outputs of the key and of the reference frames
+    outputs:     of the key and of the reference frames, or of the clips' frames, by these names
     frames:      those that are supervised: the key frames, then where configured the references
     assignments: (D, B) each, one per entry of frames
-    chosen:      (B, G, Q) on the reference frames
-    known:       (B, Q) of key and reference frames, the number of the instance that each query is
+    contrast:    the embeddings
+    known:       (B, Q) per entry of outputs, the number of the instance that each query is
                  assigned to in the last layer, -1 for none; () where no loss needs it
     dense:       per entry of frames (B, S, K) bool true classes of the encoder's tokens and (B, S)
                  bool, whether a token lies in the picture; () without that loss
     """
 
-    pairs: tuple[Outputs, Outputs]
+    outputs: dict[str, Outputs]
     frames: list[Frames]
     assignments: list[Assignment]
-    chosen: ContrastiveSamples
+    contrast: Contrast
     known: tuple[Ints, ...]
     dense: tuple[tuple[Tensor, Tensor], ...]
 
     def counts(self) -> Tensor:
-        """What the losses are means over: (D + 3,) int64 positives of each decoder layer, truths
-        with a contrastive positive, queries of known identity, tokens that show a truth."""
+        """What the losses are means over: (D + 3,) int64 positives of each decoder layer,
+        contrasted embeddings, queries of known identity, tokens that show a truth."""
         layers = sum(assignment.positive.sum((1, 2)) for assignment in self.assignments)
-        contrasted = self.chosen.positives.any(-1).sum()
+        contrasted = self.contrast.count
         identified = sum(int((numbers >= 0).sum()) for numbers in self.known)
         device = self.frames[0][0].logits.device
         host = to_device(np.append(layers, [contrasted, identified]).astype(np.int64), device)
@@ -94,9 +108,37 @@ def match(key: Outputs, reference: Outputs, batch: PairBatch, config: Config) ->
             rows.append(assign_queries(logits, boxes, truths, config.assignment).truth)
         numbers = flags.identities[:size], flags.identities[size:]
         known = tuple(_numbers(*side) for side in zip(rows, numbers, strict=True))
-    dense = config.model.dense_auxiliary
-    tokens = tuple(_token_classes(*some) for some in frames) if dense else ()
-    return Matches((key, reference), frames, assignments, chosen, known, tokens)
+    contrast = PairContrast(key, reference, assignments[0].best[-1], chosen)
+    outputs = {"key": key, "reference": reference}
+    return Matches(outputs, frames, assignments, contrast, known, _tokens(frames, config))
+
+
+@torch.no_grad()
+def match_clips(outputs: Outputs, batch: ClipBatch, config: Config) -> Matches:
+    """The same about B clips of T frames, all of which are supervised.
+
+    outputs: of the B · T frames, clip after clip
+    """
+    ((_, padding, targets),) = batch.sides()
+    flags = read_flags(targets)
+    frames = [(outputs, pad(targets, flags.present, padding))]
+    assignments = _assign(frames, config)
+    unmasked = pad(targets, flags.present, None)
+    chosen = contrastive_samples(outputs.logits[-1], outputs.refined, unmasked, config.assignment)
+    known: tuple[Ints, ...] = ()
+    if outputs.identity_head is not None or config.losses.identity > 0:
+        known = (_numbers(assignments[0].truth[-1], flags.identities),)
+    valid: Bools = unmasked.valid.cpu().numpy()
+    by_clip = valid.reshape(len(batch), -1, valid.shape[1])
+    noise = config.losses.memory_noise
+    contrast = MemoryContrast(outputs, assignments[0].best[-1], by_clip, chosen, noise)
+    tokens = _tokens(frames, config)
+    return Matches({"clip": outputs}, frames, assignments, contrast, known, tokens)
+
+
+def _tokens(frames: list[Frames], config: Config) -> tuple[tuple[Tensor, Tensor], ...]:
+    wanted = config.model.dense_auxiliary
+    return tuple(_token_classes(*some) for some in frames) if wanted else ()
 
 
 def _assign(frames: list[Frames], config: Config) -> list[Assignment]:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from idol.learning.criterion import Criterion, split
-from idol.learning.matching import Matches, match
+from idol.learning.matching import Matches, match, match_clips
 from idol.network.model import IDOL
-from idol.structures import Outputs, PairBatch
+from idol.structures import ClipBatch, Outputs, PairBatch
 
 
 class PairLoss(nn.Module):
-    """The network and its criterion as one module, PairBatch in, losses out.
+    """The network and its criterion as one module, PairBatch or ClipBatch in, losses out.
 
     Forward uses all parameters: DistributedDataParallel need not search for unused ones. There is
     no random state: the negatives of a pair depend on seed, step and its position in the batch of
@@ -36,9 +36,15 @@ class PairLoss(nn.Module):
         self.failure: str | None = None
 
     def forward(
-        self, batch: PairBatch, step: int = 0, first: int = 0, normalisers: Tensor | None = None
+        self,
+        batch: PairBatch | ClipBatch,
+        step: int = 0,
+        first: int = 0,
+        normalisers: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: B pairs → the weighted total (), and every unweighted loss by its name.
+
+        With losses.contrast "memory" the pairs are clips, here and below.
 
         step:        of the optimiser
         first:       position of the first pair in the batch of all workers
@@ -47,13 +53,13 @@ class PairLoss(nn.Module):
         Where numbers are not finite, `failure` says so, the total is NaN with a gradient of NaN for
         every parameter, and there are no losses: workers that wait for one another all learn of it.
         """
-        key, reference = self._outputs(batch, step, first)
-        criterion, found = self.criterion, self._match(key, reference, batch)
+        outputs = self._outputs(batch, step, first)
+        criterion, found = self.criterion, self._match(outputs, batch)
         if normalisers is None:
-            counts = self._nothing(key) if found is None else found.counts()
+            counts = self._nothing(outputs) if found is None else found.counts()
             normalisers = criterion.normalisers(counts)
         if found is not None:
-            count = len(batch.key_images)
+            count = len(batch)
             rngs = [
                 random.Random(f"negatives {self.seed} {step} {first + b}") for b in range(count)
             ]
@@ -66,23 +72,25 @@ class PairLoss(nn.Module):
         trained = [p.sum() for p in self.model.parameters() if p.requires_grad]
         return torch.nan * torch.stack(trained).sum(), {}
 
-    def counts(self, batch: PairBatch, step: int, first: int) -> Tensor:
+    def counts(self, batch: PairBatch | ClipBatch, step: int, first: int) -> Tensor:
         """What forward would divide the losses of these pairs by, (D + 3,), before it does."""
         # With gradients enabled, though none is wanted: without, other products are chosen, and a
         # query could be matched that the pass with gradients does not match.
         with torch.enable_grad():
-            key, reference = self._outputs(batch, step, first)
-        found = self._match(key, reference, batch)
-        return self._nothing(key) if found is None else found.counts()
+            outputs = self._outputs(batch, step, first)
+        found = self._match(outputs, batch)
+        return self._nothing(outputs) if found is None else found.counts()
 
     def normalisers(self, counts: Tensor) -> Tensor:
         """As Criterion.normalisers: counts (D + 3,) to (D + 3,)."""
         return self.criterion.normalisers(counts)
 
-    def _match(self, key: Outputs, reference: Outputs, batch: PairBatch) -> Matches | None:
-        self.failure = None
+    def _match(self, outputs: Outputs, batch: PairBatch | ClipBatch) -> Matches | None:
+        self.failure, config = None, self.model.config
         try:
-            return match(key, reference, batch, self.model.config)
+            if isinstance(batch, ClipBatch):
+                return match_clips(outputs, batch, config)
+            return match(*split(outputs, len(batch)), batch, config)
         except FloatingPointError as error:
             self.failure = str(error)
             return None
@@ -91,19 +99,20 @@ class PairLoss(nn.Module):
         size = len(outputs.logits) + 3
         return torch.zeros(size, dtype=torch.int64, device=outputs.logits.device)
 
-    def _outputs(self, batch: PairBatch, step: int, first: int) -> tuple[Outputs, Outputs]:
-        """The network's outputs of the key and of the reference frames."""
-        # One pass over all key and reference frames: the network treats images separately.
-        images = torch.cat([batch.key_images, batch.reference_images])
-        padding = torch.cat([batch.key_padding, batch.reference_padding])
+    def _outputs(self, batch: PairBatch | ClipBatch, step: int, first: int) -> Outputs:
+        """The network's outputs of all frames: the key frames, then the reference frames."""
+        # One pass: the network treats images separately.
+        sides = batch.sides()
+        images = torch.cat([side.images for side in sides])
+        padding = torch.cat([side.padding for side in sides])
         autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=self.autocast)
         with seeded(f"dropout {self.seed} {step} {first}", images.device), autocast:
-            outputs = self.model(images, padding)
+            outputs: Outputs = self.model(images, padding)
         if self.autocast:
             # The heads that the criterion calls run in float32 too: relative coordinates of masks
             # have up to four digits of pixels, and bfloat16 keeps two and a half.
             outputs = _in_float32(outputs)
-        return split(outputs, len(batch.key_images))
+        return outputs
 
 
 @contextmanager

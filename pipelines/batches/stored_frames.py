@@ -58,7 +58,11 @@ def draw(
         return [key] * config.clip
     reach = frames[key] + np.array([-config.max_gap, config.max_gap + 1])
     low, high = np.searchsorted(frames, reach)
-    others = rng.integers(low, high - 1, config.clip - 1)
+    count = config.clip - 1
+    if config.distinct and count < high - low:
+        others = rng.choice(np.arange(low, high - 1), count, replace=False)
+    else:
+        others = rng.integers(low, high - 1, count)
     chosen = [key, *(others + (others >= key)).tolist()]  # the frame itself is left out
     return sorted(chosen) if config.order == "released" else chosen
 

@@ -28,7 +28,7 @@ from pipelines.storage import claims, manifest, paths
 from pipelines.storage.layout import LOSSES, TRAIN
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
-from pipelines.training import checkpoints, loop, measures, seat
+from pipelines.training import checkpoints, loop, measures, networks, seat
 from pipelines.training.checkpoints import Report
 from pipelines.training.initial_model import Start, initial_model
 from pipelines.training.loop import START, Loop
@@ -226,10 +226,12 @@ def _fitted(sets: PairSets, config: Config, workers: Workers) -> Config:
     """The configuration for the pairs."""
     config = with_categories(with_pairs(config, sets), *sets.categories())
     for directory, made in zip(sets.directories, sets.configs(), strict=True):
-        if made.clip != 2 and config.model.method == "idol":
+        pairs = networks.takes_pairs(config)
+        if config.model.method == "idol" and pairs != (made.clip == 2):
+            wanted = "pairs of frames: pairs.clip=2" if pairs else "clips: pairs.clip of 3 or more"
             raise ValueError(
-                f"this network learns from pairs of frames, but {directory} was made with "
-                f"pairs.clip={made.clip}. Make it with pairs.clip=2."
+                f"losses.contrast={config.losses.contrast} learns from {wanted}, but {directory} "
+                f"was made with pairs.clip={made.clip}. Prepare it again."
             )
     part_of_batch(config.train.pairs_per_batch, 0, max(workers.most, 1))  # none has no pair
     return with_identities(config, sets)

@@ -38,7 +38,12 @@ def loss(config: Config) -> Callable[..., Any]:
 
 def batch(config: Config, clips: ClipBatch) -> PairBatch | ClipBatch:
     """What that loss takes. Raises: ValueError: clips are of another length than the network's."""
-    return clips.pairs() if config.model.method == "idol" else clips
+    return clips.pairs() if takes_pairs(config) else clips
+
+
+def takes_pairs(config: Config) -> bool:
+    """Whether the loss takes pairs of frames; else clips of pairs.clip frames."""
+    return config.model.method == "idol" and config.losses.contrast == "reference"
 
 
 def load(source: str | PathLike[str], preset: str | None = None) -> Network:

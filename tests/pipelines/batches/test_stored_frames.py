@@ -92,6 +92,17 @@ def test_a_clip_is_a_frame_and_others_at_most_max_gap_away(frames, gap, clip, or
         assert all(0 < abs(t - found[0]) <= gap for t in found[1:])
 
 
+def test_a_distinct_clip_has_no_frame_twice_where_there_are_enough():
+    config = PairConfig(max_gap=3, clip=4, distinct=True)
+    frames, rng = np.array([0, 1, 2, 9, 10, 11, 12, 13]), np.random.default_rng(0)
+    seen = [draw(frames, np.arange(8), config, rng) for _ in range(400)]
+    of_three = [found for found in seen if found[0] < 3]
+    others = [found for found in seen if found[0] >= 3]
+    assert all(set(found) <= {0, 1, 2} for found in of_three)  # three frames for a clip of four
+    assert all(len(set(found)) == 4 and found == sorted(found) for found in others)
+    assert set().union(*others) == {3, 4, 5, 6, 7}
+
+
 def test_frames_and_partners_are_uniform():
     config, rng = PairConfig(max_gap=2, order="any"), np.random.default_rng(0)
     frames, keys = np.arange(7), np.arange(7)

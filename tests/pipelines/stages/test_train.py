@@ -417,14 +417,42 @@ def test_more_workers_than_pairs_in_a_batch_are_refused(prepared, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_clips_of_more_than_two_frames_are_refused(prepared, tmp_path):
-    longer = tmp_path / "longer"
-    shutil.copytree(prepared, longer)
-    made = manifest.read(longer)
-    manifest.commit(replace(made, config={**made.config, "clip": 5}), longer)
-    with pytest.raises(ValueError, match=r"made with pairs\.clip=5. Make it with pairs\.clip=2"):
+@pytest.fixture
+def longer(prepared, tmp_path) -> Path:
+    """The same videos, as clips of four frames."""
+    folder = tmp_path / "longer"
+    shutil.copytree(prepared, folder)
+    made = manifest.read(folder)
+    manifest.commit(replace(made, config={**made.config, "clip": 4}), folder)
+    return folder
+
+
+def test_pairs_and_clips_are_for_the_signals_that_learn_from_them(prepared, longer, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"from pairs of frames: pairs\.clip=2, but .*clip=4\. Prepare"
+    ):
         train.run(longer, tmp_path / "a", quick(2), workers=ALONE)
+    memory = quick(2, "losses.contrast=memory")
+    with pytest.raises(
+        ValueError, match=r"from clips: pairs\.clip of 3 or more, but .*clip=2\. Pr"
+    ):
+        train.run(prepared, tmp_path / "a", memory, workers=ALONE)
     assert not (tmp_path / "a").exists()
+
+
+def test_consistent_training_goes_on_from_weights_of_pairs(longer, tmp_path):
+    shipped_as = f"model.num_queries={presets.tiny().model.num_queries}"
+    memory = quick(2, shipped_as, "losses.contrast=memory", "train.ema_decay=0")
+    train.run(longer, tmp_path / "a", memory, Start(weights="shipped", reset_classes=True), ALONE)
+    config, made = checkpoint.read(tmp_path / "a" / train.WEIGHTS)
+    shipped = checkpoint.read(checkpoint.shipped())[1]
+    assert config is not None
+    assert (config.pairs.clip, config.losses.contrast) == (4, "memory")
+    gaps = {
+        n: (v - shipped[n]).abs().max() for n, v in made.items() if n.startswith("embedding_head")
+    }
+    assert gaps
+    assert all(0 < gap < 0.01 for gap in gaps.values()), gaps
 
 
 def test_unprepared_pairs_and_a_foreign_output_are_refused(prepared, tmp_path):
