@@ -102,7 +102,7 @@ def held(job: int) -> tuple[float, float, float]:
     """MiB of the job's own process, of its largest trial, and of all processes below it."""
     there = processes.below(job)
     own = next((process.memory() for process in there if process.pid == job), 0.0)
-    trials = [process.memory() for process in there if "Trial" in process.title]
+    trials = [process.memory() for process in there if "Trainable" in process.title]
     return own, max(trials, default=0.0), sum(process.memory() for process in there)
 
 
