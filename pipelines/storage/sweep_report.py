@@ -47,7 +47,7 @@ class Trial(Configuration):
         In the order of the ledger, so that a page does not depend on where a trial came from.
         """
         found = {f.name: plain[f.name] for f in fields(cls) if f.name in plain}
-        ordered = {name: dict(sorted(found[name].items())) for name in ("values", "metrics")}
+        ordered = {name: dict(sorted(dict(found[name]).items())) for name in ("values", "metrics")}
         return cls(**{**found, **ordered})
 
 

@@ -89,7 +89,7 @@ class Proposals(Searcher):  # type: ignore[misc]
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Tell Optuna the value at a rung."""
         if self._optuna is not None and trial_id in self._keys:
-            self._optuna.on_trial_result(self._keys[trial_id], result)
+            self._optuna.on_trial_result(self._keys[trial_id], _named(result))
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -100,7 +100,8 @@ class Proposals(Searcher):  # type: ignore[misc]
         if result and result["budget"] < self._workload.rungs[-1]:
             self.on_trial_result(trial_id, result)
             result = None
-        self._optuna.on_trial_complete(self._keys[trial_id], result, error)
+        told = _named(result) if result else None
+        self._optuna.on_trial_complete(self._keys[trial_id], told, error)
 
     def set_search_properties(self, *unused: Any, **also: Any) -> bool:
         """Nothing: the space is given to the constructor."""
@@ -110,6 +111,11 @@ class Proposals(Searcher):  # type: ignore[misc]
         """Nothing: the ledger is what a sweep goes on from."""
 
     restore = save
+
+
+def _named(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A result of SweepTrial.step with its metrics as Optuna looks for them."""
+    return {**result, **{f"metrics/{name}": value for name, value in result.get("metrics", ())}}
 
 
 def _optuna(

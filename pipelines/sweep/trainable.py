@@ -61,7 +61,9 @@ class SweepTrial(tune.Trainable):  # type: ignore[misc]
         """Try it at the next rung."""
         trial = next(self._left)
         self._budget = trial.budget
-        return {**asdict(trial), "done": trial.budget == self._workload.rungs[-1]}
+        # Pairs: Tune keeps statistics of every number in a dict, 2 KB each, for every trial.
+        pairs = {"values": list(trial.values.items()), "metrics": list(trial.metrics.items())}
+        return {**asdict(trial), **pairs, "done": trial.budget == self._workload.rungs[-1]}
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """How far it is; what was trained so far lies in the folder of the configuration."""
@@ -139,7 +141,7 @@ class Table(tune.ProgressReporter):  # type: ignore[misc]
         stopped = sum(trial.is_finished() for trial in trials)
         lines = [f"{stopped} of {self._total} configurations tried; the best:"]
         for best in sorted(tried, key=lambda found: (-found["budget"], -found["value"]))[:_ROWS]:
-            values = without_section(best["values"]) or {"without": "the sweep"}
+            values = without_section(dict(best["values"])) or {"without": "the sweep"}
             text = " ".join(f"{key}={value}" for key, value in values.items())
             told = f"{self._metric} {100 * best['value']:.1f} on {best['budget']} {self._unit}"
             lines.append(f"  {told}, number {best['number']}: {text}")
