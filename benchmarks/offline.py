@@ -77,7 +77,7 @@ def prepared(source: Path, out: Path, arm: str, *, smoke: bool) -> Path:
 
 
 def steps_of(arm: str, made: Path, out: Path, minutes: float, *, smoke: bool) -> int:
-    """Optimiser steps of an arm in so many minutes, measured once and kept."""
+    """Optimiser steps of an arm in so many minutes of a processor, measured once and kept."""
     kept = out / "steps.json"
     known: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
     name = f"{arm} {minutes:g}"
@@ -96,9 +96,9 @@ def steps_of(arm: str, made: Path, out: Path, minutes: float, *, smoke: bool) ->
         with contextlib.closing(clips.batches()) as batches:
             for step in range(WARM_UP + TIMED):
                 if step == WARM_UP:
-                    began = time.monotonic()
+                    began = time.process_time()
                 trainer.step(networks.batch(config, next(batches)))
-        known[name] = max(1, round(60 * minutes * TIMED / (time.monotonic() - began)))
+        known[name] = max(1, round(60 * minutes * TIMED / (time.process_time() - began)))
         kept.write_text(json.dumps(known))
     return known[name]
 
@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/offline"))
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines, a finished row each")
-    parser.add_argument("--minutes", type=float, default=45, help="of training, for every arm")
+    parser.add_argument("--minutes", type=float, default=45, help="of training, on one core")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--sets", nargs="+", choices=list(DIALS), default=list(DIALS))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
