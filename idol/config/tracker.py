@@ -145,7 +145,6 @@ class TrackerConfig:
             memory_lifetime=30,
             keep_best=False,
             new_threshold=0.3,
-            first_threshold=0.3,
             new_overlap=0.1,
             mask_nms=0.35,
             prune_after=4,
