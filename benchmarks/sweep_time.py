@@ -92,7 +92,9 @@ def memory(options: argparse.Namespace) -> None:
             done = len(there.read_text().splitlines()) if there.exists() else 0
             if 10 * done // options.samples > shown:
                 shown = 10 * done // options.samples
-                cells = [f"{value:.0f}" for value in (time.time() - began, *held(job.pid))]
+                numbers = (time.time() - began, *held(job.pid))
+                # A trial's process may be between two: ended, or not yet named.
+                cells = [f"{value:.0f}" if value else "–" for value in numbers]
                 print(f"| {name} | {done} | {' | '.join(cells)} |", flush=True)
         if job.returncode:
             raise RuntimeError(f"jobs.sweep ended with {job.returncode}; see {options.out / 'log'}")
