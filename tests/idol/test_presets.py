@@ -144,7 +144,7 @@ def test_swin_l_has_the_released_sizes_and_freezes_nothing():
 
 def test_every_preset_is_known_by_its_name_and_differs_from_all_others():
     paper = {f"{name}_paper" for name in RELEASED}
-    assert set(presets.PRESETS) == {*RELEASED, *paper, *INSTANCE, "tiny"}
+    assert set(presets.PRESETS) == {*RELEASED, *paper, *INSTANCE, "tiny", "small"}
     made = [presets.by_name(name) for name in presets.PRESETS]
     assert [config.name for config in made] == list(presets.PRESETS)
     # 2019 and 2021 differ in their data only.
