@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| step | seconds |\n|---|---|")
     if not (options.root / "bin").exists():
         command = ["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm"]
-        row("debootstrap", lambda: subprocess.call([*command, str(options.root), options.mirror]))
+        command += [str(options.root), options.mirror]
+        row("debootstrap", lambda: subprocess.call(command, stdout=sys.stderr))
     with mounted(options.root, options.find_links):
         for command in _BASE:
             once(image, "base image", command)
