@@ -26,6 +26,7 @@ import torch
 
 import idol
 from benchmarks import machine
+from benchmarks.analysis import standalone
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED, TRAINING_SEED
 from idol import presets
 from idol.analysis import score_files
@@ -41,6 +42,7 @@ from idol.segmenter import OnlineSegmenter
 from idol.ytvis import truth
 from idol.ytvis.results import Entry
 from pipelines.batches import loader, pair_sets
+from pipelines.report import charts
 from pipelines.sources import annotations
 from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import VideoRecord
@@ -206,6 +208,30 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def figure(rows: Sequence[dict[str, Any]], kind: str) -> str:
+    """AP over the frames of a clip, means over seeds, as the paper's Figures 1 and 3: an SVG file.
+
+    Lines are clip oracles; dotted: predicted.
+    """
+    lengths = sorted({int(n) for row in rows for n in row["clip"]})
+    drawn = []
+    for place, arm in enumerate(ARMS):
+        mine = [row for row in rows if (row["set"], row["arm"]) == (kind, arm)]
+        if mine:
+            own = 100 * statistics.fmean(row["predicted"] for row in mine)
+            ends = [(0.0, own), (len(lengths) - 1.0, own)]
+            curve = [
+                (float(x), 100 * statistics.fmean(row["clip"][str(n)] for row in mine))
+                for x, n in enumerate(lengths)
+            ]
+            drawn.append(charts.Line(f"{arm}: predicted", ends, place, "dotted"))
+            drawn.append(charts.Line(f"{arm}: clip oracle", curve, place))
+    names = [str(n) for n in lengths]
+    title = f"AP over clip length, {kind} videos"
+    label = "frames in a clip"
+    return standalone(charts.lines(drawn, title, x_label=label, x_names=names, legend=True))
+
+
 def _cell(values: Sequence[float]) -> str:
     return f"{100 * statistics.fmean(values):.1f}" if values else "–"
 
@@ -229,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--held-out", type=int, default=30, help="test videos")
     parser.add_argument("--smoke", action="store_true", help="small frames and few queries")
     parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--figures", type=Path, help="folder that gets a curve of each set")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     print(machine.header(machine.command("benchmarks.offline")))
@@ -246,7 +273,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with options.rows.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
-    print(tables(stored(options.rows)))
+    found = stored(options.rows)
+    print(tables(found))
+    for kind in options.sets if options.figures else ():
+        (options.figures / f"offline-{kind}.svg").write_text(figure(found, kind))
 
 
 if __name__ == "__main__":
