@@ -146,7 +146,7 @@ def more_workers_than_pairs(tmp_path):
         (of_another_stage, "pairs holds 'evaluate' output, not 'prepare'.*jobs.prepare"),
         (of_other_classes, "in .*b and .*a: label 3 is 'moon' there and 'cross' here; 1 of 4"),
         (without_classes, r"_manifest\.json is damaged"),
-        (with_longer_clips, r"pairs was made with pairs\.clip=5\. Make it with pairs\.clip=2"),
+        (with_longer_clips, r"pairs was made with pairs\.clip=5\. Prepare it again"),
         (weights_of_a_wider_network, "weights.safetensors.*instead of"),
         (weights_of_another_backbone, "weights.safetensors.*instead of"),
         (weights_of_other_classes, "label 0 is 'bolt' there and 'star' here.*--reset-classes"),
