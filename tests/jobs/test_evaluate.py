@@ -64,7 +64,8 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("tracker", ["released", pytest.param("robust", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["released", "robust"])
 def test_a_stream_ends_with_the_bytes_of_evaluate(
     ray_local: None, walk: tuple[Path, Path], tmp_path: Path, tracker: str
 ) -> None:
