@@ -23,7 +23,7 @@ from idol.ytvis.results import Entry
 from idol.ytvis.truth import Truth
 from idol.ytvis.videos import Reject
 from pipelines import actors as actors_of
-from pipelines import cluster, gauges, preflight, resources
+from pipelines import cluster, gauges, preflight
 from pipelines.errors import ResourcesError, VideoError, carried, raise_carried
 from pipelines.sources import frames as frame_files
 from pipelines.sources.annotations import Dataset
@@ -169,9 +169,7 @@ def _segment(
     """Hand the missing videos to a pool of actors. arguments: of ClipActor."""
     network, videos = arguments[1] / _NETWORK, dataset.videos
     with cluster.session():
-        pool, share = detect.room(actors, gpu, len(todo))
-        instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
-        resources.require(pool.least, 1.0, share, instead=instead)
+        pool, share = detect.granted(actors, gpu, len(todo))
         first = frame_files.split(videos[todo[0]].frames[0])[0]
         preflight.check(arguments[1], [first], gpus=share, network=True)
         with paths.whole_file(network) as written:

@@ -245,9 +245,7 @@ def _detect(
     """
     network = arguments[1] / _NETWORK
     with cluster.session():
-        pool, share = room(actors, gpu, len(todo))
-        instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
-        resources.require(pool.least, 1.0, share, instead=instead)
+        pool, share = granted(actors, gpu, len(todo))
         frames = frame_files.split(shards[todo[0]][0].frames[0])[0]
         preflight.check(arguments[1], [frames], gpus=share, network=True)
         with paths.whole_file(network) as written:
@@ -279,6 +277,16 @@ def room(
         return pool, float(bool(gpu))
     share = min(1.0, gpus / pool.least)
     return pool, share if share == 1 else int(share * 100) / 100
+
+
+def granted(
+    actors: cluster.Pool | int | None, gpu: bool | None, shards: int
+) -> tuple[cluster.Pool, float]:
+    """As room. Raises: ResourcesError: the cluster has not so many CPUs and GPUs."""
+    pool, share = room(actors, gpu, shards)
+    instead = "--device cpu, or fewer --actors" if share else "fewer --actors"
+    resources.require(pool.least, 1.0, share, instead=instead)
+    return pool, share
 
 
 def claim(config: Config) -> dict[str, Any]:

@@ -133,6 +133,10 @@ def run(
         return output.finished
     with contextlib.ExitStack() as stack:
         opened = None
+        if gpu and not cluster.own():
+            # Said at once: to open a log takes seconds.
+            stack.enter_context(cluster.session())
+            detect.granted(actors, gpu, len(dataset.videos))
         if log:
             # Before the work, so that a log that cannot be opened is found at once.
             run_of = experiment_log.run(log_to or out, f"evaluate {out.name}", claimed)
