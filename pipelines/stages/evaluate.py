@@ -133,8 +133,7 @@ def run(
         return output.finished
     with contextlib.ExitStack() as stack:
         opened = None
-        if gpu and not cluster.own():
-            # Said at once: to open a log takes seconds.
+        if gpu and not cluster.own():  # said at once: to open a log takes seconds
             stack.enter_context(cluster.session())
             detect.granted(actors, gpu, len(dataset.videos))
         if log:
@@ -142,9 +141,8 @@ def run(
             run_of = experiment_log.run(log_to or out, f"evaluate {out.name}", claimed)
             opened = stack.enter_context(run_of)
         if isinstance(model, IDOL):
-            tracked = _detect_and_track(
-                dataset, model, out, config, actors, gpu, overwrite, reject_limit
-            )
+            how = (actors, gpu, overwrite, reject_limit)
+            tracked = _detect_and_track(dataset, model, out, config, *how)
             report = _report(request, dataset, truth, config, out)
         else:
             tracked = clip_results.run(
