@@ -116,6 +116,10 @@ def table(all_rows: Sequence[dict[str, Any]], of: str) -> Iterator[str]:
     """Means over seeds and blocks; gaps to `pairs` on the same seeds and blocks with intervals."""
     mine = [row for row in all_rows if row["of"] == of]
     names = (*TRACKERS, replay.TRUE_IDENTITIES)
+    of_dial = {
+        dial: [{**row, "set": dial, "scores": row["scores"][dial]} for row in mine]
+        for dial in DIALS
+    }
     head = [f"{dial}, {name}" for dial in DIALS for name in names]
     yield line(["training", "seeds", *head, *(f"{dial}, robust: AP − pairs" for dial in DIALS)])
     yield "|---" * (len(head) + 4) + "|"
@@ -124,14 +128,12 @@ def table(all_rows: Sequence[dict[str, Any]], of: str) -> Iterator[str]:
         if not there:
             continue
         cells = []
-        for dial in DIALS:
-            flat = [{**row, "set": dial, "scores": row["scores"][dial]} for row in mine]
+        for dial, flat in of_dial.items():
             for name in names:
                 ap, idf1 = (values(flat, dial, arm, name, m).mean() for m in ("AP", "IDF1"))
                 cells.append(f"{ap:.1f} ({idf1:.1f})")
         gaps = []
-        for dial in DIALS:
-            flat = [{**row, "set": dial, "scores": row["scores"][dial]} for row in mine]
+        for dial, flat in of_dial.items():
             ends = (values(flat, dial, one, "robust") for one in (arm, "pairs"))
             gaps.append("–" if arm in ("shipped", "pairs") else gap(*ends))
         yield line([arm, str(len(there)), *cells, *gaps])

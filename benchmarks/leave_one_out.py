@@ -22,16 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import machine, replay
-from benchmarks.ablation import stored
+from benchmarks import machine, recipe_steps, replay
+from benchmarks.ablation import real_clips, stored
 from benchmarks.real_clips import SETTINGS
 from benchmarks.replay import Clip
 from idol import presets
 from idol.config import Config, override
 from idol.weights import checkpoint
-from idol.ytvis import truth
 from pipelines.sources import annotations
-from pipelines.sources import frames as frame_files
 from pipelines.stages import pairs, train
 from pipelines.training.initial_model import Start
 from pipelines.training.workers import Workers
@@ -64,25 +62,16 @@ def divided(source: Path, out: Path) -> dict[str, tuple[Path, Path]]:
     """Of every source the annotations of all other clips, and of its own."""
     known = json.loads(source.read_text())
     of = {video["id"]: video["name"].partition("_")[0] for video in known["videos"]}
+    frames = source.resolve().parent / recipe_steps.FRAMES_FOLDER
     found = {}
     for name in sorted(set(of.values())):
-        files = []
-        for kind, mine in (("others", False), ("own", True)):
-            folder = out / name / kind
-            folder.mkdir(parents=True, exist_ok=True)
-            frames = folder / "JPEGImages"
-            if not frames.exists():
-                frames.symlink_to(source.resolve().parent / "JPEGImages")
-            part = {
-                **known,
-                "videos": [v for v in known["videos"] if (of[v["id"]] == name) == mine],
-                "annotations": [
-                    a for a in known["annotations"] if (of[a["video_id"]] == name) == mine
-                ],
-            }
-            files.append(folder / "instances.json")
-            files[-1].write_text(json.dumps(part))
-        found[name] = (files[0], files[1])
+        own = {video_id for video_id, one in of.items() if one == name}
+        parts = (("others", of.keys() - own), ("own", own))
+        others, mine = (
+            recipe_steps.write_part(out / name / kind, known, wanted, frames)
+            for kind, wanted in parts
+        )
+        found[name] = (others, mine)
     return found
 
 
@@ -97,7 +86,7 @@ def row_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         folder = options.out / name / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
         start = start_of(arm, options.backbone)
         weights = train.advance(made, folder, config, options.steps, start, Workers(count=0))
-        clips[name] = list(detected(checkpoint.load(Path(str(weights))), own))
+        clips[name] = list(real_clips(checkpoint.load(Path(str(weights))), own))
         print(f"{arm}, seed {seed}: without {name} is done", flush=True)
     every = [clip for part in clips.values() for clip in part]
     return {
@@ -109,14 +98,6 @@ def row_of(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
         "agnostic": scores([agnostic(clip) for clip in every]),
         "sources": {n: scores([agnostic(clip) for clip in part]) for n, part in clips.items()},
     }
-
-
-def detected(model: Any, labels: Path) -> Iterator[Clip]:
-    """The model's detections of the clips of a file."""
-    known = truth.read(labels)
-    for video in annotations.read(str(labels)).videos:
-        shown = frame_files.read_many(video.frames, video_id=video.video_id, size=video.size)
-        yield replay.detect_frames(model, shown, known.videos[video.video_id])
 
 
 def agnostic(clip: Clip) -> Clip:

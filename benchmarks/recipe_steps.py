@@ -101,22 +101,23 @@ def real(out: Path, source: Path) -> Data:
     frames = source.resolve().parent / FRAMES_FOLDER
     held_out = {video["id"] for video in known["videos"][::4]}
     files = {}
-    for name, wanted in (("videos", False), ("held-out", True)):
-        folder = out / name
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / FRAMES_FOLDER).exists():
-            (folder / FRAMES_FOLDER).symlink_to(frames)
-        files[name] = folder / "instances.json"
-        part = {
-            **known,
-            "videos": [v for v in known["videos"] if (v["id"] in held_out) == wanted],
-            "annotations": [
-                a for a in known["annotations"] if (a["video_id"] in held_out) == wanted
-            ],
-        }
-        files[name].write_text(json.dumps(part))
+    others = {video["id"] for video in known["videos"]} - held_out
+    for name, wanted in (("videos", others), ("held-out", held_out)):
+        files[name] = write_part(out / name, known, wanted, frames)
     stills = as_images(files["videos"])
     return Data(stills=stills, videos=files["videos"], held_out=files["held-out"])
+
+
+def write_part(folder: Path, known: dict[str, Any], wanted: set[int], frames: Path) -> Path:
+    """The annotation file of these videos in a folder, beside a link to the frames of all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / FRAMES_FOLDER).exists():
+        (folder / FRAMES_FOLDER).symlink_to(frames)
+    path = folder / "instances.json"
+    videos = [video for video in known["videos"] if video["id"] in wanted]
+    tracks = [track for track in known["annotations"] if track["video_id"] in wanted]
+    path.write_text(json.dumps({**known, "videos": videos, "annotations": tracks}))
+    return path
 
 
 def as_images(source: Path) -> Path:

@@ -2,9 +2,9 @@
 
 python -m benchmarks.training_sweep --out runs/training-sweep
 
-Crowded synthetic videos. The sweep chooses on other videos than the last table scores, and that
-table trains both anew with other seeds. Every step is a job that can be run by hand; interrupted,
-the same command goes on where it stopped.
+Crowded synthetic videos. The sweep chooses on other videos than the last table scores. For that
+table, default and best are trained again with other seeds. Every step is a job that can be run by
+hand; interrupted, the same command goes on where it stopped.
 """
 
 from __future__ import annotations
