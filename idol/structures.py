@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # detections of an exported network are tracked without torch
+    import torch
+    from torch import Tensor
 
 
 def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
@@ -27,6 +28,10 @@ def check_shape(name: str, tensor: Tensor, *shape: int | str) -> None:
         raise ValueError(f"{name} must have shape ({wanted}), got {tuple(tensor.shape)}")
 
 
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape")
+
+
 class _Shapes:
     """Mixin: a repr that prints shapes instead of numbers, and `.to(device)`."""
 
@@ -36,7 +41,7 @@ class _Shapes:
         parts = []
         for f in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
-            if isinstance(value, Tensor):
+            if _is_array(value):
                 value = f"{str(value.dtype).removeprefix('torch.')}{tuple(value.shape)}"
             elif isinstance(value, tuple | list) and len(value) > 4:
                 value = f"<{len(value)} items>"
@@ -47,7 +52,7 @@ class _Shapes:
         """A copy with every tensor on device."""
 
         def move(value: Any) -> Any:
-            if isinstance(value, Tensor | _Shapes):
+            if isinstance(value, _Shapes) or _is_array(value):
                 return value.to(device)
             if isinstance(value, list):
                 return [move(v) for v in value]
@@ -78,7 +83,7 @@ class Targets(_Shapes):
     def __post_init__(self) -> None:
         count = len(self.labels)
         if self.identities is None:
-            object.__setattr__(self, "identities", torch.full_like(self.labels, -1))
+            object.__setattr__(self, "identities", -self.labels.new_ones(self.labels.shape))
         check_shape("labels", self.labels, "G")
         check_shape("boxes", self.boxes, count, 4)
         check_shape("masks", self.masks, count, "H", "W")
@@ -234,6 +239,8 @@ class Outputs(_Shapes):
 @dataclass(frozen=True, slots=True, repr=False)
 class FrameDetections(_Shapes):
     """The detections of a frame (door 4). Rows in descending score.
+
+    Of an exported network (idol.detection.exported) they are numpy arrays instead of tensors.
 
     frame_index:  position in the video, from 0
     scores:       (N,)   best class score

@@ -1,4 +1,4 @@
-"""Export the network of one frame to ONNX or to an AOTInductor package, and check what was written.
+"""Export a frame's path to ONNX or to an AOTInductor package, and check what was written.
 
 python -m jobs.export --weights runs/train/checkpoint.safetensors --out network.onnx --frame a.jpg
 """
@@ -9,14 +9,17 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from jobs.options import command, places
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
+    from idol.config import Config
+    from idol.network.model import IDOL
     from idol.weights import export
 
 _TOLERANCE = 1e-3  # of each output, relative to its largest value
@@ -24,29 +27,33 @@ _TOLERANCE = 1e-3  # of each output, relative to its largest value
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Export the network of one frame: images in; class logits, boxes, embeddings and the masks of
-    the best queries out (export.PerFrame has the shapes). Association is not part of it.
+    """Export what happens to a frame before association: resize, network, selection, masks.
 
-    What was written is run on a frame (by onnxruntime, or by torch) and compared with the network
-    before this ends. The last line of stdout is one JSON object: the path, the input's size, the
+    Frames in, detections out, for programs without torch (idol.detection.exported reads them, and
+    examples/onnx_tracking.py tracks a video with them); with --part network normalised images in,
+    class logits, boxes, embeddings and mask logits out (export.PerFrame has the shapes). What was
+    written is run on a frame (by onnxruntime, or by torch) and compared with the network before
+    this ends. The last line of stdout is one JSON object: the path, the input's size, the
     largest difference of each output, seconds.
     """
 
     weights: command.Weights
     out: Annotated[Path, places.NETWORK]
     """File to write: .onnx, or .pt2 for an AOTInductor package."""
+    part: Literal["frame", "network"] = "frame"
+    """frame: all of it. network: without resizing, selection and masks of the frame's size."""
     preset: str | None = None
     """Configuration of a released .pth, which carries none."""
     set: command.Repeated = ()
     """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; for example
     transforms.test_short_side=360."""
     frame: str | None = None
-    """An image: its size decides the input's (resized as at inference, padded to multiples of 32),
-    and the exported network is checked on it. Default: a drawn frame of 360x640."""
+    """An image: its size is that of the frames, and what is exported is checked on it. Default: a
+    drawn frame of 360x640."""
     batch: int = 1
     """Images of one pass; an exported network takes exactly as many."""
     masks: int = 20
-    """Queries whose masks are made, those with the best scores."""
+    """Detections of a frame at most, those with the best scores."""
     fold: bool = True
     """Make frozen norms part of the convolutions: faster, equal up to rounding."""
     overwrite: bool = False
@@ -56,7 +63,6 @@ class Export:
 def _export(job: Export) -> dict[str, object]:
     import torch
 
-    from idol.images.transforms import collate_images, normalise
     from idol.weights import checkpoint, export
     from pipelines import configuration
 
@@ -64,17 +70,15 @@ def _export(job: Export) -> dict[str, object]:
     form = _form(job)
     model = checkpoint.load(job.weights, preset=job.preset)
     config = configuration.changed(model.config, job.set, None)
-    image = normalise(_frame(job), config.transforms)
-    images, _ = collate_images([image] * job.batch, config.transforms.size_divisor)
+    frame = _frame(job)
     if job.fold:
         model.fold()
-    (height, width), shown = images.shape[2:], (image.shape[1], image.shape[2])
-    network = export.PerFrame(model, (height, width), shown, job.batch, job.masks).eval()
+    network, given = _network(model, frame, job, config)
     export.write(network, job.out, form)
     with torch.inference_mode():
-        right = list(network(images))
+        right = list(network(given))
     try:
-        found = export.differences(export.run(job.out, form, images), right)
+        found = export.differences(network, export.run(job.out, form, given), right)
     except ImportError as error:
         raise ValueError(
             f"{job.out} was written but not checked: {error}. pip install 'idol-vis[export]'"
@@ -82,8 +86,8 @@ def _export(job: Export) -> dict[str, object]:
     # Queries of equal score may change places; a few are no fault, most of them are.
     worst = max(value for name, value in found.items() if name != "queries")
     line = {
-        "out": str(job.out), "format": form, "input": list(images.shape), "shown": list(shown),
-        "differences": found, "bytes": job.out.stat().st_size,
+        "out": str(job.out), "format": form, "part": job.part, "input": list(given.shape),
+        "shown": list(network.shown), "differences": found, "bytes": job.out.stat().st_size,
         "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip
     if worst > _TOLERANCE or found["queries"] > 0.5:
@@ -93,6 +97,25 @@ def _export(job: Export) -> dict[str, object]:
             f"{'onnxruntime' if form == 'onnx' else 'the compiler'}."
         )
     return line
+
+
+def _network(
+    model: IDOL, frame: NDArray[np.uint8], job: Export, config: Config
+) -> tuple[export.PerFrame | export.WholeFrame, Tensor]:
+    """What is exported, and the frame as its input."""
+    import torch
+
+    from idol.images.transforms import collate_images, normalise
+    from idol.weights import export
+
+    if job.part == "frame":
+        size = (frame.shape[0], frame.shape[1])
+        whole = export.WholeFrame(model, size, job.batch, job.masks, config).eval()
+        return whole, torch.from_numpy(frame).expand(job.batch, *frame.shape).contiguous()
+    image = normalise(frame, config.transforms)
+    images, _ = collate_images([image] * job.batch, config.transforms.size_divisor)
+    shown = (image.shape[1], image.shape[2])
+    return export.PerFrame(model, shown, job.batch, job.masks).eval(), images
 
 
 def _form(job: Export) -> export.Format:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,14 @@ from idol.arrays import Floats32
 from idol.config import Config, Speed
 from idol.detection.gpu_masks import from_logits, to_host
 from idol.detection.postprocess import detections, frame_detections, select_queries
-from idol.images.transforms import MEAN, STD, collate_images, inference_size, normalise
+from idol.images.transforms import (
+    MEAN,
+    MEAN_BGR,
+    STD,
+    collate_images,
+    inference_size,
+    normalise,
+)
 from idol.network.fast import FastNetwork, Found
 from idol.network.model import IDOL
 from idol.structures import FrameDetections
@@ -126,14 +134,16 @@ class Detector:
 
     def _images(self, frames: Sequence[Prepared]) -> Tensor:
         """(B, 3, H, W) on the device, normalised and padded."""
-        divisor = self.config.transforms.size_divisor
+        transforms = self.config.transforms
+        divisor = transforms.size_divisor
         if not self._on_device:
             return collate_images([frame.pixels for frame in frames], divisor)[0].to(self.device)
         shape = (len(frames), *frames[0].pixels.shape)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         for place, frame in zip(pixels, frames, strict=True):
             place.copy_(frame.pixels)
-        return on_device(pixels.to(self.device, non_blocking=True), frames[0].input_size, divisor)
+        uploaded = pixels.to(self.device, non_blocking=True)
+        return on_device(uploaded, frames[0].input_size, divisor, transforms.pixels)
 
     @torch.inference_mode()
     def _finish(
@@ -242,23 +252,27 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @functools.lru_cache(maxsize=16)
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the pixels, (3, 1, 1) each."""
-    mean, std = (torch.from_numpy(v)[:, None, None].to(device) for v in (MEAN, STD))
+def statistics(device: torch.device, order: Literal["rgb", "bgr"]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels in this order, (3, 1, 1) each."""
+    values = (MEAN, STD) if order == "rgb" else (MEAN_BGR, np.ones_like(STD))
+    mean, std = (torch.from_numpy(v)[:, None, None].to(device) for v in values)
     return mean, std
 
 
-def on_device(pixels: Tensor, input_size: tuple[int, int], divisor: int) -> Tensor:
+def on_device(
+    pixels: Tensor, input_size: tuple[int, int], divisor: int, order: Literal["rgb", "bgr"]
+) -> Tensor:
     """Resize, normalise and pad on the device of pixels; differs from normalise by at most 1/255.
 
-    pixels:     (B, H, W, 3) uint8
+    pixels:     (B, H, W, 3) uint8 RGB
     input_size: (h, w)
+    order:      transforms.pixels
     returns:    (B, 3, H', W') float32, H' and W' multiples of divisor, zero where padded
     """
-    images = pixels.permute(0, 3, 1, 2).float()
+    images = (pixels if order == "rgb" else pixels.flip(3)).permute(0, 3, 1, 2).float()
     if images.shape[2:] != input_size:
         images = F.interpolate(images, input_size, mode="bilinear", antialias=True)
         images = images.round_().clamp_(0, 255)
-    mean, std = _statistics(pixels.device)
+    mean, std = statistics(pixels.device, order)
     height, width = (-(-side // divisor) * divisor for side in input_size)
     return F.pad((images - mean) / std, (0, width - input_size[1], 0, height - input_size[0]))

@@ -21,7 +21,7 @@ MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 """ImageNet mean of RGB in 0..255 (specification 1.1)."""
 STD = np.array([58.395, 57.12, 57.375], np.float32)
 """ImageNet standard deviation."""
-_MEAN_BGR = np.array([103.53, 116.28, 123.675], np.float32)  # the same mean; deviation 1
+MEAN_BGR = np.array([103.53, 116.28, 123.675], np.float32)  # the same mean; deviation 1
 _SMALLEST_SIDE = 1e-5  # of a box in pixels, as released
 
 Image = npt.NDArray[np.uint8]
@@ -136,7 +136,7 @@ def _to_tensor(image: Image, pixels: Literal["rgb", "bgr"]) -> Tensor:
     for channel, plane in enumerate(planes):
         if pixels == "bgr":
             plane[:] = image[:, :, 2 - channel]
-            plane -= _MEAN_BGR[channel]
+            plane -= MEAN_BGR[channel]
             continue
         plane[:] = image[:, :, channel]
         plane -= MEAN[channel]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from idol.masks.greedy import greedy
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -85,24 +86,3 @@ def nms(
     corners = torch.from_numpy(boxes)
     iou = box_iou(corners, corners).numpy()  # NaN for boxes without an area: suppresses nothing
     return greedy((iou > threshold) & (labels[:, None] == labels[None]))
-
-
-def greedy(conflict: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Of rows in descending score those that no kept row before them conflicts with.
-
-    conflict: (N, N) whether two rows are too much alike; symmetric, its diagonal does not count
-    returns:  (n,) kept rows, ascending
-    """
-    later = conflict & _above_diagonal(len(conflict))
-    alive = np.ones(len(conflict), np.bool_)
-    for i in np.flatnonzero(later.any(axis=1)):
-        if alive[i]:
-            alive &= ~later[i]
-    return np.flatnonzero(alive)
-
-
-@functools.lru_cache(maxsize=64)  # a tracker asks for the same few sizes in every frame
-def _above_diagonal(size: int) -> npt.NDArray[np.bool_]:
-    above = np.triu(np.ones((size, size), np.bool_), k=1)
-    above.setflags(write=False)
-    return above

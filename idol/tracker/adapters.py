@@ -12,7 +12,7 @@ import numpy as np
 
 from idol.arrays import Ints
 from idol.config import TrackerConfig
-from idol.masks.boxes import greedy
+from idol.masks.greedy import greedy
 from idol.structures import FrameDetections
 
 

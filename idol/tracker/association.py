@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy
-import torch
-from torch import Tensor
 
-from idol.arrays import Floats, Floats32, Ints
+from idol.arrays import HAS_TORCH, Floats, Floats32, Ints
 from idol.config import TrackerConfig
 from idol.tracker.memory_bank import FrameArrays, MemoryBank
 
@@ -114,12 +112,10 @@ def _hungarian(ranking: Similarity, bar: Similarity) -> Ints:
     return matches
 
 
-def _products(embeddings: Floats32, memory: Floats32) -> Tensor:
+def _products(embeddings: Floats32, memory: Floats32) -> Floats32:
     """d_i · ê_j, (n, C), (M, C) → (n, M)."""
-    # torch, not numpy, for product and softmax: a released decision can depend on the last bit
-    # (with one instance in memory, f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up).
-    products = torch.mm(torch.from_numpy(embeddings), torch.from_numpy(memory).T)
-    finite = np.isfinite(products.numpy())
+    products: Floats32 = _matmul(embeddings, memory)
+    finite = np.isfinite(products)
     if np.count_nonzero(finite) < finite.size:
         raise ValueError(
             "products of embeddings overflow float32: their largest entry is "
@@ -129,36 +125,56 @@ def _products(embeddings: Floats32, memory: Floats32) -> Tensor:
     return products
 
 
-def _paper(products: Tensor, existence: Ints) -> Similarity:
+def _matmul(a: Similarity, b: Similarity) -> Any:
+    """(n, C), (M, C) of one type → (n, M)."""
+    # torch, not numpy, for products and softmax: a released decision can depend on the last bit
+    # (with one instance in memory, f = (1 + p) / 2 passes 0.5 only if 1 + p rounds up), and the
+    # caller can limit torch's threads, but not those of numpy's BLAS. Without torch that bit may
+    # differ.
+    if not HAS_TORCH:
+        return a @ b.T
+    import torch
+
+    return torch.mm(torch.from_numpy(a), torch.from_numpy(b).T).numpy()
+
+
+def _softmax(a: Similarity, axis: int) -> Any:
+    if not HAS_TORCH:
+        return scipy.special.softmax(a, axis=axis)
+    import torch
+
+    return torch.from_numpy(a).softmax(dim=axis).numpy()
+
+
+def _paper(products: Floats32, existence: Ints) -> Similarity:
     """Eq. 6: products (n, M); existence (M,) is σ_j, the frames since j entered the memory."""
-    exact = products.double()
-    sigma = torch.from_numpy(existence).double()
+    exact = products.astype(np.float64)
     # (e^F + σ) / Σ(e^F + σ), both sides divided by e^s with s = max(F, 0): all exponents are <= 0
     # and one term is >= 1, so there is neither overflow nor a sum of 0.
-    scale = exact.amax(dim=1, keepdim=True).clamp(min=0)
-    terms = (exact - scale).exp() + sigma * (-scale).exp()
-    over_memory = terms / terms.sum(dim=1, keepdim=True)
-    likely: Similarity = ((over_memory + exact.softmax(dim=0)) / 2).numpy()
+    scale = np.maximum(exact.max(axis=1, keepdims=True), 0)
+    terms = np.exp(exact - scale) + existence * np.exp(-scale)
+    over_memory = terms / terms.sum(axis=1, keepdims=True)
+    likely: Similarity = (over_memory + _softmax(exact, 0)) / 2
     return likely
 
 
-def _bi_softmax(products: Tensor) -> Floats32:
+def _bi_softmax(products: Floats32) -> Floats32:
     """Mean of the softmax over memory and the softmax over detections, (n, M) → (n, M)."""
-    likely: Floats32 = products.softmax(dim=1).numpy()
-    likely += products.softmax(dim=0).numpy()
+    likely: Floats32 = _softmax(products, 1)
+    likely += _softmax(products, 0)
     likely /= np.float32(2)
     return likely
 
 
 def _multi_cue(
-    products: Tensor, now: FrameArrays, memory: MemoryBank, config: TrackerConfig
+    products: Floats32, now: FrameArrays, memory: MemoryBank, config: TrackerConfig
 ) -> tuple[Similarity, Similarity]:
     """MaskTrack R-CNN (ICCV 2019), Eq. 1 and 3: log p + α log s + β IoU + γ [same class].
 
     p is the softmax of the products (n, M) over the M instances and "new", whose logit is 0 and
     whose class always agrees. The threshold is the value of "new": (n, M) and (n, 1).
     """
-    logits = np.concatenate([np.zeros((len(now), 1)), products.numpy()], axis=1)
+    logits = np.concatenate([np.zeros((len(now), 1)), products], axis=1)
     logits -= logits.max(axis=1, keepdims=True)
     values = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     # The same for all instances: it decides between detections only. A score of 0 must not give
@@ -184,16 +200,15 @@ def _box_iou(boxes: Floats32, others: Floats32) -> Floats:
 
 def _cosines(a: Floats32, *others: Floats32) -> list[Floats32]:
     """(n, C) and any number of (M, C) → as many (n, M); 0 with an embedding of length 0."""
-    # torch, not numpy: the caller can limit torch's threads, but not those of numpy's BLAS.
-    exact = torch.from_numpy(a).double()
-    lengths = torch.linalg.vector_norm(exact, dim=1)[:, None]
+    exact = a.astype(np.float64)
+    lengths = np.linalg.norm(exact, axis=1)[:, None]
     found: list[Floats32] = []
     for other in others:
-        there = torch.from_numpy(other).double()
-        products = torch.mm(exact, there.T)
+        there = other.astype(np.float64)
+        products = _matmul(exact, there)
         # In float64, products of float32 lengths are either 0 or far above 1e-300.
-        products /= (lengths * torch.linalg.vector_norm(there, dim=1)).clamp_min_(1e-300)
-        found.append(products.float().numpy())
+        products /= np.maximum(lengths * np.linalg.norm(there, axis=1), 1e-300)
+        found.append(products.astype(np.float32))
     return found
 
 

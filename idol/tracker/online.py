@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from idol.arrays import Bools, Floats32, Ints
+from idol.arrays import Bools, Floats32, Ints, host, tensor
 from idol.config import TrackerConfig
-from idol.masks.boxes import greedy
+from idol.masks.greedy import greedy
 from idol.structures import FrameDetections, Track
 from idol.tracker import association
 from idol.tracker.memory_bank import FrameArrays, MemoryBank
 from idol.tracker.plugin import PlugIn
 from idol.tracker.tracks import AssembledTrack, TrackAssembler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Tracker", "TrackerConfig", "admitted", "start", "track_video"]
 
@@ -51,12 +53,13 @@ class Tracker:
         Raises: ValueError: frames out of order or repeated, numbers that are not finite, scores
             outside [0, 1], another embedding size. The tracker is unchanged.
         """
-        ids = self._associate(_arrays(frame), _numpy(frame.overlaps), frame.frame_index)
-        return torch.from_numpy(ids).to(frame.scores.device)
+        ids = self._associate(_arrays(frame), host(frame.overlaps), frame.frame_index)
+        found: Tensor = tensor(ids, frame.scores.device)
+        return found
 
     def follow(self, frame: FrameDetections) -> tuple[list[int], list[int]]:
         """As `update`, of the `admitted` rows only: these n rows, and their track ids."""
-        now, overlaps = _arrays(frame), _numpy(frame.overlaps)
+        now, overlaps = _arrays(frame), host(frame.overlaps)
         rows = admitted(frame, self.config)
         count = len(rows)
         if count < len(now):
@@ -180,7 +183,7 @@ def _apart(born: Ints, matched: Bools, overlaps: Floats32, rows: Ints | None, mo
 def admitted(frame: FrameDetections, config: TrackerConfig) -> Ints:
     """The rows (n,) of a frame that enter the tracker (specification 4.2): those above
     score_threshold; if there are none and keep_best is set, the best row."""
-    scores = _numpy(frame.scores)
+    scores = host(frame.scores)
     rows: Ints = (scores > np.float32(config.score_threshold)).nonzero()[0]
     if len(rows) == 0 and config.keep_best and len(scores):
         return np.array([scores.argmax()])
@@ -213,9 +216,4 @@ def track_video(frames: Iterable[FrameDetections], config: TrackerConfig) -> lis
 def _arrays(frame: FrameDetections) -> FrameArrays:
     """The arrays of a frame, on the host; views of its memory if it is there."""
     tensors = frame.scores, frame.embeddings, frame.boxes, frame.class_scores
-    return FrameArrays(*map(_numpy, tensors))
-
-
-def _numpy(tensor: Tensor) -> Floats32:
-    array: Floats32 = tensor.float().numpy(force=True)
-    return array
+    return FrameArrays(*map(host, tensors))

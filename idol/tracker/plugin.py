@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from idol.arrays import Ints
 from idol.config import TrackerConfig
@@ -70,7 +69,7 @@ class PlugIn:
         rows = self._admitted(frame, self.config)
         part = frame if len(rows) == len(frame) else _rows(frame, rows)
         given = self._tracker.update(part)
-        array = given.numpy(force=True) if isinstance(given, Tensor) else np.asarray(given)
+        array = given.numpy(force=True) if hasattr(given, "numpy") else np.asarray(given)
         if array.shape != (len(rows),) or (array.size and array.dtype.kind not in "iu"):
             raise ValueError(
                 f"{self.config.plugin} must give a whole number for each of {len(rows)} rows of "

@@ -6,9 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from idol.arrays import Floats
+from idol.arrays import Floats, host, tensor
 from idol.config import TrackerConfig
 from idol.structures import FrameDetections, Track
 
@@ -79,7 +78,7 @@ class TrackAssembler:
                 f"{twice[:10]} several"
             )
         self._clock += 1
-        class_scores = frame.class_scores.detach().to("cpu", torch.float32).numpy()
+        class_scores = host(frame.class_scores)
         for track_id, row in zip(track_ids, rows, strict=True):
             if track_id < 0:
                 continue
@@ -130,5 +129,5 @@ class _History:
 
     def close(self, track_id: int) -> AssembledTrack:
         mean = (self.total / len(self.detections)).astype(np.float32)
-        track = Track(track_id, self.detections, torch.from_numpy(mean))
+        track = Track(track_id, self.detections, tensor(mean))
         return AssembledTrack(track, self.position, self.masks)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from idol.arrays import Ints
+from idol.arrays import Ints, host
 from idol.config import TrackerConfig
 from idol.files import whole_file
 from idol.masks import rle
@@ -49,14 +49,13 @@ def class_entries(tracks: Sequence[Track], config: TrackerConfig) -> list[ClassE
     """
     chosen = []
     for position, track in enumerate(tracks):
+        scores = host(track.class_scores)
         if config.multi_class:
-            labels = (track.class_scores > config.class_score_threshold).nonzero().flatten()
+            # Compared in float32: the threshold is rounded to the precision of the scores.
+            labels = np.flatnonzero(scores > np.float32(config.class_score_threshold)).tolist()
         else:
-            labels = track.class_scores.argmax().reshape(1)
-        chosen += [
-            ClassEntry(position, label, float(track.class_scores[label]))
-            for label in labels.tolist()
-        ]
+            labels = [int(scores.argmax())]
+        chosen += [ClassEntry(position, label, float(scores[label])) for label in labels]
     return chosen
 
 

@@ -163,16 +163,17 @@ def test_a_compiled_network_finds_the_same(model, monkeypatch):
         same(a, b, tolerance=1e-3)
 
 
-def test_pixels_prepared_on_the_device_are_those_of_the_host(model):
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_pixels_prepared_on_the_device_are_those_of_the_host(model, order):
     pictures = frames(2, size=(200, 310))
-    config = model.config.transforms
+    config = dataclasses.replace(model.config.transforms, pixels=order)
     prepared = Detector(model).prepare(pictures[0])
     stack = torch.from_numpy(np.stack(pictures))
-    got = on_device(stack, prepared.input_size, config.size_divisor)
+    got = on_device(stack, prepared.input_size, config.size_divisor, order)
     right = collate_images([normalise(p, config) for p in pictures], config.size_divisor)[0]
     assert got.shape == right.shape
-    # One step of 255 in units of the standard deviation.
-    assert (got - right).abs().max() <= 1.01 / 57
+    # One step of 255 in units of the standard deviation, which is 1 of BGR.
+    assert (got - right).abs().max() <= 1.01 / (57 if order == "rgb" else 1)
 
 
 def test_overlaps_and_strings_of_several_frames_are_those_of_each():

@@ -1,0 +1,64 @@
+"""Track a video with an exported network, without torch: onnxruntime, OpenCV and our tracker.
+
+python -m jobs.export --weights shipped --frame first_frame.png --out network.onnx
+python examples/onnx_tracking.py network.onnx video.mp4 results.json
+
+The frames must have the size of first_frame.png. results.json has one entry per instance and class,
+as the servers of YouTube-VIS take it. Where torch is not to be installed: pip install --no-deps
+idol-vis, then numpy scipy opencv-python-headless pycocotools numba onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import cv2
+
+from idol.detection.exported import ExportedFrames
+from idol.tracker import TrackAssembler, Tracker
+from idol.ytvis import results
+
+VIDEO = 1  # its id in the results
+
+
+def main() -> None:
+    """Detect and track frame by frame, then write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("network", type=Path, help="an .onnx file of jobs.export")
+    parser.add_argument("video", help="anything that OpenCV opens")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    network = ExportedFrames(options.network)
+    config = network.config
+    tracker, assembler = Tracker(config.tracker), TrackAssembler(config.tracker, keep_masks=True)
+    capture, found, length = cv2.VideoCapture(options.video), [], 0
+    while True:
+        there, frame = capture.read()
+        if not there:
+            break
+        detections = network.detect(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), length)
+        found += assembler.add(detections, *tracker.follow(detections), tracker.alive)
+        length += 1
+    if not length:
+        raise SystemExit(f"OpenCV reads no frame from {options.video}")
+    found += assembler.finish()
+    found.sort(key=lambda one: one.position)
+    known = config.category_ids or tuple(range(1, config.model.num_classes + 1))
+    _, height, width, _ = network.shape
+    entries = [
+        results.entry(
+            VIDEO,
+            known[chosen.label],
+            chosen.score,
+            (found[chosen.track].masks.get(index) for index in range(length)),
+            (height, width),
+        )
+        for chosen in results.class_entries([one.track for one in found], config.tracker)
+    ]
+    results.write(options.out, entries)
+    print(f"{length} frames, {len(found)} instances: {options.out}")
+
+
+if __name__ == "__main__":
+    main()
