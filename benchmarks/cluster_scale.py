@@ -27,6 +27,7 @@ import pyarrow as pa
 from benchmarks import machine
 from idol.ytvis.videos import Reject
 from pipelines import actors, cluster, plan
+from pipelines.cluster import TASKS_AT_LEAST, VIDEOS_PER_TASK
 from pipelines.storage import claims, paths, tables
 from pipelines.storage.paths import AnyPath
 from tests import object_storage
@@ -125,11 +126,17 @@ def evaluated(lengths: Any, nodes: int, costs: Costs) -> list[Part]:
     start = known["detect"]["start_s"]
     detect = simulate([frame * _FRAMES_PER_SHARD] * shards, nodes, nodes, costs.call, start)
     parts = [Part("detect", *detect), looked("detect's shards", shards, costs)]
+    slots = CPUS * nodes
+    size = max(1, min(VIDEOS_PER_TASK, len(lengths) // (TASKS_AT_LEAST * slots)))
+    longest_first = np.sort(lengths)[::-1]
+    frames = np.add.reduceat(longest_first, np.arange(0, len(lengths), size))
     for name in ("track", "score"):
-        durations = np.sort(lengths)[::-1] * known[name]["frame_s"]
-        slots = CPUS * nodes
+        durations = frames * known[name]["frame_s"]
         parts.append(Part(name, *simulate(durations, slots, 2 * slots, costs.task, 0.0)))
-    parts.append(looked("tracks", len(lengths), costs))
+    # Each file of tracks is read once, for the results.
+    read = costs.footer * len(lengths)
+    tracks = looked("tracks", len(lengths), costs)
+    parts.append(Part("tracks", tracks.seconds + read, tracks.driver + read))
     rest = known["score"]["start_s"] + known["score"]["video_s"] * len(lengths)
     return [*parts, Part("results and page", rest, rest)]
 
@@ -141,12 +148,13 @@ def prepared(lengths: Any, nodes: int, costs: Costs) -> list[Part]:
     slots = 2 * CPUS * nodes
     each = 2 * known["frame_cpu_s"] * _ROWS_PER_SHARD
     made = simulate([each] * shards, slots, 2 * slots, costs.task, known["start_s"])
-    return [Part("shards", *made), looked("footers", shards, costs)]
+    return [Part("shards", *made), looked("listings", shards, costs)]
 
 
 def looked(name: str, shards: int, costs: Costs) -> Part:
-    """Twice which are missing, at the begin and the end, and every footer."""
-    seconds = shards * (2 * costs.missing + costs.footer)
+    """Twice which are missing, at the begin and the end; what footers say has come with the
+    results of the tasks."""
+    seconds = shards * 2 * costs.missing
     return Part(name, seconds, seconds)
 
 

@@ -27,6 +27,7 @@ _MIN_CPUS = 4
 An actor pool that holds every CPU starves the tasks before it and hangs in silence."""
 
 _TASKS_PER_CPU = 2  # one runs, one waits
+VIDEOS_PER_TASK, TASKS_AT_LEAST = 16, 8  # of videos: at most, and for each CPU, where there are
 _ANSWER_S = 5.0  # Ray itself tries for two minutes
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # HTTP/2: an empty SETTINGS frame; its type is 4
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS  # a server answers with its own
@@ -171,9 +172,13 @@ def tasks(
 def videos(
     function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any], what: str, here: bool
 ) -> Iterator[tuple[Any, Any]]:
-    """`tasks`, in a session and under a progress bar `what`, one item for each video.
+    """`tasks`, in a session and under a progress bar `what`, of items that are a video each.
 
-    here: no Ray, one item after the other in this process: for work of a few seconds
+    A task has several where there are many, for handing one out costs the driver milliseconds
+    (benchmarks/cluster_scale.py).
+
+    items: those of the most work first
+    here:  no Ray, one item after the other in this process: for work of a few seconds
     """
     with progress(len(items), what, "videos") as bar, contextlib.ExitStack() as stack:
         done: Iterator[tuple[Any, Any]]
@@ -181,10 +186,19 @@ def videos(
             done = ((item, function(shared, item)) for item in items)
         else:
             stack.enter_context(session())
-            done = tasks(function, shared, items)
+            size = max(1, min(VIDEOS_PER_TASK, len(items) // (TASKS_AT_LEAST * cpus())))
+            parts = (items[first : first + size] for first in range(0, len(items), size))
+            made = tasks(_each, (function, shared), parts)
+            done = (pair for part in made for pair in zip(*part, strict=True))
         for pair in done:
             yield pair
             bar.update()
+
+
+def _each(known: tuple[Callable[[Any, Any], Any], Any], items: Sequence[Any]) -> list[Any]:
+    """The task of several items; known: the function, and what its calls share."""
+    function, shared = known
+    return [function(shared, item) for item in items]
 
 
 def set_up_data() -> None:

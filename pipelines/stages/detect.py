@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +171,11 @@ def run(
         on_shard(number)
     if todo:
         arguments = (config, out.resolve(), truth, bool(gpu))
-        _detect(model, shards, todo, actors, gpu, on_shard, arguments)
+        with contextlib.closing(_detect(model, shards, todo, actors, gpu, arguments)) as made:
+            for row in made:
+                if not row["rejects"]:
+                    output.note(int(row["shard"]), int(row["rows"]))
+                on_shard(int(row["shard"]))
     rejects = [*dataset.rejects, *output.rejects(len(shards))]
     rejected = check_rejects(dataset, rejects, reject_limit)
     videos = shard_plan.stored_videos(shards).values()
@@ -217,7 +221,7 @@ class DetectActor:
 
     @carried
     def work(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Detect one row: {shard: its number, pieces: pickled} -> {shard, frames, rejects}."""
+        """Detect {shard: its number, pieces: pickled} -> {shard, frames, rejects, rows}."""
         number, pieces = int(row["shard"]), pickle.loads(row["pieces"])  # nosec B301
         rows = detect_pieces(self.detector, pieces, self.config, truth=self.truth)
         if self.truth:
@@ -227,7 +231,8 @@ class DetectActor:
         detections = schemas.table(rows.detections, schemas.DETECTIONS)
         tables.commit(detections, layout.shard_path(self.out, number), rejects=rows.rejects)
         frames = sum(len(piece.frames) for piece in pieces)
-        return {"shard": number, "frames": frames, "rejects": len(rows.rejects)}
+        rejects = len(rows.rejects)
+        return {"shard": number, "frames": frames, "rejects": rejects, "rows": detections.num_rows}
 
 
 def _detect(
@@ -236,10 +241,9 @@ def _detect(
     todo: Sequence[int],
     actors: cluster.Pool | int | None,
     gpu: bool | None,
-    on_shard: Callable[[int], None],
     arguments: tuple[Config, AnyPath, bool, bool],
-) -> None:
-    """Hand the missing shards to a pool of actors, and wait for the last one.
+) -> Generator[dict[str, Any], None, None]:
+    """Hand the missing shards to a pool of actors; what DetectActor.work returns, as they end.
 
     arguments: of DetectActor
     """
@@ -261,7 +265,7 @@ def _detect(
                 raise_carried(row)
                 bar.update(int(row["frames"]))
                 gauges.count("detect", "rejects", row["rejects"])
-                on_shard(int(row["shard"]))
+                yield row
     network.unlink()
 
 

@@ -122,7 +122,7 @@ def run(
         total = len(plan)
         faults += output.rejects(total)
         rejected = check_rejects(dataset, faults, reject_limit)
-        if not any(tables.count_rows(output.shard(number)) for number in range(total)):
+        if not output.rows(total):
             _, path, reason = faults[0]
             raise PipelineError(f"no pair could be read. The first fault: {path}: {reason}")
         done = output.finish(
@@ -229,6 +229,8 @@ def _write_shards(
         for row in places.map(write, num_cpus=num_cpus).iter_rows():
             raise_carried(row)
             gauges.count("prepare", "rejects", row["rejects"])
+            if not row["rejects"]:
+                output.note(row["shard"], row["rows"])
             _log.info("shard %d: %d rows, %d rejects", row["shard"], row["rows"], row["rejects"])
             bar.update()
     path.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from idol.config import TrackerConfig, to_dict
 from idol.tracker.online import track_video
 from idol.ytvis import results, submission
@@ -84,15 +86,19 @@ def run(
     shared = (source, config, str(paths.at(out)))
     for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
         pass
-    entries = (
-        results.entry(
-            row.video_id, source.category_ids[row.label], row.score, row.segmentations, video.size
-        )
-        for position, video in enumerate(source.videos)
-        for row in stored.read_results(out, position, source)
-    )
+
+    def entries() -> Iterator[results.Entry]:
+        for position, video in enumerate(source.videos):
+            rows = stored.read_results(out, position, source)
+            output.note(position, len(rows))
+            for row in rows:
+                category = source.category_ids[row.label]
+                yield results.entry(
+                    row.video_id, category, row.score, row.segmentations, video.size
+                )
+
     with paths.whole_file(out / RESULTS) as written:
-        results.write(written, entries)
+        results.write(written, entries())
     with paths.local_file(out / RESULTS) as written, paths.whole_file(out / SUBMISSION) as archive:
         submission.zip_results(written, archive)
     return output.finish(

@@ -72,6 +72,10 @@ class Output:
         """Where a shard lies once it is committed."""
         return shard_path(self.path, index)
 
+    def note(self, index: int, rows: int) -> None:
+        """What the footer of a shard without rejects says, for whoever knows it: it is not read."""
+        self._read[index] = ([], rows)
+
     def missing(self, total: int) -> list[int]:
         """Indices of the shards 0..total-1 that are not committed yet."""
         # One listing: to ask for each of 100,000 would take a bucket the better part of an hour.
@@ -81,6 +85,10 @@ class Output:
     def rejects(self, total: int) -> list[Reject]:
         """The rejects stored in the shards 0..total-1, all of which are committed."""
         return [row for rejects, _ in self._footers(total) for row in rejects]
+
+    def rows(self, total: int) -> int:
+        """How many rows the shards 0..total-1 have, all of which are committed."""
+        return sum(rows for _, rows in self._footers(total))
 
     def _footers(self, total: int) -> list[tuple[list[Reject], int]]:
         """What the footers of the shards 0..total-1 say, each read once: rejects, and rows."""
@@ -113,7 +121,7 @@ class Output:
             raise ManifestError(str(self.path), reason, todo)
         faults = sorted({*rejects, *self.rejects(total_shards)})
         if rows is None:
-            rows = sum(rows for _, rows in self._footers(total_shards))
+            rows = self.rows(total_shards)
         try:
             self.finished = self._commit(total_shards, faults, rows, _plain(extra or {}))
         except FileNotFoundError:

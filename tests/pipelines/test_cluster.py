@@ -23,6 +23,21 @@ def test_a_session_uses_the_ray_that_is_there_and_leaves_it_running(ray_local: N
     assert ray.is_initialized()
 
 
+def _with_process(shared: int, item: int) -> tuple[int, int]:
+    return shared * item, os.getpid()
+
+
+@pytest.mark.ray
+def test_many_videos_share_tasks_and_each_has_its_result(ray_local: None) -> None:
+    count = 3 * cluster.TASKS_AT_LEAST * cluster.cpus() + 1
+    made = dict(cluster.videos(_with_process, 7, range(count), "test", False))
+    assert {item: number for item, (number, _) in made.items()} == {i: 7 * i for i in range(count)}
+    assert os.getpid() not in {process for _, process in made.values()}
+    # Items of one task stand side by side.
+    assert made[0][1] == made[1][1] == made[2][1]
+    assert not list(cluster.videos(_with_process, 7, [], "test", False))
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no address"])
 def test_a_cluster_that_does_not_answer_is_one_sentence_at_once(
     address: str, monkeypatch: pytest.MonkeyPatch
