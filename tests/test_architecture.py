@@ -318,6 +318,11 @@ def test_importing_idol_loads_nothing_heavy() -> None:
     assert HEAVY_LIBRARIES.isdisjoint(loaded.split())
 
 
+def test_an_actor_does_not_import_the_compiler() -> None:
+    loaded = python("import pipelines.stages.detect, sys; print(*sys.modules)")
+    assert {"torch._dynamo", "sympy", "ray"}.isdisjoint(loaded.split())
+
+
 @pytest.mark.parametrize(
     "job",
     sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "__main__" in path.read_text()),
