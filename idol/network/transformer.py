@@ -165,7 +165,8 @@ class Transformer(nn.Module):
         returns: states (D, B, Q, C), boxes (D, B, Q, 4) cxcywh, and references (D, B, Q, 2), the
                  point that entered each layer; boxes and references at least float32
         """
-        positions, states = self.query_embed.weight.chunk(2, dim=1)
+        # Contiguous: torch multiplies a strided view by a copy of the matrix for every query.
+        positions, states = (x.contiguous() for x in self.query_embed.weight.chunk(2, dim=1))
         reference = self.first_references(memory)
         reference, positions, states = (
             x.expand(len(memory), -1, -1) for x in (reference, positions, states)

@@ -24,6 +24,22 @@ def test_values_and_gradients_are_those_of_the_layer(relu, shape):
         torch.testing.assert_close(linear(layer, x, relu=relu), expected)
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_sixteen_bits_are_rounded_once(relu):
+    g = torch.Generator().manual_seed(1)
+    layer, x = nn.Linear(64, 48), torch.randn(2, 9, 64, generator=g)
+    layer, x = layer.bfloat16(), x.bfloat16()
+    exact = nn.Linear(64, 48).double()
+    exact.load_state_dict(layer.state_dict())
+    expected = exact(x.double())
+    with torch.no_grad():
+        found = linear(layer, x, relu=relu)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(
+        found.double(), expected.relu() if relu else expected, rtol=2**-7, atol=2**-7
+    )
+
+
 def test_a_relu_in_place_copies_no_gradient():
     # CopySlices, the gradient of a change in place of a view, clones what it gets.
     out = linear(nn.Linear(5, 7), torch.randn(2, 3, 5), relu=True)
