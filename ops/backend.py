@@ -71,8 +71,8 @@ def choose(
     return "torch"
 
 
-# What torch.compiler.assume_constant_result does, which first imports the whole compiler: a third of
-# the time in which an actor starts.
+# What torch.compiler.assume_constant_result does, which imports the whole compiler first: a third
+# of the time in which an actor starts.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
