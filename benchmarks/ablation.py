@@ -1,11 +1,14 @@
 """The paper's Tables 6 and 7 at laptop size: three trainings, each followed by every association.
 
 python -m benchmarks.ablation                              synthetic videos, both dials
+python -m benchmarks.ablation --start random --steps 5500  nothing learned before
 python -m benchmarks.ablation --real REAL/instances.json   then real clips, every fourth held out
 python -m benchmarks.ablation --table                      the tables of the rows so far
 
 An arm is a way to train the embeddings: an ID head, or contrastively with positives chosen by IoU
-or by optimal transport. The held-out videos are detected once per arm and seed; every row of the
+or by optimal transport. All arms start from the shipped weights, whose embedding head is drawn
+anew, so that they detect alike (the shipped head learned by optimal transport); or from random
+weights. The held-out videos are detected once per arm and seed; every row of the
 tables is an association on those detections. Held-out videos also come at every 3rd and 5th frame
 (objects move faster), long (50 to 60 frames) and of one category (no class tells objects apart).
 Runs in one process; interrupted, the same command goes on at the last checkpoint, and rows of
@@ -30,6 +33,7 @@ from benchmarks.replay import Clip
 from benchmarks.tiny_training import DIALS, HELD_OUT_SEED, TRAINING_SEED
 from idol import presets
 from idol.config import Config, TrackerConfig, override
+from idol.files import whole_file
 from idol.images.synthetic import SyntheticConfig, make_video
 from idol.images.synthetic_dataset import write_dataset
 from idol.weights import checkpoint
@@ -116,13 +120,30 @@ def config_of(arm: str, seed: int, steps: int, more: Sequence[str] = ()) -> Conf
 def trained(
     arm: str, seed: int, source: Path, out: Path, options: argparse.Namespace, weights: str | None
 ) -> Path:
-    """The checkpoint of an arm, trained further from weights or from random ones."""
-    more = () if weights is None else ("train.learning_rate=0.0015", "transforms.stretch=[160,256]")
-    steps = options.steps if weights is None else options.real_steps
+    """The checkpoint of an arm; weights: what it goes on from, with real clips."""
+    more: tuple[str, ...] = ("train.learning_rate=0.0015", "transforms.stretch=[160,256]")
+    steps = options.real_steps
+    if weights is None:
+        steps, more = options.steps, ()
+        if options.start == "shipped":
+            weights, more = str(new_embeddings(out, seed)), ("train.learning_rate=0.001",)
     config = config_of(arm, seed, steps, more)
     start = Start(weights=weights, reset_classes=weights is not None)
     folder = out / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
     return Path(str(train.advance(source, folder, config, steps, start, Workers(count=0))))
+
+
+def new_embeddings(out: Path, seed: int) -> Path:
+    """A file of the shipped weights with an embedding head drawn from the seed."""
+    path = out / f"start-{seed}.safetensors"
+    if not path.exists():
+        model = checkpoint.load("shipped")
+        torch.manual_seed(seed)
+        for layer in model.embedding_head.layers:
+            layer.reset_parameters()
+        with whole_file(path) as temporary:
+            checkpoint.save(model, temporary)
+    return path
 
 
 def synthetic(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -142,6 +163,7 @@ def synthetic(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             blocks = held_out.blocks(model, options.held_out)
             minutes = round((time.monotonic() - began) / 60, 1)
             row = {"set": name, "arm": arm, "seed": seed, "steps": options.steps}
+            row["start"] = options.start
             yield {**row, "minutes": minutes, "scores": scores(blocks)}
 
 
@@ -160,6 +182,7 @@ def real(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         blocks = [list(real_clips(model, data.held_out))]
         minutes = round((time.monotonic() - began) / 60, 1)
         row = {"set": "real", "arm": arm, "seed": seed, "steps": options.real_steps}
+        row["start"] = options.start
         yield {**row, "minutes": minutes, "scores": scores(blocks)}
 
 
@@ -175,7 +198,9 @@ def missing(options: argparse.Namespace, names: Sequence[str]) -> Iterator[tuple
     """Seeds and arms of which not all these sets have a row."""
     for seed in range(options.seeds):
         for arm in ARMS:
-            there = {r["set"] for r in stored(options.rows) if (r["seed"], r["arm"]) == (seed, arm)}
+            wanted = (seed, arm, options.start)
+            done = [r for r in stored(options.rows) if (r["seed"], r["arm"], r["start"]) == wanted]
+            there = {r["set"] for r in done}
             if not there.issuperset(names):
                 yield seed, arm
 
@@ -275,7 +300,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--real", type=Path, help="YouTube-VIS JSON of real clips")
     parser.add_argument("--rows", type=Path, default=ROWS, help="JSON lines, a finished row each")
-    parser.add_argument("--steps", type=int, default=1600, help="of each training")
+    parser.add_argument("--start", choices=("shipped", "random"), default="shipped")
+    parser.add_argument("--steps", type=int, default=1000, help="of each training")
     parser.add_argument("--real-steps", type=int, default=600, help="of each on real clips")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--videos", type=int, default=150, help="training videos of each dial")
@@ -285,14 +311,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     print(machine.header(machine.command("benchmarks.ablation")), flush=True)
     if not options.table:
-        there = {(r["set"], r["arm"], r["seed"]) for r in stored(options.rows)}
+        there = {(r["set"], r["arm"], r["seed"], r["start"]) for r in stored(options.rows)}
         for row in real(options) if options.real else synthetic(options):
-            if (row["set"], row["arm"], row["seed"]) in there:
+            if (row["set"], row["arm"], row["seed"], row["start"]) in there:
                 continue
             with options.rows.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{row['set']}, {row['arm']}, seed {row['seed']} is done", flush=True)
-    print("\n".join(tables(stored(options.rows))))
+    known = [row for row in stored(options.rows) if row["start"] == options.start]
+    print("\n".join(tables(known)))
 
 
 if __name__ == "__main__":
