@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,33 +89,41 @@ def detect_frames(model: IDOL, shown: Iterable[np.ndarray], known: VideoTruth) -
     return Clip(tuple(frames), tuple(overlaps), known.without_masks())
 
 
-def score(clips: Sequence[Clip], config: TrackerConfig, *, cheat: bool = False) -> dict[str, float]:
+def score(
+    clips: Sequence[Clip],
+    config: TrackerConfig,
+    *,
+    cheat: bool = False,
+    tracks: Callable[[Clip], list[Track]] | None = None,
+) -> dict[str, float]:
     """METRICS of a tracker on these clips, in percent; IDSW is a count.
 
     clips:  of one data set, each its own video_id
     config: the tracker, and how its tracks are submitted
     cheat:  take the true identities instead of the tracker's
+    tracks: what makes the tracks of a clip, instead of the tracker
     """
+    make = tracks or (lambda clip: track_video(clip.frames, config))
     matches, counts = [], []
     for clip in clips:
         if cheat:
             rows = [admitted(frame, config).tolist() for frame in clip.frames]
-            tracks = true_identity_tracks(clip, rows)
+            made = true_identity_tracks(clip, rows)
         else:
-            tracks = track_video(clip.frames, config)
+            made = make(clip)
         ids = clip.truth.categories
         matches.append(
             match_video_from_overlaps(
-                tracks, clip.overlaps, clip.truth, category_ids=ids, config=config
+                made, clip.overlaps, clip.truth, category_ids=ids, config=config
             )
         )
-        best = np.array([int(track.class_scores.argmax()) for track in tracks], np.int64)
+        best = np.array([int(track.class_scores.argmax()) for track in made], np.int64)
         counts.append(
             count_overlaps(
-                clip.truth.video_id, ids, _overlaps(tracks, clip),
+                clip.truth.video_id, ids, _overlaps(made, clip),
                 truth_categories=clip.truth.category_ids,
                 track_categories=np.array(ids)[best] if len(best) else best,
-                kept=np.array([float(t.class_scores.max()) >= COUNTED_SCORE for t in tracks], bool),
+                kept=np.array([float(t.class_scores.max()) >= COUNTED_SCORE for t in made], bool),
             )
         )  # fmt: skip
     precision = summarise(matches).stats
