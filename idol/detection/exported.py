@@ -39,14 +39,18 @@ class ExportedFrames:
 
     path:      an .onnx file of jobs.export
     providers: of onnxruntime, the first that is there computes
-    Raises: ValueError: the file takes no frames (it holds the network alone).
+    Raises:
+        ValueError: the file takes no frames (it holds the network alone).
+        ImportError: onnxruntime is not there.
     """
 
     def __init__(
         self, path: str | Path, providers: tuple[str, ...] = ("CPUExecutionProvider",)
     ) -> None:
-        import onnxruntime
-
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(f"{error}. pip install 'idol-vis[export]'") from error
         self._session = onnxruntime.InferenceSession(str(path), providers=list(providers))
         self._name = self._session.get_inputs()[0].name
         outputs = tuple(output.name for output in self._session.get_outputs())

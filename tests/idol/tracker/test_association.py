@@ -38,6 +38,27 @@ def arrays(scores: Any, vectors: Any, boxes: Any, labels: Any) -> FrameArrays:
     )
 
 
+@pytest.mark.parametrize("name", ["released", "paper", "multi_cue", "robust"])
+def test_without_torch_pairs_are_as_similar(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    config = getattr(TrackerConfig, name)()
+
+    def some(count: int) -> tuple[Any, ...]:
+        low = rng.random((count, 2)) * 50
+        boxes = np.concatenate([low, low + 1 + rng.random((count, 2)) * 40], axis=1)
+        vectors = rng.standard_normal((count, 8))
+        return vectors, boxes, rng.integers(0, 3, count)
+
+    memory = bank(*some(5), config)
+    now = arrays(np.sort(rng.random(7))[::-1], *some(7))
+    expected = association.similarity(now, memory, 1, config)
+    monkeypatch.setattr(association, "HAS_TORCH", False)
+    found = association.similarity(now, memory, 1, config)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def iou(a: Any, b: Any) -> float:
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
