@@ -29,10 +29,18 @@ def main() -> None:
     parser.add_argument("video", help="anything that OpenCV opens")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
-    network = ExportedFrames(options.network)
+    try:
+        track(options.network, options.video, options.out)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def track(path: Path, video: str, out: Path) -> None:
+    """As the usage says. Raises: ValueError: a frame has another size than was exported."""
+    network = ExportedFrames(path)
     config = network.config
     tracker, assembler = Tracker(config.tracker), TrackAssembler(config.tracker, keep_masks=True)
-    capture, found, length = cv2.VideoCapture(options.video), [], 0
+    capture, found, length = cv2.VideoCapture(video), [], 0
     while True:
         there, frame = capture.read()
         if not there:
@@ -41,7 +49,7 @@ def main() -> None:
         found += assembler.add(detections, *tracker.follow(detections), tracker.alive)
         length += 1
     if not length:
-        raise SystemExit(f"OpenCV reads no frame from {options.video}")
+        raise ValueError(f"OpenCV reads no frame from {video}")
     found += assembler.finish()
     found.sort(key=lambda one: one.position)
     known = config.category_ids or tuple(range(1, config.model.num_classes + 1))
@@ -56,8 +64,8 @@ def main() -> None:
         )
         for chosen in results.class_entries([one.track for one in found], config.tracker)
     ]
-    results.write(options.out, entries)
-    print(f"{length} frames, {len(found)} instances: {options.out}")
+    results.write(out, entries)
+    print(f"{length} frames, {len(found)} instances: {out}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class ExportedFrames:
     path:      an .onnx file of jobs.export
     providers: of onnxruntime, the first that is there computes
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file takes no frames (it holds the network alone).
         ImportError: onnxruntime is not there.
     """
@@ -47,6 +48,8 @@ class ExportedFrames:
     def __init__(
         self, path: str | Path, providers: tuple[str, ...] = ("CPUExecutionProvider",)
     ) -> None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is not there. python -m jobs.export writes one.")
         try:
             import onnxruntime
         except ImportError as error:
