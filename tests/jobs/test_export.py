@@ -101,7 +101,7 @@ def test_its_detections_are_those_of_a_detector(exported, frames):
         masks, known = (rle.decode_masks(one.masks, (150, 220)) for one in (found, right))
         # A pixel whose logit rounds to zero may differ.
         assert np.count_nonzero(masks != known) <= 2
-    with pytest.raises(FileNotFoundError, match="jobs.export writes one"):
+    with pytest.raises(FileNotFoundError, match=r"jobs\.export writes one"):
         ExportedFrames("missing.onnx")
     with pytest.raises(ValueError, match="--frame of the same size"):
         network.detect(frames[0][:100], 0)
