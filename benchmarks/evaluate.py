@@ -180,7 +180,7 @@ def tracking(detections: Path, path: str, count: int, times: Measured) -> None:
     order = [video.video_id for video in source.videos]
     truths = {i: truth.videos[i].without_masks() for i in order}
     goal = objective.parse("AP", occlusion=False)
-    trials = TrackerTrials(source, truths, {}, order, TrackerConfig(), goal, folds=0)
+    trials = TrackerTrials(source, truths, {}, order, TrackerConfig(), goal, [len(order)], 0)
     began = time.monotonic()
     videos = trials.load()
     loading = time.monotonic() - began

@@ -135,7 +135,7 @@ def run(
     gpu: bool | None = None,
     overwrite: bool = False,
     reject_limit: float | None = None,
-    on_shard: Callable[[int], None] | None = None,
+    on_shard: Callable[[int], None] = lambda number: None,
 ) -> Manifest:
     """Write the detections of all videos to out, then the manifest that says they are complete.
 
@@ -157,25 +157,21 @@ def run(
         ResourcesError: Ray has too few CPUs or GPUs.
     """
     shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
-    truth = dataset.labelled
-    content = input_hash(dataset, model)
+    content, frames = input_hash(dataset, model), dataset.frames
     output = claims.prepare_output(
-        out, layout.DETECT, claim(config), content, frames=dataset.frames, overwrite=overwrite
+        out, layout.DETECT, claim(config), content, frames=frames, overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished
-    todo = output.missing(len(shards))
-    _log.info("%d of %d shards are there already", len(shards) - len(todo), len(shards))
-    on_shard = on_shard or (lambda number: None)
-    for number in sorted(set(range(len(shards))) - set(todo)):
+    done = sorted(set(range(len(shards))) - set(output.missing(len(shards))))
+    _log.info("%d of %d shards are there already", len(done), len(shards))
+    for number in done:
         on_shard(number)
-    if todo:
-        arguments = (config, out.resolve(), truth, bool(gpu))
-        with contextlib.closing(_detect(model, shards, todo, actors, gpu, arguments)) as made:
-            for row in made:
-                if not row["rejects"]:
-                    output.note(int(row["shard"]), int(row["rows"]))
-                on_shard(int(row["shard"]))
+    if len(done) < len(shards):
+        arguments = (config, out.resolve(), dataset.labelled, bool(gpu))
+        with contextlib.closing(_detect(model, shards, output, actors, gpu, arguments)) as made:
+            for number in made:
+                on_shard(number)
     rejects = [*dataset.rejects, *output.rejects(len(shards))]
     rejected = check_rejects(dataset, rejects, reject_limit)
     videos = shard_plan.stored_videos(shards).values()
@@ -186,7 +182,7 @@ def run(
             "videos": [video.to_json() for video in videos if video.video_id not in rejected],
             "num_classes": config.model.num_classes,
             "embedding_size": config.model.embedding_size,
-            "truth": truth,
+            "truth": dataset.labelled,
         },
     )
 
@@ -238,16 +234,16 @@ class DetectActor:
 def _detect(
     model: IDOL,
     shards: Sequence[Shard],
-    todo: Sequence[int],
+    output: claims.Output,
     actors: cluster.Pool | int | None,
     gpu: bool | None,
     arguments: tuple[Config, AnyPath, bool, bool],
-) -> Generator[dict[str, Any], None, None]:
-    """Hand the missing shards to a pool of actors; what DetectActor.work returns, as they end.
+) -> Generator[int, None, None]:
+    """Hand the missing shards to a pool of actors; the number of each, as they end.
 
     arguments: of DetectActor
     """
-    network = arguments[1] / _NETWORK
+    network, todo = arguments[1] / _NETWORK, output.missing(len(shards))
     with cluster.session():
         pool, share = granted(actors, gpu, len(todo))
         frames = frame_files.split(shards[todo[0]][0].frames[0])[0]
@@ -265,7 +261,9 @@ def _detect(
                 raise_carried(row)
                 bar.update(int(row["frames"]))
                 gauges.count("detect", "rejects", row["rejects"])
-                yield row
+                if not row["rejects"]:
+                    output.note(int(row["shard"]), int(row["rows"]))
+                yield int(row["shard"])
     network.unlink()
 
 

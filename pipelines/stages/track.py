@@ -86,19 +86,8 @@ def run(
     shared = (source, config, str(paths.at(out)))
     for _ in cluster.videos(_track_one, shared, longest_first, "track", here):
         pass
-
-    def entries() -> Iterator[results.Entry]:
-        for position, video in enumerate(source.videos):
-            rows = stored.read_results(out, position, source)
-            output.note(position, len(rows))
-            for row in rows:
-                category = source.category_ids[row.label]
-                yield results.entry(
-                    row.video_id, category, row.score, row.segmentations, video.size
-                )
-
     with paths.whole_file(out / RESULTS) as written:
-        results.write(written, entries())
+        results.write(written, _entries(source, output))
     with paths.local_file(out / RESULTS) as written, paths.whole_file(out / SUBMISSION) as archive:
         submission.zip_results(written, archive)
     return output.finish(
@@ -106,6 +95,16 @@ def run(
         rejects=tables.read_rejects(source.path),
         extra={"detections": str(source.path.resolve())},
     )
+
+
+def _entries(source: StoredDetections, output: claims.Output) -> Iterator[results.Entry]:
+    """Those of every video, one of which is in memory; output gets to know the shards' rows."""
+    for position, video in enumerate(source.videos):
+        rows = stored.read_results(output.path, position, source)
+        output.note(position, len(rows))
+        for row in rows:
+            category = source.category_ids[row.label]
+            yield results.entry(row.video_id, category, row.score, row.segmentations, video.size)
 
 
 def check_floor(source: StoredDetections, config: TrackerConfig) -> None:
