@@ -100,26 +100,40 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     return line
 
 
-@pytest.mark.ray
-def test_evaluate_score_and_sweep_agree(
+@pytest.fixture
+def evaluated(
     ray_local: None,
     walk: tuple[Path, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
+) -> dict[str, object]:
+    """The last line of jobs.evaluate, whose output is tmp_path / "run"."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     annotations, weights = map(str, walk)
-    out = tmp_path / "run"
-    evaluate.main(
-        [*("--annotations", annotations), *("--checkpoint", weights), *("--out", str(out))]
-    )
-    line = last_line(capsys)
+    out = str(tmp_path / "run")
+    evaluate.main([*("--annotations", annotations), *("--checkpoint", weights), *("--out", out)])
+    return last_line(capsys)
+
+
+@pytest.mark.ray
+def test_evaluate_and_score_agree(
+    evaluated: dict[str, object], walk: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = evaluated
     assert set(METRICS) <= set(line)
     assert line["rows"]
-    score.main(["--truth", annotations, "--results", str(line["results"])])
+    score.main(["--truth", str(walk[0]), "--results", str(line["results"])])
     scored = last_line(capsys)
     assert {name: scored[name] for name in METRICS} == {name: line[name] for name in METRICS}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_evaluate_and_sweep_agree(
+    evaluated: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, out = evaluated, tmp_path / "run"
     sweep.main(
         [
             *("--evaluation", str(out), "--out", str(tmp_path / "sweep")),
