@@ -6,13 +6,13 @@ python -m benchmarks.ablation --real REAL/instances.json   then real clips, ever
 python -m benchmarks.ablation --table                      the tables of the rows so far
 
 An arm is a way to train the embeddings: an ID head, or contrastively with positives chosen by IoU
-or by optimal transport. All arms start from the shipped weights, whose embedding head is drawn
-anew, so that they detect alike (the shipped head learned by optimal transport); or from random
-weights. The held-out videos are detected once per arm and seed; every row of the
-tables is an association on those detections. Held-out videos also come at every 3rd and 5th frame
-(objects move faster), long (50 to 60 frames) and of one category (no class tells objects apart).
-Runs in one process; interrupted, the same command goes on at the last checkpoint, and rows of
---rows are not made again. Nothing was chosen on the held-out videos.
+or by optimal transport. All arms start from the shipped weights, so that all detect alike. Their
+embedding head is replaced by a random one, because it was trained by optimal transport. With
+--start random nothing is taken over. The held-out videos are detected once per arm and seed; every
+row of the tables is an association on those detections. Held-out videos also come at every 3rd and
+5th frame (objects move faster), long (50 to 60 frames) and of one category (no class tells objects
+apart). Runs in one process; interrupted, the same command goes on at the last checkpoint, and rows
+of --rows are not made again. Nothing was chosen on the held-out videos.
 """
 
 from __future__ import annotations
@@ -238,15 +238,16 @@ def tables(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             first, second = values(rows, one, arm, name), values(rows, one, other, another)
             cells.append(gap(first, second))
         yield line([claim, *cells])
-    yield ""
-    yield line(["AP (IDF1), trained by optimal transport", *names])
-    yield "|---" * (1 + len(names)) + "|"
-    for name in (*ASSOCIATIONS, replay.TRUE_IDENTITIES):
-        cells = []
-        for one in names:
-            ap, idf1 = (values(rows, one, TRANSPORT, name, m) for m in ("AP", "IDF1"))
-            cells.append(f"{told(ap)} ({told(idf1)})" if len(ap) else "")
-        yield line([name, *cells])
+    for arm in ARMS:
+        yield ""
+        yield line([f"AP (IDF1), {arm}", *names])
+        yield "|---" * (1 + len(names)) + "|"
+        for name in (*ASSOCIATIONS, replay.TRUE_IDENTITIES):
+            cells = []
+            for one in names:
+                ap, idf1 = (values(rows, one, arm, name, m) for m in ("AP", "IDF1"))
+                cells.append(f"{told(ap)} ({told(idf1)})" if len(ap) else "")
+            yield line([name, *cells])
 
 
 CLAIMS = (

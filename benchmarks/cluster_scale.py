@@ -27,7 +27,6 @@ import pyarrow as pa
 from benchmarks import machine
 from idol.ytvis.videos import Reject
 from pipelines import actors, cluster, plan
-from pipelines.cluster import TASKS_AT_LEAST, VIDEOS_PER_TASK
 from pipelines.storage import claims, paths, tables
 from pipelines.storage.paths import AnyPath
 from tests import object_storage
@@ -127,7 +126,7 @@ def evaluated(lengths: Any, nodes: int, costs: Costs) -> list[Part]:
     detect = simulate([frame * _FRAMES_PER_SHARD] * shards, nodes, nodes, costs.call, start)
     parts = [Part("detect", *detect), looked("detect's shards", shards, costs)]
     slots = CPUS * nodes
-    size = max(1, min(VIDEOS_PER_TASK, len(lengths) // (TASKS_AT_LEAST * slots)))
+    size = cluster.videos_per_task(len(lengths), slots)
     longest_first = np.sort(lengths)[::-1]
     frames = np.add.reduceat(longest_first, np.arange(0, len(lengths), size))
     for name in ("track", "score"):

@@ -29,6 +29,7 @@ from idol.arrays import Bools, Floats
 from idol.config import TrackerConfig
 from idol.masks.greedy import greedy
 from idol.structures import Track
+from idol.tracker import association
 from idol.tracker.online import admitted
 from idol.weights import checkpoint
 
@@ -50,20 +51,13 @@ def survivors(clip: Clip, config: TrackerConfig) -> list[tuple[int, int]]:
 
 def gains(clip: Clip, known: Sequence[tuple[int, int]], config: TrackerConfig) -> Floats:
     """(N, N) gain of a link from one detection to another; 0 where there can be none."""
-    of = [clip.frames[t] for t, _ in known]
-    rows = [row for _, row in known]
-    embeddings = torch.stack([f.embeddings[r] for f, r in zip(of, rows, strict=True)]).double()
-    embeddings = torch.nn.functional.normalize(embeddings, dim=1)
-    boxes = torch.stack([f.boxes[r] for f, r in zip(of, rows, strict=True)]).double().numpy()
+    embeddings = torch.stack([clip.frames[t].embeddings[row] for t, row in known]).numpy()
+    boxes = torch.stack([clip.frames[t].boxes[row] for t, row in known]).numpy()
     times = np.array([t for t, _ in known])
     gap = times[None] - times[:, None]
-    centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
-    side = np.sqrt(size.prod(1))
-    apart = np.linalg.norm(centre[:, None] - centre[None], axis=2)
-    distance = 2 * apart / (side[:, None] + side[None])
-    distance += config.size_weight * np.abs(np.log(side[:, None] / side[None]))
-    near = np.exp(-distance) / np.maximum(gap, 1)
-    found = (embeddings @ embeddings.T).numpy() + config.position_weight * near
+    (alike,) = association._cosines(embeddings, embeddings)
+    near = association._proximity(boxes, boxes, np.maximum(gap, 1), config.size_weight)
+    found = alike + config.position_weight * near
     allowed: Bools = (gap > 0) & (gap <= LONGEST)
     gain: Floats = np.where(allowed, np.maximum(found - config.match_threshold, 0), 0)
     return gain

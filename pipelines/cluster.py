@@ -186,13 +186,18 @@ def videos(
             done = ((item, function(shared, item)) for item in items)
         else:
             stack.enter_context(session())
-            size = max(1, min(VIDEOS_PER_TASK, len(items) // (TASKS_AT_LEAST * cpus())))
+            size = videos_per_task(len(items), cpus())
             parts = (items[first : first + size] for first in range(0, len(items), size))
             made = tasks(_each, (function, shared), parts)
             done = (pair for part in made for pair in zip(*part, strict=True))
         for pair in done:
             yield pair
             bar.update()
+
+
+def videos_per_task(count: int, slots: int) -> int:
+    """How many of so many videos a task has, on so many CPUs: few, so that none waits for one."""
+    return max(1, min(VIDEOS_PER_TASK, count // (TASKS_AT_LEAST * slots)))
 
 
 def _each(known: tuple[Callable[[Any, Any], Any], Any], items: Sequence[Any]) -> list[Any]:

@@ -50,10 +50,8 @@ class _OneSize(nn.Module):
 
     inputs: ClassVar[str]
     outputs: ClassVar[tuple[str, ...]]
-    ranked: ClassVar[str]
-    """The output that says which object each row of the others is."""
     by_rank: ClassVar[tuple[str, ...]]
-    """Outputs whose rows are in that order."""
+    """Outputs whose rows are in the order of `queries`."""
 
     def __init__(self, model: IDOL, shown: tuple[int, int], batch: int, masks: int) -> None:
         super().__init__()
@@ -103,7 +101,7 @@ class PerFrame(_OneSize):
 
     inputs = "images"
     outputs = ("logits", "boxes", "embeddings", "queries", "mask_logits")
-    ranked, by_rank = "queries", ("mask_logits",)
+    by_rank = ("mask_logits",)
 
     @property
     def example(self) -> Tensor:
@@ -168,7 +166,7 @@ class WholeFrame(_OneSize):
     _mean: Tensor
     _std: Tensor
     inputs, outputs = "frames", OUTPUTS
-    ranked, by_rank = "queries", ("class_scores", "boxes", "embeddings", "overlaps", "bits")
+    by_rank = ("class_scores", "boxes", "embeddings", "overlaps", "bits")
 
     def __init__(
         self,
@@ -203,8 +201,8 @@ class WholeFrame(_OneSize):
         outputs = self.network(self._images(frames))
         scores, labels = outputs.logits[-1].sigmoid().max(dim=-1)
         scores, order = scores.topk(self.candidates, dim=1)
-        boxes = _rows(outputs.boxes[-1], order)
-        kept = self._kept(scores, labels.gather(1, order), cxcywh_to_xyxy(boxes))
+        corners = cxcywh_to_xyxy(_rows(outputs.boxes[-1], order))
+        kept = self._kept(scores, labels.gather(1, order), corners)
         # Kept rows first, each part in descending score.
         rank = torch.arange(self.candidates, device=kept.device).expand_as(order)
         rows = torch.where(kept, rank, rank + self.candidates)
@@ -214,8 +212,8 @@ class WholeFrame(_OneSize):
         flat = (maps > 0).float().flatten(2)
         overlaps = torch.stack([iou_of_shared(one @ one.T) for one in flat])
         height, width = self.size
-        bounds = torch.tensor([width, height] * 2, dtype=torch.float32, device=boxes.device)
-        corners = torch.minimum((cxcywh_to_xyxy(_rows(boxes, rows)) * bounds).clamp(min=0), bounds)
+        bounds = torch.tensor([width, height] * 2, dtype=torch.float32, device=corners.device)
+        corners = torch.minimum((_rows(corners, rows) * bounds).clamp(min=0), bounds)
         return (
             kept.sum(dim=1).clamp(max=self.masks),
             queries,
@@ -341,10 +339,12 @@ def differences(
     answers, right: as network returns them
     """
     found = dict.fromkeys(network.outputs, 0.0)
-    place = network.outputs.index(network.ranked)
+    place = network.outputs.index("queries")
     same = answers[place].cpu() == right[place].cpu()
+    rows = torch.ones_like(same)
     if "counts" in network.outputs:
-        same &= torch.arange(same.shape[1]) < right[0].cpu()[:, None]
+        rows = torch.arange(same.shape[1]) < right[network.outputs.index("counts")].cpu()[:, None]
+    same &= rows
     for name, a, b in zip(network.outputs, answers, right, strict=True):
         x, y = a.double().cpu(), b.double().cpu()
         if name in network.by_rank:
@@ -352,9 +352,6 @@ def differences(
         if name == "overlaps":  # their columns are rows, too
             x, y = (v * same.repeat_interleave(same.sum(1), 0) for v in (x, y))
         if name == "queries":
-            rows = torch.ones_like(same)
-            if "counts" in network.outputs:
-                rows = torch.arange(same.shape[1]) < right[0].cpu()[:, None]
             found[name] = 1 - float(same[rows].float().mean())
         elif name == "bits":
             found[name] = float((x != y).float().mean()) if y.numel() else 0.0

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import pickle
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ def run(
     gpu: bool | None = None,
     overwrite: bool = False,
     reject_limit: float | None = None,
-    on_shard: Callable[[int], None] = lambda number: None,
+    on_shard: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write the detections of all videos to out, then the manifest that says they are complete.
 
@@ -157,21 +157,20 @@ def run(
         ResourcesError: Ray has too few CPUs or GPUs.
     """
     shards = shard_plan.plan(dataset.videos, config.detect.frames_per_shard)
-    content, frames = input_hash(dataset, model), dataset.frames
+    content = input_hash(dataset, model)
     output = claims.prepare_output(
-        out, layout.DETECT, claim(config), content, frames=frames, overwrite=overwrite
+        out, layout.DETECT, claim(config), content, frames=dataset.frames, overwrite=overwrite
     )
     if output.finished is not None:
         return output.finished
-    done = sorted(set(range(len(shards))) - set(output.missing(len(shards))))
-    _log.info("%d of %d shards are there already", len(done), len(shards))
-    for number in done:
+    todo = output.missing(len(shards))
+    _log.info("%d of %d shards are there already", len(shards) - len(todo), len(shards))
+    on_shard = on_shard or (lambda number: None)
+    for number in sorted(set(range(len(shards))) - set(todo)):
         on_shard(number)
-    if len(done) < len(shards):
+    if todo:
         arguments = (config, out.resolve(), dataset.labelled, bool(gpu))
-        with contextlib.closing(_detect(model, shards, output, actors, gpu, arguments)) as made:
-            for number in made:
-                on_shard(number)
+        _detect(model, shards, todo, output, actors, gpu, on_shard, arguments)
     rejects = [*dataset.rejects, *output.rejects(len(shards))]
     rejected = check_rejects(dataset, rejects, reject_limit)
     videos = shard_plan.stored_videos(shards).values()
@@ -234,16 +233,18 @@ class DetectActor:
 def _detect(
     model: IDOL,
     shards: Sequence[Shard],
+    todo: Sequence[int],
     output: claims.Output,
     actors: cluster.Pool | int | None,
     gpu: bool | None,
+    on_shard: Callable[[int], None],
     arguments: tuple[Config, AnyPath, bool, bool],
-) -> Generator[int, None, None]:
-    """Hand the missing shards to a pool of actors; the number of each, as they end.
+) -> None:
+    """Hand the missing shards to a pool of actors, and wait for the last one.
 
     arguments: of DetectActor
     """
-    network, todo = arguments[1] / _NETWORK, output.missing(len(shards))
+    network = arguments[1] / _NETWORK
     with cluster.session():
         pool, share = granted(actors, gpu, len(todo))
         frames = frame_files.split(shards[todo[0]][0].frames[0])[0]
@@ -263,7 +264,7 @@ def _detect(
                 gauges.count("detect", "rejects", row["rejects"])
                 if not row["rejects"]:
                     output.note(int(row["shard"]), int(row["rows"]))
-                yield int(row["shard"])
+                on_shard(int(row["shard"]))
     network.unlink()
 
 

@@ -280,7 +280,7 @@ def _detect_and_track(
             gpu=gpu,
             overwrite=overwrite,
             reject_limit=reject_limit,
-            on_shard=early.shard if early else lambda number: None,
+            on_shard=early.shard if early else None,
         )
         if early:
             early.finish()

@@ -269,8 +269,8 @@ def write_shard(
             # The same command in another process has finished first, and removed the plan.
             if not path.exists():
                 raise
-    rejects = tables.shard_rejects(path)
-    return {"shard": number, "rows": tables.count_rows(path), "rejects": len(rejects)}
+    rejects, rows = tables.shard_footer(path)
+    return {"shard": number, "rows": rows, "rejects": len(rejects)}
 
 
 def _write_shard(path: AnyPath, number: int, config: PairConfig, labels: Mapping[int, int]) -> None:
