@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ops import arguments, operators, reference
+from ops import arguments, cpu, operators, reference
 from ops.arguments import Levels
 from ops.backend import Backend, choose
 from ops.linear import linear
@@ -218,6 +218,9 @@ def _attend(
     """By the backend's kernel, or in plain PyTorch anywhere."""
     if backend == "torch":
         return reference.ms_deform_attn(value, levels, locations, weights)
+    if backend == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # Not as an operator of torch, whose first call imports torch's compiler: 1.5 s.
+        return cpu.forward(value, levels, locations, weights)
     out: Tensor = operators.attend(value, _flat(levels), locations, weights)
     return out
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
-from ops import MSDeformAttn, backend, ms_deform_attn_fused, operators, reference, spread
+from ops import MSDeformAttn, backend, cpu, ms_deform_attn_fused, operators, reference, spread
 
 Sizes = list[tuple[int, int]]
 LEVELS: Sizes = [(5, 7), (3, 2), (1, 4), (1, 1)]
@@ -244,13 +244,13 @@ def test_recomputed_activations_have_the_same_gradients():
 def test_under_autocast_locations_keep_single_precision(monkeypatch, dtype):
     module, inputs = module_and_inputs()
     seen = []
-    kernel = operators.attend
+    kernel = cpu.forward
 
-    def noted(value, sizes, locations, weights):
+    def noted(value, shapes, locations, weights):
         seen.append((locations.dtype, weights.dtype))
-        return kernel(value, sizes, locations, weights)
+        return kernel(value, shapes, locations, weights)
 
-    monkeypatch.setattr(operators, "attend", noted)
+    monkeypatch.setattr(cpu, "forward", noted)
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
         out = module(*inputs)
     assert seen == [(torch.float32, torch.float32)]

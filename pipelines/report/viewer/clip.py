@@ -33,6 +33,7 @@ _FEWEST_FRAMES: Final = 4
 _QUALITIES: Final = (40, 48)  # of VP9, 0 best to 63, in the order in which they are tried
 _WIDE, _NARROW = 480, 320  # pixels across; narrower videos keep their width
 _WIDE_FROM: Final = 200_000  # bytes for one video that allow _WIDE
+_DEFLATE: Final = 7  # level; 9 makes maps a tenth smaller in six times the time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,10 @@ def make(
             frames=tuple(frames[n] for n in chosen),
             size=(height, width),
             film=film([images[n] for n in chosen], _QUALITIES[min(tried, len(_QUALITIES) - 1)]),
-            maps={name: zlib.compress(whole[chosen].tobytes(), 9) for name, whole in maps.items()},
+            maps={
+                name: zlib.compress(whole[chosen].tobytes(), _DEFLATE)
+                for name, whole in maps.items()
+            },
         )
         tried += 1
         if made.bytes <= budget or len(chosen) <= _FEWEST_FRAMES:
@@ -112,7 +116,8 @@ def film(images: Sequence[Image], quality: int) -> bytes:
             "crf": str(quality),
             "b": "0",
             "deadline": "realtime",
-            "cpu-used": "7",
+            "cpu-used": "8",
+            "lag-in-frames": "0",  # a third faster, and the same bytes
             "threads": "1",
         }
         stream.codec_context.flags |= av.codec.context.Flags.bitexact

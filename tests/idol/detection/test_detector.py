@@ -1,6 +1,7 @@
 """Detections of frames: exact as before, fast about the same, in batches and one by one."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import idol
 from idol.detection.detector import Detector, on_device
 from idol.detection.gpu_masks import from_logits, reads
 from idol.detection.postprocess import detections
+from idol.images.synthetic import SyntheticConfig, make_video
 from idol.images.transforms import collate_images, normalise
 from idol.masks import iou, resize, rle
 from idol.network import fast as fast_network
@@ -253,3 +255,22 @@ def test_masks_made_on_a_device_are_those_of_the_processor(method):
     for a, b, (_, size) in zip(strings, right, sizes, strict=True):
         differ = rle.decode_masks(a, size) != rle.decode_masks(b, size)
         assert differ.mean() < 1e-4
+
+
+def test_one_thread_is_asked_for_and_one_computes(model):
+    # A product by numpy's BLAS keeps its other threads running for a tenth of a second, on the
+    # cores that torch wants. On a busy machine they get less, so that this cannot fail by chance.
+    detector = Detector(model)
+    pictures = list(make_video(SyntheticConfig(length=(4, 4)), 5).frames)[:1]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run(detector, pictures)
+        time.sleep(0.5)  # for what ran before
+        own, whole = time.thread_time(), time.process_time()
+        for _ in range(10):
+            assert run(detector, pictures)[0].masks
+        own, whole = time.thread_time() - own, time.process_time() - whole
+    finally:
+        torch.set_num_threads(before)
+    assert whole < 1.5 * own
