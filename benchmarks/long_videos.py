@@ -89,7 +89,7 @@ def _role(process: Process, driver: int) -> str | None:
         return "driver"
     if "DetectActor" in process.title:
         return "detect actor"
-    if any(name in process.title for name in ("_track", "_measure_one")):
+    if "ray::_each" in process.title:
         return "track and score task"
     return None
 

@@ -112,6 +112,21 @@ class Mapped(_Lazy[Made], Generic[Item, Made]):
         return self._function(self._items[self._places[index]])
 
 
+def picked(items: Sequence[Item], places: array[int]) -> Sequence[Item | None]:
+    """The items at these places, None where a place is negative."""
+    return Mapped(lambda place: None if place < 0 else items[place], places)
+
+
+def stored(store: Spool[Item], items: Iterable[Item | None]) -> Sequence[Item | None]:
+    """The items, those that are not None in the store behind what it has."""
+    places = array("q")
+    for item in items:
+        places.append(-1 if item is None else len(store))
+        if item is not None:
+            store.append(item)
+    return picked(store, places)
+
+
 class Keyed(Mapping[int, Item]):
     """Items of a sequence by keys, in this order."""
 

@@ -16,7 +16,7 @@ from idol.arrays import Ints, host
 from idol.config import TrackerConfig
 from idol.files import whole_file
 from idol.masks import rle
-from idol.spool import Mapped, Spool
+from idol.spool import Mapped, Spool, picked
 from idol.ytvis import lazy_rows
 from idol.ytvis.repairs import MAX_ID
 from idol.ytvis.truth import VideoTruth
@@ -84,11 +84,13 @@ def masks_of_tracks(
     *,
     video_id: int,
     length: int,
-) -> list[list[bytes | None]]:
+    store: Spool[bytes] | None = None,
+) -> list[Sequence[bytes | None]]:
     """The masks of one video's tracks, collected frame by frame so that few are held at once.
 
     frames:  (frame index, masks of its detections); frames that no track uses may be missing
     length:  frames in the video
+    store:   gets the masks, which then are not in memory
     returns: for every track `length` masks, None where it is absent (the released code writes an
              all-zero mask; both score the same)
     Raises: ValueError: a track is on a frame, or on a detection of one, that is not there.
@@ -102,7 +104,8 @@ def masks_of_tracks(
                     f"that video has {length} frames"
                 )
             wanted.setdefault(frame_index, []).append((position, row))
-    collected: list[list[bytes | None]] = [[None] * length for _ in tracks]
+    kept: Any = [] if store is None else store
+    places = [array("q", [-1]) * length for _ in tracks]  # in kept; -1: absent
 
     def missing(frame_index: int, position: int, row: int, held: str) -> ValueError:
         return ValueError(
@@ -114,10 +117,11 @@ def masks_of_tracks(
         for position, row in wanted.pop(frame_index, ()):
             if not 0 <= row < len(masks):
                 raise missing(frame_index, position, row, f"carries {len(masks)} masks")
-            collected[position][frame_index] = masks[row]
+            places[position][frame_index] = len(kept)
+            kept.append(masks[row])
     for frame_index, ((position, row), *_) in wanted.items():
         raise missing(frame_index, position, row, "is not given")
-    return collected
+    return [picked(kept, of) for of in places]
 
 
 def to_ytvis(

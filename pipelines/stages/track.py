@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from idol.config import TrackerConfig, to_dict
+from idol.spool import Spool
 from idol.tracker.online import track_video
 from idol.ytvis import results, submission
 from pipelines import cluster
 from pipelines.errors import PipelineError, intact
-from pipelines.storage import claims, layout, paths, schemas, stored, tables
+from pipelines.storage import claims, layout, paths, stored, tables
 from pipelines.storage.layout import RESULTS, SUBMISSION, TRACK
 from pipelines.storage.manifest import Manifest
 from pipelines.storage.paths import AnyPath
@@ -20,25 +21,29 @@ FEW_FRAMES = 5000
 """Up to here the driver tracks by itself: a frame takes about a millisecond, and fresh workers
 import torch for ten seconds and more before they begin (2 cores)."""
 
+_CHECKED_AT_ONCE = 1000  # masks
+
 
 def results_of_video(
     detections: StoredDetections, video: StoredVideo, config: TrackerConfig
 ) -> list[ResultTrack]:
     """Track one video: its rows of RESULTS, in the order of results.class_entries."""
-    # Reads twice, arrays first: memory holds the masks of tracks and of one shard, not all.
+    # Reads twice, arrays first: memory holds what is in one shard, and the masks of tracks nowhere.
     tracks = track_video(detections.frames(video), config)
+    store = Spool[bytes]()
     masks = results.masks_of_tracks(
-        tracks, detections.masks(video), video_id=video.video_id, length=video.length
+        tracks, detections.masks(video), video_id=video.video_id, length=video.length, store=store
     )
     with intact(detections.path):
-        stored.check_masks(masks, video.size)
+        for first in range(0, len(store), _CHECKED_AT_ONCE):
+            stored.check_masks([store[first : first + _CHECKED_AT_ONCE]], video.size)
     return [
         ResultTrack(
             video_id=video.video_id,
             track_id=tracks[chosen.track].track_id,
             label=chosen.label,
             score=chosen.score,
-            segmentations=tuple(masks[chosen.track]),
+            segmentations=masks[chosen.track],
         )
         for chosen in results.class_entries(tracks, config)
     ]
@@ -98,13 +103,14 @@ def run(
 
 
 def _entries(source: StoredDetections, output: claims.Output) -> Iterator[results.Entry]:
-    """Those of every video, one of which is in memory; output gets to know the shards' rows."""
+    """Those of every video, few of whose masks are in memory; output is told the shards' rows."""
     for position, video in enumerate(source.videos):
-        rows = stored.read_results(output.path, position, source)
-        output.note(position, len(rows))
-        for row in rows:
+        count = 0
+        for row in stored.read_results(output.path, position, source):
+            count += 1
             category = source.category_ids[row.label]
             yield results.entry(row.video_id, category, row.score, row.segmentations, video.size)
+        output.note(position, count)
 
 
 def check_floor(source: StoredDetections, config: TrackerConfig) -> None:
@@ -135,5 +141,4 @@ def write_video(
     import torch
 
     torch.set_num_threads(1)
-    rows = [schemas.result_to_row(result) for result in results_of_video(source, video, config)]
-    tables.commit(schemas.table(rows, schemas.RESULTS), path)
+    stored.write_results(results_of_video(source, video, config), video.length, path)

@@ -160,7 +160,7 @@ class ResultTrack:
     track_id: int
     label: int
     score: float
-    segmentations: tuple[bytes | None, ...]
+    segmentations: Sequence[bytes | None]
 
 
 def table(items: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -301,7 +301,8 @@ def overlap_from_row(row: Mapping[str, Any]) -> FrameOverlap:
 
 def result_to_row(result: ResultTrack) -> dict[str, Any]:
     """A RESULTS row."""
-    return {name: getattr(result, name) for name in RESULTS.names}
+    row = {name: getattr(result, name) for name in RESULTS.names}
+    return {**row, "segmentations": list(result.segmentations)}
 
 
 def result_from_row(row: Mapping[str, Any]) -> ResultTrack:

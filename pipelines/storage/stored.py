@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from pipelines.storage.schemas import ResultTrack
 if TYPE_CHECKING:  # torch takes seconds to import
     from idol.structures import FrameDetections
 
+_MASKS_PER_GROUP = 20_000  # of RESULTS, absent ones included: some megabytes
 _WITHOUT_MASKS = [name for name in schemas.DETECTIONS.names if name != "masks"]
 
 
@@ -141,21 +143,41 @@ def read(path: str | AnyPath) -> StoredDetections:
     return source
 
 
-def read_results(out: AnyPath, position: int, source: StoredDetections) -> list[ResultTrack]:
-    """RESULTS of the video at this position of source.videos. ManifestError: they are damaged."""
+def write_results(rows: Iterable[ResultTrack], length: int, path: AnyPath) -> None:
+    """A video's RESULTS; length: its frames. Few of the masks are in memory at a time."""
+    made = map(schemas.result_to_row, rows)
+    size = max(1, _MASKS_PER_GROUP // length)
+
+    def groups() -> Iterator[pa.Table]:
+        group = list(itertools.islice(made, size))
+        while True:
+            yield schemas.table(group, schemas.RESULTS)  # one without rows too, of a video without
+            if not (group := list(itertools.islice(made, size))):
+                return
+
+    tables.commit_groups(groups(), schemas.RESULTS, path)
+
+
+def read_results(out: AnyPath, position: int, source: StoredDetections) -> Iterator[ResultTrack]:
+    """RESULTS of the video at this position of source.videos, few of whose masks are in memory.
+
+    Raises: ManifestError: they are damaged.
+    """
     path, video = layout.shard_path(out, position), source.videos[position]
-    table = tables.read(path, schemas.RESULTS)
-    with intact(path):
-        found = [schemas.result_from_row(row) for row in schemas.rows(table)]
-        for row in found:
-            if row.video_id != video.video_id or row.label >= len(source.category_ids):
-                raise ValueError(f"video {row.video_id}, label {row.label}: there is none")
-            if len(row.segmentations) != video.length:
-                raise ValueError(f"{len(row.segmentations)} masks for {video.length} frames")
-        check_masks((row.segmentations for row in found), video.size)
-        if len({(row.track_id, row.label) for row in found}) < len(found):
-            raise ValueError("a track is there twice")
-    return found
+    seen: set[tuple[int, int]] = set()
+    for table in tables.read_groups(path, schemas.RESULTS):
+        with intact(path):
+            found = [schemas.result_from_row(row) for row in schemas.rows(table)]
+            for row in found:
+                if row.video_id != video.video_id or row.label >= len(source.category_ids):
+                    raise ValueError(f"video {row.video_id}, label {row.label}: there is none")
+                if len(row.segmentations) != video.length:
+                    raise ValueError(f"{len(row.segmentations)} masks for {video.length} frames")
+                if (row.track_id, row.label) in seen:
+                    raise ValueError("a track is there twice")
+                seen.add((row.track_id, row.label))
+            check_masks((row.segmentations for row in found), video.size)
+        yield from found
 
 
 def check_masks(tracks: Iterable[Iterable[bytes | None]], size: tuple[int, int]) -> None:

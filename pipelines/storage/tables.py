@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,16 +41,24 @@ def commit(
     if rejects:
         text = json.dumps([reject._asdict() for reject in rejects])
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _REJECTS_KEY: text})
+    size = row_group_size or max(1, table.num_rows)
+    parts = [table.slice(first, size) for first in range(0, max(1, table.num_rows), size)]
+    commit_groups(parts, table.schema, path)
+
+
+def commit_groups(groups: Iterable[pa.Table], schema: pa.Schema, path: AnyPath) -> None:
+    """As commit, of tables that become a row group each, one of which is in memory at a time."""
     with whole_file(path) as temporary:
-        pq.write_table(
-            table,
+        with pq.ParquetWriter(
             temporary,
+            schema,
             compression="zstd",
-            row_group_size=row_group_size,
             write_page_checksum=True,
             # Readers skip rows by them; nothing of ours has rows to skip, and no checksum has them.
             write_statistics=False,
-        )
+        ) as writer:
+            for group in groups:
+                writer.write_table(group)
         with temporary.open("r+b") as file:
             start, footer = _footer(file)
             file.seek(start)
@@ -82,6 +90,15 @@ def opened(path: AnyPath) -> Iterator[pq.ParquetFile]:
         if mark == _MARK and int.from_bytes(stated, "little") != zlib.crc32(footer):
             raise ValueError("the checksum of its footer is wrong")
         with pq.ParquetFile(file, page_checksum_verification=True) as table:
+            yield table
+
+
+def read_groups(path: AnyPath, schema: pa.Schema) -> Iterator[pa.Table]:
+    """As read, a row group at a time."""
+    with opened(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            schemas.check(table, schema)
             yield table
 
 

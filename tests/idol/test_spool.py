@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from idol.spool import Keyed, Mapped, Spool
+from idol.spool import Keyed, Mapped, Spool, stored
 
 ITEMS = [("a", 1), ("", 2), ("ü" * 1000, None), ("b", [3])]
 
@@ -70,6 +70,13 @@ def test_many_threads_read_at_the_same_time() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_stored_items_come_back_with_the_gaps_between_them() -> None:
+    spool: Spool[bytes | None] = Spool([b"before"])
+    one, two = stored(spool, [None, b"", b"a"]), stored(spool, [b"b", None])
+    assert (list(one), list(two), len(spool)) == ([None, b"", b"a"], [b"b", None], 4)
+    assert (one[2], one[-3], two[0:2]) == (b"a", None, (b"b", None))
 
 
 def test_another_process_cannot_have_it_and_is_told() -> None:

@@ -42,7 +42,7 @@ def test_two_actors_give_the_bytes_of_one_and_batches_of_eight_the_identities_of
     whole = stored.read(tmp_path / "two" / "detections")
     for position in range(len(dataset.videos)):
         eight, one = (
-            stored.read_results(tmp_path / name / "tracks", position, whole)
+            list(stored.read_results(tmp_path / name / "tracks", position, whole))
             for name in ("two", "single")
         )
         assert [(r.track_id, r.label) for r in eight] == [(r.track_id, r.label) for r in one]

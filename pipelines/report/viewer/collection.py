@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from idol import spool
+from idol.spool import Spool
 from pipelines.errors import VideoError
 from pipelines.report.strips import evenly
 from pipelines.report.viewer import clip, timeline
@@ -153,7 +155,9 @@ class _Job:
             ],
             "runs": {},
         }
-        layers = {"truth": [one.segmentations for one in instances]} if instances else {}
+        layers: dict[str, list[timeline.Masks]] = {}
+        if instances:
+            layers["truth"] = [one.segmentations for one in instances]
         for number, run in self.runs.items():
             entry["runs"][str(number)], drawn = _run(run, video)
             layers[f"run{number}"] = [result.segmentations for result in drawn]
@@ -179,9 +183,12 @@ def _run(run: Evaluated, video: VideoRecord) -> tuple[dict[str, Any], list[Resul
         return {"tracks": [], "shown": [], "switches": [], "found": 0}, []
     results = stored.read_results(run.tracks, positions[video.video_id], run.source)
     best: dict[int, ResultTrack] = {}
+    store = Spool[bytes | None]()
     for result in results:  # every track once, under its best class
         if result.track_id not in best or result.score > best[result.track_id].score:
-            best[result.track_id] = result
+            best[result.track_id] = replace(
+                result, segmentations=spool.stored(store, result.segmentations)
+            )
     instances = [one.segmentations for one in video.instances[: clip.MOST_LAYERS]]
     belong = timeline.follow({n: r.segmentations for n, r in best.items()}, instances, video.size)
     drawn = _drawn(list(best.values()), belong)

@@ -98,6 +98,23 @@ def test_changed_overlaps_are_refused(
         list(source.overlaps(source.videos[0]))
 
 
+def test_results_are_written_and_read_some_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = stored.read(detections(tmp_path / "detections"))
+    path = layout.shard_path(tmp_path, 0)
+    tracks = [schemas.result_from_row({**RESULT, "track_id": n}) for n in range(5)]
+    monkeypatch.setattr(stored, "_MASKS_PER_GROUP", 4)
+    stored.write_results(iter(tracks), 2, path)
+    assert tables.group_rows(path) == [2, 2, 1]
+    assert list(stored.read_results(tmp_path, 0, source)) == tracks
+    stored.write_results([*tracks, tracks[0]], 2, path)
+    with pytest.raises(ManifestError, match="a track is there twice"):
+        list(stored.read_results(tmp_path, 0, source))
+    stored.write_results([], 2, path)
+    assert list(stored.read_results(tmp_path, 0, source)) == []
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -119,7 +136,7 @@ def test_changed_results_are_refused(tmp_path: Path, changed: dict[str, Any]) ->
     assert [r.track_id for r in stored.read_results(tmp_path, 0, source)] == [1, 2]
     edit(path, schemas.RESULTS, **changed)
     with pytest.raises(ManifestError, match=r"shard-00000\.parquet is damaged"):
-        stored.read_results(tmp_path, 0, source)
+        list(stored.read_results(tmp_path, 0, source))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_a_failed_write_leaves_neither_the_file_nor_a_remnant(tmp_path, monkeypa
     def broken(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(tables.pq, "write_table", broken)
+    monkeypatch.setattr(tables.pq.ParquetWriter, "write_table", broken)
     with pytest.raises(OSError, match="disk full"):
         tables.commit(shard(0), tmp_path / "shard-00000.parquet")
     assert os.listdir(tmp_path) == []
