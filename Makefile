@@ -85,8 +85,13 @@ audit: setup-dev ## what is dangerous in the code, by bandit; SECURITY.md says w
 docs: setup-dev ## the documentation as a site, in build/site/index.html
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet
 
-bench: setup-dev ## every benchmark, each prints one table
-	@for file in $(filter-out benchmarks/tiny_weights.py benchmarks/tiny_training.py benchmarks/real_clips.py benchmarks/machine.py benchmarks/processes.py benchmarks/replay.py benchmarks/simulated_detections.py benchmarks/sweeps.py benchmarks/sweep_time.py benchmarks/association_stored.py benchmarks/chaos.py benchmarks/cluster_chaos.py benchmarks/image.py benchmarks/report_page.py benchmarks/method_figures.py,$(wildcard benchmarks/[a-z]*.py)); do \
+# Left out: helpers without a table, what needs arguments, what takes hours.
+NO_BENCH = ablation association_stored chaos cluster_chaos consistent fuzz fuzz_readers image leave_one_out long_stream machine method_figures \
+  mutations offline plain_evaluator processes real_clips recipe_steps replay report_page rivals simulated_detections sweep_time sweeps \
+  tiny_training tiny_weights training_sweep
+
+bench: setup-dev ## every benchmark that needs neither arguments nor hours; each prints a table
+	@for file in $(filter-out $(NO_BENCH:%=benchmarks/%.py),$(wildcard benchmarks/[a-z]*.py)); do \
 	  module=$${file%.py}; echo "== $$file"; $(BIN)/python -m "$${module//\//.}"; \
 	done
 

@@ -36,10 +36,11 @@ import torch
 from benchmarks import loaders, machine
 from idol import presets
 from idol.config import Config, override, to_dict
+from idol.images import video_file
 from idol.structures import ClipBatch
 from pipelines.batches import loader
 from pipelines.sources import annotations as annotation_files
-from pipelines.sources import frames, video_file
+from pipelines.sources import frames
 from pipelines.sources.annotations import Dataset
 from pipelines.stages import pairs
 from pipelines.storage import claims, layout, paths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def command(module: str) -> str:
         "/".join(Path(word).parts[-2:]) if Path(word).is_absolute() else word
         for word in sys.argv[1:]
     ]
-    return " ".join(["python -m", module, *words])
+    return shlex.join(["python", "-m", module, *words])
 
 
 def _cpu() -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ def likely(word: str, known: Iterable[str], dashes: str = "") -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the job that the first word names with the words after it; argv: None: the process's."""
+    # As of python -m, so that --tracker finds a module there; last, so that it hides none.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     verb, *rest = (sys.argv[1:] if argv is None else argv) or ("",)
     if verb in VERBS:
         importlib.import_module(f"jobs.{verb}").main(rest)
@@ -99,7 +103,8 @@ def _config(words: Sequence[str]) -> None:
         print("usage: idol config SECTION ... [--preset NAME]\n")
         for name, part in found.items():
             about = " ".join((type(part).__doc__ or "").split())
-            print(f"  {name:15} {about.partition('. ')[0].removesuffix('.')}.")
+            first = re.split(r"(?<!Sec|.Eq)\. ", about)[0].removesuffix(".")
+            print(f"  {name:15} {first}.")
         print(f"\nDefaults are those of preset {preset}; --set SECTION.FIELD=VALUE replaces one.")
         return
     for name in names:
@@ -147,7 +152,7 @@ def _options(verb: str) -> list[str]:
 
 TOOLS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "models": ("List the trained weights that have a name.", _models),
-    "config": ("List every field that --set takes: meaning, default, limits.", _config),
+    "config": ("List the fields that --set takes, by section: meaning, default, limits.", _config),
     "completion": ("Print what completes commands and options in bash, zsh or fish.", _completion),
 }
 """Commands that run no job: what each does, and how."""

@@ -33,9 +33,10 @@ class Sweep:
 
     Any field of the tracker can be swept: τ (tau), T (memory_length), the match threshold, the
     thresholds for new instances, mask NMS, lifetime of the memory, ... A configuration costs about
-    a millisecond per frame. OUT gets best.json (for --tracker of jobs.evaluate and jobs.track),
-    report.json with every configuration and its metrics, and report.html: what mattered, and what
-    the choice is worth on videos that had no say in it (cross-validation over folds of videos).
+    half a millisecond per frame. OUT gets best.json (for --tracker of jobs.evaluate and
+    jobs.track), report.json with every configuration and its metrics, and report.html: what
+    mattered, and what the choice is worth on videos that had no say in it (cross-validation over
+    folds of videos).
 
     With --pairs every trial trains on them, and is evaluated on --annotations; fields of train,
     losses, assignment, transforms and model can be swept. With --scheduler asha a trial trains for

@@ -55,7 +55,7 @@ class Track:
     """Configuration of a released .pth, which carries none."""
     set: command.Repeated = ()
     """Replace a field of the checkpoint's configuration, SECTION.FIELD=VALUE; repeat for more. For
-    example tracker.memory_lifetime=60. `idol config` lists all."""
+    example tracker.memory_lifetime=60. `idol config tracker` lists its fields."""
     tracker: command.Tracker = None
     detections: str | None = None
     """Take the detections from here instead of from a network: OUT/detections of an earlier run

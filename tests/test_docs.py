@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from idol.config import Config
+from idol.images.synthetic import SyntheticConfig
+from idol.images.synthetic_dataset import write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md"))
@@ -110,3 +112,28 @@ def test_settings_that_a_page_names_exist(page: str) -> None:
 def test_the_pages_for_vnext_name_enough_settings() -> None:
     text = (ROOT / "docs/vnext.md").read_text()
     assert len(set(re.findall(r"`(\w+\.\w+)`", text)) & SETTINGS.keys()) >= 20
+
+
+def test_every_benchmark_can_be_imported() -> None:
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    code = f"import importlib\nfor n in {names!r}: importlib.import_module('benchmarks.' + n)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tracker_of_the_page_runs_from_a_module_in_the_current_folder(tmp_path: Path) -> None:
+    text = (ROOT / "docs/association.md").read_text()
+    (code,) = re.findall(r"```python\n(class Nearest:.*?)```", text, re.DOTALL)
+    (tmp_path / "nearest.py").write_text(code)
+    write_dataset(tmp_path, SyntheticConfig(length=(4, 4)), 1, 5)
+    words = ["track", "JPEGImages/video_0000", "--weights", "shipped", "--out", "seen"]
+    words += ["--tracker", "nearest:Nearest", "--no-video"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"import jobs; jobs.main({words!r})"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "seen/tracks.jsonl").read_text()

@@ -22,6 +22,7 @@ from pipelines.formats import mots
 from pipelines.stream import places
 from pipelines.stream.rows import Row, StoredRows
 
+_STRAIGHTER = 0.75  # pixels that an outline may differ: a slope is a line then, not its steps
 Export = Literal["coco", "mot", "mots", "cvat"]
 
 
@@ -181,14 +182,19 @@ def _polygon(frame: int, points: str, *, outside: bool = False) -> str:
 
 
 def _outline(row: Row, size: tuple[int, int]) -> str:
-    """The outline of a mask's largest piece as CVAT writes points; "" where it has none."""
+    """The outline of a mask's largest piece as CVAT writes points; "" where it has no pixel."""
     mask = rle.decode_masks([row["segmentation"]["counts"]], size)[0]
-    contours, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_TC89_L1)
-    # Of fewer than three corners no polygon can be made.
-    usable = [c for c in contours if len(c) > 2]
-    if not usable:
+    # A contour goes through centres of pixels, a polygon of CVAT along their edges. At twice the
+    # size an edge is what lies between an odd and an even number, whatever the side of the mask.
+    contours, _ = cv2.findContours(
+        mask.repeat(2, 0).repeat(2, 1), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
+    )
+    if not contours:
         return ""
-    corners: Ints = max(usable, key=cv2.contourArea)[:, 0]
+    edges = (max(contours, key=cv2.contourArea) + 1) // 2
+    corners: Ints = cv2.approxPolyDP(edges, _STRAIGHTER, closed=True)[:, 0]
+    if len(corners) < 3:  # a sliver
+        corners = edges[:, 0]
     return ";".join(f"{x:.1f},{y:.1f}" for x, y in corners.tolist())
 
 

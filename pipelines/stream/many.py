@@ -17,7 +17,7 @@ from pipelines import actors, cluster, configuration, resources
 from pipelines.errors import PipelineError
 from pipelines.sources import video_cache
 from pipelines.stream import following
-from pipelines.stream.following import Segmenter, StreamConfig, Summary
+from pipelines.stream.following import StreamConfig, Summary
 from pipelines.stream.show import Show
 from pipelines.stream.stored_segmenter import DetectionWriter, StoredSegmenter
 
@@ -158,13 +158,14 @@ def follow(
     with how.opened(plan.source) as source:
         following.check(plan.out, overwrite=how.overwrite)
         model = network()
-        segmenter: Segmenter
         if model is None:
-            stored = how.detections or "", how.video_id
-            segmenter = StoredSegmenter(*stored, how.overrides, how.tracker or "")
-            following.check_classes(how.made.classes, segmenter.settings)
+            stored = how.detections or "", how.video_id, how.overrides, how.tracker or ""
+            again = StoredSegmenter(*stored, source.name, how.every, how.start)
+            following.check_classes(how.made.classes, again.settings)
             following.prepare(plan.out, overwrite=how.overwrite)
-            following.run(source, segmenter, plan.out, how.made, summary, show)
+            following.run(source, again, plan.out, how.made, summary, show)
+            if how.end is None and how.made.max_frames is None:
+                again.check_end(summary.frames)
             return
         from idol.segmenter import OnlineSegmenter
 
@@ -174,7 +175,8 @@ def follow(
         kept: DetectionWriter | None = None
         if how.keep:
             at = plan.out / DETECTIONS
-            kept = DetectionWriter(at, config, source.name, overwrite=how.overwrite)
+            given = source.name, how.every, how.start
+            kept = DetectionWriter(at, config, *given, overwrite=how.overwrite)
         add = None if kept is None else kept.add
         segmenter = OnlineSegmenter(model, config=config, on_detections=add)
         try:

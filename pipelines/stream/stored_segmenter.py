@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
+from idol.addresses import shown
 from idol.config import Config, from_dict, to_dict
 from idol.follower import Follower
 from idol.images.visualize import Image
@@ -14,14 +17,18 @@ from idol.instances import Instances
 from idol.structures import FrameDetections, Track
 from idol.ytvis import results
 from pipelines import configuration
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, intact
 from pipelines.storage import claims, layout, schemas, stored, tables
 from pipelines.storage.paths import AnyPath
 from pipelines.storage.stored import StoredVideo
 
+_SOURCE = "source"
+"""Key of a manifest's extra: name, every and start of the source that the detections are of."""
 _SHARD = 256  # frames, which are in memory at once
 _PARTS = ("name", "model", "transforms", "detect", "categories", "category_ids")
 """What of a configuration detections depend on, as of the stage detect."""
+
+_log = logging.getLogger(__name__)
 
 
 class DetectionWriter:
@@ -30,14 +37,23 @@ class DetectionWriter:
     out:    new, empty, or an earlier one with overwrite
     config: of the segmenter, whose on_detections is `add`
     source: what the video is called
+    every, start: as of open_source
     Raises: ManifestError: out holds something else.
     """
 
     def __init__(
-        self, out: AnyPath, config: Config, source: str, *, overwrite: bool = False
+        self,
+        out: AnyPath,
+        config: Config,
+        source: str,
+        every: int,
+        start: float,
+        *,
+        overwrite: bool = False,
     ) -> None:
         whole = to_dict(config)
         self._model = config.model
+        self._source = {"name": _last(source), "every": every, "start": start}
         self._output = claims.prepare_output(
             out,
             layout.DETECT,
@@ -74,6 +90,7 @@ class DetectionWriter:
                 "num_classes": self._model.num_classes,
                 "embedding_size": self._model.embedding_size,
                 "truth": False,
+                _SOURCE: self._source,
             },
         )
 
@@ -85,9 +102,11 @@ class StoredSegmenter:
     video_id:   which of its videos; None: the only one
     overrides:  "tracker.field=value"
     tracker:    see configuration.tracker_config
+    source:     what the video is called; every, start: as of open_source
     Raises:
         ManifestError: there are no finished detections.
-        PipelineError: there is no such video, or the tracker asks for scores that are not stored.
+        PipelineError: there is no such video, they are of other frames, or the tracker asks for
+            scores that are not stored.
         ValueError: a bad override or tracker.
     """
 
@@ -97,8 +116,18 @@ class StoredSegmenter:
         video_id: int | None,
         overrides: Iterable[str],
         tracker: str,
+        source: str,
+        every: int,
+        start: float,
     ) -> None:
         self._source = stored.read(detections)
+        self._check(source, every, start)
+        for override in overrides:
+            if not override.startswith("tracker."):
+                raise ValueError(
+                    f"--set {override} has no effect on detections that are stored: with "
+                    "--detections only fields of the tracker can be set."
+                )
         config = from_dict(Config, self._source.manifest.config)
         self.settings = configuration.changed(config, overrides, tracker)
         self._video = self._chosen(video_id)
@@ -121,6 +150,14 @@ class StoredSegmenter:
             )
         return self._follower.add(found, self._video.size, image=frame, number=number, time=time)
 
+    def check_end(self, frames: int) -> None:
+        """Raise PipelineError where detections are left after the source's last frame."""
+        if next(self._frames, None) is not None:
+            raise PipelineError(
+                f"the source ended after {frames} frames, but {self._source.path} has "
+                f"{self._video.length} of video {self._video.video_id}. Is it the same?"
+            )
+
     def finish(self) -> list[Track]:
         """As of OnlineSegmenter."""
         return self._follower.finish()
@@ -128,6 +165,24 @@ class StoredSegmenter:
     def entries(self, video_id: int = 1) -> Iterator[results.Entry]:
         """As of OnlineSegmenter."""
         return self._follower.entries(video_id)
+
+    def _check(self, source: str, every: int, start: float) -> None:
+        """Of detections that were kept here it is known what they are of."""
+        known = self._source.manifest.extra.get(_SOURCE)
+        if known is None:
+            return
+        with intact(self._source.path):
+            name, stated = known["name"], (known["every"], known["start"])
+        if stated != (every, start):
+            raise PipelineError(
+                f"{self._source.path} was made with --every {stated[0]} --start {stated[1]:g}, got "
+                f"--every {every} --start {start:g}: the frames are others. Give the same."
+            )
+        if name != _last(source):
+            _log.warning(
+                "%s was made of %s, not of %s: right only if the frames are the same",
+                *(self._source.path, name, _last(source)),
+            )
 
     def _chosen(self, video_id: int | None) -> StoredVideo:
         videos = {video.video_id: video for video in self._source.videos}
@@ -146,3 +201,8 @@ class StoredSegmenter:
         frames, masks = self._source.frames(self._video), self._source.masks(self._video)
         for frame, (_, counts) in zip(frames, masks, strict=True):
             yield replace(frame, masks=tuple(counts))
+
+
+def _last(source: str) -> str:
+    """The last part of a source's name, without what is secret in an address."""
+    return PurePath(shown(source)).name

@@ -9,16 +9,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from idol.images import live
 from idol.masks import rle
 from pipelines import formats, stream
 from pipelines.formats import mots
-from pipelines.stream import places
+from pipelines.stream import exports, places
 from tests.pipelines.stream.drawn import CAR, KITE, LENGTH, NAMES, SIZE, Known, follow
 
 
@@ -155,6 +157,31 @@ def test_cvat_has_a_polygon_track_for_each_object_and_says_where_it_is_gone(out:
     assert 'outside="1"' in text
     assert text.count("<track ") == 2
     assert 'label="kite &amp; &lt;tail&gt;"' in text
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (9, 1), (2, 8), (4, 4), (20, 20)])
+def test_a_box_is_the_same_after_cvat_however_small(size: tuple[int, int]) -> None:
+    mask = np.zeros((96, 128), np.uint8)
+    mask[10 : 10 + size[0], 30 : 30 + size[1]] = 1
+    assert (_read_back(mask) == mask).all()
+
+
+def test_a_round_mask_keeps_its_area_after_cvat() -> None:
+    for radius in (5, 12, 30, 45):
+        mask = np.zeros((96, 128), np.uint8)
+        cv2.ellipse(mask, (60, 48), (radius, radius * 2 // 3), 30, 0, 360, 1, -1)
+        back = _read_back(mask)
+        assert abs(int(back.sum()) - int(mask.sum())) <= 0.04 * mask.sum()
+        assert (back & mask).sum() >= 0.95 * (back | mask).sum()
+
+
+def _read_back(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mask that a polygon of cvat.xml stands for."""
+    counts = rle.encode_masks(mask[None])[0].decode("ascii")
+    points = exports._outline({"segmentation": {"counts": counts}}, mask.shape)
+    flat = [float(value) for point in points.split(";") for value in point.split(",")]
+    height, width = mask.shape
+    return rle.decode_masks([rle.compress([flat], (height, width))["counts"]], (height, width))[0]
 
 
 @pytest.mark.parametrize(

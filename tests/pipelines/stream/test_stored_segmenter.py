@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,28 +95,42 @@ def test_detections_are_those_of_the_stage_down_to_the_score_floor(first: Path) 
 
 
 @pytest.mark.parametrize(
-    ("every", "video_id", "message"),
+    ("others", "message"),
     [
-        (2, None, None),  # fewer frames than are stored: what there is
-        (1, 7, "has no video 7. Name one with --video-id: 1"),
+        ({"every": 2}, "made with --every 1 --start 0, got --every 2 --start 0"),
+        ({"start": 0.2}, r"got --every 1 --start 0\.2: the frames are others\. Give the same"),
+        ({"video_id": 7}, "has no video 7. Name one with --video-id: 1"),
+        ({"overrides": ("transforms.test_short_side=64",)}, "--set transforms.* has no effect on"),
     ],
 )
-def test_another_video_is_told(
-    clip: Path, first: Path, tmp_path: Path, every: int, video_id: int | None, message: str | None
+def test_what_the_detections_are_not_of_is_told(
+    clip: Path, first: Path, tmp_path: Path, others: dict[str, Any], message: str
 ) -> None:
-    how = again(first, "robust", every=every, video_id=video_id)
-    if message is None:
-        assert follow(clip, tmp_path, how).frames > 0
-        return
-    with pytest.raises(PipelineError, match=message):
-        follow(clip, tmp_path, how)
+    with pytest.raises((PipelineError, ValueError), match=message):
+        follow(clip, tmp_path, again(first, "robust", **others))
+
+
+def test_a_source_with_fewer_frames_is_told_unless_its_end_was_asked_for(
+    clip: Path, first: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    length = len(list(clip.iterdir()))
+    fewer = tmp_path / "fewer"
+    shutil.copytree(clip, fewer)
+    sorted(fewer.iterdir())[-1].unlink()
+    with pytest.raises(
+        PipelineError, match=f"ended after {length - 1} frames, but .* has {length}"
+    ):
+        follow(fewer, tmp_path / "a", again(first, "robust"))
+    assert "made of video_0000, not of fewer" in caplog.text
+    some = replace(again(first, "robust"), made=replace(MADE, max_frames=3))
+    assert follow(clip, tmp_path / "b", some).frames == 3
 
 
 def test_a_source_with_more_or_other_frames_is_told(
     clip: Path, first: Path, tmp_path: Path
 ) -> None:
-    short = Following(weights="shipped", keep=True, every=2, made=MADE)
-    follow(clip, tmp_path / "short", short)
+    fewer = replace(MADE, max_frames=2)
+    follow(clip, tmp_path / "short", Following(weights="shipped", keep=True, made=fewer))
     with pytest.raises(PipelineError, match=r"the source has more\. Is it the same"):
         follow(clip, tmp_path / "a", again(tmp_path / "short", "robust"))
     with pytest.raises(PipelineError, match=r"frames of \(48, 64\)"):
