@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from idol.arrays import Ints
 from idol.masks import rle
 
 STRIDE = 4
@@ -113,20 +115,51 @@ def _smooth_columns(
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """As _resized_columns, interpolating to the original size in one step."""
     rows, columns = (
-        torch.from_numpy(_bilinear(length, i, o))
+        _bilinear(length, i, o)
         for length, i, o in zip(maps.shape[1:], input_size, size, strict=True)
     )
-    for logit in torch.from_numpy(maps):
-        # Bilinear interpolation is separable: one small matrix for rows, one for columns.
-        # Not by numpy, whose BLAS keeps its threads running for a tenth of a second after each
-        # product: with torch's own on the same cores the network takes four times as long.
-        mask = torch.mm(torch.mm(columns, logit.T), rows.T) > 0
-        yield mask.numpy().view(np.uint8)
+    mask = np.empty((size[1], size[0]), np.uint8)
+    for logit in maps:
+        mask.fill(0)
+        positive = logit > 0
+        y, x = (np.flatnonzero(positive.any(axis=axis)) for axis in (1, 0))
+        if len(y):
+            # Bilinear interpolation is separable: one small matrix for rows, one for columns. Not
+            # by numpy, whose BLAS keeps its threads running for a tenth of a second after each
+            # product: with torch's own on the same cores the network takes five times as long.
+            of_rows, of_columns = rows.part(y[0], y[-1]), columns.part(x[0], x[-1])
+            part = torch.from_numpy(logit[of_rows.cells, of_columns.cells])
+            made = torch.mm(torch.mm(of_columns.weights, part.T), of_rows.weights.T) > 0
+            mask[of_columns.pixels, of_rows.pixels] = made.numpy()
+        yield mask
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """How `pixels` are read from `cells` of a map of stride 4.
+
+    weights: (pixels, cells) float32, of which a row has two
+    low:     (pixels,) the first cell of each that counts
+    """
+
+    weights: Tensor
+    low: Ints
+    pixels: slice
+    cells: slice
+
+    def part(self, first: int, last: int) -> _Axis:
+        """What the cells from first to last, both included, have a share in."""
+        # Interpolated, a pixel is positive only if a cell is that it is read from.
+        start, stop = np.searchsorted(self.low, (first - 1, last + 1)).tolist()
+        cells = slice(max(first - 1, 0), last + 2)
+        return _Axis(
+            self.weights[start:stop, cells], self.low[start:stop], slice(start, stop), cells
+        )
 
 
 @functools.lru_cache(maxsize=64)
-def _bilinear(length: int, input_length: int, output_length: int) -> npt.NDArray[np.float32]:
-    """(output_length, length) weights that read a map of stride 4 at the original pixels.
+def _bilinear(length: int, input_length: int, output_length: int) -> _Axis:
+    """How a map of stride 4 is read at the original pixels: (output_length, length) weights.
 
     Pixel i of the original has its centre at (i + 0.5) · input / output pixels of the input, and
     cell j of the map its own at 4 (j + 0.5); beyond the outermost centres the border is repeated.
@@ -140,7 +173,7 @@ def _bilinear(length: int, input_length: int, output_length: int) -> npt.NDArray
     weights[pixel, low] = 1 - share
     if length > 1:
         weights[pixel, low + 1] = share
-    return weights
+    return _Axis(torch.from_numpy(weights), low, slice(0, output_length), slice(0, length))
 
 
 def _upsample_positive(logit: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
