@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ops import arguments, cpu, operators, reference
 from ops.arguments import Levels
@@ -218,7 +219,8 @@ def _attend(
     """By the backend's kernel, or in plain PyTorch anywhere."""
     if backend == "torch":
         return reference.ms_deform_attn(value, levels, locations, weights)
-    if backend == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    watched = torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    if backend == "cpu" and not torch.is_grad_enabled() and not watched:
         # Not as an operator of torch, whose first call imports torch's compiler: 1.5 s.
         return cpu.forward(value, levels, locations, weights)
     out: Tensor = operators.attend(value, _flat(levels), locations, weights)

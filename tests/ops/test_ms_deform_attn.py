@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -139,6 +140,22 @@ def test_the_operator_keeps_the_rules_of_torch_library():
     torch.library.opcheck(
         torch.ops.idol.ms_deform_attn_backward.default, (grad, plain[0], sizes, plain[1], plain[2])
     )
+
+
+def test_who_watches_the_operators_of_torch_sees_it():
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    value, locations, weights = (t.detach().float() for t in arguments(LEVELS))
+    with torch.no_grad():
+        plain = ms_deform_attn(value, LEVELS, locations, weights)
+        with Seen():
+            watched = ms_deform_attn(value, LEVELS, locations, weights)
+    assert "idol.ms_deform_attn.default" in names
+    assert watched.equal(plain)
 
 
 def test_exact_borders_of_cells_choose_the_same_cell_as_plain_pytorch():
