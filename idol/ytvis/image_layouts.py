@@ -84,8 +84,18 @@ class _Frames:
                 self.faults[video_id] = str(error)
             self.of_video[video_id] = array("q", [place for _, place in own])
             for t, (image, place) in enumerate(own):
-                self._places[_id(image, "id")] = place
                 self._time[place] = t
+                self._register(_id(image, "id"), place)
+
+    def _register(self, image_id: Any, place: int) -> None:
+        """Let annotations find an image; two of one id leave unsaid whose an annotation is."""
+        if image_id is None:
+            return
+        first = self._places.setdefault(image_id, place)
+        if first != place:
+            for one in (first, place):
+                reason = f"two images have the id {image_id}"
+                self.faults.setdefault(self._video_of[one], reason)
 
     def find(self, image_id: Any) -> tuple[Any, int] | None:
         """video_id and index of the frame; None: there is no such image."""

@@ -123,6 +123,7 @@ def cocovid() -> dict[str, Any]:
         ("images", 1, {"width": 11}, "different sizes .*: .8, 10., .8, 11."),
         ("images", 1, {"file_name": None, "frame_id": None}, "neither a frame_id nor a file_name"),
         ("images", 1, {"file_name": None}, "file_names must be a list of paths"),
+        ("images", 1, {"id": 1}, "two images have the id 1"),
     ],
 )
 def test_what_makes_identities_uncertain_rejects_that_video_alone(place, index, fields, reason):
@@ -133,6 +134,32 @@ def test_what_makes_identities_uncertain_rejects_that_video_alone(place, index, 
     ((video_id, _, said),) = found.rejects
     assert video_id == 7
     assert re.search(reason, said), said
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_annotations_of_a_repeated_image_id_moved_to_another_video(stated):
+    data = cocovid()  # as of two files put together, and a third
+    image, row = data["images"][2], data["annotations"][2]
+    data["images"].append({**image, "id": 4, "file_name": "c/0.jpg", "video_id": 9})
+    data["annotations"].append({**row, "image_id": 4})
+    image["id"] = row["image_id"] = 1
+    if not stated:
+        data = {key: rows for key, rows in data.items() if key != "videos"}
+        for image in data["images"]:
+            del image["video_id"]
+    found = annotations.parse(data, "a.json")
+    third = 9 if stated else 3
+    assert [(v, len(video.instances)) for v, video in found.videos.items()] == [(third, 1)]
+    assert {reject.reason for reject in found.rejects} == {"two images have the id 1"}
+    assert len(found.rejects) == 2
+
+
+def test_annotations_of_no_image_are_not_those_of_an_image_without_an_id():
+    data = cocovid()
+    del data["images"][2]["id"], data["annotations"][2]["image_id"]
+    found = annotations.parse(data, "a.json")
+    assert [len(video.instances) for video in found.videos.values()] == [1, 0]
+    assert found.repairs[repairs.ORPHANS] == (1, "annotations[2] of image None")
 
 
 def test_annotations_of_images_that_are_not_there_are_counted():
