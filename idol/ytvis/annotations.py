@@ -330,6 +330,8 @@ class _Reader:
                 f"{name} has category_id {json.get('category_id')!r}, which is not among the "
                 "categories"
             )
+        if self.images and not self.compat and image_layouts.box_alone(json):
+            raise ValueError(f"{name} has a box and no mask")
         segmentations = [json.get("segmentation")] if self.images else json.get("segmentations")
         if not isinstance(segmentations, list):
             raise ValueError(f"{name} has no list 'segmentations'")

@@ -167,6 +167,14 @@ def _track(row: Json) -> int | str | None:
     return None
 
 
+def box_alone(row: Json) -> bool:
+    """Whether an annotation of an image has a box and no mask.
+
+    Its object is there, but without a mask training would take it for background.
+    """
+    return row.get("segmentation") in (None, []) and bool(row.get("bbox"))
+
+
 @dataclass(slots=True)
 class _Track:
     """A track so far: where its masks are."""
@@ -204,7 +212,7 @@ def _tracks(annotations: Sequence[Json], frames: _Frames, found: Repairs) -> lis
         track = tracks.setdefault((video_id, track_id), new)
         if track_id is None:
             faults[video_id] = f"{where} has no instance_id or track_id, which others have"
-        elif mask in (None, []) and row.get("bbox"):
+        elif box_alone(row):
             faults[video_id] = f"{where} has a box and no mask"
         elif frame in track.frames:
             faults[video_id] = f"{where} is the second of track {track_id} on image {image_id}"

@@ -140,6 +140,19 @@ def test_images_of_coco_were_a_crash_for_scoring_and_are_videos_of_one_frame():
     assert (found.rejects, found.repairs) == ((), {})
 
 
+@pytest.mark.parametrize("nothing", [{}, {"segmentation": None}, {"segmentation": []}])
+def test_an_object_of_coco_with_a_box_alone_was_left_unlabelled(nothing):
+    data = images()
+    row = {"id": 9, "image_id": 3, "category_id": 1, "bbox": [1, 1, 2, 2], "area": 4}
+    data["annotations"].append(row | nothing)
+    found = annotations.parse(data, "coco.json")
+    assert list(found.videos) == [2]
+    assert [reject[::2] for reject in found.rejects] == [(3, "annotation 9 has a box and no mask")]
+    assert list(annotations.parse(data, "coco.json", compat=True).videos) == [2, 3]
+    del data["annotations"][2]["bbox"]  # shows nothing, and is counted as ever
+    assert counted(annotations.parse(data, "coco.json")) == {repairs.UNSEEN: 1}
+
+
 def test_a_stride_keeps_every_nth_frame_and_who_is_seen_there():
     data = minimal()
     data["annotations"].append(
