@@ -182,7 +182,7 @@ class _Track:
     number: int
     video_id: Any
     category_id: Any
-    iscrowd: Any
+    iscrowd: bool = False
     frames: array[int] = field(default_factory=lambda: array("q"))
     rows: array[int] = field(default_factory=lambda: array("q"))
 
@@ -203,12 +203,13 @@ def _tracks(annotations: Sequence[Json], frames: _Frames, found: Repairs) -> lis
         video_id, frame = place
         if video_id in faults:
             continue
-        mask, category_id, crowd = (
-            row.get("segmentation"),
-            row.get("category_id"),
-            row.get("iscrowd", 0),
-        )
-        new = _Track(len(tracks) + 1, video_id, category_id, crowd)
+        try:
+            crowd = found.crowd(row.get("iscrowd", 0), where)
+        except ValueError as error:
+            faults[video_id] = str(error)
+            continue
+        mask, category_id = row.get("segmentation"), row.get("category_id")
+        new = _Track(len(tracks) + 1, video_id, category_id)
         track = tracks.setdefault((video_id, track_id), new)
         if track_id is None:
             faults[video_id] = f"{where} has no instance_id or track_id, which others have"
@@ -231,7 +232,7 @@ def _tracks(annotations: Sequence[Json], frames: _Frames, found: Repairs) -> lis
         for frame, row in zip(track.frames, track.rows, strict=True):
             masks[frame] = annotations[row].get("segmentation")
         ids = {"id": track.number, "video_id": track.video_id, "category_id": track.category_id}
-        return {**ids, "iscrowd": track.iscrowd, "segmentations": masks}
+        return {**ids, "iscrowd": int(track.iscrowd), "segmentations": masks}
 
     return [
         Row(Ids(id=t.number, video_id=t.video_id, category_id=t.category_id), whole, t)

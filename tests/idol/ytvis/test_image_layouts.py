@@ -124,6 +124,7 @@ def cocovid() -> dict[str, Any]:
         ("images", 1, {"file_name": None, "frame_id": None}, "neither a frame_id nor a file_name"),
         ("images", 1, {"file_name": None}, "file_names must be a list of paths"),
         ("images", 1, {"id": 1}, "two images have the id 1"),
+        ("annotations", 1, {"iscrowd": 2}, r"annotations.1. has iscrowd 2, not 0 or 1"),
     ],
 )
 def test_what_makes_identities_uncertain_rejects_that_video_alone(place, index, fields, reason):
@@ -199,6 +200,19 @@ def test_a_track_is_a_crowd_if_one_frame_says_so():
     data["annotations"][1]["iscrowd"] = 1
     found = annotations.parse(copy.deepcopy(data), "a.json")
     assert [i.crowd for video in found.videos.values() for i in video.instances] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "crowd", "odd"),
+    [("0", 1, True, 1), ("0", "0", False, 2), (1, "0", True, 1), (0, "1", True, 1)],
+)
+def test_odd_forms_of_iscrowd_hid_those_of_later_frames(first, second, crowd, odd):
+    data = cocovid()
+    for row, value in zip(data["annotations"], (first, second), strict=False):
+        row["iscrowd"] = value
+    found = annotations.parse(data, "a.json")
+    assert [i.crowd for i in found.videos[7].instances] == [crowd]
+    assert found.repairs[repairs.CROWD].times == odd
 
 
 def test_still_images_stay_videos_of_one_frame():
