@@ -228,11 +228,17 @@ def _tracks(annotations: Sequence[Json], frames: _Frames, found: Repairs) -> lis
         track.iscrowd = track.iscrowd or crowd
 
     def whole(track: _Track) -> dict[str, Any]:
-        masks: list[Any] = [None] * len(frames.of_video[track.video_id])
-        for frame, row in zip(track.frames, track.rows, strict=True):
-            masks[frame] = annotations[row].get("segmentation")
+        length = len(frames.of_video[track.video_id])
+        masks, areas = [None] * length, [None] * length
+        for frame, index in zip(track.frames, track.rows, strict=True):
+            row = annotations[index]  # one is in memory at a time
+            masks[frame], areas[frame] = row.get("segmentation"), row.get("area")
         ids = {"id": track.number, "video_id": track.video_id, "category_id": track.category_id}
-        return {**ids, "iscrowd": int(track.iscrowd), "segmentations": masks}
+        joined = {**ids, "iscrowd": int(track.iscrowd), "segmentations": masks}
+        stated = length - areas.count(None)
+        if 0 < stated < len(track.rows):
+            found.add(repairs.AREAS, f"annotations[{track.rows[0]}]")
+        return joined | ({"areas": areas} if 0 < stated == len(track.rows) else {})
 
     return [
         Row(Ids(id=t.number, video_id=t.video_id, category_id=t.category_id), whole, t)

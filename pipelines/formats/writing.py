@@ -66,14 +66,13 @@ def _ytvis(joined: Joined) -> dict[str, Any]:
         for video in joined.videos:
             for row, one in enumerate(video.instances):
                 masks = _visible(video, row)
-                areas = video.areas[row] if one.stated_areas is None else one.stated_areas
                 written = {
                     **_fields(joined, video, one),
                     **_sizes(video),
                     "length": video.length,
                     "segmentations": masks,
                     "bboxes": [mask and _box(mask) for mask in masks],
-                    "areas": [mask and a for a, mask in zip(areas.tolist(), masks, strict=True)],
+                    "areas": [m and a for a, m in zip(_areas(video, row), masks, strict=True)],
                 }
                 yield written | ({"occlusion": one.occlusion} if one.occlusion else {})
 
@@ -102,6 +101,7 @@ def _cocovid(joined: Joined) -> dict[str, Any]:
         number, first = itertools.count(1), 1
         for video in joined.videos:
             for row, one in enumerate(video.instances):
+                areas = _areas(video, row)
                 for t, mask in enumerate(_visible(video, row)):
                     if mask is not None:
                         yield {
@@ -111,7 +111,7 @@ def _cocovid(joined: Joined) -> dict[str, Any]:
                             "instance_id": one.instance_id,
                             "segmentation": mask,
                             "bbox": _box(mask),
-                            "area": int(video.areas[row, t]),
+                            "area": areas[t],
                         }
             first += len(video.file_names or ())
 
@@ -143,6 +143,13 @@ def _visible(video: Video, row: int) -> list[dict[str, Any] | None]:
     return [
         {**m, "counts": m["counts"].decode("ascii")} if m and area else None for m, area in masks
     ]
+
+
+def _areas(video: Video, row: int) -> list[float]:
+    """(T,) pixels of an instance: as its source states them, by which it is scored, or measured."""
+    stated = video.instances[row].stated_areas
+    areas: list[float] = (video.areas[row] if stated is None else stated).tolist()
+    return areas
 
 
 def _box(mask: Rle) -> list[float]:

@@ -215,6 +215,23 @@ def test_odd_forms_of_iscrowd_hid_those_of_later_frames(first, second, crowd, od
     assert found.repairs[repairs.CROWD].times == odd
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "stated", "odd"),
+    [(7, 9.5, [7, 9.5], 0), (None, None, None, 0), (7, None, None, 1), (7, -1, None, 1)],
+)
+def test_stated_areas_were_measured_instead(first, second, stated, odd):
+    data = cocovid()
+    for row, area in zip(data["annotations"], (first, second), strict=False):
+        row["area"] = area
+    found = annotations.parse(data, "a.json")
+    (instance,) = found.videos[7].instances
+    areas = instance.stated_areas
+    assert (areas if areas is None else areas.tolist()) == stated
+    assert {kind: row.times for kind, row in found.repairs.items()} == (
+        {repairs.AREAS: odd} if odd else {}
+    )
+
+
 def test_still_images_stay_videos_of_one_frame():
     data = cocovid()
     del data["videos"]

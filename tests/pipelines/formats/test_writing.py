@@ -50,6 +50,23 @@ def test_a_round_trip_changes_nothing(
     assert set(drawn.objects(written)) == {"v1", "v2", "v3"}
 
 
+@pytest.mark.parametrize("to", ["ytvis", "cocovid"])
+def test_stated_areas_decide_scores_and_were_lost_in_cocovid(
+    make_videos: Callable[..., Videos], tmp_path: Path, to: str
+) -> None:
+    videos = make_videos([3])
+    videos.content["annotations"][0]["areas"] = [None, 20000, 12.5]
+    formats.write(joined_of(videos), tmp_path / "out.json", to)
+    (back,) = formats.join(
+        [formats.read(tmp_path / "out.json", videos.folder / "JPEGImages")]
+    ).videos
+    stated = [one.stated_areas for one in back.instances]
+    assert [areas.tolist() for areas in stated if areas is not None] == [
+        [0, 20000, 12.5],
+        back.areas[1].tolist(),
+    ]
+
+
 def test_yt_vis_json_has_what_training_code_reads(
     make_videos: Callable[..., Videos], tmp_path: Path
 ) -> None:
