@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import cv2
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines import formats
 from pipelines.formats import media, unlabelled
 from tests.pipelines.formats import drawn
 
@@ -42,6 +45,19 @@ def test_a_broken_video_is_left_out_and_the_others_go_on(tmp_path: Path) -> None
     told = {Path(name).name: reason for name, reason in found.left_out.items()}
     assert told["bad.mp4"].endswith("the file cannot be opened as a video")
     assert "different sizes (height x width)" in told["mixed"]
+
+
+def test_a_name_that_is_not_utf_8_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    drawn.film(tmp_path / "good.mp4", 3)
+    try:
+        shutil.copy(tmp_path / "good.mp4", os.fsencode(tmp_path) + b"/v\xff.mp4")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 alone")
+    joined = formats.join([unlabelled.read(tmp_path)])
+    assert [video.name for video in joined.videos] == ["good"]
+    (reason,) = joined.left_out.values()
+    assert reason.startswith(r"the frame path 'v\udcff.mp4#0' is not UTF-8")
+    assert "rename the file" in reason
 
 
 def test_a_film_that_states_too_many_frames_has_those_that_can_be_read(
