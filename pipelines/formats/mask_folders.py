@@ -6,8 +6,9 @@ objects: indices of its palette, grey levels, or colours.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,33 @@ def read(path: Path, frames: Path | None = None) -> Labels:
         raise ValueError(f"there are no PNG masks in {masks}")
     categories = _categories(top)
     made = Builder(str(path), frames)
+    known, parents = {Path(os.path.abspath(masks))}, set[Path]()
     for folder in folders:
         inside = folder.relative_to(masks)
         name = Path(*(part for part in inside.parts if part not in sizes)).as_posix()
+        parts = range(len(inside.parts))
+        places = [Path(os.path.abspath(images.joinpath(*inside.parts[n:]))) for n in parts]
+        known.update(places)
         with made.video(name):
-            found = media.find(images.joinpath(*inside.parts[n:]) for n in range(len(inside.parts)))
+            found = media.find(places)
             if found is None:
                 raise ValueError(f"there is no folder of images or film {images / inside}")
+            parents.add(found.path.parent)
             _add(made, name, id_maps.read(folder, found), found, categories)
-    seen = {folder.relative_to(masks).parts for folder in folders}
-    for folder in sorted(images.iterdir()):
-        if len(next(iter(seen))) == 1 and folder.is_dir() and (folder.name,) not in seen:
-            made.notes.add("folders of frames without masks, left out", folder.name)
+    for folder in _unmasked(parents, known):
+        kind = "folders of frames without masks, left out"
+        made.notes.add(kind, os.path.relpath(folder, images))
     return made.labels()
+
+
+def _unmasked(parents: Iterable[Path], known: Iterable[Path]) -> list[Path]:
+    """Folders that are neither frames of masks nor hold any, in order.
+
+    parents: what holds the frames of the videos; known: where frames of masks were looked for
+    """
+    taken = {above for place in known for above in (place, *place.parents)}
+    beside = {folder for parent in parents for folder in parent.iterdir() if folder.is_dir()}
+    return sorted(beside - taken)
 
 
 def _add(

@@ -103,6 +103,39 @@ def test_frames_without_a_mask_file_leave_the_video(tmp_path: Path) -> None:
     assert found.notes["folders of frames without masks, left out"] == (1, "unmasked")
 
 
+@pytest.mark.parametrize(
+    ("masked", "unmasked", "told"),
+    [
+        (["a", "b/c"], ["d", "b/e", "f/g"], ["b/e", "d", "f"]),
+        (["b/c"], ["b/e"], ["b/e"]),
+        (["480p/a"], ["480p/d", "Full-Resolution/a", "Full-Resolution/d"], ["480p/d"]),
+        (["a", "b/c"], [], []),
+    ],
+)
+def test_folders_without_masks_are_told_at_every_depth(
+    tmp_path: Path, masked: list[str], unmasked: list[str], told: list[str]
+) -> None:
+    for video in masked:
+        drawn.png(davis(tmp_path, video=video) / "00000.png", IDS)
+    for video in unmasked:
+        davis(tmp_path, video=video)
+    kind = "folders of frames without masks, left out"
+    for frames in (None, tmp_path / "JPEGImages"):
+        found = mask_folders.read(tmp_path, frames)
+        assert found.notes.get(kind) == ((len(told), told[0]) if told else None)
+    if "480p/a" in masked:  # the images may lie without the folder of a resolution
+        found = mask_folders.read(tmp_path, tmp_path / "JPEGImages" / "480p")
+        assert found.notes[kind] == (1, "d")
+
+
+def test_masks_below_the_folder_of_frames_are_no_frames_without_masks(tmp_path: Path) -> None:
+    drawn.png(davis(tmp_path) / "00000.png", IDS)
+    (tmp_path / "JPEGImages" / "bear").rename(tmp_path / "bear")
+    (tmp_path / "JPEGImages").rmdir()
+    found = mask_folders.read(tmp_path, tmp_path)
+    assert not any("without masks" in kind for kind in found.notes)
+
+
 def test_a_mask_finds_its_frame_by_number_and_in_a_film(tmp_path: Path) -> None:
     drawn.film(tmp_path / "JPEGImages" / "seen.mp4", 6)
     for t in (1, 4):
