@@ -44,7 +44,9 @@ def read(path: Path, frames: Path | None = None) -> Labels:
             found = media.find(place for place in places if place.resolve() != source.resolve())
             if found is None:
                 raise ValueError(
-                    f"there is no folder of images {name}; name what holds it: --frames"
+                    f"there is no folder of images or film {name} in {' or '.join(map(str, bases))}"
+                    ". Masks are called like the folder or film of their frames: rename "
+                    f"{source.name} so, or name the folder that holds {name}: --frames"
                 )
             read_one = _read_text if source.is_file() else _read_pictures
             read_one(made, name, source, found, names)

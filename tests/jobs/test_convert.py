@@ -122,7 +122,7 @@ def test_a_set_is_split_into_two_files(
         ),
         (["--frames", "nowhere"], "the frames nowhere do not exist"),
         (["--format", "cvat"], "is not XML"),
-        (["--format", "mots"], "there is no folder of images instances.json"),
+        (["--format", "mots"], "there is no folder of images or film instances.json"),
         (["--results", "SOURCE"], r"results must be a JSON list, got dict. \(Is it the truth"),
     ],
 )

@@ -68,8 +68,10 @@ def test_every_layout_gives_the_same_objects(root: Path) -> None:
 
 def test_frames_lie_where_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(lines(7))
-    with pytest.raises(ValueError, match="no folder of images a; name what holds it: --frames"):
-        mots.read(tmp_path / "a.txt")
+    told = "no folder of images or film a in {}.* called like .*: rename a.txt so, or .*--frames"
+    for frames in (None, tmp_path / "films"):
+        with pytest.raises(ValueError, match=told.format(frames or tmp_path)):
+            mots.read(tmp_path / "a.txt", frames)
     drawn.film(tmp_path / "films" / "a.mp4", 10)
     found = mots.read(tmp_path / "a.txt", tmp_path / "films")
     assert drawn.file_names(found.content)["a"][7] == "a.mp4#7"
