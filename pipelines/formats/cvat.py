@@ -152,7 +152,8 @@ def _track(
         try:
             mask = _polygon(shape) if shape.tag == "polygon" else _mask(shape, size)
         except (KeyError, ValueError) as error:
-            raise ValueError(f"{me}, frame {at}: {error}") from error
+            lacks = f"the {shape.tag} has no attribute " if isinstance(error, KeyError) else ""
+            raise ValueError(f"{me}, frame {at}: {lacks}{error}") from error
         if t in masks and not (isinstance(masks[t], list) and isinstance(mask, list)):
             raise ValueError(f"{me} has two masks on frame {at}")
         masks[t] = masks[t] + mask if t in masks else mask
@@ -160,7 +161,9 @@ def _track(
 
 
 def _polygon(shape: Element) -> list[list[float]]:
-    points = (point.split(",") for point in shape.attrib["points"].split(";"))
+    if not (stated := shape.get("points")):
+        raise ValueError("the polygon has no points")
+    points = (point.split(",") for point in stated.split(";"))
     return [[float(value) for point in points for value in point]]
 
 

@@ -178,7 +178,9 @@ def test_what_is_no_export_of_a_video_is_refused(tmp_path: Path, text: str, reas
         (track(mask(0, "-1,13")), "leaves the frame"),
         (track(mask(0, box="34 5 4 3")), "the mask at 34, 5 of 4 x 3 leaves the frame"),
         (track(mask(0, "a,b")), "frame 0: invalid literal"),
-        (track('<mask frame="0" rle="1"/>'), "frame 0: 'left'"),
+        (track('<mask frame="0" rle="1"/>'), "frame 0: the mask has no attribute 'left'"),
+        (track('<polygon frame="0"/>'), "track 0, frame 0: the polygon has no points"),
+        (track(polygon(0, "")), "track 0, frame 0: the polygon has no points"),
     ],
 )
 def test_a_fault_of_a_track_is_named(tmp_path: Path, tracks: str, reason: str) -> None:
