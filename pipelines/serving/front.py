@@ -7,9 +7,7 @@ work: association, 0.3 to 1 ms a frame. Frames are decoded and detected by the r
 # Serve sends the class by value, as its module is when it is decorated: functions stand above it,
 # and there is no `from __future__ import annotations`, for FastAPI reads what annotations name.
 import asyncio
-import contextlib
 import hmac
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,17 +21,14 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from idol.config import Config
-from pipelines.serving.sessions import Found, Limits, Picture, Refused, Session, Sessions
+from pipelines.serving.conversation import converse
+from pipelines.serving.sessions import Found, Limits, Picture, Refused, Sessions
 
 PROTOCOL = "idol.v1"
 """The WebSocket's; a browser sends the token beside it, as bearer.TOKEN."""
 _TRIES, _PAUSE_S = 5, 0.5  # of a frame whose replica has died: the network keeps nothing
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-_ENDED = (1000, 1001)  # codes of a WebSocket: closed by the client, the server goes away
 _RETRY_S = "1"
-_LAST_S = 10.0  # for a client to read its last answers
-
-Answers = asyncio.Queue[asyncio.Task[dict[str, Any]]]
 
 app = fastapi.FastAPI(title="idol", docs_url=None, redoc_url=None)
 
@@ -42,18 +37,6 @@ app = fastapi.FastAPI(title="idol", docs_url=None, redoc_url=None)
 async def _refused(request: Request, refused: Refused) -> Response:
     headers = {"Retry-After": _RETRY_S} if refused.status in (429, 503) else {}
     return JSONResponse({"error": str(refused)}, refused.status, headers=headers)
-
-
-async def _send(socket: WebSocket, answers: Answers, room: asyncio.Semaphore) -> None:
-    while True:
-        task = await answers.get()
-        try:
-            answer: dict[str, Any] = await task
-        except Refused as refused:
-            answer = {"error": str(refused), "status": refused.status}
-        await socket.send_text(json.dumps(answer, separators=(",", ":")))
-        room.release()
-        answers.task_done()
 
 
 def _protocols(headers: Mapping[str, str]) -> list[str]:
@@ -68,15 +51,6 @@ def frame_size(text: str | None) -> tuple[int, int] | None:
     if found is None:
         raise Refused(422, f"X-Frame-Size is HEIGHTxWIDTH, such as 720x1280, got {text!r}")
     return int(found[1]), int(found[2])
-
-
-def told_size(text: str) -> tuple[int, int] | None:
-    """(height, width) of {"size": [height, width]}; None for anything else."""
-    try:
-        height, width = json.loads(text)["size"]
-        return int(height), int(width)
-    except (ValueError, TypeError, KeyError):
-        return None
 
 
 @serve.deployment(max_ongoing_requests=10_000)
@@ -161,7 +135,8 @@ class Front:
         """A stream for as long as the connection lasts: frames in, an answer for each, in order.
 
         A binary message is a frame, a text message {"size": [height, width]} says that those after
-        it are RGB bytes of that size, and {"size": null} that they are image files.
+        it are RGB bytes of that size, and {"size": null} that they are image files; another one is
+        answered by an error, in its place.
         """
         try:
             self._allow(socket.headers)
@@ -170,42 +145,7 @@ class Front:
             await socket.close(1008, str(refused)[:120])
             return
         await socket.accept(PROTOCOL if PROTOCOL in _protocols(socket.headers) else None)
-        answers: Answers = asyncio.Queue()
-        room = asyncio.Semaphore(self._ahead)
-        parts = [
-            asyncio.ensure_future(part)
-            for part in (
-                self._receive(socket, session, answers, room), _send(socket, answers, room),
-                self._stopped.wait(),
-            )
-        ]  # fmt: skip
-        try:
-            await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            if self._stopped.is_set():
-                await asyncio.wait_for(answers.join(), _LAST_S)
-        except TimeoutError:  # the client does not read its answers
-            pass
-        finally:
-            self._sessions.close(session)
-            for part in parts:
-                part.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
-            with contextlib.suppress(RuntimeError):  # the client has closed it
-                await socket.close(_ENDED[int(self._stopped.is_set())])
-
-    async def _receive(
-        self, socket: WebSocket, session: Session, answers: Answers, room: asyncio.Semaphore
-    ) -> None:
-        size: tuple[int, int] | None = None
-        while (message := await socket.receive())["type"] != "websocket.disconnect":
-            data = message.get("bytes")
-            if data is None:
-                size = told_size(message.get("text") or "")
-                continue
-            # Where `ahead` are unanswered nothing more is read: the client's sending waits in turn.
-            await room.acquire()
-            work = self._sessions.frame(session, Picture(data, size))
-            answers.put_nowait(asyncio.ensure_future(work))
+        await converse(socket, self._sessions, session, self._ahead, self._stopped)
 
     def _allow(self, headers: Mapping[str, str]) -> None:
         """Raise Refused where the token is not shown."""
