@@ -61,7 +61,8 @@ class Serve:
     max_megabytes: float = 16.0
     """Of a frame as it is sent."""
     idle_seconds: float = 300.0
-    """After so long without a frame a stream is closed."""
+    """After so long without a frame a stream is closed; that of a WebSocket lasts as long as its
+    connection."""
 
 
 def _serve(job: Serve) -> dict[str, Any]:

@@ -140,7 +140,7 @@ class Front:
         """
         try:
             self._allow(socket.headers)
-            session = self._sessions.open()
+            session = self._sessions.open(lasting=True)
         except Refused as refused:
             await socket.close(1008, str(refused)[:120])
             return

@@ -59,7 +59,7 @@ class Limits:
     pixels: int = 4096 * 4096
     """Of a frame; a larger one is refused (422)."""
     idle_seconds: float = 300.0
-    """After so long without a frame a stream is closed."""
+    """After so long without a frame a stream is closed, unless it is that of a WebSocket."""
 
     def __post_init__(self) -> None:
         for name in ("streams", "ahead", "frame_bytes", "pixels"):
@@ -73,12 +73,14 @@ class Limits:
 class Session:
     """One client's stream.
 
+    lasting:   idle or not, it is open until it is closed
     under_way: frames accepted, but not answered
     last:      is set when the frame before has been followed
     """
 
     name: str
     follower: StreamFollower
+    lasting: bool = False
     opened: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
     frames: int = 0
@@ -102,15 +104,18 @@ class Sessions:
         self.stopping = False
         self.frames = self.refused = self.opened = 0
 
-    def open(self) -> Session:
-        """Begin a stream. Raises: Refused: there are too many, or the server stops."""
+    def open(self, *, lasting: bool = False) -> Session:
+        """Begin a stream. Raises: Refused: there are too many, or the server stops.
+
+        lasting: idle or not, it is open, and counts, until it is closed
+        """
         self._check_running()
         self.expire()
         if len(self._sessions) >= self._limits.streams:
             raise self._refusal(
                 429, f"{self._limits.streams} streams are open, and no more are allowed"
             )
-        session = Session(secrets.token_urlsafe(9), StreamFollower(self._config))
+        session = Session(secrets.token_urlsafe(9), StreamFollower(self._config), lasting)
         self._sessions[session.name] = session
         self.opened += 1
         gauges.tell(STAGE, {"streams": len(self._sessions)})
@@ -121,11 +126,7 @@ class Sessions:
         self.expire()
         found = self._sessions.get(name)
         if found is None:
-            raise self._refusal(
-                404,
-                f"no stream {name!r} is open. It is closed after "
-                f"{self._limits.idle_seconds:g} s without a frame; open another one",
-            )
+            raise self._not_open(name)
         return found
 
     def close(self, session: Session) -> dict[str, Any]:
@@ -139,7 +140,7 @@ class Sessions:
         """Close streams that were idle for too long."""
         oldest = time.monotonic() - self._limits.idle_seconds
         for session in list(self._sessions.values()):
-            if not session.under_way and session.used < oldest:
+            if not (session.lasting or session.under_way) and session.used < oldest:
                 self.close(session)
 
     def listed(self) -> list[dict[str, Any]]:
@@ -163,9 +164,12 @@ class Sessions:
         """The answer to the next frame of a stream. Frames are followed in the order of the calls.
 
         An accepted frame is followed even if the client does not wait for the answer.
-        Raises: Refused: it is too large, is no image, or too many are under way.
+        Raises: Refused: it is too large, is no image, too many are under way, or the stream was
+            closed.
         """
         self._check_running()
+        if self._sessions.get(session.name) is not session:  # closed while the frame was read
+            raise self._not_open(session.name)
         self.check_size(len(picture.data))
         if session.under_way >= self._limits.ahead:
             raise self._refusal(
@@ -226,6 +230,13 @@ class Sessions:
     def _check_running(self) -> None:
         if self.stopping:
             raise self._refusal(503, "the server stops")
+
+    def _not_open(self, name: str) -> Refused:
+        return self._refusal(
+            404,
+            f"no stream {name!r} is open. It is closed after {self._limits.idle_seconds:g} s "
+            "without a frame; open another one",
+        )
 
     def _refusal(self, status: int, reason: str) -> Refused:
         self.refused += 1

@@ -157,6 +157,39 @@ def test_an_idle_stream_is_closed(config: Config) -> None:
     run(work())
 
 
+def test_a_stream_of_a_connection_counts_idle_or_not_until_it_is_closed(config: Config) -> None:
+    async def work() -> None:
+        sessions = made(
+            config,
+            lambda picture: asyncio.sleep(0, found(config)),
+            idle_seconds=0.05,
+            streams=1,
+        )
+        session = sessions.open(lasting=True)
+        await asyncio.sleep(0.1)
+        with pytest.raises(Refused, match="no more are allowed"):
+            sessions.open()
+        assert (await sessions.frame(session, Picture(b"")))["frame"] == 0
+        assert [one["stream"] for one in sessions.listed()] == [session.name]
+        sessions.close(session)
+        sessions.open()
+
+    run(work())
+
+
+def test_a_frame_of_a_stream_closed_while_it_was_read_is_refused(config: Config) -> None:
+    async def work() -> None:
+        sessions = made(config, lambda picture: asyncio.sleep(0, found(config)), idle_seconds=0.05)
+        session = sessions.open()
+        await asyncio.sleep(0.1)
+        assert sessions.listed() == []
+        with pytest.raises(Refused, match="no stream") as gone:
+            await sessions.frame(session, Picture(b""))
+        assert gone.value.status == 404
+
+    run(work())
+
+
 def test_stopping_answers_what_was_accepted_and_accepts_nothing_more(config: Config) -> None:
     go = asyncio.Event()
 
