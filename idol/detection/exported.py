@@ -21,6 +21,7 @@ from idol.structures import FrameDetections
 
 CONFIG = "idol"
 """Key of the file's metadata that holds the configuration as JSON."""
+_ERRORS = "onnxruntime.capi.onnxruntime_pybind11_state"
 OUTPUTS = ("counts", "queries", "class_scores", "boxes", "embeddings", "overlaps", "bits")
 """What export.WholeFrame returns: B frames, N rows in descending score.
 
@@ -41,7 +42,8 @@ class ExportedFrames:
     providers: of onnxruntime, the first that is there computes
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file takes no frames (it holds the network alone).
+        ValueError: the file is no ONNX that onnxruntime loads, or takes no frames (it holds the
+            network alone).
         ImportError: onnxruntime is not there.
     """
 
@@ -54,7 +56,16 @@ class ExportedFrames:
             import onnxruntime
         except ImportError as error:
             raise ImportError(f"{error}. pip install 'idol-vis[export]'") from error
-        self._session = onnxruntime.InferenceSession(str(path), providers=list(providers))
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=list(providers))
+        except Exception as error:
+            # They have no base of their own: InvalidProtobuf, NoModel, Fail, ...
+            if type(error).__module__ != _ERRORS:
+                raise
+            raise ValueError(
+                f"{path} cannot be loaded by onnxruntime: {str(error).rstrip('.')}. "
+                "python -m jobs.export writes one that can."
+            ) from error
         self._name = self._session.get_inputs()[0].name
         outputs = tuple(output.name for output in self._session.get_outputs())
         if outputs != OUTPUTS:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -107,18 +108,27 @@ def test_its_detections_are_those_of_a_detector(exported, frames):
         network.detect(frames[0][:100], 0)
 
 
-def test_a_video_is_tracked_without_torch_as_with_it(exported, frames, tmp_path):
-    film, out = tmp_path / "video.avi", tmp_path / "results.json"
-    writer = cv2.VideoWriter(str(film), cv2.VideoWriter_fourcc(*"FFV1"), 10, (220, 150))
+SCRIPT = ROOT / "examples" / "onnx_tracking.py"
+
+
+@pytest.fixture
+def film(frames, tmp_path) -> Path:
+    """The drawn video as a file without losses."""
+    path = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 10, (220, 150))
     for picture in frames:
         writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     writer.release()
-    script = ROOT / "examples" / "onnx_tracking.py"
+    return path
+
+
+def test_a_video_is_tracked_without_torch_as_with_it(exported, frames, film, tmp_path):
+    out = tmp_path / "results.json"
     without = (
         "import runpy, sys; sys.modules['torch'] = None; "
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     )
-    words = [str(script), str(exported[0]), str(film), str(out)]
+    words = [str(SCRIPT), str(exported[0]), str(film), str(out)]
     subprocess.run([sys.executable, "-c", without, *words], cwd=ROOT, check=True)
 
     model, config = model_and_config()
@@ -137,6 +147,31 @@ def test_a_video_is_tracked_without_torch_as_with_it(exported, frames, tmp_path)
         assert entry["score"] == pytest.approx(chosen.score, abs=1e-3)
         there = [i for i, mask in enumerate(entry["segmentations"]) if mask is not None]
         assert there == sorted(tracks[chosen.track].track.detections)
+
+
+def test_a_video_cut_short_is_told_and_its_part_written(exported, film, tmp_path):
+    track, out = runpy.run_path(str(SCRIPT))["track"], tmp_path / "results.json"
+    data = film.read_bytes()
+    film.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"complete\?.*results\.json has results of the") as told:
+        track(exported[0], str(film), out)
+    (length,) = {len(entry["segmentations"]) for entry in json.loads(out.read_text())}
+    assert 1 <= length < 6
+    assert f"of the {length} frames before" in str(told.value)
+    out.unlink()
+    film.write_bytes(data[:100])
+    with pytest.raises(ValueError, match=r"video\.avi"):
+        track(exported[0], str(film), out)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no network"])
+def test_a_file_that_is_no_network_is_told_with_its_path(content, tmp_path):
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "text.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"text\.onnx cannot be loaded by onnxruntime: .*rotobuf"):
+        ExportedFrames(path)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.2, 0.99])
