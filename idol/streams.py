@@ -16,6 +16,7 @@ now and then a pixel on the edge of a mask.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
@@ -26,6 +27,7 @@ from typing import Any, Self
 
 import torch
 
+from idol.addresses import shown
 from idol.config import Config, Speed, TrackerConfig
 from idol.detection.detector import Detector, Prepared, start_each
 from idol.follower import StreamFollower
@@ -139,7 +141,8 @@ class Streams:
         self._ahead, self._patience = ahead, patience
         self._bgr, self._images = bgr, images
         self._streams: dict[str, _Stream] = {}
-        self._count = self._turn = 0
+        self._numbers = itertools.count()
+        self._turn = 0
         self._closed = False
         self._changed = threading.Condition()
 
@@ -171,27 +174,31 @@ class Streams:
 
         source: as of idol.track: a file, a folder, camera:0, an address; or frames in order, read
                 in a thread of their own
-        name:   None: stream-0, stream-1, ...
-        every:  use each n-th frame of a file, camera or address
+        name:   None: the next of stream-0, stream-1, ... that is not taken
+        every:  use each n-th frame of a file, camera or address; a Source has its own
         Raises:
             SourceError: it cannot be opened.
-            ValueError: the name is taken, or there are as many streams as allowed.
+            ValueError: the name is taken, there are as many streams as allowed, or the source takes
+                no every.
             RuntimeError: closed.
         """
         opened: Any = source
         if isinstance(source, str | os.PathLike):
             opened = live.open_source(os.fspath(source), every)
-        elif every != 1 and not isinstance(source, live.Source):
-            raise ValueError("every is for files and addresses: leave frames out of the sequence")
+        elif every != 1:
+            todo = "leave frames out of the sequence"
+            if isinstance(source, live.Source):
+                todo = f"open this Source by open_source({shown(source.name)!r}, {every})"
+            raise ValueError(f"every is for files and addresses: {todo}")
         with self._changed:
             if self._closed:
                 raise RuntimeError("these streams are closed")
             if len(self._streams) >= self._limit:
                 raise ValueError(f"{self._limit} streams are running, and limit allows no more")
-            chosen = _NUMBERED.format(self._count) if name is None else name
-            if chosen in self._streams:
-                raise ValueError(f"a stream named {chosen!r} is running. Choose another name.")
-            self._count += 1
+            if name in self._streams:
+                raise ValueError(f"a stream named {name!r} is running. Choose another name.")
+            free = (n for n in map(_NUMBERED.format, self._numbers) if n not in self._streams)
+            chosen = next(free) if name is None else name
             feed = Feed(opened, ahead=self._ahead, patience=self._patience, notify=self._wake)
             follower = StreamFollower(self.settings, self._tracker)
             bgr = self._bgr and not isinstance(opened, live.Source)
@@ -200,7 +207,12 @@ class Streams:
         return chosen
 
     def remove(self, name: str) -> None:
-        """End a stream now, without a last result; KeyError: it is not running."""
+        """End a stream now: nothing more of it comes, no frames on their way and no last result.
+
+        Its name is free then, and results of that name are those of the next stream. From another
+        thread: the result that the iteration hands out at that moment may still come.
+        Raises: KeyError: it is not running.
+        """
         with self._changed:
             self._streams.pop(name).feed.close()
 
@@ -243,6 +255,10 @@ class Streams:
 
     def _running(self) -> list[_Stream]:
         return list(self._streams.values())
+
+    def _is_running(self, stream: _Stream) -> bool:
+        """Whether it was not removed; another one may have its name since."""
+        return self._streams.get(stream.name) is stream
 
     def _wake(self) -> None:
         with self._changed:
@@ -302,7 +318,9 @@ class Streams:
         def finish() -> Iterator[StreamResult]:
             found = iter(done())
             for one in taken:
-                yield self._result(one, one.error if one.prepared is None else next(found))
+                outcome = one.error if one.prepared is None else next(found)
+                if self._is_running(one.stream):
+                    yield self._result(one, outcome)
 
         return finish
 
@@ -338,7 +356,9 @@ class Streams:
             except Exception as raised:
                 error = raised
             with self._changed:
-                self._streams.pop(stream.name, None)
+                if not self._is_running(stream):  # removed meanwhile
+                    continue
+                del self._streams[stream.name]
             if not self._closed:
                 yield StreamResult(
                     stream.name, error=error, ended=True, dropped=stream.feed.dropped

@@ -184,10 +184,47 @@ def test_streams_come_and_go_while_others_run(
         streams.remove("endless")
         assert streams.names == []
         threading.Timer(0.1, streams.close).start()
-        assert all(result.name == "endless" for result in results)  # those on their way
+        assert list(results) == []  # nor those on their way
     pace.release(1000)
     with pytest.raises(RuntimeError, match="closed"):
         streams.add(videos[0])
+
+
+def test_an_automatic_name_is_none_that_is_taken(model: IDOL, videos: list[list[Image]]) -> None:
+    with Streams(model) as streams:
+        streams.add(videos[1], name="stream-1")
+        assert [streams.add(videos[1]) for _ in range(3)] == ["stream-0", "stream-2", "stream-3"]
+
+
+def test_nothing_of_a_removed_stream_comes_and_its_name_is_anothers(
+    model: IDOL, videos: list[list[Image]], alone: list[list[Instances]]
+) -> None:
+    with Streams(model, batch=4, ahead=4) as streams:
+        streams.add(videos[0], name="a")
+        results = iter(streams)
+        assert next(results).number == 0  # frames 1 to 3 were in the same batch
+        streams.remove("a")
+        streams.add(videos[1], name="a")
+        *found, end = results
+    assert end.ended
+    assert [result.number for result in found] == list(range(LENGTHS[1]))
+    for result, expected in zip(found, alone[1], strict=True):
+        same(result, expected)
+
+
+def test_a_stream_removed_at_the_end_of_another_has_no_end(
+    model: IDOL, videos: list[list[Image]]
+) -> None:
+    with Streams(model, batch=2, window=5.0) as streams:
+        streams.add(videos[0][:1], name="a")
+        streams.add(videos[0][:1], name="b")
+        ended = []
+        for result in streams:
+            if result.ended:
+                ended.append(result.name)
+                if len(ended) == 1:
+                    streams.remove("b" if result.name == "a" else "a")
+    assert len(ended) == 1
 
 
 def test_a_stalled_camera_holds_nothing_up(
@@ -228,8 +265,10 @@ def test_what_cannot_be_added(model: IDOL, videos: list[list[Image]]) -> None:
             streams.add(videos[0], name="a")
         with pytest.raises(SourceError, match="does not exist"):
             streams.add("nothing.mp4")
-        with pytest.raises(ValueError, match="every is for files"):
+        with pytest.raises(ValueError, match=r"every is for files.* leave frames out"):
             streams.add(videos[0], every=2)
+        with pytest.raises(ValueError, match=r"every is for files.* open_source\('camera:0', 2\)"):
+            streams.add(Camera(parts=[videos[0]]), every=2)
         streams.add(videos[0])
         with pytest.raises(ValueError, match="limit allows no more"):
             streams.add(videos[0])
