@@ -20,6 +20,7 @@ import tyro
 
 from idol.addresses import shown
 from idol.config import Speed
+from jobs import USAGE
 from jobs.options import command, places
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ class Track:
     for each identity throughout; H.264, which browsers play), tracks.jsonl and tracks.parquet (a
     row for each object of each frame: time, track id, category, score, box, area, mask), coco.json,
     mot.txt, mots.txt, cvat.xml, and results.json (the YouTube-VIS form, for jobs.score). With
-    several sources each has a folder in OUT. Stopped by Ctrl-C, a broken frame or a lost camera,
-    what was finished is written all the same.
+    several sources each has a folder in OUT; one that fails does not stop the others, but the exit
+    status is 1 then. Stopped by Ctrl-C, a broken frame or a lost camera, what was finished is
+    written all the same.
 
     The last line of stdout is one JSON object: frames, tracks, frames_per_second, and what was
-    written.
+    written; of several sources how many failed, and which.
     """
 
     source: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE ...")]
@@ -113,6 +115,15 @@ def seconds(text: str) -> float:
 
 
 def _track(job: Track) -> dict[str, object]:
+    from idol.images import live
+
+    if not job.source:
+        print(
+            f"there is no SOURCE. {live.TODO} It stands in front of options that take several "
+            "words, such as --classes and --exports. `python -m jobs.track --help` lists all.",
+            file=sys.stderr,
+        )
+        sys.exit(USAGE)
     from pipelines.stream import many
 
     if threading.current_thread() is threading.main_thread():
@@ -208,15 +219,15 @@ def _one(job: Track, plan: Any, how: Following, show: Any) -> dict[str, object]:
 
 
 def _several(job: Track, outcomes: list[Outcome]) -> dict[str, object]:
-    failed = {shown(one.plan.source): one.error for one in outcomes if one.error}
-    for source, error in failed.items():
+    failed = [(shown(one.plan.source), one.error) for one in outcomes if one.error]
+    for source, error in failed:
         print(f"{source}: {error}", file=sys.stderr)
     if len(failed) == len(outcomes):
         raise ValueError(f"none of the {len(outcomes)} sources could be followed to its end")
     return {
         **_figures([one.summary for one in outcomes]),
         "sources": len(outcomes),
-        "failed": sorted(failed)[:_TOLD],
+        "failed": sorted(source for source, _ in failed)[:_TOLD],
         "failures": len(failed),
         "out": str(job.out),
     }

@@ -41,6 +41,7 @@ _PROTOCOLS = {
 }
 """What a stream may open in turn: a playlist from elsewhere must not name files of this machine."""
 _SILENCE_S = 15.0  # after so long without a frame a stream is lost
+NAMELESS = "the name of a source is empty, as of a shell variable that is not set."
 TODO = "Give a video file, a folder of images, camera:0, or an rtsp:// or http(s):// address."
 """What a message about a source that is none says to do."""
 _REPAIR = "Is the file complete? ffmpeg -i may repair it."
@@ -170,6 +171,8 @@ def open_source(
     """
     if every < 1:
         raise ValueError(f"every must be 1 or more, got {every}")
+    if not name:
+        raise SourceError(f"{NAMELESS} {TODO}")
     stop = math.inf if end is None else end
     if not 0 <= start < stop:
         raise ValueError(f"start must be 0 s or later, and before end, got {start:g} and {stop:g}")

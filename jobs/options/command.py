@@ -91,7 +91,8 @@ def run(
     on stderr, and as the last line of stdout one JSON object (see pipelines.report.summary).
 
     An error of the caller ends the job with status 1 and its message, Ctrl-C with status 130; both
-    add the error's notes. A traceback would bury what the message says to do.
+    add the error's notes. A traceback would bury what the message says to do. Where a part failed,
+    which the line counts as "failures", the status is 1 too.
 
     work: returns the last line, or None where it has printed it; what its "whole" names is a file
           that has everything, for a line that is too long
@@ -126,6 +127,8 @@ def run(
     if table:
         print(summary.table(line), file=sys.stderr)
     print(summary.last_line(line, name))
+    if line.get("failures"):
+        sys.exit(1)
 
 
 def planned(stages: Sequence[Stage], *out: object) -> dict[str, Any]:

@@ -76,10 +76,13 @@ def expand(names: Sequence[str]) -> list[str]:
 
     names: files, folders of images, cameras and addresses stand for themselves; a folder of videos
            for those in it; one of folders of images for those; a pattern with * for what it fits
-    Raises: SourceError: one stands for nothing, a folder holds both videos and images, or neither.
+    Raises: SourceError: one is empty or stands for nothing, a folder holds both videos and images,
+        or neither.
     """
     found: list[str] = []
     for name in names:
+        if not name:  # Path would take it for the working directory
+            raise live.SourceError(f"{live.NAMELESS} {live.TODO}")
         if name.startswith(live.CAMERA) or is_remote(name) or Path(name).exists():
             found += _inside(name)
             continue
@@ -221,24 +224,30 @@ def follow_all(
     given: Sequence[Plan], how: Following, workers: int = 0, show: Show | None = None
 ) -> Iterator[Outcome]:
     """Follow every source; one with a fault, or with an earlier output, does not stop the others.
+    A folder in which nothing was written is not left.
 
     workers: 0: one after the other in this process; else that many actors of Ray
     Raises: ValueError, FileNotFoundError: of the weights or the device.
     """
     free = []
-    for plan in given:
-        try:
-            following.check(plan.out, overwrite=how.overwrite)
-        except PipelineError as error:
-            yield Outcome(plan, Summary(), f"{type(error).__name__}: {error}")
-        else:
-            free.append(plan)
-    if free and not workers:
-        model = load(how)
-        for plan in free:
-            yield _outcome(plan, how, model, show)
-    elif free:
-        yield from _spread(free, how, workers)
+    try:
+        for plan in given:
+            try:
+                following.check(plan.out, overwrite=how.overwrite)
+            except PipelineError as error:
+                yield Outcome(plan, Summary(), f"{type(error).__name__}: {error}")
+            else:
+                free.append(plan)
+        if free and not workers:
+            model = load(how)
+            for plan in free:
+                yield _outcome(plan, how, model, show)
+        elif free:
+            yield from _spread(free, how, workers)
+    finally:
+        for plan in free:  # the check made them
+            with contextlib.suppress(OSError):  # it is not empty
+                plan.out.rmdir()
 
 
 def _spread(given: Sequence[Plan], how: Following, workers: int) -> Iterator[Outcome]:

@@ -41,6 +41,16 @@ def test_what_the_work_returns_is_the_last_line_in_the_order_of_its_keys(
     assert capsys.readouterr().out == '{"all": ["b"], "number": 3}\n'
 
 
+def test_a_line_that_counts_failures_is_printed_and_the_status_is_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(lambda job: {"failures": 0})
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda job: {"failures": 2})
+    assert stopped.value.code == 1
+    assert capsys.readouterr().out == '{"failures": 0}\n{"failures": 2}\n'
+
+
 def test_work_that_has_printed_its_line_returns_none(capsys: pytest.CaptureFixture[str]) -> None:
     run(lambda job: None)
     assert capsys.readouterr().out == ""

@@ -78,6 +78,11 @@ def test_a_span_without_frames_is_refused(video: Path, start: float, end: float 
         open_source(str(video), start=start, end=end)
 
 
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    with pytest.raises(SourceError, match="the name of a source is empty, as of a shell variable"):
+        open_source("")
+
+
 @pytest.fixture
 def server(video: Path) -> Iterator[str]:
     """The address of a web server that has film.mp4, a playlist and a half film."""

@@ -43,6 +43,7 @@ def test_folders_and_patterns_stand_for_the_videos_in_them(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
+        ("", "name of a source is empty, as of a shell variable .* Give a video file"),
         ("absent.mp4", "does not exist"),
         ("absent/*.mp4", "nothing fits the pattern"),
         ("mixed", "holds videos and images"),
@@ -79,6 +80,7 @@ def check(outcomes: list[Outcome], at: Path) -> None:
         "one": 2, "broken": 0, "two": 3,
     }  # fmt: skip
     assert "cannot be opened as a video" in by_name["broken"].error
+    assert {path.name for path in (at / "out").iterdir()} == {"one", "two"}
     for name in ("one", "two"):
         assert by_name[name].error == ""
         assert {path.name for path in (at / "out" / name).iterdir()} == set(places.ALL)
