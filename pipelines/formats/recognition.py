@@ -77,17 +77,19 @@ def dataset(
     place = Path(path)
     if is_remote(str(path)) or is_remote(str(frames or "")) or not place.exists():
         return annotation_files.read(path, frames, **selected)
+    labels = None
     try:
         kind = recognise(place)
-        if kind == "json":
-            (file,) = place.glob("*.json") if place.is_dir() else [place]
-            return annotation_files.read(file, frames, **selected)
-        labels = read(place, Path(frames) if frames else None, kind)
+        if kind != "json":
+            labels = read(place, Path(frames) if frames else None, kind)
     except DatasetError:
         raise
     except (OSError, PipelineError, ValueError) as error:
         todo = "Formats and options: python -m jobs.convert --help, which writes JSON of them."
         raise DatasetError(str(path), str(error), todo) from error
+    if labels is None:
+        (file,) = place.glob("*.json") if place.is_dir() else [place]
+        return annotation_files.read(file, frames, **selected)
     if labels.notes:
         _log.warning("%s was changed while reading: %s", path, labels.notes)
     with annotation_files.judged(str(path)):

@@ -158,7 +158,8 @@ def test_evaluate_and_sweep_agree(
         (["--tracker", "none"], "no tracker 'none'"),
         (["--set", "tracker.tua=1"], "Did you mean 'tau'"),
         (["--set", "model.num_queries=7"], "trained network"),
-        (["--videos", "99"], "99"),
+        (["--videos", "99"], r"ValueError: 1 of the 1 chosen .*, for example 99$"),
+        (["--stride", "0"], r"ValueError: stride must be at least 1, got 0$"),
         (["--actors", "8..1"], "Write 4, or 1..8"),
     ],
 )
