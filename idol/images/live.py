@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,11 +47,6 @@ _INDEX_BEHIND = (
     " A file whose index stands at its end needs a server that gives parts of files; download it, "
     "or make one that begins with its index: ffmpeg -i FILE -c copy -movflags +faststart NEW.mp4."
 )
-_OVERSTATED = 0.02
-"""Share of the stated frames, or two, that a container may lack; with fewer it is cut short."""
-
-_MP4_SUFFIXES = frozenset({".mp4", ".m4v", ".mov"})
-_MP4_HEADER = 8  # bytes of a box's length and name
 
 Image = NDArray[np.uint8]
 
@@ -133,19 +126,20 @@ class Source:
                 except DamagedVideo as error:
                     raise SourceError(f"{self.name}#{number}: {error}. {_REPAIR}") from error
                 if image is None:
-                    self._check_end(number, len(video))
+                    self._check_end(number, video)
                     return
                 yield Frame(number, number / rate, image)
 
-    def _check_end(self, number: int, stated: int) -> None:
+    def _check_end(self, number: int, video: VideoFile) -> None:
         """Raise SourceError where a video ended at a frame before which it should not."""
         first = _first(self.start, (self.rate or FOLDER_RATE) * self.every)
         if number == first and self.start > 0:
             raise SourceError(f"{self.name} has no frame at {self.start:g} s: it ends before.")
-        if number == 0 or _cut_short(self.name, number, stated):
+        missing = video.missing()
+        if number == 0 or missing:
+            though = f", though the file states {missing}" if missing else ""
             raise SourceError(
-                f"{self.name}: the video ends before frame {number}, though the file states "
-                f"{stated} frames. {_REPAIR}"
+                f"{self.name}: the video ends before frame {number}{though}. {_REPAIR}"
             )
 
     def _chosen(self, frames: Iterator[Frame]) -> Iterator[Frame]:
@@ -261,30 +255,6 @@ def _opened(name: str) -> Iterator[VideoFile]:
         yield video
     finally:
         video.close()
-
-
-def _cut_short(name: str, read: int, stated: int) -> bool:
-    """Whether a video that ended after so many frames should have gone on."""
-    if stated - read <= max(2, math.ceil(_OVERSTATED * stated)):
-        return False
-    if Path(name).suffix.lower() not in _MP4_SUFFIXES:
-        return True
-    # An mp4 may show a part of the frames that it stores and states: its edit list says so, and
-    # players follow it. Cut short it is where the last box reaches beyond the end of the file.
-    with open(name, "rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        place = 0
-        while place + _MP4_HEADER <= end:
-            file.seek(place)
-            length, long = struct.unpack(">I4xQ", file.read(16).ljust(16, b"\0"))
-            if length == 1:  # the length follows in 64 bits
-                length = long
-            if length == 0:  # to the end of the file, however long it is
-                return False
-            if length < _MP4_HEADER:
-                return True
-            place += length
-    return place != end
 
 
 @contextmanager

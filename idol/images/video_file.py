@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +29,11 @@ _TIMED = ("mov", "matroska")
 _COUNTABLE = frozenset({"h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg", "ffv1", "prores"})
 # Seeking decodes from the last key frame anyway, so a short gap is cheaper to walk through.
 _SEEK_BEYOND = 64
+_OVERSTATED = 0.02
+"""Share of the stated frames, or two, that a container may lack; with fewer it is cut short."""
+_BOX_HEADER = 8  # bytes of an mp4 box's length and name
+_MATCHING_S = 1e-6  # a time this close to another is the same
+_AGAIN_S = 1.0  # times that go back by more begin anew; by less they are wrong
 
 
 class DamagedVideo(ValueError):
@@ -48,16 +57,26 @@ class VideoFile:
         """Release the decoder."""
         self._container.close()
 
+    @property
+    def stated(self) -> int:
+        """Frames, as the container states them, some a little too many; 0 where it states none, as
+        Matroska, WebM and MPEG transport streams."""
+        return self._stream.frames
+
     def __len__(self) -> int:
-        """Frames, as the container states them; some state a little too many or too few."""
-        if self._stream.frames:
-            return self._stream.frames
-        return max(0, int((self._container.duration or 0) / 1e6 * self.rate + 0.5))
+        """Frames, as stated, else a guess from duration and rate: recorders leave frames out."""
+        return self.stated or max(0, int(self._duration() * self.rate + 0.5))
 
     @property
     def rate(self) -> float:
         """Frames a second, as the container states them; 0 where it states none."""
         return float(self._stream.guessed_rate or 0)
+
+    @property
+    def time(self) -> float | None:
+        """Seconds from the first frame to the one decoded last, as the file says, else by the rate;
+        None: it says neither."""
+        return self._time
 
     def read(self, number: int) -> NDArray[np.uint8] | None:
         """Frame `number` as (H, W, 3) uint8 RGB, or None where the video ends before it.
@@ -84,6 +103,38 @@ class VideoFile:
             raise
         return None
 
+    def missing(self) -> str:
+        """What the file states and has not, asked where `read` found its end; "": it is whole.
+
+        A film whose recorder left frames out, or whose sound is longer, is whole. Whether an MPEG
+        transport stream, a program stream or a live recording was cut short, no part of it tells.
+        """
+        stated, had = self.stated, self._next
+        told = f"{stated} frames"
+        if not stated:
+            duration = self._duration()
+            stated, told = round(duration * self.rate), f"{duration:.2f} s"
+            had = round((self._time or 0.0) * self.rate) + 1 if had else 0
+        if stated and stated - had <= max(2, math.ceil(_OVERSTATED * stated)):
+            return ""
+        form = self._container.format.name
+        length = next((of for name, of in _LENGTHS.items() if form.startswith(name)), None)
+        if length is None:
+            return told if self.stated else ""
+        # They state frames that they do not show: an mp4's edit list hides some, an avi counts
+        # those left out. And other tools copy a duration that no longer holds into Matroska.
+        return told if _reaches_beyond(self._path, length) else ""
+
+    def _duration(self) -> float:
+        """Seconds that the video stream lasts, else the whole container; 0: not stated."""
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        parts = self._stream.metadata.get("DURATION", "").split(":")  # Matroska: 00:01:02.345
+        with contextlib.suppress(ValueError):
+            hours, minutes, seconds = map(float, parts)
+            return 3600 * hours + 60 * minutes + seconds
+        return (self._container.duration or 0) / 1e6
+
     def _begin(self) -> None:
         """Open the file before its first frame."""
         from av.video.reformatter import VideoReformatter
@@ -92,6 +143,12 @@ class VideoFile:
         self._frames = self._container.decode(self._stream)
         self._reformatter = VideoReformatter()
         self._next = 0
+        self._time: float | None = None
+        self._origin: int | None = None  # the pts of the first frame
+        self._last_pts: int | None = None
+        # An avi states no times; its decoder guesses them wrong where frames are reordered.
+        reordered = self._stream.codec_context.has_b_frames
+        self._has_times = self._container.format.name != "avi" or not reordered
 
     def _restart(self) -> None:
         self.close()
@@ -109,8 +166,36 @@ class VideoFile:
             return None
         if frame.is_corrupt:
             raise DamagedVideo(f"frame {self._next} is damaged (the decoder conceals a part of it)")
+        self._time = self._elapsed(frame.pts if self._has_times else None, self._next)
         self._next += 1
         return frame
+
+    def _elapsed(self, pts: int | None, number: int) -> float | None:
+        """Seconds from the first frame to the next one to be decoded, of this pts and number."""
+        base, rate = float(self._stream.time_base or 1), self.rate
+        step = 1 / rate / base if rate else 1.0  # ticks from a frame to the next
+        if pts is not None and self._origin is None:
+            self._origin = pts - round(number * step)
+        elif (
+            pts is not None
+            and self._last_pts is not None
+            and pts + _AGAIN_S / base < self._last_pts
+        ):
+            # Recordings that were joined begin anew: the next frame comes one step later.
+            self._origin = (self._origin or 0) + pts - self._last_pts - max(1, round(step))
+        self._last_pts = pts
+        seconds = self._seconds(None if pts is None else pts - (self._origin or 0), number)
+        return seconds if seconds is None else max(seconds, self._time or 0.0)
+
+    def _seconds(self, ticks: int | None, number: int) -> float | None:
+        """The time of a frame so many ticks after the first, of None where that is not known."""
+        counted = number / self.rate if self.rate else None
+        if ticks is None or not self._stream.time_base:
+            return counted
+        seconds = float(ticks * self._stream.time_base)
+        # Times are rounded to ticks, in Matroska of 1 ms; those of a constant rate are exact.
+        tick = float(self._stream.time_base) * (1 - 1e-6)
+        return counted if counted is not None and abs(seconds - counted) < tick else seconds
 
     def _reach(self, number: int) -> NDArray[np.uint8] | None:
         """A frame far ahead, from the key frame before it; None where its place is not known."""
@@ -121,11 +206,13 @@ class VideoFile:
         wanted = self._times[number]
         self._container.seek(wanted, stream=self._stream)
         self._frames = self._container.decode(self._stream)
+        self._origin, self._last_pts, self._time = self._times[0], None, None
         while (frame := self._step()) is not None:
             if frame.pts is None or frame.pts > wanted:
                 return None
             if frame.pts == wanted:
                 self._next = number + 1
+                self._time = self._seconds(wanted - self._times[0], number)
                 return self._pixels(frame)
         return None
 
@@ -150,6 +237,56 @@ class VideoFile:
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC")
             image = np.asarray(rgb.to_ndarray(), np.uint8)
         return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+
+
+def _box(head: bytes) -> int | None:
+    """Bytes of the mp4 box that begins so; None: to the end of the file, however long it is."""
+    if len(head) < _BOX_HEADER:
+        return _BOX_HEADER
+    length, long = struct.unpack(">I4xQ", head.ljust(16, b"\0"))
+    if length == 1:  # the length follows in 64 bits
+        length = long
+    if length == 0:
+        return None
+    return length if length >= _BOX_HEADER else _DAMAGED
+
+
+def _element(head: bytes) -> int | None:
+    """Bytes of the Matroska element that begins so; None: not known, as in live recordings."""
+    name = 9 - head[0].bit_length()
+    first = head[name] if name < len(head) else 0
+    size = 9 - first.bit_length()
+    if not first or name + size > len(head):
+        return None
+    most = (1 << 7 * size) - 1
+    length = int.from_bytes(head[name : name + size]) & most
+    return None if length == most else name + size + length
+
+
+def _riff(head: bytes) -> int | None:
+    """Bytes of the part of an avi that begins so; None: it is none, or was never finished."""
+    if not head.startswith(b"RIFF") or len(head) < _BOX_HEADER:
+        return None
+    length = int.from_bytes(head[4:8], "little")
+    return None if length in (0, 0xFFFFFFFF) else _BOX_HEADER + length
+
+
+_DAMAGED = 1 << 64  # bytes: beyond the end of every file
+_LENGTHS = {"mov": _box, "matroska": _element, "avi": _riff}
+"""How the outermost parts of a format tell their lengths, from their first 16 bytes."""
+
+
+def _reaches_beyond(path: str, length: Callable[[bytes], int | None]) -> bool:
+    """Whether the last of a file's outermost parts reaches beyond its end: it is cut short."""
+    with open(path, "rb") as file:
+        end, place = file.seek(0, os.SEEK_END), 0
+        while place < end:
+            file.seek(place)
+            step = length(file.read(16))
+            if step is None:
+                return False
+            place += step
+    return place > end
 
 
 def _open(path: str) -> tuple[InputContainer, VideoStream]:

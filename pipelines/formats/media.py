@@ -35,7 +35,7 @@ class Frames:
         if self.is_film:
             with frame_files.VideoReader(str(self.path), video_id=0) as film:
                 self._size: tuple[int, int] | None = film.read(0).shape[:2]
-                self.stated = len(film)
+                self.stated = film.stated
                 length = _length(film)
             self.references = [f"{self.path}#{number}" for number in range(length)]
             self._names = [str(number) for number in range(length)]
@@ -122,12 +122,13 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _length(film: frame_files.VideoReader) -> int:
-    """Frames that can be decoded: some containers state too many."""
-    stated = len(film)
-    if stated:
+    """Frames that can be decoded: some containers state too many, others none."""
+    length = len(film)
+    if length:
         try:
-            film.read(stated - 1)
-            return stated
+            film.read(length - 1)
+            if film.stated or film.read_or_end(length) is None:
+                return length
         except VideoError:
             pass
     return sum(1 for _ in film)

@@ -22,7 +22,7 @@ def read(path: Path, frames: Path | None = None) -> Labels:
         with made.video(str(video)):
             found = media.Frames(video)
             size = found.size(range(len(found)))
-            if found.is_film and found.stated != len(found):
+            if found.stated not in (0, len(found)):
                 kind = "films that state another number of frames than can be read, taken as read"
                 made.notes.add(kind, f"{video} states {found.stated} and has {len(found)}")
             made.add(name, size, found.references)

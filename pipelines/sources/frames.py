@@ -177,8 +177,13 @@ class VideoReader:
             self._copy.close()
 
     def __len__(self) -> int:
-        """Frames, as the container states them; some state a little too many."""
+        """Frames, as the container states them, some a little too many; else a guess."""
         return len(self._file)
+
+    @property
+    def stated(self) -> int:
+        """As `len`, but 0 where the container states none."""
+        return self._file.stated
 
     @property
     def rate(self) -> float:
@@ -189,10 +194,11 @@ class VideoReader:
         """Frame `number`, from 0, as (H, W, 3) uint8 RGB."""
         image = self.read_or_end(number)
         if image is None:
+            states = f" (it states {self.stated} frames)" if self.stated else ""
             raise VideoError(
                 self._video_id,
                 f"{self.path}#{number}",
-                f"the video ends before frame {number} (it states {len(self)} frames)",
+                f"the video ends before frame {number}{states}",
             )
         return image
 

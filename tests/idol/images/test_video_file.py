@@ -1,6 +1,7 @@
 """Frames of a video file by number: those that OpenCV gives, and none that is damaged."""
 
 import random
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -158,3 +159,79 @@ def test_a_video_of_16_bit_grey_keeps_its_contrast(tmp_path):
 
 def test_formats_that_name_other_files_are_not_among_those_opened():
     assert not {"concat", "hls", "dash", "sdp", "image2"} & set(video_file._FORMATS.split(","))
+
+
+CODECS = {
+    ".mkv": ("libx264", "aac", "fltp"),
+    ".webm": ("libvpx-vp9", "libopus", "flt"),
+    ".ts": ("libx264", "aac", "fltp"),
+    ".avi": ("mpeg4", "aac", "fltp"),
+}
+LEFT_OUT = range(7, 60, 5)
+
+
+def recording(path: Path, *, every: bool, sound_s: float = 0.0) -> Path:
+    """60 frames at 30 a second, those of LEFT_OUT only where every; and so long a silence."""
+    video, audio, form = CODECS[path.suffix]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(video, rate=30)
+        stream.height, stream.width, stream.pix_fmt = 96, 144, "yuv420p"
+        sound = container.add_stream(audio, rate=48000, layout="mono") if sound_s else None
+        for number in range(60):
+            if every or number not in LEFT_OUT:
+                frame = av.VideoFrame.from_ndarray(picture(number), format="bgr24")
+                frame.pts, frame.time_base = number, Fraction(1, 30)
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if sound is not None:
+            for start in range(0, round(48000 * sound_s), 960):
+                silence = np.zeros((1, 960), np.float32)
+                piece = av.AudioFrame.from_ndarray(silence, format=form, layout="mono")
+                piece.sample_rate, piece.pts, piece.time_base = 48000, start, Fraction(1, 48000)
+                container.mux(sound.encode(piece))
+            container.mux(sound.encode())
+    return path
+
+
+def frames_of(path: Path) -> list[live.Frame]:
+    return list(live.open_source(str(path)))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".ts"])
+def test_a_film_whose_sound_is_longer_is_whole(tmp_path, suffix):
+    path = recording(tmp_path / f"a{suffix}", every=True, sound_s=3.0)
+    assert len(frames_of(path)) == 60
+    assert VideoFile(str(path)).stated == 0
+    assert live.open_source(str(path)).frames == 60  # a guess, by the length of the pictures
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".ts", ".avi"])
+def test_a_film_whose_recorder_left_frames_out_is_whole(tmp_path, suffix):
+    path = recording(tmp_path / f"a{suffix}", every=False)
+    assert len(frames_of(path)) == 60 - len(LEFT_OUT)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".avi"])
+@pytest.mark.parametrize("sound_s", [0.0, 3.0])
+def test_a_film_of_which_the_end_is_gone_is_cut_short(tmp_path, suffix, sound_s):
+    path = recording(tmp_path / f"a{suffix}", every=True, sound_s=sound_s)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(SourceError, match=r"ends before frame \d+, though the file|is damaged"):
+        frames_of(path)
+
+
+def test_a_matroska_file_of_unknown_length_ends_where_it_ends(tmp_path):
+    path = recording(tmp_path / "a.mkv", every=True)
+    data = bytearray(path.read_bytes())
+    segment = data.index(bytes.fromhex("18538067")) + 4
+    data[segment : segment + 8] = b"\x01" + b"\xff" * 7  # as a recorder leaves it that was killed
+    path.write_bytes(data[: len(data) // 2])
+    assert 0 < len(frames_of(path)) < 60
+
+
+def test_where_a_transport_stream_was_cut_nothing_tells(tmp_path):
+    path = recording(tmp_path / "a.ts", every=True)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2 // 188 * 188])
+    assert 0 < len(frames_of(path)) < 60

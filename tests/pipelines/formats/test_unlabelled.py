@@ -64,11 +64,22 @@ def test_a_film_that_states_too_many_frames_has_those_that_can_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn.film(tmp_path / "a.mp4", 4)
-    monkeypatch.setattr("pipelines.sources.frames.VideoReader.__len__", lambda _: 9)
+    monkeypatch.setattr("idol.images.video_file.VideoFile.stated", 9)
     found = unlabelled.read(tmp_path)
     assert len(found.content["videos"][0]["file_names"]) == 4
     (told,) = found.notes.values()
     assert told.first.endswith("states 9 and has 4")
+
+
+def test_a_film_that_states_no_number_of_frames_has_all_and_no_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn.film(tmp_path / "a.mkv", 5)
+    for guess in (3, 5, 9):
+        monkeypatch.setattr("pipelines.sources.frames.VideoReader.__len__", lambda _, n=guess: n)
+        found = unlabelled.read(tmp_path)
+        assert len(found.content["videos"][0]["file_names"]) == 5
+        assert not found.notes
 
 
 def test_frames_outside_the_given_root_are_refused(tmp_path: Path) -> None:
