@@ -62,7 +62,8 @@ class Frame(NamedTuple):
     """A frame of a source.
 
     number: in the source, from 0; every n-th is given where that was asked for
-    time:   seconds since its beginning: number / frames a second; of a live stream, as it says
+    time:   seconds since its first frame: as a video file or live stream says, whose frames may
+            follow each other at any pace; where nothing says so, number / frames a second
     image:  (H, W, 3) uint8 RGB
     """
 
@@ -78,7 +79,8 @@ class Source:
 
     name:   the path, "camera:0", or the address of a stream
     every:  only each n-th frame is given
-    frames: how many it will give, as far as it says; None: a camera or a stream
+    frames: how many it will give, as far as it says, else a guess: a part of a video whose frames
+            come at no constant rate has others; None: a camera or a stream
     rate:   frames a second, of those given; None where nothing says so
     start:  seconds before the first frame given
     end:    seconds from which no frame is given; infinite: to the last
@@ -104,13 +106,9 @@ class Source:
             return self._chosen(_camera_frames(self.name))
         return self._chosen(_stream_frames(self.name)) if is_stream(self.name) else self._of_video()
 
-    def _numbers(self, rate: float) -> Iterator[int]:
-        """Of frames at this rate those that are given, without an end."""
-        return itertools.count(_first(self.start, rate), self.every)
-
     def _of_folder(self) -> Iterator[Frame]:
         rate = FOLDER_RATE
-        for number in self._numbers(rate):
+        for number in itertools.count(_first(self.start, rate), self.every):
             if number >= len(self.images) or number / rate >= self.end:
                 return
             yield Frame(number, number / rate, read_image(self.images[number]))
@@ -118,21 +116,28 @@ class Source:
     def _of_video(self) -> Iterator[Frame]:
         with _opened(self.name) as video:
             rate = video.rate or FOLDER_RATE
-            for number in self._numbers(rate):
-                if number / rate >= self.end:
-                    return
-                try:
+            due = 0.0  # when the next frame is, where none was left out
+            try:
+                first = video.first(self.start)
+                for number in itertools.count(first, self.every):
                     image = video.read(number)
-                except DamagedVideo as error:
-                    raise SourceError(f"{self.name}#{number}: {error}. {_REPAIR}") from error
-                if image is None:
-                    self._check_end(number, video)
-                    return
-                yield Frame(number, number / rate, image)
+                    if image is None:
+                        self._check_end(number, first, video)
+                        return
+                    time = number / rate if video.time is None else video.time
+                    if time >= self.end:
+                        return
+                    yield Frame(number, time, image)
+                    due = time + self.every / rate
+            except DamagedVideo as error:
+                if due < self.end - 1e-6:
+                    raise SourceError(f"{self.name}: {error}. {_REPAIR}") from error
 
-    def _check_end(self, number: int, video: VideoFile) -> None:
-        """Raise SourceError where a video ended at a frame before which it should not."""
-        first = _first(self.start, (self.rate or FOLDER_RATE) * self.every)
+    def _check_end(self, number: int, first: int, video: VideoFile) -> None:
+        """Raise SourceError where a video ended at a frame before which it should not.
+
+        first: number of the frame to begin with
+        """
         if number == first and self.start > 0:
             raise SourceError(f"{self.name} has no frame at {self.start:g} s: it ends before.")
         missing = video.missing()

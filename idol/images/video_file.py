@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import struct
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -86,6 +87,8 @@ class VideoFile:
         """
         if self._damage is not None and number >= self._damage[0]:
             raise self._damage[1]
+        if self._frame is not None and number == self._next - 1:
+            return self._pixels(self._frame)
         if number - self._next > _SEEK_BEYOND:
             with contextlib.suppress(DamagedVideo):  # or a key frame that needs those before it
                 if (image := self._reach(number)) is not None:
@@ -94,14 +97,38 @@ class VideoFile:
         elif number < self._next:
             # Seeking back may end anywhere; reading from the start does not.
             self._restart()
+        while (frame := self._next_frame()) is not None:
+            if self._next > number:
+                return self._pixels(frame)
+        return None
+
+    def _next_frame(self) -> VideoFrame | None:
+        """The next frame in turn; None at the end. Raises: DamagedVideo: now and ever after."""
         try:
-            while (frame := self._step()) is not None:
-                if self._next > number:
-                    return self._pixels(frame)
+            return self._step()
         except DamagedVideo as error:
             self._damage = self._next, error
             raise
-        return None
+
+    def first(self, start: float) -> int:
+        """The number of the first frame at or after so many seconds, of one after the last where
+        the video ends before.
+
+        Raises: DamagedVideo: as `read`, of a frame on the way there.
+        """
+        start -= _MATCHING_S
+        if start <= 0:
+            return 0
+        # From packets, unless decoding is cheaper than reading all of them.
+        if start * self.rate > _SEEK_BEYOND and (times := self._listed()):
+            numbers = range(len(times))
+            return bisect_left(numbers, start, key=lambda n: self._seconds_at(times, n))
+        if self._next:
+            self._restart()
+        while self._next_frame() is not None:
+            if self._time is None or self._time >= start:
+                return self._next - 1
+        return self._next
 
     def missing(self) -> str:
         """What the file states and has not, asked where `read` found its end; "": it is whole.
@@ -143,6 +170,7 @@ class VideoFile:
         self._frames = self._container.decode(self._stream)
         self._reformatter = VideoReformatter()
         self._next = 0
+        self._frame: VideoFrame | None = None  # decoded last
         self._time: float | None = None
         self._origin: int | None = None  # the pts of the first frame
         self._last_pts: int | None = None
@@ -158,6 +186,7 @@ class VideoFile:
         """The next frame; None at the end. Raises: DamagedVideo."""
         import av
 
+        self._frame = None
         try:
             frame = next(self._frames, None)
         except (av.FFmpegError, OSError) as error:
@@ -168,6 +197,7 @@ class VideoFile:
             raise DamagedVideo(f"frame {self._next} is damaged (the decoder conceals a part of it)")
         self._time = self._elapsed(frame.pts if self._has_times else None, self._next)
         self._next += 1
+        self._frame = frame
         return frame
 
     def _elapsed(self, pts: int | None, number: int) -> float | None:
@@ -199,22 +229,31 @@ class VideoFile:
 
     def _reach(self, number: int) -> NDArray[np.uint8] | None:
         """A frame far ahead, from the key frame before it; None where its place is not known."""
-        if self._times is None:
-            self._times = self._presented()
-        if number >= len(self._times):
+        times = self._listed()
+        if number >= len(times):
             return None
-        wanted = self._times[number]
+        wanted = times[number]
         self._container.seek(wanted, stream=self._stream)
         self._frames = self._container.decode(self._stream)
-        self._origin, self._last_pts, self._time = self._times[0], None, None
+        self._origin, self._last_pts, self._time = times[0], None, None
         while (frame := self._step()) is not None:
             if frame.pts is None or frame.pts > wanted:
                 return None
             if frame.pts == wanted:
                 self._next = number + 1
-                self._time = self._seconds(wanted - self._times[0], number)
+                self._time = self._seconds_at(times, number)
                 return self._pixels(frame)
         return None
+
+    def _seconds_at(self, times: list[int], number: int) -> float:
+        """The time of a frame of this number, of a file whose packets tell the times of all."""
+        return self._seconds(times[number] - times[0], number) or 0.0
+
+    def _listed(self) -> list[int]:
+        """As _presented, read once."""
+        if self._times is None:
+            self._times = self._presented()
+        return self._times
 
     def _presented(self) -> list[int]:
         """The times of all frames, ascending, from their packets; [] where those do not tell."""

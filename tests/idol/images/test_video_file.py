@@ -1,6 +1,8 @@
 """Frames of a video file by number: those that OpenCV gives, and none that is damaged."""
 
+import math
 import random
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -166,6 +168,7 @@ CODECS = {
     ".webm": ("libvpx-vp9", "libopus", "flt"),
     ".ts": ("libx264", "aac", "fltp"),
     ".avi": ("mpeg4", "aac", "fltp"),
+    ".mp4": ("libx264", "aac", "fltp"),
 }
 LEFT_OUT = range(7, 60, 5)
 
@@ -235,3 +238,71 @@ def test_where_a_transport_stream_was_cut_nothing_tells(tmp_path):
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2 // 188 * 188])
     assert 0 < len(frames_of(path)) < 60
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".webm", ".ts", ".avi", ".mp4"])
+def test_the_time_of_a_frame_is_that_in_the_file(tmp_path, suffix):
+    path = recording(tmp_path / f"a{suffix}", every=False)
+    kept = [number for number in range(60) if number not in LEFT_OUT]
+    tick = 1 / 1000 if suffix in (".mkv", ".webm") else 1e-6
+    times = [frame.time for frame in frames_of(path)]
+    np.testing.assert_allclose(times, np.array(kept) / 30, atol=tick)
+    late = list(live.open_source(str(path), 2, start=1.2, end=1.6))
+    assert [frame.number for frame in late] == [kept.index(n) for n in (36, 39, 41, 44, 46)]
+    assert [frame.time for frame in late] == [times[frame.number] for frame in late]
+    last = list(live.open_source(str(path), start=59 / 30 - 0.01))
+    assert [frame.number for frame in last] == [len(kept) - 1]
+    np.testing.assert_array_equal(last[0].image, frames_of(path)[-1].image)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_times_of_a_constant_rate_are_numbers_by_the_rate(videos, name):
+    path = str(videos / name)
+    assert [frame.time for frame in live.open_source(path)] == [n / 25 for n in range(LENGTH)]
+    for start, end in ((0.5, 0.6), (4.0, 4.5), (5.9, None)):
+        found = list(live.open_source(path, start=start, end=end))
+        expected = range(math.ceil(start * 25), min(math.ceil((end or 9) * 25), LENGTH))
+        assert [frame.number for frame in found] == list(expected)
+        assert [frame.time for frame in found] == [n / 25 for n in expected]
+
+
+def test_recordings_that_were_joined_have_times_that_go_on(tmp_path):
+    path = recording(tmp_path / "a.ts", every=True)
+    path.write_bytes(path.read_bytes() * 2)
+    times = [frame.time for frame in frames_of(path)]
+    assert len(times) == 120
+    assert (np.diff(times) > 0).all()
+    assert times[-1] == pytest.approx(119 / 30, abs=0.1)
+
+
+def test_the_time_of_a_frame_far_ahead_is_that_of_walking_there(tmp_path, videos):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"g": "30"})
+        stream.height, stream.width, stream.pix_fmt = 96, 144, "yuv420p"
+        for number in range(LENGTH):
+            frame = av.VideoFrame.from_ndarray(picture(number), format="bgr24")
+            frame.pts, frame.time_base = 2 * number + number // 7, Fraction(1, 50)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    times = [(2 * n + n // 7) / 50 for n in range(LENGTH)]
+    file = VideoFile(str(path))
+    for number in (140, 3, 100, 101):
+        assert file.read(number) is not None
+        assert file.time == pytest.approx(times[number])
+        assert file.first(times[number]) == number
+        assert file.first(times[number] - 0.01) == number
+    assert file.first(times[-1] + 0.1) == LENGTH
+
+
+def test_damage_behind_the_end_that_is_asked_for_is_no_concern(videos):
+    path = videos / "late.mp4"
+    data = (videos / "h264.mp4").read_bytes()
+    half = data.index(b"mdat") + len(data) // 2
+    path.write_bytes(data[:half] + b"\xff" * 40 + data[half + 40 :])
+    with pytest.raises(SourceError) as caught:
+        frames_of(path)
+    number = int(re.search(r"frame (\d+) is damaged", str(caught.value))[1])
+    assert len(list(live.open_source(str(path), end=number / 25))) == number
+    with pytest.raises(SourceError, match=rf"frame {number} is damaged"):
+        list(live.open_source(str(path), end=(number + 1) / 25))
