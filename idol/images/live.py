@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from idol.addresses import is_remote, shown
 from idol.images import image_file
-from idol.images.video_file import DamagedVideo, VideoFile
+from idol.images.video_file import DamagedVideo, VideoFile, upright
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -345,4 +345,4 @@ def _stream_frames(name: str) -> Iterator[Frame]:
             time = number / FOLDER_RATE if frame.time is None else frame.time
             started = time if started is None else started
             image = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-            yield Frame(number, max(0.0, time - started), image)
+            yield Frame(number, max(0.0, time - started), upright(image, frame))

@@ -8,7 +8,7 @@ import os
 import struct
 from bisect import bisect_left
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,7 +275,20 @@ class VideoFile:
             # As OpenCV converts colours, bit for bit.
             rgb = self._reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC")
             image = np.asarray(rgb.to_ndarray(), np.uint8)
-        return np.ascontiguousarray(np.rot90(image, frame.rotation // 90))
+        return upright(image, frame)
+
+
+def upright(image: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
+    """The picture of a frame, (H, W, 3), turned by quarters and mirrored as the file says."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")  # av types it as an object
+    if data is None:
+        return np.ascontiguousarray(image)
+    # The pixel (x, y) is shown at (a x + c y, b x + d y), up to a shift.
+    matrix = np.frombuffer(bytes(data), np.int32)
+    a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
+    if abs(b) + abs(c) > abs(a) + abs(d):  # x becomes y
+        image, a, d = image.transpose(1, 0, 2), c, b
+    return np.ascontiguousarray(image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
 def _box(head: bytes) -> int | None:

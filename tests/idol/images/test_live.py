@@ -185,3 +185,13 @@ def test_an_address_shows_no_password_in_its_error() -> None:
 def test_object_storage_is_no_stream() -> None:
     with pytest.raises(SourceError, match="cannot be read frame by frame"):
         open_source("s3://bucket/a.mp4")
+
+
+def test_a_film_at_an_address_is_turned_as_its_file_says(server: str, video: Path) -> None:
+    data = bytearray(video.read_bytes())
+    one, none = (1 << 16).to_bytes(4, "big"), bytes(4)
+    place = data.index(one + 3 * none + one, data.index(b"tkhd"))
+    data[place : place + 20] = none + one + none + one + none  # x and y exchanged
+    video.write_bytes(data)
+    for name in (str(video), f"{server}/film.mp4"):
+        assert next(iter(open_source(name))).image.shape == (48, 32, 3)

@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -157,6 +158,35 @@ def test_a_video_of_16_bit_grey_keeps_its_contrast(tmp_path):
     image = VideoFile(str(tmp_path / "a.mkv")).read(0)
     assert image.shape == (96, 144, 3)
     assert len(np.unique(image)) > 250
+
+
+ONE = 1 << 16  # of a display matrix, whose numbers have 16 binary places
+
+
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((1, 0, 0, 1), lambda image: image),
+        ((0, 1, -1, 0), lambda image: np.rot90(image, -1)),
+        ((-1, 0, 0, -1), lambda image: np.rot90(image, 2)),
+        ((0, -1, 1, 0), lambda image: np.rot90(image)),
+        ((-1, 0, 0, 1), np.fliplr),  # as front cameras write
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda image: image.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda image: np.rot90(image, 2).transpose(1, 0, 2)),
+        ((0, 0, 0, 0), lambda image: image),  # no turn at all
+    ],
+)
+def test_a_picture_is_turned_and_mirrored_as_the_file_says(tmp_path, videos, matrix, shown):
+    def stored(a: int, b: int, c: int, d: int) -> bytes:
+        return struct.pack(">9i", a * ONE, b * ONE, 0, c * ONE, d * ONE, 0, 0, 0, 1 << 30)
+
+    data = (videos / "h264.mp4").read_bytes()
+    place = data.index(stored(1, 0, 0, 1), data.index(b"tkhd"))
+    path = tmp_path / "turned.mp4"
+    path.write_bytes(data[:place] + stored(*matrix) + data[place + 36 :])
+    plain = VideoFile(str(videos / "h264.mp4")).read(0)
+    np.testing.assert_array_equal(VideoFile(str(path)).read(0), shown(plain))
 
 
 def test_formats_that_name_other_files_are_not_among_those_opened():
