@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import mimetypes
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".f4v", ".mkv", ".mk3d", ".webm", ".avi",
+    ".divx", ".wmv", ".asf", ".flv", ".ogv", ".ogm", ".ts", ".m2t", ".mts", ".m2ts", ".mpg",
+    ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".mxf", ".dv", ".wtv", ".nut", ".ivf", ".y4m",
+    ".h264", ".264", ".h265", ".265", ".hevc",
+})  # fmt: skip
+"""Of files in a folder that are videos: of the formats that VideoFile opens."""
 
 CAMERA = "camera:"
 """Before the number of a camera, as in camera:0."""
@@ -210,6 +217,14 @@ def open_source(
 def is_stream(name: str) -> bool:
     """Whether a name is the address of a stream."""
     return is_remote(name) and name.partition("://")[0].lower() in STREAMS
+
+
+def passed_over(entries: Iterable[Path]) -> list[Path]:
+    """Those of a folder's files that are no source by their suffix, though one of a video's."""
+    known = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+    others = (path for path in entries if path.suffix.lower() not in known)
+    kinds = ((path, mimetypes.guess_type(path.name)[0] or "") for path in others)
+    return sorted(path for path, kind in kinds if kind.startswith("video/") and path.is_file())
 
 
 def read_image(path: Path) -> Image:

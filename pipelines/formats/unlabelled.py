@@ -17,6 +17,9 @@ def read(path: Path, frames: Path | None = None) -> Labels:
     Raises: ValueError: there is no video that can be used.
     """
     made = Builder(str(path), frames, labelled=False)
+    for file in live.passed_over(path.rglob("*")):
+        kind = "files passed over, as their suffixes are of no video that is known"
+        made.notes.add(kind, str(file))
     for video in _videos(path):
         name = video.stem if video.is_file() else video.name
         with made.video(str(video)):

@@ -102,6 +102,13 @@ def _inside(name: str) -> list[str]:
     entries = [path for path in Path(name).iterdir() if not path.name.startswith(".")]
     videos = [str(p) for p in entries if p.suffix.lower() in live.VIDEO_SUFFIXES]
     images = any(path.suffix.lower() in live.IMAGE_SUFFIXES for path in entries)
+    if passed := live.passed_over(entries):
+        _log.warning(
+            "of folder %s these are passed over, as their suffixes are of no video that is known: "
+            "%s. Name a file to try it.",
+            name,
+            ", ".join(path.name for path in passed),
+        )
     if videos and images:
         raise live.SourceError(
             f"{name} holds videos and images. Is it one video or several? Give {name}/*.mp4, or a "

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -33,6 +34,24 @@ def test_films_and_folders_below_a_folder_are_videos(tmp_path: Path) -> None:
     assert "annotations" not in found.content
     (film,) = unlabelled.read(tmp_path / "films" / "one.mp4").content["videos"]
     assert film["file_names"] == ["one.mp4#0", "one.mp4#1", "one.mp4#2"]
+
+
+def test_films_of_every_common_suffix_are_found_and_others_are_told(tmp_path: Path) -> None:
+    drawn.film(tmp_path / "one.avi", 3)
+    (tmp_path / "one.avi").rename(tmp_path / "one.DIVX")
+    with av.open(str(tmp_path / "two.ts"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height = 32, 24
+        container.mux(stream.encode(av.VideoFrame(32, 24, "yuv420p")))
+        container.mux(stream.encode())
+    (tmp_path / "three.movie").write_text("")
+    found = unlabelled.read(tmp_path)
+    assert {name: len(files) for name, files in drawn.file_names(found.content).items()} == {
+        "one": 3, "two": 1,
+    }  # fmt: skip
+    (kind,) = found.notes
+    assert kind.startswith("files passed over")
+    assert found.notes[kind].first == str(tmp_path / "three.movie")
 
 
 def test_a_broken_video_is_left_out_and_the_others_go_on(tmp_path: Path) -> None:

@@ -41,6 +41,19 @@ def test_folders_and_patterns_stand_for_the_videos_in_them(
     assert many.expand(["camera:0", "rtsp://x/y"]) == ["camera:0", "rtsp://x/y"]
 
 
+def test_files_of_a_folder_that_look_like_videos_and_are_passed_over_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.mts", "b.TS", "c.3gp", "d.wmv", "e.movie", "f.txt"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "g.movie").mkdir()
+    known = [str(tmp_path / name) for name in ("a.mts", "b.TS", "c.3gp", "d.wmv")]
+    assert many.expand([str(tmp_path)]) == known
+    (told,) = caplog.messages
+    assert "passed over" in told
+    assert told.endswith(": e.movie. Name a file to try it.")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
