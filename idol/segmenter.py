@@ -153,8 +153,9 @@ class OnlineSegmenter:
         size = (image.shape[0], image.shape[1])
         if self._size is not None and size != self._size:
             raise ValueError(
-                f"frame {self.frames} is {size} (height, width), those before it {self._size}. "
-                "Resize it, or call reset() before another video."
+                f"all frames of a video have one size; frame {self.frames} is {size} (height, "
+                f"width), those before it {self._size}. Resize it; in Python, call reset() of the "
+                "segmenter before another video."
             )
         return size
 

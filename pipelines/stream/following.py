@@ -160,7 +160,7 @@ def run(
     summary:   updated after every frame, so that the caller has it after an error too
     show:      gets the pictures too
     Raises:
-        SourceError: the source has no frames, or does not go on.
+        SourceError: the source has no frames, does not go on, or changes its size.
         Exception: of the segmenter or the disk, KeyboardInterrupt too; what was segmented until
             then has been written.
 
@@ -178,6 +178,7 @@ def run(
             frames = itertools.islice(_frames(source), config.max_frames)
             total = min(known, default=None)
             for frame in tqdm(frames, name, total, unit=" frames", dynamic_ncols=True):
+                made.check_size(frame, source)
                 found = segmenter(frame.image, number=frame.number, time=frame.time)
                 shown_at = frame.time if source.endless else None
                 summary.drawn += made.add(found, frame.image, shown_at)
@@ -232,6 +233,22 @@ class _Made:
         self._painter = Painter(config.style, trail=config.trail)
         self._size = (0, 0)
         self.numbers: tuple[int, int] | None = None  # of the first and the last frame
+
+    def check_size(self, frame: Frame, source: Source) -> None:
+        """Raise SourceError where a frame's size is not that of those before it."""
+        size = frame.image.shape[0], frame.image.shape[1]
+        if self.numbers is None or size == self._size:
+            return
+        if source.images:
+            image = f" ({source.images[frame.number].name})"
+            todo = "Give the images of each video in a folder of their own, or resize these."
+        else:
+            image, (height, width) = "", self._size
+            todo = f"Make them one size first: ffmpeg -i FILE -vf scale={width}:{height} NEW.mp4."
+        raise SourceError(
+            f"{shown(source.name)}: all frames of a video have one size; frame {frame.number}"
+            f"{image} is {size} (height, width), those before it {self._size}. {todo}"
+        )
 
     def add(self, found: Instances, image: Image, seconds: float | None) -> int:
         """Write the next frame, (H, W, 3) uint8 RGB; returns how many instances are in it.

@@ -73,3 +73,22 @@ def test_every_frame_of_the_film_names_the_identities_of_its_rows(tmp_path: Path
             if (np.abs(legend.astype(int) - color).max(axis=2) < 25).sum() > 30
         }
         assert near == rows[number]
+
+
+def test_a_film_whose_size_changes_is_told_what_to_do(tmp_path: Path) -> None:
+    parts = []
+    for height, width in ((96, 144), (64, 80)):
+        with av.open(str(tmp_path / "part.ts"), "w") as container:
+            made = container.add_stream("mpeg2video", rate=10)
+            made.height, made.width = height, width
+            for _ in range(3):
+                container.mux(made.encode(av.VideoFrame(width, height, "yuv420p")))
+            container.mux(made.encode())
+        parts.append((tmp_path / "part.ts").read_bytes())
+    (tmp_path / "film.ts").write_bytes(b"".join(parts))
+    source = live.open_source(str(tmp_path / "film.ts"))
+    config = stream.StreamConfig(film=False)
+    with pytest.raises(
+        live.SourceError, match=r"frame \d is \(64, 80\).* -vf scale=144:96 NEW.mp4"
+    ):
+        stream.run(source, OnlineSegmenter.load("shipped"), tmp_path, config, stream.Summary())
