@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 DETECTIONS = "detections"
 """Folder of a source where its detections are kept."""
+
+_SMALL = 10_000_000
+"""Parameters below which a second thread does not pay (benchmarks/end_to_end.py): its waiting costs
+as much as it saves, and on a busy machine more."""
 
 _log = logging.getLogger(__name__)
 
@@ -197,7 +202,7 @@ def follow(
 
 
 def load(how: Following) -> IDOL | None:
-    """The network; None where stored detections are used.
+    """The network; None where stored detections are used. A small one gets one thread of the CPU.
 
     Raises: ValueError: the device cannot be used; as of idol.load.
     """
@@ -215,7 +220,11 @@ def load(how: Following) -> IDOL | None:
         raise ValueError(
             f"device {place} cannot be used ({reason}). Use cpu, or gpu where there is one."
         ) from error
-    return checkpoint.load(how.weights, preset=how.preset, device=place)
+    model = checkpoint.load(how.weights, preset=how.preset, device=place)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if place == "cpu" and size < _SMALL and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    return model
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,3 +125,19 @@ def test_sources_are_spread_over_actors_with_the_same_bytes(
         spread, alone = tmp_path / "out" / name, tmp_path / "here" / name
         for file in (places.ROWS, places.RESULTS, places.MOTS):
             assert (spread / file).read_bytes() == (alone / file).read_bytes()
+
+
+@pytest.mark.parametrize(("variable", "threads"), [(None, 1), ("2", 2)])
+def test_a_small_network_gets_one_thread_unless_told(
+    variable: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert many.load(Following(weights="shipped", device="cpu")) is not None
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
