@@ -299,14 +299,11 @@ class _Reader:
             return None
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("file_names must be a list of paths")
-        for name in names:
-            if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
-                reason = "is not UTF-8, and neither JSON nor tables can hold it: rename the file"
-                raise ValueError(f"the frame path {name!a} {reason}")
-        if count := sum("\\" in name for name in names):
+        clean = [self.repairs.text(name, where) for name in names]
+        if count := sum("\\" in name for name in clean):
             self.repairs.add(repairs.BACKSLASHES, where, count)
-            names = [name.replace("\\", "/") for name in names]
-        return tuple(names)
+            clean = [name.replace("\\", "/") for name in clean]
+        return tuple(clean)
 
     def length(self, row: Mapping[str, Any], names: Sequence[str] | None, where: str) -> int:
         """T, which `length` and the list of frames must agree on where there are both."""

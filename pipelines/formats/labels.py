@@ -76,7 +76,14 @@ class Builder:
         references: Sequence[str],
         tracks: Sequence[Track] = (),
     ) -> None:
-        """One video: (height, width), and frame references with absolute paths."""
+        """One video: (height, width), and frame references with absolute paths.
+
+        Raises: ValueError: a path is not UTF-8. Replaced, it would be that of no file.
+        """
+        for path in references:
+            if not path.isascii() and path.encode("utf-8", "replace").decode() != path:
+                reason = "is not UTF-8, and neither JSON nor tables can hold it: rename the file"
+                raise ValueError(f"the frame path {path!a} {reason}")
         video_id, (height, width) = len(self._videos) + 1, size
         length = len(references)
         sizes = {"height": height, "width": width, "length": length}

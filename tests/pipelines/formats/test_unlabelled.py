@@ -75,7 +75,7 @@ def test_a_name_that_is_not_utf_8_is_left_out_with_the_reason(tmp_path: Path) ->
     joined = formats.join([unlabelled.read(tmp_path)])
     assert [video.name for video in joined.videos] == ["good"]
     (reason,) = joined.left_out.values()
-    assert reason.startswith(r"the frame path 'v\udcff.mp4#0' is not UTF-8")
+    assert r"v\udcff.mp4#0' is not UTF-8" in reason
     assert "rename the file" in reason
 
 
