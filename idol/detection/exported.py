@@ -68,14 +68,15 @@ class ExportedFrames:
             ) from error
         self._name = self._session.get_inputs()[0].name
         outputs = tuple(output.name for output in self._session.get_outputs())
-        if outputs != OUTPUTS:
+        known = self._session.get_modelmeta().custom_metadata_map
+        if outputs != OUTPUTS or CONFIG not in known:
             raise ValueError(
-                f"{path} must return {', '.join(OUTPUTS)}, got {', '.join(outputs)}. Export it "
-                "with --part frame."
+                f"{path} must return {', '.join(OUTPUTS)} and hold our configuration, got "
+                f"{', '.join(outputs)}{'' if CONFIG in known else ', and none'}. Export it with "
+                "--part frame."
             )
         self.shape: tuple[int, ...] = tuple(self._session.get_inputs()[0].shape)
         """(B, H, W, 3) of the frames that it takes."""
-        known = self._session.get_modelmeta().custom_metadata_map
         self.config: Config = from_dict(Config, json.loads(known[CONFIG]))
         """That of the checkpoint, with what was changed at the export."""
 

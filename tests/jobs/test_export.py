@@ -174,6 +174,15 @@ def test_a_file_that_is_no_network_is_told_with_its_path(content, tmp_path):
         ExportedFrames(path)
 
 
+def test_a_network_without_our_configuration_is_told(exported, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    network = onnx.load(str(exported[0]))
+    del network.metadata_props[:]
+    onnx.save(network, str(tmp_path / "bare.onnx"))
+    with pytest.raises(ValueError, match=r"bare\.onnx must return .* hold our configuration.*none"):
+        ExportedFrames(tmp_path / "bare.onnx")
+
+
 @pytest.mark.parametrize("floor", [0.0, 0.2, 0.99])
 @pytest.mark.parametrize("overlap", [0.2, 0.7, 1.0])
 def test_selection_in_the_graph_is_that_of_the_detector(floor, overlap):
