@@ -18,8 +18,8 @@ from pipelines.storage.schemas import ResultTrack
 from pipelines.storage.stored import StoredDetections, StoredVideo
 
 FEW_FRAMES = 5000
-"""Up to here the driver tracks by itself: a frame takes about a millisecond, and fresh workers
-import torch for ten seconds and more before they begin (2 cores)."""
+"""Up to here the driver tracks by itself: a frame takes about a millisecond, and fresh workers take
+seconds, on cores that detection wants, before they begin (2 cores)."""
 
 _CHECKED_AT_ONCE = 1000  # masks
 
