@@ -87,7 +87,7 @@ docs: setup-dev ## the documentation as a site, in build/site/index.html
 
 # Left out: helpers without a table, what needs arguments, what takes hours.
 NO_BENCH = ablation association_stored chaos cluster_chaos consistent fuzz fuzz_readers image leave_one_out long_stream machine method_figures \
-  mutations offline plain_evaluator processes real_clips recipe_steps replay report_page rivals simulated_detections sweep_time sweeps \
+  mutations offline plain_evaluator plain_loop processes real_clips recipe_steps replay report_page rivals simulated_detections sweep_time sweeps \
   tiny_training tiny_weights training_sweep
 
 bench: setup-dev ## every benchmark that needs neither arguments nor hours; each prints a table

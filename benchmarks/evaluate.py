@@ -26,16 +26,14 @@ import torch
 
 import idol
 from benchmarks import machine
+from benchmarks.plain_loop import plain_loop
 from idol.config import TrackerConfig
 from idol.detection.detector import Detector
-from idol.evaluation import average_precision
 from idol.images.synthetic import SyntheticConfig
 from idol.images.synthetic_dataset import write_dataset
-from idol.tracker.online import track_video
-from idol.ytvis import results
 from pipelines import cluster
-from pipelines.sources import annotations, frames
-from pipelines.sources.annotations import VideoRecord
+from pipelines.sources import annotations
+from pipelines.sources.annotations import Dataset, VideoRecord
 from pipelines.stages import detect, evaluate, shard_plan, stored_metrics, track
 from pipelines.storage import layout, stored
 from pipelines.sweep import objective, space, tracker_sweep
@@ -223,11 +221,16 @@ def end_to_end(
     """(d) The whole evaluation against a plain loop over the videos, in the same run."""
     print("(d) from files to results and scores\n")
     print("| way | seconds | ratio |\n|---|---|---|")
-    loops = {}
+    loops, detector = {}, Detector(model, config)
     for threads in loop_threads:
         torch.set_num_threads(threads)
         began = time.monotonic()
-        loop_ap = plain_loop(path, dataset, model, config, out / "loop.json")
+        loop_ap = plain_loop(
+            dataset,
+            lambda image, index: detector.detect([detector.prepare(image)], [index])[0],
+            config,
+            out / "loop.json",
+        )
         loops[threads] = time.monotonic() - began
     loop = min(loops.values())
     torch.set_num_threads(1)
@@ -239,10 +242,7 @@ def end_to_end(
         log_to=out / "log",
     )
     whole = time.monotonic() - began
-    parts = {
-        name: json.loads((out / "evaluate" / name / "_manifest.json").read_text())["seconds"]
-        for name in (layout.DETECTIONS, layout.TRACKS)
-    }
+    detected = stage_seconds(out / "evaluate" / layout.DETECTIONS)
     for threads, seconds in loops.items():
         print(
             f"| a loop over videos, frame by frame, then scores; {threads} threads | "
@@ -252,11 +252,28 @@ def end_to_end(
         f"| jobs.evaluate inside a running Ray, 2 actors, with scores, page and log | "
         f"{whole:.1f} | {loop / whole:.2f} |"
     )
-    print(f"| of it detect | {parts['detections']:.1f} | {loop / parts['detections']:.2f} |")
+    print(f"| of it detect | {detected:.1f} | {loop / detected:.2f} |")
     ap = done.extra["metrics"]["AP"]
     print(f"\nAP {loop_ap:.4f} by the loop, {ap:.4f} by jobs.evaluate.\n")
-    # What the driver does besides detection: a line through two parts of the set gives what a video
-    # costs. What is left of the whole is spent once in a job, imports included (it came first).
+    video = cost_of_video(path, checkpoint, dataset, out)
+    # What is left of the whole is spent once in a job, imports included (it came first).
+    times.driver = max(0.0, whole - detected - len(dataset.videos) * video)
+    # So few frames are tracked and scored by the driver itself, which the cluster's tasks do there.
+    frames_of_video = sum(len(v.frames) for v in dataset.videos) / len(dataset.videos)
+    times.tail = max(0.0, video - frames_of_video * (times.tracking + times.scoring))
+    print(
+        f"Besides detection the driver spends {times.driver:.1f} s once and {1000 * video:.0f} ms "
+        f"a video, {1000 * times.tail:.0f} ms of it neither tracking nor scoring.\n"
+    )
+
+
+def stage_seconds(folder: Path) -> float:
+    """Seconds that a finished stage took, by its manifest."""
+    return float(json.loads((folder / "_manifest.json").read_text())["seconds"])
+
+
+def cost_of_video(path: str, checkpoint: str, dataset: Dataset, out: Path) -> float:
+    """Seconds for a video besides detection: of a line through two parts of the set."""
     sizes, besides = [], []
     for share in (8, 2):
         some = [video.video_id for video in dataset.videos[: max(1, len(dataset.videos) // share)]]
@@ -271,43 +288,10 @@ def end_to_end(
                 overwrite=True,
                 log_to=out / "log",
             )
-            made = json.loads((part / layout.DETECTIONS / "_manifest.json").read_text())
-            seconds.append(time.monotonic() - began - made["seconds"])
+            seconds.append(time.monotonic() - began - stage_seconds(part / layout.DETECTIONS))
         besides.append(min(seconds))
         sizes.append(len(some))
-    video = max(0.0, (besides[1] - besides[0]) / (sizes[1] - sizes[0]))
-    times.driver = max(0.0, whole - parts["detections"] - len(dataset.videos) * video)
-    # So few frames are tracked and scored by the driver itself, which the cluster's tasks do there.
-    frames_of_video = sum(len(v.frames) for v in dataset.videos) / len(dataset.videos)
-    times.tail = max(0.0, video - frames_of_video * (times.tracking + times.scoring))
-    print(
-        f"Besides detection the driver spends {times.driver:.1f} s once and {1000 * video:.0f} ms "
-        f"a video, {1000 * times.tail:.0f} ms of it neither tracking nor scoring.\n"
-    )
-
-
-def plain_loop(annotated: str, dataset: Any, model: Any, config: Any, path: Path) -> float:
-    """What a script would do: video after video, frame after frame, then score the file; its AP."""
-    detector = Detector(model, config)
-    entries: list[dict[str, Any]] = []
-    for video in dataset.videos:
-        found = []
-        for index, reference in enumerate(video.frames):
-            image = frames.read(reference, video_id=video.video_id, size=video.size)
-            found += detector.detect([detector.prepare(image)], [index])
-        entries += results.to_ytvis(
-            track_video(found, config.tracker),
-            found,
-            video_id=video.video_id,
-            size=video.size,
-            length=len(video.frames),
-            category_ids=config.category_ids,
-            config=config.tracker,
-        )
-    results.write(path, entries)
-    truth = dataset.truth()
-    assert truth is not None
-    return average_precision.evaluate(truth, path).stats["AP"]
+    return max(0.0, (besides[1] - besides[0]) / (sizes[1] - sizes[0]))
 
 
 def whole_sweep(out: Path, configurations: int, count: int, times: Measured) -> None:
@@ -324,7 +308,7 @@ def whole_sweep(out: Path, configurations: int, count: int, times: Measured) -> 
     done = tracker_sweep.run(wanted, out / "sweep", log_to=out / "log")
     spent = time.monotonic() - began
     once = count * (times.frame + times.tracking + times.scoring)
-    every = json.loads((evaluated / "_manifest.json").read_text())["seconds"]
+    every = stage_seconds(evaluated)
     trials = done.extra["configurations"]
     print(f"(c) {trials} configurations, cross-validated, with page and log\n")
     print("| way | seconds | times the sweep |\n|---|---|---|")

@@ -5,7 +5,7 @@ python -m benchmarks.int8
 The whole frame path is exported (jobs.export, ONNX) and quantised by onnxruntime: `dynamic` turns
 the weights of linear layers into integers and chooses scales frame by frame, `static` also those of
 convolutions, with scales from frames of other videos. All run in turns in one process. AP is of
-tracked synthetic videos, by the released tracker's rules of the shipped configuration.
+synthetic videos, tracked as the shipped configuration says.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ from numpy.typing import NDArray
 
 import idol
 from benchmarks import machine
+from benchmarks.plain_loop import plain_loop
 from idol import presets
 from idol.detection.exported import ExportedFrames
-from idol.evaluation import average_precision
 from idol.images.synthetic import SyntheticConfig
 from idol.images.synthetic_dataset import write_dataset
 from idol.network.model import IDOL
-from idol.tracker.online import track_video
 from idol.weights import export
-from idol.ytvis import results
 from pipelines.sources import annotations, frames
-from pipelines.sources.annotations import Dataset, VideoRecord
+from pipelines.sources.annotations import VideoRecord
 
 Picture = NDArray[np.uint8]
 CALIBRATION, SCORED = 80_000, 90_000  # seeds of the videos
@@ -45,8 +43,7 @@ LINEAR, ALL = ["MatMul", "Gemm"], ["Conv", "MatMul", "Gemm"]
 def pictures(videos: Sequence[VideoRecord], size: tuple[int, int]) -> Iterator[Picture]:
     """Frames of videos, resized to (height, width)."""
     for video in videos:
-        for reference in video.frames:
-            image = frames.read(reference, video_id=video.video_id, size=video.size)
+        for image in frames.read_many(video.frames, video_id=video.video_id, size=video.size):
             yield np.asarray(cv2.resize(image, size[::-1]), np.uint8)
 
 
@@ -85,24 +82,6 @@ def timed(networks: dict[str, ExportedFrames], given: Picture, rounds: int) -> d
     return {name: statistics.median(times) for name, times in spent.items()}
 
 
-def scored(network: ExportedFrames, dataset: Dataset, out: Path) -> float:
-    """AP of the dataset, tracked by the network's own configuration."""
-    config, entries = network.config, list[dict[str, Any]]()
-    for video in dataset.videos:
-        found = [
-            network.detect(frames.read(r, video_id=video.video_id, size=video.size), index)
-            for index, r in enumerate(video.frames)
-        ]
-        entries += results.to_ytvis(
-            track_video(found, config.tracker), found, video_id=video.video_id, size=video.size,
-            length=len(video.frames), category_ids=dataset.category_ids, config=config.tracker,
-        )  # fmt: skip
-    results.write(out, entries)
-    truth = dataset.truth()
-    assert truth is not None
-    return 100 * average_precision.evaluate(truth, out).stats["AP"]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table of times and, for the shipped weights, one of AP."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -132,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for way, ms in spent.items():
             ap = "–"
             if name == "shipped":
-                ap = f"{scored(networks[way], read[SCORED], options.out / 'results.json'):.1f}"
+                one, out = networks[way], options.out / "results.json"
+                ap = f"{100 * plain_loop(read[SCORED], one.detect, one.config, out):.1f}"
             megabytes = files[way].stat().st_size / 1e6
             ratio = ms / spent["float32"]
             print(

@@ -103,7 +103,7 @@ def _config(words: Sequence[str]) -> None:
         print("usage: idol config SECTION ... [--preset NAME]\n")
         for name, part in found.items():
             about = " ".join((type(part).__doc__ or "").split())
-            first = re.split(r"(?<!Sec|.Eq)\. ", about)[0].removesuffix(".")
+            first = re.split(r"(?<!Sec)\. ", about)[0].removesuffix(".")
             print(f"  {name:15} {first}.")
         print(f"\nDefaults are those of preset {preset}; --set SECTION.FIELD=VALUE replaces one.")
         return

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from idol.addresses import is_remote, shown
 from idol.images import image_file
-from idol.images.video_file import DamagedVideo, VideoFile, upright
+from idol.images.video_file import MATCHING_S, DamagedVideo, VideoFile, upright
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -46,7 +46,6 @@ _PROTOCOLS = {
 }
 """What a stream may open in turn: a playlist from elsewhere must not name files of this machine."""
 _SILENCE_S = 15.0  # after so long without a frame a stream is lost
-NAMELESS = "the name of a source is empty, as of a shell variable that is not set."
 TODO = "Give a video file, a folder of images, camera:0, or an rtsp:// or http(s):// address."
 """What a message about a source that is none says to do."""
 _REPAIR = "Is the file complete? ffmpeg -i may repair it."
@@ -137,7 +136,7 @@ class Source:
                     yield Frame(number, time, image)
                     due = time + self.every / rate
             except DamagedVideo as error:
-                if due < self.end - 1e-6:
+                if due < self.end - MATCHING_S:
                     raise SourceError(f"{self.name}: {error}. {_REPAIR}") from error
 
     def _check_end(self, number: int, first: int, video: VideoFile) -> None:
@@ -177,8 +176,7 @@ def open_source(
     """
     if every < 1:
         raise ValueError(f"every must be 1 or more, got {every}")
-    if not name:
-        raise SourceError(f"{NAMELESS} {TODO}")
+    check_name(name)
     stop = math.inf if end is None else end
     if not 0 <= start < stop:
         raise ValueError(f"start must be 0 s or later, and before end, got {start:g} and {stop:g}")
@@ -217,6 +215,14 @@ def open_source(
 def is_stream(name: str) -> bool:
     """Whether a name is the address of a stream."""
     return is_remote(name) and name.partition("://")[0].lower() in STREAMS
+
+
+def check_name(name: str) -> None:
+    """Raise SourceError where a source has no name."""
+    if not name:
+        raise SourceError(
+            f"the name of a source is empty, as of a shell variable that is not set. {TODO}"
+        )
 
 
 def passed_over(entries: Iterable[Path]) -> list[Path]:

@@ -33,8 +33,10 @@ _SEEK_BEYOND = 64
 _OVERSTATED = 0.02
 """Share of the stated frames, or two, that a container may lack; with fewer it is cut short."""
 _BOX_HEADER = 8  # bytes of an mp4 box's length and name
-_MATCHING_S = 1e-6  # a time this close to another is the same
-_AGAIN_S = 1.0  # times that go back by more begin anew; by less they are wrong
+MATCHING_S = 1e-6  # a time this close to another is the same
+_AGAIN_S = 1.0
+"""Seconds. Where the time of a frame is so much below that of the one before, another recording
+begins, which was joined to the first; a smaller step back is a fault of the file."""
 
 
 class DamagedVideo(ValueError):
@@ -116,7 +118,7 @@ class VideoFile:
 
         Raises: DamagedVideo: as `read`, of a frame on the way there.
         """
-        start -= _MATCHING_S
+        start -= MATCHING_S
         if start <= 0:
             return 0
         # From packets, unless decoding is cheaper than reading all of them.
@@ -204,17 +206,16 @@ class VideoFile:
         """Seconds from the first frame to the next one to be decoded, of this pts and number."""
         base, rate = float(self._stream.time_base or 1), self.rate
         step = 1 / rate / base if rate else 1.0  # ticks from a frame to the next
-        if pts is not None and self._origin is None:
-            self._origin = pts - round(number * step)
-        elif (
-            pts is not None
-            and self._last_pts is not None
-            and pts + _AGAIN_S / base < self._last_pts
-        ):
-            # Recordings that were joined begin anew: the next frame comes one step later.
-            self._origin = (self._origin or 0) + pts - self._last_pts - max(1, round(step))
-        self._last_pts = pts
-        seconds = self._seconds(None if pts is None else pts - (self._origin or 0), number)
+        last, self._last_pts = self._last_pts, pts
+        ticks = None
+        if pts is not None:
+            if self._origin is None:
+                self._origin = pts - round(number * step)
+            elif last is not None and pts + _AGAIN_S / base < last:
+                # Its first frame is shown one step after the last of the recording before.
+                self._origin += pts - last - max(1, round(step))
+            ticks = pts - self._origin
+        seconds = self._seconds(ticks, number)
         return seconds if seconds is None else max(seconds, self._time or 0.0)
 
     def _seconds(self, ticks: int | None, number: int) -> float | None:

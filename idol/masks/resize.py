@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ STRIDE = 4
 _ROUNDING = 2.0**-20
 
 
+Pair = tuple[int, int]
 Method = Literal["released", "smooth"]
 """See DetectConfig.mask_resize."""
 
@@ -84,54 +85,57 @@ def _resized_columns(
             f"positive, got input_size {input_size}, size {size}. Both are (height, width)."
         )
     maps = logits.detach().float().cpu().numpy()
-    if method == "smooth":
-        yield from _smooth_columns(maps, input_size, size)
-        return
-    rows, columns = (nearest(i, o) for i, o in zip(input_size, size, strict=True))
+    draw = (_smooth if method == "smooth" else _released)(maps.shape[1:], input_size, size)
     mask = np.empty((size[1], size[0]), np.uint8)
     for logit in maps:
         mask.fill(0)
         positive = logit > 0
         ys, xs = np.flatnonzero(positive.any(axis=1)), np.flatnonzero(positive.any(axis=0))
-        if len(ys) == 0:
-            yield mask
-            continue
-        # An interpolated value is positive only if one of its four neighbours is: the rectangle
-        # of positive logits and one cell around it contain the whole mask, and at the cut every
-        # logit is at most 0, so that the clamped border is background as it should be.
-        top, left = max(ys[0] - 1, 0), max(xs[0] - 1, 0)
-        part = _upsample_positive(logit[top : ys[-1] + 2, left : xs[-1] + 2])
+        if len(ys):
+            draw(mask, logit, (ys[0], ys[-1]), (xs[0], xs[-1]))
+        yield mask
+
+
+Draw = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32], Pair, Pair], None]
+"""Draws a map, whose positive logits lie in rows and columns from first to last, into a (W, H)
+mask. An interpolated value is positive only if a cell is that it is read from."""
+
+
+def _released(shape: tuple[int, ...], input_size: Pair, size: Pair) -> Draw:
+    """As the released code: by 4, then the nearest; shape: (h/4, w/4)."""
+    rows, columns = (nearest(i, o) for i, o in zip(input_size, size, strict=True))
+
+    def draw(mask: npt.NDArray[np.uint8], logit: npt.NDArray[np.float32], y: Pair, x: Pair) -> None:
+        # With one cell around the positive ones the whole mask is in, and at the cut every logit is
+        # at most 0, so that the clamped border is background as it should be.
+        top, left = max(y[0] - 1, 0), max(x[0] - 1, 0)
+        part = _upsample_positive(logit[top : y[1] + 2, left : x[1] + 2])
         top, left = top * STRIDE, left * STRIDE
         r0, r1 = np.searchsorted(rows, (top, top + part.shape[0]))
         c0, c1 = np.searchsorted(columns, (left, left + part.shape[1]))
         # Pick rows first: they are contiguous in part, so the transposed gather reads less.
         picked = part[rows[r0:r1] - top]
         mask[c0:c1, r0:r1] = picked.T[columns[c0:c1] - left]
-        yield mask
+
+    return draw
 
 
-def _smooth_columns(
-    maps: npt.NDArray[np.float32], input_size: tuple[int, int], size: tuple[int, int]
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """As _resized_columns, interpolating to the original size in one step."""
+def _smooth(shape: tuple[int, ...], input_size: Pair, size: Pair) -> Draw:
+    """Interpolated to the original size in one step; shape: (h/4, w/4)."""
     rows, columns = (
-        _bilinear(length, i, o)
-        for length, i, o in zip(maps.shape[1:], input_size, size, strict=True)
+        _bilinear(length, i, o) for length, i, o in zip(shape, input_size, size, strict=True)
     )
-    mask = np.empty((size[1], size[0]), np.uint8)
-    for logit in maps:
-        mask.fill(0)
-        positive = logit > 0
-        y, x = (np.flatnonzero(positive.any(axis=axis)) for axis in (1, 0))
-        if len(y):
-            # Bilinear interpolation is separable: one small matrix for rows, one for columns. Not
-            # by numpy, whose BLAS keeps its threads running for a tenth of a second after each
-            # product: with torch's own on the same cores the network takes five times as long.
-            of_rows, of_columns = rows.part(y[0], y[-1]), columns.part(x[0], x[-1])
-            part = torch.from_numpy(logit[of_rows.cells, of_columns.cells])
-            made = torch.mm(torch.mm(of_columns.weights, part.T), of_rows.weights.T) > 0
-            mask[of_columns.pixels, of_rows.pixels] = made.numpy()
-        yield mask
+
+    def draw(mask: npt.NDArray[np.uint8], logit: npt.NDArray[np.float32], y: Pair, x: Pair) -> None:
+        # Bilinear interpolation is separable: one small matrix for rows, one for columns. Not by
+        # numpy, whose BLAS keeps its threads running for a tenth of a second after each product:
+        # with torch's own on the same cores the network takes five times as long.
+        of_rows, of_columns = rows.part(*y), columns.part(*x)
+        part = torch.from_numpy(logit[of_rows.cells, of_columns.cells])
+        made = torch.mm(torch.mm(of_columns.weights, part.T), of_rows.weights.T) > 0
+        mask[of_columns.pixels, of_rows.pixels] = made.numpy()
+
+    return draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,6 @@ class _Axis:
 
     def part(self, first: int, last: int) -> _Axis:
         """What the cells from first to last, both included, have a share in."""
-        # Interpolated, a pixel is positive only if a cell is that it is read from.
         start, stop = np.searchsorted(self.low, (first - 1, last + 1)).tolist()
         cells = slice(max(first - 1, 0), last + 2)
         return _Axis(

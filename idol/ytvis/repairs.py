@@ -40,6 +40,11 @@ class Repaired(NamedTuple):
     first: str
 
 
+def written(text: str) -> str:
+    """Text as UTF-8 can hold it: what is no character becomes '?'."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 class Repairs(dict[str, Repaired]):
     """Kind of fault -> how often it was repaired. Methods normalise a value found at `where`."""
 
@@ -63,9 +68,8 @@ class Repairs(dict[str, Repaired]):
 
     def text(self, value: str, where: str) -> str:
         """Text that can be written as UTF-8: JSON may hold halves of characters."""
-        if value.isascii() or (clean := value.encode("utf-8", "replace").decode()) == value:
-            return value
-        self.add(TEXT, where)
+        if (clean := written(value)) != value:
+            self.add(TEXT, where)
         return clean
 
     def crowd(self, value: Any, where: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from idol.masks import rle
 from idol.spool import Spool
+from idol.ytvis import repairs
 from idol.ytvis.lazy_rows import Ids, Row
 from idol.ytvis.repairs import Repairs
 from pipelines.errors import PipelineError, VideoError
@@ -81,7 +82,7 @@ class Builder:
         Raises: ValueError: a path is not UTF-8. Replaced, it would be that of no file.
         """
         for path in references:
-            if not path.isascii() and path.encode("utf-8", "replace").decode() != path:
+            if repairs.written(path) != path:
                 reason = "is not UTF-8, and neither JSON nor tables can hold it: rename the file"
                 raise ValueError(f"the frame path {path!a} {reason}")
         video_id, (height, width) = len(self._videos) + 1, size

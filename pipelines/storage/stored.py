@@ -147,15 +147,10 @@ def write_results(rows: Iterable[ResultTrack], length: int, path: AnyPath) -> No
     """A video's RESULTS; length: its frames. Few of the masks are in memory at a time."""
     made = map(schemas.result_to_row, rows)
     size = max(1, _MASKS_PER_GROUP // length)
-
-    def groups() -> Iterator[pa.Table]:
-        group = list(itertools.islice(made, size))
-        while True:
-            yield schemas.table(group, schemas.RESULTS)  # one without rows too, of a video without
-            if not (group := list(itertools.islice(made, size))):
-                return
-
-    tables.commit_groups(groups(), schemas.RESULTS, path)
+    groups = iter(lambda: list(itertools.islice(made, size)), [])
+    written = itertools.chain([next(groups, [])], groups)  # one at least, of a video without rows
+    parts = (schemas.table(group, schemas.RESULTS) for group in written)
+    tables.commit_groups(parts, schemas.RESULTS, path)
 
 
 def read_results(out: AnyPath, position: int, source: StoredDetections) -> Iterator[ResultTrack]:

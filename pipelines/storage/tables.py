@@ -41,13 +41,16 @@ def commit(
     if rejects:
         text = json.dumps([reject._asdict() for reject in rejects])
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _REJECTS_KEY: text})
-    size = row_group_size or max(1, table.num_rows)
-    parts = [table.slice(first, size) for first in range(0, max(1, table.num_rows), size)]
-    commit_groups(parts, table.schema, path)
+    commit_groups([table], table.schema, path, row_group_size)
 
 
-def commit_groups(groups: Iterable[pa.Table], schema: pa.Schema, path: AnyPath) -> None:
-    """As commit, of tables that become a row group each, one of which is in memory at a time."""
+def commit_groups(
+    groups: Iterable[pa.Table], schema: pa.Schema, path: AnyPath, row_group_size: int | None = None
+) -> None:
+    """As commit, of tables that become a row group each, one of which is in memory at a time.
+
+    row_group_size: rows of a group at most; None: as pyarrow has it
+    """
     with whole_file(path) as temporary:
         with pq.ParquetWriter(
             temporary,
@@ -58,7 +61,7 @@ def commit_groups(groups: Iterable[pa.Table], schema: pa.Schema, path: AnyPath) 
             write_statistics=False,
         ) as writer:
             for group in groups:
-                writer.write_table(group)
+                writer.write_table(group, row_group_size)
         with temporary.open("r+b") as file:
             start, footer = _footer(file)
             file.seek(start)

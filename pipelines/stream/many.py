@@ -86,8 +86,7 @@ def expand(names: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for name in names:
-        if not name:  # Path would take it for the working directory
-            raise live.SourceError(f"{live.NAMELESS} {live.TODO}")
+        live.check_name(name)  # Path would take "" for the working directory
         if name.startswith(live.CAMERA) or is_remote(name) or Path(name).exists():
             found += _inside(name)
             continue
@@ -175,7 +174,7 @@ def follow(
         model = network()
         if model is None:
             stored = how.detections or "", how.video_id, how.overrides, how.tracker or ""
-            again = StoredSegmenter(*stored, source.name, how.every, how.start)
+            again = StoredSegmenter(*stored, source)
             following.check_classes(how.made.classes, again.settings)
             following.prepare(plan.out, overwrite=how.overwrite)
             following.run(source, again, plan.out, how.made, summary, show)
@@ -190,8 +189,7 @@ def follow(
         kept: DetectionWriter | None = None
         if how.keep:
             at = plan.out / DETECTIONS
-            given = source.name, how.every, how.start
-            kept = DetectionWriter(at, config, *given, overwrite=how.overwrite)
+            kept = DetectionWriter(at, config, source, overwrite=how.overwrite)
         add = None if kept is None else kept.add
         segmenter = OnlineSegmenter(model, config=config, on_detections=add)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from idol.addresses import shown
 from idol.config import Config, from_dict, to_dict
 from idol.follower import Follower
+from idol.images.live import Source
 from idol.images.visualize import Image
 from idol.instances import Instances
 from idol.structures import FrameDetections, Track
@@ -36,8 +37,7 @@ class DetectionWriter:
 
     out:    new, empty, or an earlier one with overwrite
     config: of the segmenter, whose on_detections is `add`
-    source: what the video is called
-    every, start: as of open_source
+    source: whose frames are detected
     Raises: ManifestError: out holds something else.
     """
 
@@ -45,20 +45,18 @@ class DetectionWriter:
         self,
         out: AnyPath,
         config: Config,
-        source: str,
-        every: int,
-        start: float,
+        source: Source,
         *,
         overwrite: bool = False,
     ) -> None:
         whole = to_dict(config)
         self._model = config.model
-        self._source = {"name": _last(source), "every": every, "start": start}
+        self._source = _about(source)
         self._output = claims.prepare_output(
             out,
             layout.DETECT,
             {part: whole[part] for part in _PARTS},
-            hashlib.sha256(source.encode()).hexdigest(),
+            hashlib.sha256(source.name.encode()).hexdigest(),
             overwrite=overwrite,
         )
         self._rows: list[dict[str, Any]] = []
@@ -102,7 +100,7 @@ class StoredSegmenter:
     video_id:   which of its videos; None: the only one
     overrides:  "tracker.field=value"
     tracker:    see configuration.tracker_config
-    source:     what the video is called; every, start: as of open_source
+    source:     whose frames are given
     Raises:
         ManifestError: there are no finished detections.
         PipelineError: there is no such video, they are of other frames, or the tracker asks for
@@ -116,12 +114,10 @@ class StoredSegmenter:
         video_id: int | None,
         overrides: Iterable[str],
         tracker: str,
-        source: str,
-        every: int,
-        start: float,
+        source: Source,
     ) -> None:
         self._source = stored.read(detections)
-        self._check(source, every, start)
+        self._check(_about(source))
         for override in overrides:
             if not override.startswith("tracker."):
                 raise ValueError(
@@ -166,22 +162,23 @@ class StoredSegmenter:
         """As of OnlineSegmenter."""
         return self._follower.entries(video_id)
 
-    def _check(self, source: str, every: int, start: float) -> None:
+    def _check(self, given: Mapping[str, Any]) -> None:
         """Of detections that were kept here it is known what they are of."""
         known = self._source.manifest.extra.get(_SOURCE)
         if known is None:
             return
+        form = "--every {every} --start {start:g}"
         with intact(self._source.path):
-            name, stated = known["name"], (known["every"], known["start"])
-        if stated != (every, start):
+            name, made = known["name"], form.format(**known)
+        if made != (now := form.format(**given)):
             raise PipelineError(
-                f"{self._source.path} was made with --every {stated[0]} --start {stated[1]:g}, got "
-                f"--every {every} --start {start:g}: the frames are others. Give the same."
+                f"{self._source.path} was made with {made}, got {now}: the frames are others. "
+                "Give the same."
             )
-        if name != _last(source):
+        if name != given["name"]:
             _log.warning(
                 "%s was made of %s, not of %s: right only if the frames are the same",
-                *(self._source.path, name, _last(source)),
+                *(self._source.path, name, given["name"]),
             )
 
     def _chosen(self, video_id: int | None) -> StoredVideo:
@@ -203,6 +200,7 @@ class StoredSegmenter:
             yield replace(frame, masks=tuple(counts))
 
 
-def _last(source: str) -> str:
-    """The last part of a source's name, without what is secret in an address."""
-    return PurePath(shown(source)).name
+def _about(source: Source) -> dict[str, Any]:
+    """Which frames it gives; its name is the last part of it, without an address's secrets."""
+    name = PurePath(shown(source.name)).name
+    return {"name": name, "every": source.every, "start": source.start}
