@@ -111,9 +111,9 @@ class FastNetwork:
     (docs/internals/performance.md).
 
     batch:    images of a pass; smaller batches are filled up
-    compiled: also fuse operations by torch.compile: takes half a minute for each shape, a tenth of
-              that where torch's cache on disk has it (TORCHINDUCTOR_CACHE_DIR), then runs 1.5 times
-              as fast. Where it cannot be used, the reason is logged
+    compiled: also fuse operations by torch.compile: takes half a minute for each shape, or seconds
+              where torch's cache on disk has it (TORCHINDUCTOR_CACHE_DIR), then runs 1.5 times as
+              fast. Where it cannot be used, the reason is logged
     """
 
     def __init__(self, model: IDOL, *, batch: int = 1, compiled: bool = False) -> None:
